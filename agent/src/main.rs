@@ -1,0 +1,3 @@
+//! `bulkhead-agent`: PID 1 of the guest.
+
+fn main() {}

@@ -1,0 +1,4 @@
+//! `bulkhead`: the daemon and its command line.
+#![forbid(unsafe_code)]
+
+fn main() {}

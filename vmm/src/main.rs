@@ -1,0 +1,3 @@
+//! `bulkhead-vmm`: one process per pod.
+
+fn main() {}
