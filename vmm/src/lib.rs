@@ -1,0 +1,9 @@
+//! The virtual machine monitor: one process per pod.
+//!
+//! It knows KVM, guest memory, PCI and virtio. It knows no Kubernetes, no images and no
+//! containers. `docs/vmm-api.md` is its contract with the daemon.
+
+pub mod devices;
+pub mod event_loop;
+pub mod memory;
+pub mod virtio;
