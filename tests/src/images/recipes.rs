@@ -1,0 +1,308 @@
+//! Which images there are, and what is in each. `parts` is the folder `tests/images/parts.sh`
+//! made: an upstream busybox and nginx from Debian's packages.
+
+use std::{io, path::Path};
+
+use tar::EntryType;
+
+use super::{Compression, Config, Image, ImageError, Layer};
+
+/// Layers of the image `layers100`.
+pub const MANY_LAYERS: usize = 100;
+/// Bytes of incompressible data in the image `bulk`, for throughput.
+pub const BULK_BYTES: usize = 64 << 20;
+
+fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
+    www-data:x:33:33:www-data:/var/www:/bin/false\n\
+    default-user:x:1000:1000::/home/default-user:/bin/sh\n\
+    nobody:x:65534:65534:nobody:/nonexistent:/bin/false\n";
+const GROUP: &str = "root:x:0:\nwww-data:x:33:\nusers:x:100:default-user\n\
+    default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\nnogroup:x:65534:\n";
+
+/// The lowest layer of them all: busybox with its applets, the files programs look for.
+fn base(parts: &Path, compression: Compression) -> Result<Layer, ImageError> {
+    let mut layer = Layer::new(compression);
+    for (dir, mode) in [
+        ("dev", 0o755),
+        ("etc", 0o755),
+        ("home", 0o755),
+        ("proc", 0o755),
+        ("root", 0o700),
+        ("sys", 0o755),
+        ("tmp", 0o1777),
+        ("var", 0o755),
+        ("var/log", 0o755),
+        ("var/run", 0o755),
+    ] {
+        layer.dir(dir, mode)?;
+    }
+    layer
+        .file("etc/passwd", 0o644, PASSWD)?
+        .file("etc/group", 0o644, GROUP)?;
+    layer.tree(&parts.join("busybox"), "")?;
+    Ok(layer)
+}
+
+fn shell(cmd: &[&str]) -> Config {
+    Config {
+        cmd: strings(cmd),
+        env: strings(&[PATH]),
+        ..Config::default()
+    }
+}
+
+/// Every image, in the order they are written.
+///
+/// # Errors
+/// If a part is missing.
+pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
+    Ok(vec![
+        busybox(parts, "busybox:latest", Compression::Gzip, shell(&["sh"]))?,
+        busybox(
+            parts,
+            "busybox-zstd:latest",
+            Compression::Zstd,
+            shell(&["sh"]),
+        )?,
+        busybox(
+            parts,
+            "busybox-plain:latest",
+            Compression::None,
+            shell(&["sh"]),
+        )?,
+        nginx(parts)?,
+        many_layers(parts)?,
+        odd(parts)?,
+        user(parts, "user-name", "www-data")?,
+        user(parts, "user-id", "1002")?,
+        user(parts, "user-id-group", "1003:1004")?,
+        user(parts, "user-predefined-group", "1000")?,
+        user(parts, "user-missing", "nosuchuser")?,
+        entrypoint(parts)?,
+        bulk()?,
+    ])
+}
+
+fn busybox(
+    parts: &Path,
+    name: &str,
+    compression: Compression,
+    config: Config,
+) -> Result<Image, ImageError> {
+    Ok(Image {
+        name: name.to_owned(),
+        layers: vec![base(parts, compression)?],
+        config,
+    })
+}
+
+fn user(parts: &Path, name: &str, user: &str) -> Result<Image, ImageError> {
+    let config = Config {
+        user: user.to_owned(),
+        ..shell(&["sh"])
+    };
+    busybox(parts, &format!("{name}:latest"), Compression::Gzip, config)
+}
+
+/// Entrypoint, command, environment, directory and stop signal of the image's own.
+fn entrypoint(parts: &Path) -> Result<Image, ImageError> {
+    let mut top = Layer::new(Compression::Gzip);
+    top.dir("srv", 0o755)?;
+    let config = Config {
+        entrypoint: strings(&["/bin/echo", "entry"]),
+        cmd: strings(&["from-cmd"]),
+        env: strings(&[PATH, "FROM_IMAGE=yes"]),
+        workdir: "/srv".to_owned(),
+        stop_signal: "SIGUSR1".to_owned(),
+        ..Config::default()
+    };
+    let layers = vec![base(parts, Compression::Gzip)?, top];
+    Ok(Image {
+        name: "entrypoint:latest".to_owned(),
+        layers,
+        config,
+    })
+}
+
+/// nginx of Debian over the busybox base: a layer of libraries, one of nginx, one of its site.
+fn nginx(parts: &Path) -> Result<Image, ImageError> {
+    let packages = parts.join("nginx");
+    let mut libraries = Layer::new(Compression::Gzip);
+    for package in ["libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"] {
+        for top in ["lib", "lib64", "usr/lib"] {
+            let source = packages.join(package).join(top);
+            if source.is_dir() {
+                for parent in ["usr", top].iter().filter(|dir| top.starts_with(**dir)) {
+                    libraries.dir(parent, 0o755)?;
+                }
+                libraries.tree(&source, top)?;
+            }
+        }
+    }
+    let mut server = Layer::new(Compression::Zstd);
+    server.dir("usr", 0o755)?.dir("usr/sbin", 0o755)?;
+    server.tree(&packages.join("nginx/usr/sbin"), "usr/sbin")?;
+    server.dir("etc", 0o755)?.dir("etc/nginx", 0o755)?;
+    server.tree(&packages.join("nginx-common/etc/nginx"), "etc/nginx")?;
+    server
+        .dir("var", 0o755)?
+        .dir("var/lib", 0o755)?
+        .dir("var/lib/nginx", 0o755)?;
+    server.dir("var/log", 0o755)?.dir("var/log/nginx", 0o755)?;
+    let mut site = Layer::new(Compression::Gzip);
+    site.dir("var", 0o755)?
+        .dir("var/www", 0o755)?
+        .dir("var/www/html", 0o755)?;
+    site.file(
+        "var/www/html/index.html",
+        0o644,
+        "<h1>Welcome to nginx in a microVM</h1>\n",
+    )?;
+    site.dir("etc", 0o755)?.dir("etc/nginx", 0o755)?;
+    // The distribution's site listens on :80 and [::]:80; logs go where the runtime collects them.
+    site.file(
+        "etc/nginx/nginx.conf",
+        0o644,
+        "user www-data;\nworker_processes 1;\npid /var/run/nginx.pid;\nerror_log /dev/stderr warn;\n\
+         events { worker_connections 256; }\n\
+         http {\n  include /etc/nginx/mime.types;\n  access_log /dev/stdout;\n\
+         \x20 server { listen 80; listen [::]:80; root /var/www/html; index index.html; }\n}\n",
+    )?;
+    Ok(Image {
+        name: "nginx:latest".to_owned(),
+        layers: vec![base(parts, Compression::Gzip)?, libraries, server, site],
+        config: Config {
+            stop_signal: "SIGQUIT".to_owned(),
+            ..shell(&["nginx", "-g", "daemon off;"])
+        },
+    })
+}
+
+/// A hundred layers: each adds a file, changes one, and takes one of an earlier layer away.
+fn many_layers(parts: &Path) -> Result<Image, ImageError> {
+    let mut layers = vec![base(parts, Compression::Gzip)?];
+    for number in 1..MANY_LAYERS {
+        let mut layer = Layer::new(Compression::Gzip);
+        layer.dir("layers", 0o755)?;
+        layer.file(format!("layers/{number}"), 0o644, format!("{number}\n"))?;
+        layer.file("layers/top", 0o644, format!("{number}\n"))?;
+        if number % 10 == 0 {
+            layer.file(format!("layers/.wh.{}", number - 5), 0o000, "")?;
+        }
+        layers.push(layer);
+    }
+    Ok(Image {
+        name: "layers100:latest".to_owned(),
+        layers,
+        config: shell(&["sh"]),
+    })
+}
+
+/// Every odd file type a layer can hold, and what an upper layer can do to a lower one.
+fn odd(parts: &Path) -> Result<Image, ImageError> {
+    let mut lower = Layer::new(Compression::Gzip);
+    lower.dir("odd", 0o755)?;
+    lower.file("odd/plain", 0o640, "plain\n")?;
+    lower.hardlink("odd/hard", "odd/plain")?;
+    lower
+        .symlink("odd/soft", "plain")?
+        .symlink("odd/absolute", "/odd/plain")?;
+    lower.symlink("odd/dangling", "/no/such/file")?;
+    lower.node("odd/fifo", EntryType::Fifo, 0o600, (0, 0))?;
+    lower.node("odd/null", EntryType::Char, 0o666, (1, 3))?;
+    lower.node("odd/block", EntryType::Block, 0o600, (7, 0))?;
+    lower
+        .file("odd/setuid", 0o4755, "#!/bin/sh\n")?
+        .file("odd/sticky", 0o1644, "")?;
+    lower.file_of("odd/owned", 0o600, 4_000_000_000, "owned\n")?;
+    lower.file("odd/empty", 0o644, "")?;
+    lower.file(format!("odd/{}", "n".repeat(255)), 0o644, "long name\n")?;
+    let deep = (0..40)
+        .map(|_| "deep-directory")
+        .collect::<Vec<_>>()
+        .join("/");
+    lower.file(format!("odd/{deep}/file"), 0o644, "deep\n")?;
+    lower.file("odd/ünïcödé ☃", 0o644, "unicode\n")?;
+    lower.file_with_xattrs(
+        "odd/xattr",
+        0o644,
+        &[
+            ("user.comment", b"with a\0zero"),
+            // A capability set in its on-disk form (VFS_CAP_REVISION_2): cap_net_raw+ep.
+            (
+                "security.capability",
+                &[
+                    1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                ],
+            ),
+        ],
+        "xattr\n",
+    )?;
+    lower.zeros("odd/zeros", 32 << 20)?;
+    lower.file("odd/large", 0o644, pseudo_random(3 << 20))?;
+    lower
+        .dir("odd/opaque", 0o755)?
+        .file("odd/opaque/hidden", 0o644, "hidden\n")?;
+    lower
+        .dir("odd/gone", 0o755)?
+        .file("odd/gone/inside", 0o644, "gone\n")?;
+    lower.file("odd/replaced", 0o644, "a file\n")?;
+    let mut upper = Layer::new(Compression::Zstd);
+    upper.dir("odd", 0o755)?;
+    upper.file("odd/.wh.gone", 0, "")?;
+    upper
+        .dir("odd/opaque", 0o755)?
+        .file("odd/opaque/.wh..wh..opq", 0, "")?;
+    upper.file("odd/opaque/shown", 0o644, "shown\n")?;
+    upper
+        .dir("odd/replaced", 0o755)?
+        .file("odd/replaced/by", 0o644, "a directory\n")?;
+    Ok(Image {
+        name: "odd:latest".to_owned(),
+        layers: vec![base(parts, Compression::Gzip)?, lower, upper],
+        config: shell(&["sh"]),
+    })
+}
+
+/// Incompressible data, for measuring pulls.
+fn bulk() -> io::Result<Image> {
+    let mut layers = Vec::new();
+    for number in 0..4_u64 {
+        let mut layer = Layer::new(Compression::Gzip);
+        layer.file(
+            format!("bulk-{number}"),
+            0o644,
+            pseudo_random_from(number + 1, BULK_BYTES / 4),
+        )?;
+        layers.push(layer);
+    }
+    Ok(Image {
+        name: "bulk:latest".to_owned(),
+        layers,
+        config: Config::default(),
+    })
+}
+
+fn pseudo_random(size: usize) -> Vec<u8> {
+    pseudo_random_from(0x9E37_79B9_7F4A_7C15, size)
+}
+
+/// xorshift64: the same bytes every time, and no compressor finds anything in them.
+fn pseudo_random_from(seed: u64, size: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut data = Vec::with_capacity(size + 8);
+    while data.len() < size {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        data.extend_from_slice(&state.to_le_bytes());
+    }
+    data.truncate(size);
+    data
+}
