@@ -1,4 +1,8 @@
 //! `bulkhead`: the daemon and its command line.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bulkhead_runtime::cli::main()
+}

@@ -1,0 +1,122 @@
+//! The channel to an agent: a Unix socket of the VMM, the textual handshake `CONNECT port` / `OK
+//! port`, then HTTP/2.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bulkhead_proto::agent::{AGENT_PORT, agent_client::AgentClient};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
+use tonic::transport::{Channel, Endpoint};
+
+use super::AgentError;
+
+/// The generated client over our channel; cheap to clone, and each call needs its own clone.
+pub type Client = AgentClient<Channel>;
+
+/// The HTTP/2 handshake and one round trip in the slowest guest that still counts as alive.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection without an answer for this long is given up, and the next call makes a new one.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
+const KEEPALIVE_DEADLINE: Duration = Duration::from_secs(20);
+/// The VMM's answer is `OK ` and at most ten digits.
+const LONGEST_ANSWER: usize = 16;
+/// Above the largest message of either side: an OCI spec, a chunk of output.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// A pod's agent.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    channel: Channel,
+}
+
+impl Agent {
+    /// A client for one call.
+    pub fn client(&self) -> Client {
+        AgentClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// One unary call with a deadline: `agent.call("start the container", secs, |mut c| async
+    /// move { c.start_container(request).await })`.
+    pub async fn call<T, F, R>(
+        &self,
+        action: &'static str,
+        deadline: Duration,
+        call: F,
+    ) -> Result<T, AgentError>
+    where
+        F: FnOnce(Client) -> R,
+        R: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        match tokio::time::timeout(deadline, call(self.client())).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(AgentError::Call {
+                action,
+                status: Box::new(status),
+            }),
+            Err(_) => Err(AgentError::Deadline {
+                action,
+                seconds: deadline.as_secs(),
+            }),
+        }
+    }
+}
+
+/// Connects to the agent behind a VMM's vsock socket. Reconnects by itself later on.
+pub async fn connect(vsock: &Path) -> Result<Agent, AgentError> {
+    let path = vsock.to_owned();
+    let failed = |source| AgentError::Connect {
+        path: vsock.to_owned(),
+        source,
+    };
+    let connector = tower::service_fn(move |_| {
+        let path: PathBuf = path.clone();
+        async move { dial(&path, AGENT_PORT).await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://agent.invalid")
+        .connect_timeout(CONNECT_DEADLINE)
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_DEADLINE)
+        .connect_with_connector(connector)
+        .await
+        .map_err(failed)?;
+    Ok(Agent { channel })
+}
+
+/// Opens a stream to a guest's vsock port through the VMM's socket.
+pub async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(vsock).await?;
+    stream
+        .write_all(format!("CONNECT {port}\n").as_bytes())
+        .await?;
+    // Byte by byte: what follows the line is the guest's already.
+    let mut line = Vec::new();
+    loop {
+        let byte = stream.read_u8().await?;
+        if byte == b'\n' {
+            break;
+        }
+        line.push(byte);
+        if line.len() > LONGEST_ANSWER {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the VMM's answer is too long",
+            ));
+        }
+    }
+    match line.strip_prefix(b"OK ") {
+        Some(port) if !port.is_empty() && port.iter().all(u8::is_ascii_digit) => Ok(stream),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the VMM did not answer OK",
+        )),
+    }
+}

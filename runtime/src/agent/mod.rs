@@ -1,0 +1,8 @@
+//! The agent from the daemon's side: the gRPC channel through the VMM's vsock socket, the report
+//! that it is ready, and its errors.
+
+mod connect;
+mod error;
+
+pub use connect::{Agent, Client, connect};
+pub use error::AgentError;

@@ -1,0 +1,71 @@
+//! The state all RPCs share: one [`App`] per daemon, handed around as `Arc<App>`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{
+    config::Config,
+    container::Containers,
+    images::{Images, ImagesError},
+    network::PodNetwork,
+    records::{Records, RecordsError},
+    sandbox::Pods,
+};
+
+/// Everything the daemon holds. Parts have their own locks; there is none over the whole.
+#[derive(Debug)]
+pub struct App {
+    /// The configuration, fixed at start.
+    pub config: Config,
+    /// What must survive the daemon.
+    pub records: Records,
+    /// Handles of the running pods.
+    pub pods: Pods,
+    /// How pods get their network.
+    pub network: PodNetwork,
+    /// The image store.
+    pub images: Images,
+    /// What the container module keeps in memory.
+    pub containers: Containers,
+    pod_cidr: Mutex<String>,
+}
+
+/// The daemon's state cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The records.
+    #[error(transparent)]
+    Records(#[from] RecordsError),
+    /// The image store.
+    #[error("cannot open the image store")]
+    Images(#[from] ImagesError),
+}
+
+impl App {
+    /// Opens records and image store below the configured directories, which exist. Blocks.
+    pub fn open(config: Config) -> Result<Arc<Self>, OpenError> {
+        let records = Records::open(&config.paths.database())?;
+        let images = Images::open(&config, &records)?;
+        Ok(Arc::new(Self {
+            pods: Pods::new(&config),
+            network: PodNetwork::new(&config),
+            containers: Containers::new(&config),
+            images,
+            records,
+            config,
+            pod_cidr: Mutex::default(),
+        }))
+    }
+
+    /// The pod CIDR the kubelet last sent (UpdateRuntimeConfig), empty if none.
+    pub fn pod_cidr(&self) -> String {
+        self.pod_cidr
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Keeps the pod CIDR the kubelet sent.
+    pub fn set_pod_cidr(&self, cidr: String) {
+        *self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner) = cidr;
+    }
+}

@@ -1,0 +1,56 @@
+//! The daemon's configuration: what the file says ([`raw`]) and what it means ([`Config`]).
+//!
+//! An unknown key, a wrong type, a missing file or an impossible value is an error that names the
+//! file, the line, the key and what is allowed. Nothing is taken from the environment.
+
+mod error;
+pub mod raw;
+mod resolve;
+
+use std::path::Path;
+
+pub use error::ConfigError;
+pub use resolve::{
+    Boot, Cgroup, CgroupDriver, Config, Network, NetworkMode, Paths, Registry, Sandbox, VhostNet,
+    Vmm,
+};
+
+/// The file that is read when none is named; it may be absent, which means all defaults.
+pub const DEFAULT_FILE: &str = "/etc/bulkhead/config.toml";
+
+impl Config {
+    /// Reads a file. With `None` the default file, which may be absent. Blocks.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if file.is_none() && e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    file: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        Self::parse(path, &text)
+    }
+
+    /// Reads the text of a file; `path` is for messages.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let raw: raw::Raw = toml::from_str(text).map_err(|source| ConfigError::Syntax {
+            file: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        resolve::resolve(raw).map_err(|bad| ConfigError::Value {
+            file: path.to_owned(),
+            line: resolve::line_of(text, bad.section, bad.key),
+            section: bad.section,
+            key: bad.key,
+            given: bad.given,
+            allowed: bad.allowed,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,420 @@
+//! From what the file says to what it means: types, defaults that depend on the host, limits.
+
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::raw::Raw;
+
+/// The configuration, validated.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where files are.
+    pub paths: Paths,
+    /// The virtual machines' programs and limits.
+    pub vmm: Vmm,
+    /// Defaults and limits for pods.
+    pub sandbox: Sandbox,
+    /// Starting virtual machines.
+    pub boot: Boot,
+    /// Pods' network.
+    pub network: Network,
+    /// Control groups.
+    pub cgroup: Cgroup,
+    /// Pulling images.
+    pub registry: Registry,
+}
+
+/// Where the daemon keeps its files. All absolute.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// Lasting state.
+    pub state_dir: PathBuf,
+    /// State until the next reboot.
+    pub run_dir: PathBuf,
+    /// The CRI socket.
+    pub socket: PathBuf,
+}
+
+impl Paths {
+    /// The records.
+    pub fn database(&self) -> PathBuf {
+        self.state_dir.join("state.redb")
+    }
+
+    /// The image store.
+    pub fn images(&self) -> PathBuf {
+        self.state_dir.join("images")
+    }
+
+    /// One read-only file per image layer.
+    pub fn layers(&self) -> PathBuf {
+        self.images().join("layers")
+    }
+
+    /// A pod's run-time directory.
+    pub fn pod(&self, id: &str) -> PathBuf {
+        self.run_dir.join("pods").join(id)
+    }
+
+    /// A pod's lasting directory: its writable disk.
+    pub fn pod_state(&self, id: &str) -> PathBuf {
+        self.state_dir.join("pods").join(id)
+    }
+}
+
+/// The virtual machines' programs and limits.
+#[derive(Debug, Clone)]
+pub struct Vmm {
+    /// The VMM's program.
+    pub binary: PathBuf,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The agent's initramfs.
+    pub initramfs: PathBuf,
+    /// Added to the kernel's command line.
+    pub cmdline: String,
+    /// First user id for VMMs.
+    pub uid_base: u32,
+    /// How many.
+    pub uid_count: u32,
+    /// VMM memory beyond the guest's.
+    pub overhead_mib: u64,
+    /// Bound of the console log.
+    pub console_limit_bytes: u64,
+    /// Whether to use vhost-net.
+    pub vhost_net: VhostNet,
+}
+
+/// Whether the kernel's vhost-net carries the pods' packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VhostNet {
+    /// Where /dev/vhost-net opens.
+    Auto,
+    /// A pod without it fails.
+    Always,
+    /// The VMM's own back end.
+    Never,
+}
+
+/// Defaults and limits for pods.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    /// vCPUs where no limit is given.
+    pub vcpus: u32,
+    /// The most vCPUs.
+    pub max_vcpus: u32,
+    /// Memory where no limit is given.
+    pub memory_mib: u64,
+    /// The least memory.
+    pub min_memory_mib: u64,
+    /// Bound of the writable disk.
+    pub scratch_mib: u64,
+    /// Time for a power-off.
+    pub stop_timeout: Duration,
+}
+
+/// Starting virtual machines.
+#[derive(Debug, Clone)]
+pub struct Boot {
+    /// How many at a time.
+    pub parallel: usize,
+    /// Time for one.
+    pub timeout: Duration,
+}
+
+/// Pods' network.
+#[derive(Debug, Clone)]
+pub struct Network {
+    /// How.
+    pub mode: NetworkMode,
+    /// Where plugins are.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// Where their configuration is.
+    pub cni_conf_dir: PathBuf,
+    /// Time for one plugin.
+    pub cni_timeout: Duration,
+}
+
+/// How pods get a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// By the CNI plugins.
+    Cni,
+    /// Not at all: loopback only.
+    None,
+}
+
+/// Control groups.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    /// Who manages them, and so how `cgroup_parent` reads.
+    pub driver: CgroupDriver,
+    /// Where version 2 is mounted.
+    pub root: PathBuf,
+    /// Parent for pods without one.
+    pub default_parent: String,
+}
+
+/// The manager of the host's cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// Slice names, nested by their dashes.
+    Systemd,
+    /// Plain paths.
+    Cgroupfs,
+}
+
+/// Pulling images.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    /// Per-registry settings.
+    pub config_dir: PathBuf,
+    /// Layers at a time.
+    pub parallel_layers: usize,
+    /// Time without progress.
+    pub stall_timeout: Duration,
+}
+
+/// A value that is not possible; the caller knows file and line.
+#[derive(Debug)]
+pub(super) struct Bad {
+    pub(super) section: &'static str,
+    pub(super) key: &'static str,
+    pub(super) given: String,
+    pub(super) allowed: String,
+}
+
+/// Names the place of a value, so that every check reads as one line.
+#[derive(Clone, Copy)]
+struct At(&'static str, &'static str);
+
+impl At {
+    fn bad(self, given: impl ToString, allowed: impl ToString) -> Bad {
+        let At(section, key) = self;
+        Bad {
+            section,
+            key,
+            given: given.to_string(),
+            allowed: allowed.to_string(),
+        }
+    }
+
+    fn path(self, text: &str) -> Result<PathBuf, Bad> {
+        let path = Path::new(text);
+        let plain = path.components().all(|c| {
+            matches!(
+                c,
+                std::path::Component::RootDir | std::path::Component::Normal(_)
+            )
+        });
+        if !path.is_absolute() || !plain || text.contains('\0') {
+            return Err(self.bad(format!("{text:?}"), "an absolute path without `..`"));
+        }
+        Ok(path.components().collect())
+    }
+
+    fn number<T: TryFrom<u64>>(self, value: u64, least: u64, most: u64) -> Result<T, Bad> {
+        let allowed = || format!("a whole number from {least} to {most}");
+        if value < least || value > most {
+            return Err(self.bad(value, allowed()));
+        }
+        T::try_from(value).map_err(|_| self.bad(value, allowed()))
+    }
+
+    fn seconds(self, value: u64, most: u64) -> Result<Duration, Bad> {
+        Ok(Duration::from_secs(self.number(value, 1, most)?))
+    }
+
+    fn one_of<T: Copy>(self, text: &str, choices: &[(&str, T)]) -> Result<T, Bad> {
+        choices
+            .iter()
+            .find(|(name, _)| *name == text)
+            .map(|(_, value)| *value)
+            .ok_or_else(|| {
+                let names: Vec<_> = choices
+                    .iter()
+                    .map(|(name, _)| format!("{name:?}"))
+                    .collect();
+                self.bad(format!("{text:?}"), names.join(", "))
+            })
+    }
+}
+
+const HOUR: u64 = 3_600;
+/// 16 TiB in MiB: beyond any host, and products with 2^20 stay far from overflow.
+const MOST_MIB: u64 = 16 << 20;
+/// sun_path holds 108 bytes; the longest socket below run_dir is
+/// `/pods/<32 digits>/vm/vsock.sock_1025`.
+const LONGEST_RUN_DIR: usize = 107 - 58;
+
+pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
+    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let host_cpus = u32::try_from(cpus).unwrap_or(u32::MAX);
+
+    let run_dir = At("paths", "run_dir").path(&raw.paths.run_dir)?;
+    if run_dir.as_os_str().len() > LONGEST_RUN_DIR {
+        return Err(At("paths", "run_dir").bad(
+            format!("{run_dir:?}"),
+            format!("a path of at most {LONGEST_RUN_DIR} bytes, because Unix sockets lie below it"),
+        ));
+    }
+    let socket = match raw.paths.socket.as_str() {
+        "" => run_dir.join("bulkhead.sock"),
+        text if text.len() > 107 => {
+            return Err(At("paths", "socket").bad(text, "a path of at most 107 bytes"));
+        }
+        text => At("paths", "socket").path(text)?,
+    };
+    let paths = Paths {
+        state_dir: At("paths", "state_dir").path(&raw.paths.state_dir)?,
+        run_dir,
+        socket,
+    };
+
+    let vmm = Vmm {
+        binary: At("vmm", "binary").path(&raw.vmm.binary)?,
+        kernel: At("vmm", "kernel").path(&raw.vmm.kernel)?,
+        initramfs: At("vmm", "initramfs").path(&raw.vmm.initramfs)?,
+        cmdline: cmdline(raw.vmm.cmdline)?,
+        // 0 and small ids belong to people; 2^32-1 is "no user".
+        uid_base: At("vmm", "uid_base").number(raw.vmm.uid_base, 65_536, 4_294_900_000)?,
+        uid_count: At("vmm", "uid_count").number(
+            raw.vmm.uid_count,
+            1,
+            4_294_967_294_u64
+                .saturating_sub(raw.vmm.uid_base)
+                .min(1 << 20),
+        )?,
+        overhead_mib: At("vmm", "overhead_mib").number(raw.vmm.overhead_mib, 4, 1_024)?,
+        console_limit_bytes: 1_024
+            * At("vmm", "console_limit_kib").number::<u64>(
+                raw.vmm.console_limit_kib,
+                16,
+                1 << 20,
+            )?,
+        vhost_net: At("vmm", "vhost_net").one_of(
+            &raw.vmm.vhost_net,
+            &[
+                ("auto", VhostNet::Auto),
+                ("always", VhostNet::Always),
+                ("never", VhostNet::Never),
+            ],
+        )?,
+    };
+
+    let max_vcpus = match At("sandbox", "max_vcpus").number(raw.sandbox.max_vcpus, 0, 255)? {
+        0 => host_cpus.min(255),
+        n => n,
+    };
+    let min_memory_mib =
+        At("sandbox", "min_memory_mib").number(raw.sandbox.min_memory_mib, 32, MOST_MIB)?;
+    let sandbox = Sandbox {
+        vcpus: match At("sandbox", "vcpus").number(raw.sandbox.vcpus, 0, u64::from(max_vcpus))? {
+            0 => host_cpus.min(4).min(max_vcpus),
+            n => n,
+        },
+        max_vcpus,
+        memory_mib: At("sandbox", "memory_mib").number(
+            raw.sandbox.memory_mib,
+            min_memory_mib,
+            MOST_MIB,
+        )?,
+        min_memory_mib,
+        scratch_mib: At("sandbox", "scratch_mib").number(raw.sandbox.scratch_mib, 16, MOST_MIB)?,
+        stop_timeout: At("sandbox", "stop_timeout_secs")
+            .seconds(raw.sandbox.stop_timeout_secs, HOUR)?,
+    };
+
+    let boot = Boot {
+        parallel: match At("boot", "parallel").number(raw.boot.parallel, 0, 1_024)? {
+            0 => cpus.saturating_mul(2),
+            n => n,
+        },
+        timeout: At("boot", "timeout_secs").seconds(raw.boot.timeout_secs, HOUR)?,
+    };
+
+    let network = Network {
+        mode: At("network", "mode").one_of(
+            &raw.network.mode,
+            &[("cni", NetworkMode::Cni), ("none", NetworkMode::None)],
+        )?,
+        cni_bin_dirs: raw
+            .network
+            .cni_bin_dirs
+            .iter()
+            .map(|dir| At("network", "cni_bin_dirs").path(dir))
+            .collect::<Result<_, _>>()?,
+        cni_conf_dir: At("network", "cni_conf_dir").path(&raw.network.cni_conf_dir)?,
+        cni_timeout: At("network", "cni_timeout_secs")
+            .seconds(raw.network.cni_timeout_secs, HOUR)?,
+    };
+
+    let driver = match raw.cgroup.driver.as_str() {
+        // The test systemd's own sd_booted(3) makes.
+        "auto" if Path::new("/run/systemd/system").is_dir() => CgroupDriver::Systemd,
+        "auto" => CgroupDriver::Cgroupfs,
+        text => At("cgroup", "driver").one_of(
+            text,
+            &[
+                ("auto", CgroupDriver::Cgroupfs),
+                ("systemd", CgroupDriver::Systemd),
+                ("cgroupfs", CgroupDriver::Cgroupfs),
+            ],
+        )?,
+    };
+    let cgroup = Cgroup {
+        driver,
+        root: At("cgroup", "root").path(&raw.cgroup.root)?,
+        default_parent: match (raw.cgroup.default_parent.as_str(), driver) {
+            ("", CgroupDriver::Systemd) => "bulkhead.slice".to_owned(),
+            ("", CgroupDriver::Cgroupfs) => "/bulkhead".to_owned(),
+            (text, _) => text.to_owned(),
+        },
+    };
+    if let Err(reason) = crate::cgroup::parent_path(driver, &cgroup.default_parent) {
+        return Err(At("cgroup", "default_parent").bad(&cgroup.default_parent, reason));
+    }
+
+    let registry = Registry {
+        config_dir: At("registry", "config_dir").path(&raw.registry.config_dir)?,
+        parallel_layers: At("registry", "parallel_layers").number(
+            raw.registry.parallel_layers,
+            1,
+            64,
+        )?,
+        stall_timeout: At("registry", "stall_timeout_secs")
+            .seconds(raw.registry.stall_timeout_secs, HOUR)?,
+    };
+
+    Ok(Config {
+        paths,
+        vmm,
+        sandbox,
+        boot,
+        network,
+        cgroup,
+        registry,
+    })
+}
+
+fn cmdline(text: String) -> Result<String, Bad> {
+    // The kernel cuts a longer line silently (COMMAND_LINE_SIZE is 2048 on x86).
+    if text.len() > 1_024 || !text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        return Err(At("vmm", "cmdline").bad(
+            format!("{text:?}"),
+            "at most 1024 printable ASCII characters",
+        ));
+    }
+    Ok(text)
+}
+
+/// The line (from 1) on which a key stands in the file, if it does.
+pub(super) fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
+    let document = toml::de::DeTable::parse(text).ok()?;
+    let table = document.get_ref().get(section)?.get_ref().as_table()?;
+    let (found, _) = table.iter().find(|(name, _)| name.get_ref() == key)?;
+    Some(text.get(..found.span().start)?.matches('\n').count() + 1)
+}

@@ -1,0 +1,29 @@
+//! The CRI v1 services. [`Server`] is the table of RPCs; each RPC's function is in a file of its
+//! own and has the form `async fn(Arc<App>, Request) -> Result<Response, impl Grpc>`.
+
+mod container_create;
+mod container_exec;
+mod container_list;
+mod container_log;
+mod container_remove;
+mod container_start;
+mod container_stats;
+mod container_status;
+mod container_stop;
+mod container_update;
+mod image_fs;
+mod image_list;
+mod image_pull;
+mod image_remove;
+mod image_status;
+mod runtime_config;
+mod sandbox_list;
+mod sandbox_remove;
+mod sandbox_run;
+mod sandbox_status;
+mod sandbox_stop;
+mod server;
+mod status;
+mod version;
+
+pub use server::Server;

@@ -1,0 +1,533 @@
+//! The writer of one image: files as they arrive, then the directories and the superblock.
+
+use std::io::{self, Seek, Write};
+
+use super::dirs::{self, Child, DirInput, DirPlan};
+use super::format::{
+    BLOCK, BLOCK_SIZE, FileType, INCOMPAT_CHUNKED, INODE_SIZE, Inode, Layout, NLINK_OFFSET,
+    NULL_BLOCK, SLOT, SLOTS_PER_BLOCK, SUPER_OFFSET, SUPER_SIZE, SuperBlock, device, put32,
+};
+use super::meta::MetaRun;
+use super::output::Output;
+use super::xattr::Xattrs;
+
+/// A run of metadata is appended when it has this many bytes.
+const META_RUN: usize = 1 << 20;
+/// The slot of the root inode: the first behind the superblock.
+const ROOT_SLOT: u16 = ((SUPER_OFFSET + SUPER_SIZE) / SLOT) as u16;
+/// Bytes for the root inode, its attributes and its tail.
+const ROOT_ROOM: usize = BLOCK - SUPER_OFFSET - SUPER_SIZE;
+/// A sparse file gets chunks so large that it has at most this many.
+const MAX_CHUNKS: u64 = 1 << 18;
+/// The largest chunk the format knows, in blocks (as a power of two).
+const MAX_CHUNK_BITS: u32 = 31;
+
+/// Why an image could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriterError {
+    /// Writing failed; a full disk is `ErrorKind::StorageFull`.
+    #[error("writing the image: {0}")]
+    Io(#[from] io::Error),
+    /// The image would be longer than allowed.
+    #[error("the image would be larger than {limit} bytes")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A device number that Linux has no encoding for.
+    #[error("device {major}:{minor} is out of range (major below 4096, minor below 1048576)")]
+    Device {
+        /// Major number.
+        major: u32,
+        /// Minor number.
+        minor: u32,
+    },
+    /// The attributes of the root directory do not fit beside the superblock.
+    #[error("extended attributes of {bytes} bytes on the root directory, {max} fit")]
+    RootXattrs {
+        /// Their size.
+        bytes: usize,
+        /// What fits.
+        max: usize,
+    },
+    /// A sparse file that the format cannot map.
+    #[error("a sparse file of {size} bytes is larger than the format can map")]
+    SparseSize {
+        /// Its size.
+        size: u64,
+    },
+    /// The caller gave more or less data than it announced, or out of order.
+    #[error("data at {at} does not fit a file of {size} bytes")]
+    Data {
+        /// Where the data would go.
+        at: u64,
+        /// The size announced.
+        size: u64,
+    },
+    /// More than 2^32 inodes.
+    #[error("too many files for one image")]
+    TooManyInodes,
+}
+
+/// Owner, permissions and time of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attr {
+    /// Permission bits (07777); the type comes from elsewhere.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Seconds since 1970.
+    pub mtime: i64,
+    /// Nanoseconds, below 10^9.
+    pub mtime_nsec: u32,
+}
+
+/// An inode of the image being written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InodeId(u32);
+
+/// An inode without blocks of data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node<'a> {
+    /// A symbolic link and its target.
+    Symlink(&'a [u8]),
+    /// A character device; 0:0 is a whiteout of overlayfs.
+    CharDevice(u32, u32),
+    /// A block device.
+    BlockDevice(u32, u32),
+    /// A named pipe.
+    Fifo,
+    /// A Unix socket.
+    Socket,
+}
+
+/// A regular file whose data is being written.
+#[derive(Debug)]
+pub struct FileData {
+    size: u64,
+    written: u64,
+    start: u32,
+    tail: Vec<u8>,
+}
+
+/// A sparse file whose data is being written.
+#[derive(Debug)]
+pub struct SparseData {
+    size: u64,
+    /// log2 of the blocks in a chunk.
+    chunk_bits: u32,
+    index: Vec<u32>,
+    /// The end of the data written so far.
+    pos: u64,
+    /// The chunk that `pos` is in has been started.
+    open: bool,
+}
+
+/// Writes one image. See the module for the layout.
+#[derive(Debug)]
+pub struct Writer<W> {
+    out: Output<W>,
+    run: MetaRun,
+    /// Of each inode: the number of its run, and its slot in it.
+    places: Vec<(u32, u32)>,
+    /// Of each run: its first slot in the image.
+    run_starts: Vec<u64>,
+    incompat: u32,
+}
+
+impl<W: Write + Seek> Writer<W> {
+    /// Starts an image of at most `limit` bytes at the beginning of an empty file.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn new(out: W, limit: u64) -> Result<Self, WriterError> {
+        let mut out = Output::new(out, limit);
+        // Room for the first block, which is known last.
+        out.append(&[0; BLOCK])?;
+        Ok(Self {
+            out,
+            run: MetaRun::new(),
+            places: Vec::new(),
+            run_starts: Vec::new(),
+            incompat: 0,
+        })
+    }
+
+    /// Starts a regular file of `size` bytes. Its data must follow before any other inode.
+    pub fn begin_file(&mut self, size: u64) -> FileData {
+        FileData { size, written: 0, start: self.out.block(), tail: Vec::new() }
+    }
+
+    /// Appends data to a file.
+    ///
+    /// # Errors
+    /// When it is more than announced, or writing fails.
+    pub fn file_data(&mut self, file: &mut FileData, data: &[u8]) -> Result<(), WriterError> {
+        let end = file.written.saturating_add(data.len() as u64);
+        if end > file.size {
+            return Err(WriterError::Data { at: end, size: file.size });
+        }
+        // The bytes behind the last full block are kept: they may go behind the inode.
+        let whole = file.size - file.size % BLOCK_SIZE;
+        let split = usize::try_from(whole.saturating_sub(file.written)).unwrap_or(usize::MAX);
+        let (blocks, tail) = data.split_at(split.min(data.len()));
+        self.out.append(blocks)?;
+        file.tail.extend_from_slice(tail);
+        file.written = end;
+        Ok(())
+    }
+
+    /// Ends a file whose data is complete.
+    ///
+    /// # Errors
+    /// When data is missing, or writing fails.
+    pub fn end_file(
+        &mut self,
+        file: FileData,
+        attr: &Attr,
+        xattrs: &Xattrs,
+    ) -> Result<InodeId, WriterError> {
+        if file.written != file.size {
+            return Err(WriterError::Data { at: file.written, size: file.size });
+        }
+        self.add_flat(FileType::Regular, attr, xattrs, file.size, file.start, &file.tail)
+    }
+
+    /// Adds a link, device, pipe or socket.
+    ///
+    /// # Errors
+    /// When a device number is out of range, or writing fails.
+    pub fn add_node(
+        &mut self,
+        node: Node<'_>,
+        attr: &Attr,
+        xattrs: &Xattrs,
+    ) -> Result<InodeId, WriterError> {
+        let (kind, union) = match node {
+            Node::Symlink(target) => {
+                let start = self.out.block();
+                // A target of a block or more has its first blocks in the data area.
+                let split = target.len() - target.len() % BLOCK;
+                let (blocks, tail) = target.split_at(split);
+                self.out.append(blocks)?;
+                let size = target.len() as u64;
+                return self.add_flat(FileType::Symlink, attr, xattrs, size, start, tail);
+            }
+            Node::CharDevice(major, minor) => (
+                FileType::CharDevice,
+                device(major, minor).ok_or(WriterError::Device { major, minor })?,
+            ),
+            Node::BlockDevice(major, minor) => (
+                FileType::BlockDevice,
+                device(major, minor).ok_or(WriterError::Device { major, minor })?,
+            ),
+            Node::Fifo => (FileType::Fifo, 0),
+            Node::Socket => (FileType::Socket, 0),
+        };
+        let inode = self.inode(kind, Layout::Plain, attr, xattrs, 0, union);
+        self.add_record(&inode, xattrs, &[])
+    }
+
+    /// Starts a sparse file of `size` bytes, all of it a hole so far.
+    ///
+    /// # Errors
+    /// When the size is beyond what the format can map.
+    pub fn begin_sparse(&mut self, size: u64) -> Result<SparseData, WriterError> {
+        let blocks = size.div_ceil(BLOCK_SIZE);
+        let chunk_bits = (0..=MAX_CHUNK_BITS)
+            .find(|bits| blocks.div_ceil(1 << bits) <= MAX_CHUNKS)
+            .ok_or(WriterError::SparseSize { size })?;
+        let chunks = usize::try_from(blocks.div_ceil(1 << chunk_bits)).unwrap_or(usize::MAX);
+        Ok(SparseData { size, chunk_bits, index: vec![NULL_BLOCK; chunks], pos: 0, open: false })
+    }
+
+    /// Writes data into a sparse file, at or behind the end of the data before.
+    ///
+    /// # Errors
+    /// When it is out of order or behind the end, or writing fails.
+    pub fn sparse_data(
+        &mut self,
+        file: &mut SparseData,
+        mut at: u64,
+        mut data: &[u8],
+    ) -> Result<(), WriterError> {
+        let end = at.checked_add(data.len() as u64).filter(|end| *end <= file.size);
+        if end.is_none() || at < file.pos {
+            return Err(WriterError::Data { at, size: file.size });
+        }
+        let chunk = BLOCK_SIZE << file.chunk_bits;
+        while !data.is_empty() {
+            let start = at - at % chunk;
+            if !file.open || file.pos < start {
+                self.close_chunk(file)?;
+                let slot = usize::try_from(at / chunk).ok().and_then(|i| file.index.get_mut(i));
+                let slot = slot.ok_or(WriterError::Data { at, size: file.size })?;
+                *slot = self.out.block();
+                file.open = true;
+                file.pos = start;
+            }
+            self.out.skip(at - file.pos)?;
+            let room = usize::try_from(start + chunk - at).unwrap_or(usize::MAX);
+            let (now, later) = data.split_at(room.min(data.len()));
+            self.out.append(now)?;
+            at += now.len() as u64;
+            file.pos = at;
+            if at == start + chunk {
+                file.open = false;
+            }
+            data = later;
+        }
+        Ok(())
+    }
+
+    /// Ends a sparse file.
+    ///
+    /// # Errors
+    /// When writing fails.
+    pub fn end_sparse(
+        &mut self,
+        mut file: SparseData,
+        attr: &Attr,
+        xattrs: &Xattrs,
+    ) -> Result<InodeId, WriterError> {
+        self.close_chunk(&mut file)?;
+        if file.index.is_empty() {
+            return self.add_flat(FileType::Regular, attr, xattrs, 0, NULL_BLOCK, &[]);
+        }
+        self.incompat |= INCOMPAT_CHUNKED;
+        let mut index = Vec::with_capacity(file.index.len() * 4);
+        for block in &file.index {
+            put32(&mut index, *block);
+        }
+        let kind = FileType::Regular;
+        let inode = self.inode(kind, Layout::Chunked, attr, xattrs, file.size, file.chunk_bits);
+        self.add_record(&inode, xattrs, &index)
+    }
+
+    /// Fills the chunk being written up to its end, or to the end of the file's last block.
+    fn close_chunk(&mut self, file: &mut SparseData) -> Result<(), WriterError> {
+        if file.open {
+            let chunk = BLOCK_SIZE << file.chunk_bits;
+            let end = (file.pos - file.pos % chunk).saturating_add(chunk);
+            let end = end.min(file.size.next_multiple_of(BLOCK_SIZE));
+            self.out.skip(end.saturating_sub(file.pos))?;
+            file.open = false;
+        }
+        Ok(())
+    }
+
+    /// Adds an inode whose full blocks are at `start`: the rest goes behind the inode when the
+    /// record still fits a block, else into a block of its own.
+    fn add_flat(
+        &mut self,
+        kind: FileType,
+        attr: &Attr,
+        xattrs: &Xattrs,
+        size: u64,
+        start: u32,
+        tail: &[u8],
+    ) -> Result<InodeId, WriterError> {
+        if !tail.is_empty() && tail.len() <= dirs::tail_room(xattrs, BLOCK) {
+            let first = if size < BLOCK_SIZE { NULL_BLOCK } else { start };
+            let inode = self.inode(kind, Layout::Inline, attr, xattrs, size, first);
+            return self.add_record(&inode, xattrs, tail);
+        }
+        self.out.append(tail)?;
+        self.out.align()?;
+        let inode = self.inode(kind, Layout::Plain, attr, xattrs, size, start);
+        self.add_record(&inode, xattrs, &[])
+    }
+
+    fn inode(
+        &self,
+        kind: FileType,
+        layout: Layout,
+        attr: &Attr,
+        xattrs: &Xattrs,
+        size: u64,
+        union: u32,
+    ) -> Inode {
+        Inode {
+            layout,
+            xattr_count: xattrs.count(),
+            mode: kind.mode() | (attr.mode & 0o7777),
+            size,
+            union,
+            // The root is number 1.
+            ino: u32::try_from(self.places.len()).unwrap_or(u32::MAX).saturating_add(2),
+            uid: attr.uid,
+            gid: attr.gid,
+            mtime: attr.mtime,
+            mtime_nsec: attr.mtime_nsec,
+            nlink: 1,
+        }
+    }
+
+    fn add_record(
+        &mut self,
+        inode: &Inode,
+        xattrs: &Xattrs,
+        behind: &[u8],
+    ) -> Result<InodeId, WriterError> {
+        if self.run.len() >= META_RUN {
+            self.flush_run()?;
+        }
+        let bytes = record(inode, xattrs, behind);
+        let slot = self.run.reserve(bytes.len());
+        self.run.fill(slot, &bytes);
+        let id = u32::try_from(self.places.len()).map_err(|_| WriterError::TooManyInodes)?;
+        let run = u32::try_from(self.run_starts.len()).map_err(|_| WriterError::TooManyInodes)?;
+        let slot = u32::try_from(slot).map_err(|_| WriterError::TooManyInodes)?;
+        self.places.push((run, slot));
+        Ok(InodeId(id))
+    }
+
+    fn flush_run(&mut self) -> Result<(), WriterError> {
+        self.run_starts.push(u64::from(self.out.block()) * SLOTS_PER_BLOCK as u64);
+        let bytes = self.run.take();
+        self.out.append(&bytes)
+    }
+
+    /// The number of an inode in the image; its run must have been appended.
+    fn nid(&self, id: InodeId) -> u64 {
+        let place = usize::try_from(id.0).ok().and_then(|i| self.places.get(i));
+        let (run, slot) = place.copied().unwrap_or_default();
+        let start = usize::try_from(run).ok().and_then(|run| self.run_starts.get(run));
+        start.copied().unwrap_or_default() + u64::from(slot)
+    }
+
+    /// Writes the directories (the first is the root) and the superblock, and returns the file,
+    /// flushed but not synced, and the length of the image. `links` gives the inodes that have
+    /// another number of links than one.
+    ///
+    /// # Errors
+    /// When the attributes of the root do not fit, or writing fails.
+    pub fn finish(
+        mut self,
+        dirs: &[DirInput<'_>],
+        links: impl IntoIterator<Item = (InodeId, u32)>,
+        uuid: [u8; 16],
+    ) -> Result<(W, u64), WriterError> {
+        self.flush_run()?;
+        let tree = self.place_dirs(dirs)?;
+        let mut first_block = Vec::new();
+        let mut area = tree.area;
+        let lookup = |child: Child| match child {
+            Child::Dir(n) => (tree.nids.get(n).copied().unwrap_or_default(), FileType::Directory),
+            Child::Inode(id, kind) => (self.nid(id), kind),
+        };
+        let mut start = self.out.block();
+        let mut data = Vec::new();
+        for (n, (dir, plan)) in dirs.iter().zip(&tree.plans).enumerate() {
+            let mut blocks = dirs::encode(&dir.all(n), lookup);
+            let tail =
+                if plan.tail > 0 { blocks.pop().unwrap_or_default() } else { Vec::new() };
+            let layout = if plan.tail > 0 { Layout::Inline } else { Layout::Plain };
+            let first = if plan.blocks == 0 { NULL_BLOCK } else { start };
+            let size = plan.size as u64;
+            let kind = FileType::Directory;
+            let mut inode = self.inode(kind, layout, dir.attr, dir.xattrs, size, first);
+            inode.nlink = dir.nlink();
+            inode.ino = if n == 0 { 1 } else { inode.ino.saturating_add(u32_of(n)) };
+            let bytes = record(&inode, dir.xattrs, &tail);
+            match tree.slots.get(n) {
+                Some(Some(slot)) => area.fill(*slot, &bytes),
+                _ => first_block = bytes,
+            }
+            for block in &mut blocks {
+                block.resize(BLOCK, 0);
+                data.push(std::mem::take(block));
+            }
+            start = start.saturating_add(u32_of(plan.blocks));
+            // Large trees: what is ready goes out.
+            if data.len() >= META_RUN / BLOCK {
+                write_blocks(&mut self.out, &mut data)?;
+            }
+        }
+        write_blocks(&mut self.out, &mut data)?;
+        self.out.append(&area.take())?;
+        let size = self.out.pos();
+        let superblock = SuperBlock {
+            root_nid: ROOT_SLOT,
+            inodes: self.places.len() as u64 + dirs.len() as u64,
+            blocks: self.out.block(),
+            uuid,
+            incompat: self.incompat,
+        };
+        let links: Vec<(u64, Vec<u8>)> = links
+            .into_iter()
+            .map(|(id, n)| {
+                (self.nid(id) * SLOT as u64 + NLINK_OFFSET as u64, n.to_le_bytes().to_vec())
+            })
+            .collect();
+        let last = (0, superblock.first_block(&first_block));
+        // The superblock last: until then the file is not an image.
+        let inner = self.out.finish(links.into_iter().chain([last]))?;
+        Ok((inner, size))
+    }
+
+    /// Decides where each directory's blocks and inode go: all blocks first, then all inodes.
+    fn place_dirs(&self, dirs: &[DirInput<'_>]) -> Result<DirLayout, WriterError> {
+        let mut layout = DirLayout {
+            area: MetaRun::new(),
+            plans: Vec::with_capacity(dirs.len()),
+            slots: Vec::with_capacity(dirs.len()),
+            nids: Vec::with_capacity(dirs.len()),
+        };
+        for (n, dir) in dirs.iter().enumerate() {
+            let xattrs = dir.xattrs.encoded_len();
+            if n == 0 {
+                if INODE_SIZE + xattrs > ROOT_ROOM {
+                    let max = ROOT_ROOM - INODE_SIZE;
+                    return Err(WriterError::RootXattrs { bytes: xattrs, max });
+                }
+                let room = dirs::tail_room(dir.xattrs, ROOT_ROOM);
+                layout.plans.push(dirs::plan(&dir.all(n), room));
+                layout.slots.push(None);
+                continue;
+            }
+            let plan = dirs::plan(&dir.all(n), dirs::tail_room(dir.xattrs, BLOCK));
+            layout.slots.push(Some(layout.area.reserve(INODE_SIZE + xattrs + plan.tail)));
+            layout.plans.push(plan);
+        }
+        let blocks: usize = layout.plans.iter().map(|plan| plan.blocks).sum();
+        let area = (u64::from(self.out.block()) + blocks as u64) * SLOTS_PER_BLOCK as u64;
+        layout.nids = layout
+            .slots
+            .iter()
+            .map(|slot| slot.map_or(u64::from(ROOT_SLOT), |slot| area + slot as u64))
+            .collect();
+        Ok(layout)
+    }
+}
+
+/// Where the directories go.
+#[derive(Debug)]
+struct DirLayout {
+    area: MetaRun,
+    plans: Vec<DirPlan>,
+    slots: Vec<Option<usize>>,
+    nids: Vec<u64>,
+}
+
+fn record(inode: &Inode, xattrs: &Xattrs, behind: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(INODE_SIZE + xattrs.encoded_len() + behind.len());
+    inode.encode(&mut out);
+    xattrs.encode(&mut out);
+    out.extend_from_slice(behind);
+    out
+}
+
+fn write_blocks<W: Write + Seek>(
+    out: &mut Output<W>,
+    blocks: &mut Vec<Vec<u8>>,
+) -> Result<(), WriterError> {
+    blocks.drain(..).try_for_each(|block| out.append(&block))
+}
+
+/// Counts that the image's size limit keeps below 2^32.
+fn u32_of(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,22 @@
+//! The daemon: a CRI v1 server whose every pod is a virtual machine.
+//!
+//! [`cri`] answers the RPCs, each through one function; [`sandbox`] runs pods with [`vmm`] (the
+//! VMM's process and control socket), [`agent`] (the service inside the guest), [`cgroup`] and
+//! [`network`]; `container` runs containers in them, from what `images` pulled; [`records`] holds
+//! what must survive the daemon. [`config`] is read once at start, [`error`] maps every error to a
+//! gRPC code. This crate knows no KVM and has no unsafe code.
+#![forbid(unsafe_code)]
+
+pub mod agent;
+pub mod app;
+pub mod cgroup;
+pub mod cli;
+pub mod config;
+pub mod container;
+pub mod cri;
+pub mod error;
+pub mod images;
+pub mod network;
+pub mod records;
+pub mod sandbox;
+pub mod vmm;

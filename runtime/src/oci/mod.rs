@@ -1,0 +1,333 @@
+//! From CRI to OCI: what a container's config, its image and its pod say becomes the one runtime
+//! spec the agent carries out, with everything that cannot be carried out refused by name.
+//!
+//! Pure: no guest, no image store and no records here. The only file read is a localhost seccomp
+//! profile ([`seccomp::read_localhost`]), by the caller, before [`build`].
+
+pub mod capabilities;
+pub mod mounts;
+pub mod process;
+pub mod resources;
+pub mod seccomp;
+pub mod signal;
+
+use std::path::PathBuf;
+
+use bulkhead_proto::{agent, cri};
+use oci_spec::{
+    OciSpecError,
+    runtime::{
+        LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp, PosixRlimitBuilder,
+        PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    },
+};
+use tonic::Code;
+
+use crate::error::Grpc;
+
+/// Open files per process: what container images have come to expect of a node.
+const OPEN_FILES: u64 = 1_048_576;
+
+/// A request that cannot be turned into a container.
+#[derive(Debug, thiserror::Error)]
+pub enum OciError {
+    /// A field has a value that is not allowed.
+    #[error("{field} is {value:?}; allowed: {allowed}")]
+    Invalid {
+        /// The field, as CRI or the image names it.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// What may be given.
+        allowed: &'static str,
+    },
+    /// Something valid that this runtime does not do.
+    #[error("{what} cannot be had: {advice}")]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// What to do instead.
+        advice: &'static str,
+    },
+    /// There is nothing to run.
+    #[error("there is no command to run: {what}; set `command` or `args`")]
+    NoCommand {
+        /// Why.
+        what: &'static str,
+    },
+    /// The localhost seccomp profile does not read.
+    #[error("cannot read the seccomp profile {path}")]
+    SeccompFile {
+        /// The file on the node.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The localhost seccomp profile is not one.
+    #[error("the seccomp profile {path} is not in the JSON form of OCI's linux.seccomp")]
+    SeccompParse {
+        /// The file on the node.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The built-in default profile does not parse: a bug.
+    #[error("the built-in seccomp profile is damaged")]
+    DefaultProfile(#[source] toml::de::Error),
+    /// The OCI library refused what was built: a bug.
+    #[error("the OCI runtime spec cannot be built")]
+    Spec(#[from] OciSpecError),
+    /// The finished spec does not encode: a bug.
+    #[error("the OCI runtime spec cannot be encoded")]
+    Encode(#[source] serde_json::Error),
+}
+
+impl Grpc for OciError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid { .. } | Self::NoCommand { .. } | Self::SeccompParse { .. } => {
+                Code::InvalidArgument
+            }
+            Self::Unsupported { .. } => Code::Unimplemented,
+            Self::SeccompFile { source, .. } => match source.kind() {
+                std::io::ErrorKind::NotFound => Code::NotFound,
+                std::io::ErrorKind::PermissionDenied => Code::PermissionDenied,
+                _ => Code::InvalidArgument,
+            },
+            Self::DefaultProfile(_) | Self::Spec(_) | Self::Encode(_) => Code::Internal,
+        }
+    }
+}
+
+/// What an image says about the process to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageProcess {
+    /// `User` of the image's config.
+    pub user: String,
+    /// `Env`.
+    pub env: Vec<String>,
+    /// `Entrypoint`.
+    pub entrypoint: Vec<String>,
+    /// `Cmd`.
+    pub cmd: Vec<String>,
+    /// `WorkingDir`.
+    pub working_dir: String,
+    /// `StopSignal`.
+    pub stop_signal: String,
+}
+
+/// What is to be built from.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// CRI's container.
+    pub config: &'a cri::ContainerConfig,
+    /// CRI's pod.
+    pub sandbox: &'a cri::PodSandboxConfig,
+    /// The image's part.
+    pub image: &'a ImageProcess,
+    /// The localhost seccomp profile, if [`seccomp::choose`] said there is one.
+    pub localhost_seccomp: Option<&'a LinuxSeccomp>,
+}
+
+/// What the agent is told, and what the records keep of it.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The runtime spec.
+    pub spec: Spec,
+    /// Who the process is, unresolved.
+    pub user: agent::User,
+    /// Where its process ids live.
+    pub pid_mode: agent::PidMode,
+    /// With [`agent::PidMode::Target`], the container to join.
+    pub pid_target: String,
+    /// The number of the signal that stops it.
+    pub stop_signal: u32,
+}
+
+impl Plan {
+    /// The spec as JSON.
+    pub fn spec_json(&self) -> Result<Vec<u8>, OciError> {
+        serde_json::to_vec(&self.spec).map_err(OciError::Encode)
+    }
+}
+
+/// Builds the plan of a container.
+pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
+    let config = input.config;
+    refuse_unsupported(config)?;
+    let linux = config.linux.clone().unwrap_or_default();
+    let context = linux.security_context.unwrap_or_default();
+    let asked = linux.resources.unwrap_or_default();
+    refuse_policies(&context)?;
+    let (pid_mode, pid_target) = pid_namespace(&context)?;
+    let granted = capabilities::Granted::decide(context.capabilities.as_ref(), context.privileged)?;
+
+    let mut process = ProcessBuilder::default()
+        .terminal(config.tty)
+        .args(process::args(config, input.image)?)
+        .env(process::env(config, input.image, &input.sandbox.hostname)?)
+        .cwd(process::cwd(config, input.image)?)
+        .capabilities(granted.to_oci()?)
+        .no_new_privileges(context.no_new_privs)
+        .rlimits(vec![
+            PosixRlimitBuilder::default()
+                .typ(PosixRlimitType::RlimitNofile)
+                .soft(OPEN_FILES)
+                .hard(OPEN_FILES)
+                .build()?,
+        ]);
+    process = process.oom_score_adj(oom_score(asked.oom_score_adj)?);
+
+    let mut limits = resources::build(&asked)?;
+    limits.set_devices(Some(resources::device_rules(context.privileged)?));
+    let mut kinds = vec![LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup];
+    if pid_mode == agent::PidMode::Container {
+        kinds.push(LinuxNamespaceType::Pid);
+    }
+    let mut namespaces = Vec::new();
+    for kind in kinds {
+        namespaces.push(LinuxNamespaceBuilder::default().typ(kind).build()?);
+    }
+    let hidden = |paths: &[String]| if context.privileged { Vec::new() } else { paths.to_vec() };
+    for path in context.masked_paths.iter().chain(&context.readonly_paths) {
+        process::no_nul("masked_paths and readonly_paths", path)?;
+    }
+    let mut linux = LinuxBuilder::default()
+        .namespaces(namespaces)
+        .resources(limits)
+        .devices(mounts::devices(context.privileged)?)
+        .masked_paths(hidden(&context.masked_paths))
+        .readonly_paths(hidden(&context.readonly_paths));
+    if let Some(profile) = filter(&context, &granted, input.localhost_seccomp)? {
+        linux = linux.seccomp(profile);
+    }
+    let root = RootBuilder::default().path("rootfs").readonly(context.readonly_rootfs).build()?;
+    let spec = SpecBuilder::default()
+        .version("1.2.0")
+        .root(root)
+        .process(process.build()?)
+        .mounts(mounts::default(context.privileged, context.readonly_rootfs)?)
+        .linux(linux.build()?)
+        .build()?;
+    Ok(Plan {
+        spec,
+        user: process::user(&context, input.image)?,
+        pid_mode,
+        pid_target,
+        stop_signal: signal::effective(config.stop_signal, &input.image.stop_signal)?,
+    })
+}
+
+fn filter(
+    context: &cri::LinuxContainerSecurityContext,
+    granted: &capabilities::Granted,
+    localhost: Option<&LinuxSeccomp>,
+) -> Result<Option<LinuxSeccomp>, OciError> {
+    match seccomp::choose(context)? {
+        seccomp::Choice::Unconfined => Ok(None),
+        seccomp::Choice::RuntimeDefault => seccomp::runtime_default(&granted.base).map(Some),
+        seccomp::Choice::Localhost(path) => match localhost {
+            Some(profile) => Ok(Some(profile.clone())),
+            None => Err(OciError::SeccompFile {
+                path,
+                source: std::io::Error::other("it was not read beforehand"),
+            }),
+        },
+    }
+}
+
+fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), OciError> {
+    if let Some(mount) = config.mounts.first() {
+        return Err(OciError::Unsupported {
+            what: format!("the mount at {:?} (of {})", mount.container_path, config.mounts.len()),
+            advice: "a container with mounts is not implemented in this release of Bulkhead",
+        });
+    }
+    if let Some(device) = config.devices.first() {
+        return Err(OciError::Unsupported {
+            what: format!("the node's device {:?}", device.host_path),
+            advice: "a pod is a virtual machine and has its own devices; a privileged container \
+                     has all of the guest's",
+        });
+    }
+    if let Some(device) = config.cdi_devices.first() {
+        return Err(OciError::Unsupported {
+            what: format!("the CDI device {:?}", device.name),
+            advice: "devices of the node cannot be given to a pod in this release of Bulkhead",
+        });
+    }
+    if config.windows.is_some() && config.linux.is_none() {
+        return Err(OciError::Unsupported {
+            what: "a Windows container".to_owned(),
+            advice: "guests run Linux",
+        });
+    }
+    Ok(())
+}
+
+/// AppArmor: the guest loads no profiles, so the runtime's default is "none", and a profile asked
+/// for by name must not be left out silently. SELinux labels mean nothing in the guest.
+fn refuse_policies(context: &cri::LinuxContainerSecurityContext) -> Result<(), OciError> {
+    let by_field = context.apparmor.as_ref().and_then(|profile| {
+        let localhost = cri::security_profile::ProfileType::Localhost as i32;
+        (profile.profile_type == localhost).then(|| profile.localhost_ref.clone())
+    });
+    let by_text = match &context.apparmor {
+        Some(_) => None,
+        None => context.apparmor_profile.strip_prefix("localhost/").map(str::to_owned),
+    };
+    match by_field.or(by_text) {
+        Some(name) if !context.privileged => Err(OciError::Unsupported {
+            what: format!("the AppArmor profile {name:?}"),
+            advice: "profiles of the node are not loaded in a pod's guest",
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn pid_namespace(
+    context: &cri::LinuxContainerSecurityContext,
+) -> Result<(agent::PidMode, String), OciError> {
+    let Some(options) = &context.namespace_options else {
+        return Ok((agent::PidMode::Pod, String::new()));
+    };
+    if let Some(userns) = &options.userns_options
+        && userns.mode != cri::NamespaceMode::Node as i32
+    {
+        return Err(OciError::Unsupported {
+            what: "a user namespace of its own".to_owned(),
+            advice: "the virtual machine is the pod's own already; leave hostUsers unset",
+        });
+    }
+    match cri::NamespaceMode::try_from(options.pid) {
+        Ok(cri::NamespaceMode::Pod) => Ok((agent::PidMode::Pod, String::new())),
+        Ok(cri::NamespaceMode::Container) => Ok((agent::PidMode::Container, String::new())),
+        Ok(cri::NamespaceMode::Node) => Ok((agent::PidMode::Node, String::new())),
+        Ok(cri::NamespaceMode::Target) if !options.target_id.is_empty() => {
+            Ok((agent::PidMode::Target, options.target_id.clone()))
+        }
+        Ok(cri::NamespaceMode::Target) => Err(OciError::Invalid {
+            field: "namespace_options.target_id",
+            value: String::new(),
+            allowed: "the id of a container of the pod, with pid TARGET",
+        }),
+        Err(_) => Err(OciError::Invalid {
+            field: "namespace_options.pid",
+            value: options.pid.to_string(),
+            allowed: "POD (0), CONTAINER (1), NODE (2) or TARGET (3)",
+        }),
+    }
+}
+
+fn oom_score(asked: i64) -> Result<i32, OciError> {
+    i32::try_from(asked).ok().filter(|score| (-1000..=1000).contains(score)).ok_or_else(|| {
+        OciError::Invalid {
+            field: "oom_score_adj",
+            value: asked.to_string(),
+            allowed: "-1000 to 1000",
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,271 @@
+//! Limits: from CRI's numbers to the guest's cgroup.
+//!
+//! Not carried into the guest, on purpose: cpusets (they number the host's processors; the guest
+//! has its own, and the pod's host cgroup already confines the VM), the swap limit (the guest has
+//! no swap) and huge-page limits of zero (the guest reserves none). All are recorded and reported.
+
+use std::collections::HashMap;
+
+use bulkhead_proto::cri::LinuxContainerResources;
+use oci_spec::runtime::{
+    LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxMemoryBuilder,
+    LinuxResources, LinuxResourcesBuilder,
+};
+
+use super::OciError;
+
+/// The kernel's bounds for a CPU period, in microseconds (cgroup v2, cpu.max).
+const PERIOD: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
+/// The smallest quota the kernel takes, in microseconds.
+const QUOTA_MIN: i64 = 1_000;
+const DEFAULT_PERIOD: u64 = 100_000;
+const SHARES_MAX: i64 = 262_144;
+/// Below this the first process of a container cannot be set up.
+const MEMORY_MIN: i64 = 4 * 1024 * 1024;
+
+/// The checked limits as the OCI spec has them. `unset` values (0) stay absent, so that an update
+/// with them leaves what is there.
+pub fn build(asked: &LinuxContainerResources) -> Result<LinuxResources, OciError> {
+    let mut cpu = LinuxCpuBuilder::default();
+    let mut any_cpu = false;
+    if let Some(shares) = shares(asked.cpu_shares)? {
+        cpu = cpu.shares(shares);
+        any_cpu = true;
+    }
+    if asked.cpu_period != 0 || asked.cpu_quota != 0 {
+        let (quota, period) = bandwidth(asked.cpu_quota, asked.cpu_period)?;
+        if let Some(quota) = quota {
+            cpu = cpu.quota(quota);
+        }
+        cpu = cpu.period(period);
+        any_cpu = true;
+    }
+    let mut resources = LinuxResourcesBuilder::default();
+    if any_cpu {
+        resources = resources.cpu(cpu.build()?);
+    }
+    if let Some(limit) = memory(asked.memory_limit_in_bytes)? {
+        resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).build()?);
+    }
+    check_swap(asked)?;
+    check_hugepages(asked)?;
+    if !asked.unified.is_empty() {
+        resources = resources.unified(unified(&asked.unified)?);
+    }
+    Ok(resources.build()?)
+}
+
+/// The device rules: nothing but the standard devices (which the agent's runtime adds itself), or
+/// for a privileged container everything the guest has.
+pub fn device_rules(privileged: bool) -> Result<Vec<LinuxDeviceCgroup>, OciError> {
+    Ok(vec![LinuxDeviceCgroupBuilder::default().allow(privileged).access("rwm").build()?])
+}
+
+fn shares(asked: i64) -> Result<Option<u64>, OciError> {
+    match asked {
+        0 => Ok(None),
+        // The kernel's smallest weight stands for 2; the kubelet sends 2 for "no request".
+        1..=SHARES_MAX => Ok(u64::try_from(asked.max(2)).ok()),
+        _ => Err(OciError::Invalid {
+            field: "cpu_shares",
+            value: asked.to_string(),
+            allowed: "0 (unset) to 262144",
+        }),
+    }
+}
+
+fn bandwidth(quota: i64, period: i64) -> Result<(Option<i64>, u64), OciError> {
+    let period = match period {
+        0 => DEFAULT_PERIOD,
+        given if PERIOD.contains(&given) => u64::try_from(given).unwrap_or(DEFAULT_PERIOD),
+        given => {
+            return Err(OciError::Invalid {
+                field: "cpu_period",
+                value: given.to_string(),
+                allowed: "0 (unset, 100 ms) or 1000 to 1000000 microseconds",
+            });
+        }
+    };
+    match quota {
+        0 => Ok((None, period)),
+        -1 | QUOTA_MIN.. => Ok((Some(quota), period)),
+        given => Err(OciError::Invalid {
+            field: "cpu_quota",
+            value: given.to_string(),
+            allowed: "0 (unset), -1 (no limit) or at least 1000 microseconds",
+        }),
+    }
+}
+
+fn memory(asked: i64) -> Result<Option<i64>, OciError> {
+    match asked {
+        0 => Ok(None),
+        -1 | MEMORY_MIN.. => Ok(Some(asked)),
+        given => Err(OciError::Invalid {
+            field: "memory_limit_in_bytes",
+            value: given.to_string(),
+            allowed: "0 (unset), -1 (no limit) or at least 4194304 (4 MiB)",
+        }),
+    }
+}
+
+fn check_swap(asked: &LinuxContainerResources) -> Result<(), OciError> {
+    let swap = asked.memory_swap_limit_in_bytes;
+    let memory = asked.memory_limit_in_bytes;
+    if swap < -1 || (swap > 0 && memory > 0 && swap < memory) {
+        return Err(OciError::Invalid {
+            field: "memory_swap_limit_in_bytes",
+            value: swap.to_string(),
+            allowed: "0 (unset), -1 (no limit), or memory and swap together: not below the memory limit",
+        });
+    }
+    Ok(())
+}
+
+fn check_hugepages(asked: &LinuxContainerResources) -> Result<(), OciError> {
+    match asked.hugepage_limits.iter().find(|limit| limit.limit > 0) {
+        None => Ok(()),
+        Some(limit) => Err(OciError::Unsupported {
+            what: format!("{} bytes of {} huge pages", limit.limit, limit.page_size),
+            advice: "the guest reserves no huge pages; leave the request out",
+        }),
+    }
+}
+
+/// Raw cgroup v2 settings. The key is a file name in the container's cgroup: a controller's, and
+/// nothing that could be a path.
+fn unified(asked: &HashMap<String, String>) -> Result<HashMap<String, String>, OciError> {
+    for (key, value) in asked {
+        let chars = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._".contains(c)
+            || c.is_ascii_uppercase();
+        let controller = key.split('.').next().unwrap_or_default();
+        let known = ["cpu", "memory", "io", "pids", "hugetlb", "misc", "rdma"].contains(&controller);
+        if !known || !key.contains('.') || key.contains("..") || !key.chars().all(chars) {
+            return Err(OciError::Invalid {
+                field: "unified",
+                value: key.clone(),
+                allowed: "names of cgroup v2 files of cpu, memory, io, pids, hugetlb, misc or rdma, such as memory.high",
+            });
+        }
+        if value.len() > 4096 || value.contains('\0') {
+            return Err(OciError::Invalid {
+                field: "unified",
+                value: format!("{key}={value:.40}"),
+                allowed: "values of at most 4096 bytes without NUL",
+            });
+        }
+    }
+    Ok(asked.clone())
+}
+
+/// What a container's limits are after an update: what the update leaves unset stays.
+pub fn merged(
+    old: &LinuxContainerResources,
+    update: &LinuxContainerResources,
+) -> LinuxContainerResources {
+    let keep = |new: i64, old: i64| if new == 0 { old } else { new };
+    let keep_text = |new: &str, old: &str| if new.is_empty() { old } else { new }.to_owned();
+    let mut unified = old.unified.clone();
+    unified.extend(update.unified.iter().map(|(key, value)| (key.clone(), value.clone())));
+    LinuxContainerResources {
+        cpu_period: keep(update.cpu_period, old.cpu_period),
+        cpu_quota: keep(update.cpu_quota, old.cpu_quota),
+        cpu_shares: keep(update.cpu_shares, old.cpu_shares),
+        memory_limit_in_bytes: keep(update.memory_limit_in_bytes, old.memory_limit_in_bytes),
+        // The kernel has no call to change it for a whole container; CRI sends it along unset.
+        oom_score_adj: keep(update.oom_score_adj, old.oom_score_adj),
+        cpuset_cpus: keep_text(&update.cpuset_cpus, &old.cpuset_cpus),
+        cpuset_mems: keep_text(&update.cpuset_mems, &old.cpuset_mems),
+        hugepage_limits: if update.hugepage_limits.is_empty() {
+            old.hugepage_limits.clone()
+        } else {
+            update.hugepage_limits.clone()
+        },
+        unified,
+        memory_swap_limit_in_bytes: keep(
+            update.memory_swap_limit_in_bytes,
+            old.memory_swap_limit_in_bytes,
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_proto::cri::HugepageLimit;
+
+    use super::*;
+
+    fn with(change: impl FnOnce(&mut LinuxContainerResources)) -> LinuxContainerResources {
+        let mut resources = LinuxContainerResources::default();
+        change(&mut resources);
+        resources
+    }
+
+    #[test]
+    fn nothing_asked_is_nothing_set() {
+        let built = build(&LinuxContainerResources::default()).unwrap();
+        assert!(built.cpu().is_none() && built.memory().is_none() && built.unified().is_none());
+    }
+
+    #[test]
+    fn what_a_kubelet_sends() {
+        let built = build(&with(|r| {
+            r.cpu_period = 100_000;
+            r.cpu_quota = 20_000;
+            r.cpu_shares = 204;
+            r.memory_limit_in_bytes = 134_217_728;
+            r.memory_swap_limit_in_bytes = 134_217_728;
+            r.cpuset_cpus = "0-3".into();
+            r.hugepage_limits = vec![HugepageLimit { page_size: "2MB".into(), limit: 0 }];
+        }))
+        .unwrap();
+        let cpu = built.cpu().as_ref().unwrap();
+        assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(20_000), Some(100_000), Some(204)));
+        assert!(cpu.cpus().is_none(), "host processors mean nothing in a guest");
+        assert_eq!(built.memory().unwrap().limit(), Some(134_217_728));
+        assert!(built.hugepage_limits().is_none());
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused() {
+        let bad: Vec<Box<dyn FnOnce(&mut LinuxContainerResources)>> = vec![
+            Box::new(|r| r.cpu_shares = -1),
+            Box::new(|r| r.cpu_shares = 262_145),
+            Box::new(|r| r.cpu_quota = 999),
+            Box::new(|r| r.cpu_quota = -2),
+            Box::new(|r| r.cpu_period = 999),
+            Box::new(|r| r.cpu_period = 1_000_001),
+            Box::new(|r| r.memory_limit_in_bytes = 4096),
+            Box::new(|r| r.memory_limit_in_bytes = -2),
+            Box::new(|r| r.memory_swap_limit_in_bytes = -2),
+            Box::new(|r| {
+                r.memory_limit_in_bytes = 1 << 30;
+                r.memory_swap_limit_in_bytes = 1 << 20;
+            }),
+            Box::new(|r| {
+                r.hugepage_limits = vec![HugepageLimit { page_size: "2MB".into(), limit: 1 }];
+            }),
+        ];
+        for (nth, change) in bad.into_iter().enumerate() {
+            assert!(build(&with(change)).is_err(), "case {nth}");
+        }
+        for key in ["", "memory", "../x.y", "memory/..", "cgroup.kill", "memory..max", "memory.max\n"] {
+            let asked = with(|r| {
+                r.unified.insert(key.into(), "1".into());
+            });
+            assert!(build(&asked).is_err(), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn an_update_keeps_what_it_does_not_name() {
+        let old = with(|r| {
+            r.cpu_shares = 512;
+            r.memory_limit_in_bytes = 1 << 28;
+            r.cpuset_cpus = "1".into();
+        });
+        let new = merged(&old, &with(|r| r.memory_limit_in_bytes = 1 << 29));
+        assert_eq!((new.cpu_shares, new.memory_limit_in_bytes), (512, 1 << 29));
+        assert_eq!(new.cpuset_cpus, "1");
+    }
+}

@@ -1,0 +1,142 @@
+use super::*;
+
+fn config() -> cri::ContainerConfig {
+    cri::ContainerConfig {
+        command: vec!["/bin/true".into()],
+        linux: Some(cri::LinuxContainerConfig::default()),
+        ..Default::default()
+    }
+}
+
+fn plan(config: &cri::ContainerConfig) -> Result<Plan, OciError> {
+    let sandbox = cri::PodSandboxConfig { hostname: "pod".into(), ..Default::default() };
+    build(Input { config, sandbox: &sandbox, image: &ImageProcess::default(), localhost_seccomp: None })
+}
+
+fn context(change: impl FnOnce(&mut cri::LinuxContainerSecurityContext)) -> cri::ContainerConfig {
+    let mut config = config();
+    let mut context = cri::LinuxContainerSecurityContext::default();
+    change(&mut context);
+    config.linux.as_mut().unwrap().security_context = Some(context);
+    config
+}
+
+#[test]
+fn a_plain_container() {
+    let plan = plan(&config()).unwrap();
+    let process = plan.spec.process().as_ref().unwrap();
+    assert_eq!(process.args().as_ref().unwrap(), &["/bin/true"]);
+    assert_eq!(process.cwd().to_str(), Some("/"));
+    assert_eq!(process.no_new_privileges(), Some(false));
+    let linux = plan.spec.linux().as_ref().unwrap();
+    assert!(linux.seccomp().is_none(), "nothing said is unconfined");
+    assert!(linux.masked_paths().as_ref().unwrap().is_empty());
+    let kinds: Vec<_> = linux.namespaces().iter().flatten().map(|ns| ns.typ()).collect();
+    assert!(!kinds.contains(&LinuxNamespaceType::Network) && !kinds.contains(&LinuxNamespaceType::Uts));
+    assert_eq!(plan.pid_mode, agent::PidMode::Pod);
+    assert_eq!(plan.stop_signal, signal::SIGTERM);
+    let sys = plan.spec.mounts().iter().flatten().find(|m| m.destination().to_str() == Some("/sys"));
+    assert!(sys.unwrap().options().iter().flatten().any(|o| o == "ro"));
+    // The agent reads this very text.
+    let again: Spec = serde_json::from_slice(&plan.spec_json().unwrap()).unwrap();
+    assert_eq!(again, plan.spec);
+}
+
+#[test]
+fn privileged_is_privileged_in_the_guest() {
+    let plan = plan(&context(|c| {
+        c.privileged = true;
+        c.seccomp = Some(cri::SecurityProfile::default());
+        c.masked_paths = vec!["/proc/kcore".into()];
+        c.readonly_paths = vec!["/proc/sys".into()];
+    }))
+    .unwrap();
+    let linux = plan.spec.linux().as_ref().unwrap();
+    assert!(linux.seccomp().is_none());
+    assert!(linux.masked_paths().as_ref().unwrap().is_empty());
+    assert!(linux.devices().iter().flatten().any(|d| d.path().to_str() == Some("/dev/fuse")));
+    let rules = linux.resources().as_ref().unwrap().devices().as_ref().unwrap();
+    assert!(rules[0].allow());
+    let caps = plan.spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
+    assert_eq!(caps.effective().as_ref().unwrap().len(), 41);
+}
+
+#[test]
+fn masked_and_read_only() {
+    let plan = plan(&context(|c| {
+        c.masked_paths = vec!["/proc/kcore".into()];
+        c.readonly_rootfs = true;
+        c.no_new_privs = true;
+        c.seccomp = Some(cri::SecurityProfile::default());
+    }))
+    .unwrap();
+    let linux = plan.spec.linux().as_ref().unwrap();
+    assert_eq!(linux.masked_paths().as_ref().unwrap(), &["/proc/kcore"]);
+    assert!(linux.seccomp().is_some());
+    assert_eq!(plan.spec.root().as_ref().unwrap().readonly(), Some(true));
+    let hosts =
+        plan.spec.mounts().iter().flatten().find(|m| m.destination().to_str() == Some("/etc/hosts"));
+    assert!(hosts.unwrap().options().iter().flatten().any(|o| o == "ro"));
+}
+
+#[test]
+fn pid_namespaces() {
+    for (mode, expected) in [
+        (cri::NamespaceMode::Pod, agent::PidMode::Pod),
+        (cri::NamespaceMode::Container, agent::PidMode::Container),
+        (cri::NamespaceMode::Node, agent::PidMode::Node),
+        (cri::NamespaceMode::Target, agent::PidMode::Target),
+    ] {
+        let options = cri::NamespaceOption {
+            pid: mode as i32,
+            target_id: "abc".into(),
+            ..Default::default()
+        };
+        let plan = plan(&context(|c| c.namespace_options = Some(options))).unwrap();
+        assert_eq!(plan.pid_mode, expected);
+        let linux = plan.spec.linux().as_ref().unwrap();
+        let own = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::Pid);
+        assert_eq!(own, mode == cri::NamespaceMode::Container);
+    }
+    let options = cri::NamespaceOption { pid: 3, ..Default::default() };
+    assert!(plan(&context(|c| c.namespace_options = Some(options))).is_err());
+}
+
+#[test]
+fn what_is_not_done_is_said() {
+    let mut cases = Vec::new();
+    let mut with = config();
+    with.mounts = vec![cri::Mount { container_path: "/data".into(), ..Default::default() }];
+    cases.push((with, Code::Unimplemented, "/data"));
+    let mut with = config();
+    with.devices = vec![cri::Device { host_path: "/dev/sda".into(), ..Default::default() }];
+    cases.push((with, Code::Unimplemented, "/dev/sda"));
+    let mut with = config();
+    with.cdi_devices = vec![cri::CdiDevice { name: "v/c=0".into() }];
+    cases.push((with, Code::Unimplemented, "v/c=0"));
+    cases.push((
+        context(|c| {
+            c.apparmor = Some(cri::SecurityProfile { profile_type: 2, localhost_ref: "aa".into() });
+        }),
+        Code::Unimplemented,
+        "aa",
+    ));
+    cases.push((context(|c| c.apparmor_profile = "localhost/bb".into()), Code::Unimplemented, "bb"));
+    cases.push((
+        context(|c| c.run_as_group = Some(cri::Int64Value { value: 7 })),
+        Code::InvalidArgument,
+        "run_as_group",
+    ));
+    let mut with = config();
+    with.command.clear();
+    cases.push((with, Code::InvalidArgument, "command"));
+    let mut with = config();
+    with.linux.as_mut().unwrap().resources =
+        Some(cri::LinuxContainerResources { oom_score_adj: 1001, ..Default::default() });
+    cases.push((with, Code::InvalidArgument, "oom_score_adj"));
+    for (config, code, word) in cases {
+        let error = plan(&config).unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        assert!(error.to_string().contains(word), "{error} does not name {word}");
+    }
+}

@@ -1,0 +1,89 @@
+//! A container's record, split into what never changes ([`ContainerMeta`]) and what does
+//! ([`ContainerStatus`]).
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use bulkhead_proto::cri::{ContainerConfig, LinuxContainerResources};
+use serde::{Deserialize, Serialize};
+
+use super::Record;
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    /// Fixed at its creation.
+    pub meta: Arc<ContainerMeta>,
+    /// Changes with its life.
+    pub status: ContainerStatus,
+}
+
+impl Record for ContainerRecord {
+    const TABLE: &'static str = "containers";
+
+    fn key(&self) -> &str {
+        &self.meta.id
+    }
+}
+
+/// What is fixed when a container is made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerMeta {
+    /// 32 lower-case hexadecimal digits.
+    pub id: String,
+    /// Its pod.
+    pub sandbox_id: String,
+    /// As CRI sent it.
+    #[serde(with = "super::proto")]
+    pub config: ContainerConfig,
+    /// The image's id (sha256:…).
+    pub image_id: String,
+    /// Disk serials of its layers, lowest first.
+    pub layers: Vec<String>,
+    /// The log file, if CRI wants one.
+    pub log_path: Option<PathBuf>,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    /// The signal StopContainer sends first.
+    pub stop_signal: u32,
+    /// User id, group id and all groups, as the agent resolved them.
+    pub user: Option<(u32, u32, Vec<u32>)>,
+    /// Whatever else the container module wants to remember, by name.
+    #[serde(default)]
+    pub extra: BTreeMap<String, String>,
+}
+
+/// What changes in a container's life.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// How far it is.
+    pub state: ContainerState,
+    /// Nanoseconds since the epoch; 0 if it has not started.
+    pub started_at: i64,
+    /// Nanoseconds since the epoch; 0 if it has not ended.
+    pub finished_at: i64,
+    /// Exit code, 128 + signal for a death by signal.
+    pub exit_code: i32,
+    /// The kernel killed it for want of memory.
+    pub oom_killed: bool,
+    /// Why it is as it is, beyond the exit code (a VM that died, a failed start).
+    pub message: String,
+    /// Resources as last set.
+    #[serde(with = "super::proto")]
+    pub resources: LinuxContainerResources,
+}
+
+/// The life of a container, as CRI names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerState {
+    /// CreateContainer is at work; not shown in lists.
+    Creating,
+    /// Built, its process not started.
+    Created,
+    /// Running.
+    Running,
+    /// Its process has ended.
+    Exited,
+    /// Nobody knows: its pod did not answer.
+    Unknown,
+}

@@ -1,0 +1,157 @@
+//! A pod's record: what was asked for, what it holds on this host, how far it is.
+
+use std::path::PathBuf;
+
+use bulkhead_proto::cri::PodSandboxConfig;
+use serde::{Deserialize, Serialize};
+
+use super::Record;
+
+/// A pod sandbox.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// 32 lower-case hexadecimal digits.
+    pub id: String,
+    /// As CRI sent it.
+    #[serde(with = "super::proto")]
+    pub config: PodSandboxConfig,
+    /// The RuntimeClass handler as asked for: "" or "kvm".
+    pub handler: String,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    /// How far it is.
+    pub state: SandboxState,
+    /// What it holds on the host, in the order made; released in reverse. Each is written here
+    /// before it is made, so that nothing is made that no record owns.
+    pub resources: Vec<Resource>,
+    /// Size of its virtual machine.
+    pub shape: Shape,
+    /// Once the network is set up.
+    pub network: Option<NetworkRecord>,
+    /// How long each step of the start took.
+    pub phases: Vec<Phase>,
+    /// How the VM ended, once it has.
+    pub exit: Option<VmExit>,
+}
+
+impl Record for SandboxRecord {
+    const TABLE: &'static str = "sandboxes";
+
+    fn key(&self) -> &str {
+        &self.id
+    }
+}
+
+/// The life of a sandbox. CRI knows only READY and NOTREADY.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxState {
+    /// RunPodSandbox is at work; not shown in lists.
+    Creating,
+    /// The guest runs and obeys.
+    Ready,
+    /// Stopped, or its VM has ended. What it held may still wait for release (StopPodSandbox).
+    NotReady,
+    /// Stopped and everything but the record released.
+    Released,
+}
+
+/// Size of a virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Guest memory.
+    pub memory_mib: u64,
+    /// Size limit of the writable disk.
+    pub scratch_mib: u64,
+}
+
+/// One thing a pod holds on the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Resource {
+    /// A user id from the VMM range, the pod's own.
+    Uid {
+        /// The id.
+        uid: u32,
+    },
+    /// A directory with all that is in it.
+    Directory {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A cgroup (v2), as a directory below /sys/fs/cgroup.
+    Cgroup {
+        /// Where.
+        path: PathBuf,
+    },
+    /// The pod's network: a named namespace, in it a tap, and what CNI added.
+    Network {
+        /// The namespace's file.
+        netns: PathBuf,
+    },
+    /// The VMM process.
+    Vmm {
+        /// What identifies it; `None` until it runs (its cgroup and directory own it meanwhile).
+        process: Option<VmmProcess>,
+    },
+}
+
+/// A process that cannot be mistaken for a later one with the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmmProcess {
+    /// Process id.
+    pub pid: i32,
+    /// Start time in clock ticks since boot (/proc/PID/stat, field 22).
+    pub start_time: u64,
+    /// Of which boot (/proc/sys/kernel/random/boot_id).
+    pub boot: [u8; 16],
+}
+
+/// The pod's network as it was set up: for the status, and to give it to the guest again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkRecord {
+    /// The pod's addresses without prefix, the primary first.
+    pub addresses: Vec<String>,
+    /// Interfaces in the guest.
+    pub interfaces: Vec<InterfaceRecord>,
+}
+
+/// One interface of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceRecord {
+    /// Its name in the guest.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Addresses with prefix.
+    pub addresses: Vec<String>,
+}
+
+/// A step of a pod's start and how long it took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    /// What was done.
+    pub name: String,
+    /// Milliseconds since RunPodSandbox began.
+    pub started_ms: f64,
+    /// Milliseconds it took.
+    pub took_ms: f64,
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmExit {
+    /// `power_off`, `reboot`, `panic`, `stopped`, `error` as the VMM wrote; `killed` if it wrote
+    /// nothing.
+    pub reason: String,
+    /// The VMM's words.
+    pub message: String,
+    /// The end of the guest's console.
+    pub console_tail: String,
+    /// Nanoseconds since the epoch.
+    pub at: i64,
+}

@@ -1,0 +1,303 @@
+//! One table: its records in memory for reading, in redb for keeping.
+//!
+//! Durability: every commit is [`redb::Durability::Immediate`], the default. redb's cheaper level
+//! keeps a commit in its own process until the next durable one, so `kill -9` would lose it, and
+//! that is the very case the records are for. The price is one fsync per change, a few per pod.
+//!
+//! A change runs on the blocking pool and to its end even if the caller is dropped (a CRI client
+//! that went away): disk and memory change together or not at all.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+};
+
+use redb::{Database, ReadableTable as _, TableDefinition};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::RecordsError;
+
+/// A kind of record.
+pub trait Record: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
+    /// The table's name in the database; never changed once released.
+    const TABLE: &'static str;
+
+    /// The key, unique in the table.
+    fn key(&self) -> &str;
+}
+
+/// The records of one kind. Clones share the same table.
+#[derive(Debug)]
+pub struct Table<R> {
+    inner: Arc<Inner<R>>,
+}
+
+impl<R> Clone for Table<R> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Inner<R> {
+    db: Arc<Database>,
+    live: RwLock<HashMap<String, Arc<R>>>,
+    // Held over read-change-write, so that two updates of one record do not lose one. Only ever
+    // locked on the blocking pool. (redb has one writer at a time anyway.)
+    writer: Mutex<()>,
+}
+
+impl<R: Record> Table<R> {
+    pub(super) fn open(db: Arc<Database>) -> Result<Self, RecordsError> {
+        let mut live = HashMap::new();
+        // A write transaction, because opening makes the table when it is not there.
+        let begin = db.begin_write().map_err(failed::<R, _>("open the table"))?;
+        {
+            let table = begin
+                .open_table(definition::<R>())
+                .map_err(failed::<R, _>("open the table"))?;
+            for entry in table.iter().map_err(failed::<R, _>("read all records"))? {
+                let (key, value) = entry.map_err(failed::<R, _>("read all records"))?;
+                let record: R = serde_json::from_slice(value.value()).map_err(|source| {
+                    RecordsError::Decode {
+                        table: R::TABLE,
+                        key: key.value().to_owned(),
+                        source,
+                    }
+                })?;
+                live.insert(key.value().to_owned(), Arc::new(record));
+            }
+        }
+        begin.commit().map_err(failed::<R, _>("open the table"))?;
+        let inner = Inner {
+            db,
+            live: RwLock::new(live),
+            writer: Mutex::new(()),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The record with this key.
+    pub fn get(&self, key: &str) -> Option<Arc<R>> {
+        self.inner.read().get(key).cloned()
+    }
+
+    /// All records, in no order.
+    pub fn list(&self) -> Vec<Arc<R>> {
+        self.inner.read().values().cloned().collect()
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> usize {
+        self.inner.read().len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a record; its key must be new.
+    pub async fn insert(&self, record: R) -> Result<Arc<R>, RecordsError> {
+        self.blocking(move |inner| {
+            let _writer = inner.write_lock();
+            let key = record.key().to_owned();
+            if inner.read().contains_key(&key) {
+                return Err(RecordsError::Exists {
+                    table: R::TABLE,
+                    key,
+                });
+            }
+            inner.store(&key, record)
+        })
+        .await
+    }
+
+    /// Adds a record or replaces the one with its key.
+    pub async fn put(&self, record: R) -> Result<Arc<R>, RecordsError> {
+        self.blocking(move |inner| {
+            let _writer = inner.write_lock();
+            let key = record.key().to_owned();
+            inner.store(&key, record)
+        })
+        .await
+    }
+
+    /// Changes a record by a function and gives back the new one. The function must not change
+    /// the key; it runs with the table's writer lock held, so it only computes.
+    pub async fn update<F>(&self, key: &str, change: F) -> Result<Arc<R>, RecordsError>
+    where
+        F: FnOnce(&mut R) + Send + 'static,
+    {
+        let key = key.to_owned();
+        self.blocking(move |inner| {
+            let _writer = inner.write_lock();
+            let old = inner.read().get(&key).cloned();
+            let Some(old) = old else {
+                return Err(RecordsError::NotFound {
+                    table: R::TABLE,
+                    key,
+                });
+            };
+            let mut new = R::clone(&old);
+            change(&mut new);
+            inner.store(&key, new)
+        })
+        .await
+    }
+
+    /// Takes a record away; `None` if there was none.
+    pub async fn remove(&self, key: &str) -> Result<Option<Arc<R>>, RecordsError> {
+        let key = key.to_owned();
+        self.blocking(move |inner| {
+            let _writer = inner.write_lock();
+            if !inner.read().contains_key(&key) {
+                return Ok(None);
+            }
+            let write = inner
+                .db
+                .begin_write()
+                .map_err(failed::<R, _>("remove a record"))?;
+            write
+                .open_table(definition::<R>())
+                .map_err(failed::<R, _>("remove a record"))?
+                .remove(key.as_str())
+                .map_err(failed::<R, _>("remove a record"))?;
+            write.commit().map_err(failed::<R, _>("remove a record"))?;
+            Ok(inner
+                .live
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&key))
+        })
+        .await
+    }
+
+    async fn blocking<T, F>(&self, work: F) -> Result<T, RecordsError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Inner<R>) -> Result<T, RecordsError> + Send + 'static,
+    {
+        let inner = Arc::clone(&self.inner);
+        tokio::task::spawn_blocking(move || work(&inner))
+            .await
+            .map_err(|_| RecordsError::Ending { table: R::TABLE })?
+    }
+}
+
+impl<R: Record> Inner<R> {
+    // A poisoned lock only says that a thread panicked between whole steps: the map is whole.
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<String, Arc<R>>> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_lock(&self) -> MutexGuard<'_, ()> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store(&self, key: &str, record: R) -> Result<Arc<R>, RecordsError> {
+        let bytes = serde_json::to_vec(&record).map_err(|source| RecordsError::Encode {
+            table: R::TABLE,
+            key: key.to_owned(),
+            source,
+        })?;
+        let write = self
+            .db
+            .begin_write()
+            .map_err(failed::<R, _>("write a record"))?;
+        write
+            .open_table(definition::<R>())
+            .map_err(failed::<R, _>("write a record"))?
+            .insert(key, bytes.as_slice())
+            .map_err(failed::<R, _>("write a record"))?;
+        write.commit().map_err(failed::<R, _>("write a record"))?;
+        let record = Arc::new(record);
+        self.live
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key.to_owned(), Arc::clone(&record));
+        Ok(record)
+    }
+}
+
+fn definition<R: Record>() -> TableDefinition<'static, &'static str, &'static [u8]> {
+    TableDefinition::new(R::TABLE)
+}
+
+fn failed<R: Record, E: Into<redb::Error>>(action: &'static str) -> impl FnOnce(E) -> RecordsError {
+    move |source| RecordsError::Transaction {
+        action,
+        table: R::TABLE,
+        source: Box::new(source.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::records::Records;
+
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    struct Note {
+        key: String,
+        count: u32,
+    }
+
+    impl Record for Note {
+        const TABLE: &'static str = "notes";
+        fn key(&self) -> &str {
+            &self.key
+        }
+    }
+
+    fn note(key: &str) -> Note {
+        Note {
+            key: key.to_owned(),
+            count: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_acknowledged_is_there_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        {
+            let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+            table.insert(note("a")).await.unwrap();
+            table.insert(note("b")).await.unwrap();
+            table.update("a", |n| n.count = 7).await.unwrap();
+            table.remove("b").await.unwrap();
+        }
+        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        assert_eq!(table.len(), 1);
+        assert_eq!(table.get("a").unwrap().count, 7);
+    }
+
+    #[tokio::test]
+    async fn no_update_is_lost_and_keys_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(&dir.path().join("state.redb")).unwrap();
+        let table = records.table::<Note>().unwrap();
+        table.insert(note("a")).await.unwrap();
+        let all = (0..50).map(|_| table.update("a", |n| n.count += 1));
+        for done in futures::future::join_all(all).await {
+            done.unwrap();
+        }
+        assert_eq!(table.get("a").unwrap().count, 50);
+        assert!(matches!(
+            table.insert(note("a")).await,
+            Err(RecordsError::Exists { .. })
+        ));
+        assert!(matches!(
+            table.update("z", |_| ()).await,
+            Err(RecordsError::NotFound { .. })
+        ));
+        assert!(table.remove("z").await.unwrap().is_none());
+    }
+}

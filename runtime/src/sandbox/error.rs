@@ -1,0 +1,127 @@
+//! What can go wrong with a pod.
+
+use tonic::Code;
+
+use crate::{
+    agent::AgentError, cgroup::ParentError, error::Grpc, network::NetworkError,
+    records::RecordsError, vmm::VmmError,
+};
+
+/// A failure in the life of a pod.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// No such pod.
+    #[error("there is no pod sandbox {id}")]
+    NotFound {
+        /// What was asked for.
+        id: String,
+    },
+    /// It does not run (any more).
+    #[error("the pod sandbox {id} is not ready: {why}")]
+    NotReady {
+        /// Which.
+        id: String,
+        /// Why, as far as known.
+        why: String,
+    },
+    /// Another pod has the name.
+    #[error("the name {name} is taken by the pod sandbox {id}; remove it first")]
+    NameTaken {
+        /// namespace/name, uid and attempt.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// The request makes no sense.
+    #[error("the pod's configuration cannot be used: {what}")]
+    Invalid {
+        /// What is wrong, and what would be right.
+        what: String,
+    },
+    /// A pod that this handler cannot run.
+    #[error("{what}")]
+    Unsupported {
+        /// What, and what to do.
+        what: String,
+    },
+    /// No such RuntimeClass handler.
+    #[error("there is no runtime handler {handler:?}; there are \"\" and \"kvm\"")]
+    Handler {
+        /// What was asked for.
+        handler: String,
+    },
+    /// `cgroup_parent` names no cgroup.
+    #[error("the pod's cgroup_parent {parent:?} cannot be used: {source}")]
+    CgroupParent {
+        /// As given.
+        parent: String,
+        /// Why.
+        source: ParentError,
+    },
+    /// The records failed.
+    #[error(transparent)]
+    Records(#[from] RecordsError),
+    /// The VMM failed.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The agent failed.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The network failed.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The VM ended while the pod was being started.
+    #[error("the pod's VM ended while it started ({reason}): {message}{}", console(.console_tail))]
+    Died {
+        /// As in exit.json, or `killed`.
+        reason: String,
+        /// The VMM's words.
+        message: String,
+        /// The end of the guest's console.
+        console_tail: String,
+    },
+    /// An operating-system call failed.
+    #[error("cannot {action}")]
+    Os {
+        /// What was attempted, on what.
+        action: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The task was torn down.
+    #[error("the request was given up, because the daemon is ending")]
+    Ending,
+}
+
+fn console(tail: &str) -> String {
+    let last: Vec<&str> = tail
+        .lines()
+        .rev()
+        .filter(|l| !l.trim().is_empty())
+        .take(3)
+        .collect();
+    if last.is_empty() {
+        return String::new();
+    }
+    let last: Vec<&str> = last.into_iter().rev().map(str::trim_end).collect();
+    format!("; the guest's console ends: {}", last.join(" | "))
+}
+
+impl Grpc for SandboxError {
+    fn code(&self) -> Code {
+        match self {
+            Self::NotFound { .. } | Self::Handler { .. } => Code::NotFound,
+            Self::NotReady { .. } | Self::Unsupported { .. } => Code::FailedPrecondition,
+            Self::NameTaken { .. } => Code::AlreadyExists,
+            Self::Invalid { .. } => Code::InvalidArgument,
+            Self::CgroupParent { source, .. } => source.code(),
+            Self::Records(e) => e.code(),
+            Self::Vmm(e) => e.code(),
+            Self::Agent(e) => e.code(),
+            Self::Network(e) => e.code(),
+            Self::Died { .. } => Code::Internal,
+            Self::Os { source, .. } => crate::error::io_code(source),
+            Self::Ending => Code::Unavailable,
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The client of a VMM's control socket: u32 little-endian length, then JSON, one answer per
+//! request in order (docs/vmm-api.md). Each request is its own connection, so that a request that
+//! was given up half-way cannot shift the answers of the next.
+
+use std::{
+    io::IoSlice,
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd},
+    path::PathBuf,
+    time::Duration,
+};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
+    net::UnixStream,
+};
+
+use super::{VmmError, error::Kind};
+
+/// The longest message either side sends.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// A request is a few system calls in the VMM; a host under load gets a multiple of that.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Talks to one VMM.
+#[derive(Debug, Clone)]
+pub struct Control {
+    path: PathBuf,
+}
+
+/// A disk to plug.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskSpec {
+    /// The virtio-blk serial, at most 20 bytes.
+    pub id: String,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+    /// How many queues.
+    pub queues: u32,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Request<'a> {
+    Attach { disk: &'a DiskSpec },
+    Detach { id: &'a str },
+    Metrics {},
+    Stop {},
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Ok(Done),
+    Error { kind: Kind, message: String },
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Done {
+    slot: Option<String>,
+    metrics: Option<serde_json::Value>,
+}
+
+impl Control {
+    /// For the VMM whose control socket is at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// Plugs a disk whose file is `file`; gives the slot it got.
+    pub async fn attach(&self, disk: &DiskSpec, file: BorrowedFd<'_>) -> Result<String, VmmError> {
+        let done = self
+            .ask("attach a disk", &Request::Attach { disk }, &[file])
+            .await?;
+        done.slot.ok_or(VmmError::Protocol {
+            during: "attaching a disk",
+            what: "the answer names no slot".to_owned(),
+        })
+    }
+
+    /// Unplugs a disk the guest has let go of.
+    pub async fn detach(&self, id: &str) -> Result<(), VmmError> {
+        self.ask("detach a disk", &Request::Detach { id }, &[])
+            .await
+            .map(|_| ())
+    }
+
+    /// The VMM's own counters.
+    pub async fn metrics(&self) -> Result<serde_json::Value, VmmError> {
+        let done = self
+            .ask("read the metrics", &Request::Metrics {}, &[])
+            .await?;
+        Ok(done.metrics.unwrap_or_default())
+    }
+
+    /// Ends the VM at once and with it the process.
+    pub async fn stop(&self) -> Result<(), VmmError> {
+        self.ask("stop the VM", &Request::Stop {}, &[])
+            .await
+            .map(|_| ())
+    }
+
+    async fn ask(
+        &self,
+        action: &'static str,
+        request: &Request<'_>,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<Done, VmmError> {
+        let answer = tokio::time::timeout(DEADLINE, self.exchange(action, request, files))
+            .await
+            .map_err(|_| VmmError::Deadline {
+                during: action,
+                seconds: DEADLINE.as_secs(),
+            })??;
+        match answer {
+            Answer::Ok(done) => Ok(done),
+            Answer::Error { kind, message } => Err(VmmError::Request {
+                action,
+                kind,
+                message,
+            }),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        action: &'static str,
+        request: &Request<'_>,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<Answer, VmmError> {
+        let socket = |source| VmmError::Socket {
+            action,
+            path: self.path.clone(),
+            source,
+        };
+        let protocol = |what: String| VmmError::Protocol {
+            during: action,
+            what,
+        };
+
+        let body = serde_json::to_vec(request).map_err(|e| protocol(e.to_string()))?;
+        let length = u32::try_from(body.len())
+            .ok()
+            .filter(|_| body.len() <= MAX_MESSAGE)
+            .ok_or_else(|| protocol(format!("a request of {} bytes is too long", body.len())))?;
+        let mut message = length.to_le_bytes().to_vec();
+        message.extend_from_slice(&body);
+
+        let mut stream = UnixStream::connect(&self.path).await.map_err(socket)?;
+        let sent = send_with_files(&stream, &message, files)
+            .await
+            .map_err(socket)?;
+        stream
+            .write_all(message.get(sent..).unwrap_or_default())
+            .await
+            .map_err(socket)?;
+
+        let length = stream.read_u32_le().await.map_err(socket)?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if length > MAX_MESSAGE {
+            return Err(protocol(format!("an answer of {length} bytes is too long")));
+        }
+        let mut answer = vec![0; length];
+        stream.read_exact(&mut answer).await.map_err(socket)?;
+        serde_json::from_slice(&answer)
+            .map_err(|e| protocol(format!("an answer that is none: {e}")))
+    }
+}
+
+/// Sends the beginning of a message together with descriptors; gives how many bytes went.
+async fn send_with_files(
+    stream: &UnixStream,
+    message: &[u8],
+    files: &[BorrowedFd<'_>],
+) -> std::io::Result<usize> {
+    let send = || {
+        // Two descriptors at most are ever sent (a snapshot's files).
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        let parts = [IoSlice::new(message)];
+        Ok(rustix::net::sendmsg(
+            stream.as_fd(),
+            &parts,
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
+}

@@ -1,0 +1,132 @@
+//! What can go wrong with a VMM.
+
+use std::path::PathBuf;
+
+use tonic::Code;
+
+use crate::error::{Grpc, io_code};
+
+/// A failure of a pod's VMM, or in talking to it.
+#[derive(Debug, thiserror::Error)]
+pub enum VmmError {
+    /// Something the VMM needs does not open.
+    #[error("cannot open {what} {path}: {hint}")]
+    Open {
+        /// What it is for.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What to do.
+        hint: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The process does not start.
+    #[error("cannot start the VMM {binary}")]
+    Spawn {
+        /// The program.
+        binary: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It started and gave up.
+    #[error("the VMM refused to start ({kind}): {message}")]
+    Refused {
+        /// The VMM's error kind.
+        kind: String,
+        /// Its words.
+        message: String,
+    },
+    /// It said something that is not in the contract.
+    #[error("the VMM broke the protocol while {during}: {what}")]
+    Protocol {
+        /// What was going on.
+        during: &'static str,
+        /// What was wrong.
+        what: String,
+    },
+    /// It did not answer in time.
+    #[error("the VMM did not answer within {seconds} s while {during}")]
+    Deadline {
+        /// What was going on.
+        during: &'static str,
+        /// How long it had.
+        seconds: u64,
+    },
+    /// The control socket fails: the VMM has ended or is ending.
+    #[error("cannot {action} over the VMM's control socket {path}")]
+    Socket {
+        /// What was attempted.
+        action: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It answered a request with an error.
+    #[error("the VMM could not {action} ({kind:?}): {message}")]
+    Request {
+        /// What was asked.
+        action: &'static str,
+        /// The VMM's error kind.
+        kind: Kind,
+        /// Its words.
+        message: String,
+    },
+    /// An operating-system call failed.
+    #[error("cannot {action}")]
+    Os {
+        /// What was attempted.
+        action: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// The error kinds of the control socket (docs/vmm-api.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The request cannot be read.
+    BadRequest,
+    /// No such disk.
+    NotFound,
+    /// There is one of that name.
+    Exists,
+    /// Not now.
+    WrongState,
+    /// The bus is full.
+    NoSlot,
+    /// Not in this VMM.
+    Unsupported,
+    /// The operating system said no.
+    Io,
+    /// A bug.
+    Internal,
+}
+
+impl Grpc for VmmError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Open { source, .. } | Self::Spawn { source, .. } => match source.kind() {
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
+                    Code::FailedPrecondition
+                }
+                _ => io_code(source),
+            },
+            Self::Os { source, .. } => io_code(source),
+            Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::Socket { .. } => Code::Unavailable,
+            Self::Request { kind, .. } => match kind {
+                Kind::NotFound => Code::NotFound,
+                Kind::Exists => Code::AlreadyExists,
+                Kind::WrongState => Code::FailedPrecondition,
+                Kind::NoSlot => Code::ResourceExhausted,
+                Kind::Unsupported => Code::Unimplemented,
+                Kind::BadRequest | Kind::Io | Kind::Internal => Code::Internal,
+            },
+            Self::Refused { .. } => Code::FailedPrecondition,
+            Self::Protocol { .. } => Code::Internal,
+        }
+    }
+}
