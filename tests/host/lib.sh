@@ -116,6 +116,12 @@ stop_job() {
         kill -KILL -- "-$(cat "$hosts/$1/share/jobs/$2/pid")" 2>/dev/null || true
     else
         echo "kill $2" >"$hosts/$1/control.in"
+        # The job's directory is needed until it is done.
+        for _ in $(seq 100); do
+            [ ! -e "$hosts/$1/share/jobs/$2/killed" ] || return 0
+            read -r -t 0.1 _ <>"$hosts/$1/share/never" || true
+        done
+        say "host $1 did not confirm within 10 s that the command is killed"
     fi
 }
 
