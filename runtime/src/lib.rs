@@ -17,6 +17,7 @@ pub mod cri;
 pub mod error;
 pub mod images;
 pub mod network;
+pub mod oci;
 pub mod records;
 pub mod sandbox;
 pub mod vmm;

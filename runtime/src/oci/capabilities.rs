@@ -90,20 +90,37 @@ impl Granted {
         let drop = names(&asked.drop_capabilities, "drop_capabilities")?;
         let ambient = names(&asked.add_ambient_capabilities, "add_ambient_capabilities")?;
         if privileged {
-            let ambient = if ambient.all { ALL.into() } else { ambient.single };
-            return Ok(Self { base: ALL.into(), ambient });
+            let ambient = if ambient.all {
+                ALL.into()
+            } else {
+                ambient.single
+            };
+            return Ok(Self {
+                base: ALL.into(),
+                ambient,
+            });
         }
-        let mut base: HashSet<Capability> =
-            if add.all || ambient.all { ALL.into() } else { DEFAULT.into() };
+        let mut base: HashSet<Capability> = if add.all || ambient.all {
+            ALL.into()
+        } else {
+            DEFAULT.into()
+        };
         if drop.all {
             base.clear();
         }
         base.extend(&add.single);
         base.extend(&ambient.single);
         base.retain(|cap| !drop.single.contains(cap));
-        let mut keep: HashSet<Capability> = if ambient.all { ALL.into() } else { ambient.single };
+        let mut keep: HashSet<Capability> = if ambient.all {
+            ALL.into()
+        } else {
+            ambient.single
+        };
         keep.retain(|cap| base.contains(cap));
-        Ok(Self { base, ambient: keep })
+        Ok(Self {
+            base,
+            ambient: keep,
+        })
     }
 
     /// As the OCI spec has it. Inheritable is only what is ambient: a wider set would let a file
@@ -126,7 +143,10 @@ struct Names {
 }
 
 fn names(list: &[String], field: &'static str) -> Result<Names, OciError> {
-    let mut result = Names { all: false, single: HashSet::new() };
+    let mut result = Names {
+        all: false,
+        single: HashSet::new(),
+    };
     for name in list {
         let upper = name.to_ascii_uppercase();
         let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
@@ -134,13 +154,15 @@ fn names(list: &[String], field: &'static str) -> Result<Names, OciError> {
             result.all = true;
             continue;
         }
-        let cap = ALL.iter().copied().find(|cap| spelled(*cap) == bare).ok_or_else(|| {
-            OciError::Invalid {
+        let cap = ALL
+            .iter()
+            .copied()
+            .find(|cap| spelled(*cap) == bare)
+            .ok_or_else(|| OciError::Invalid {
                 field,
                 value: name.clone(),
                 allowed: "ALL, or a Linux capability with or without CAP_, such as NET_ADMIN",
-            }
-        })?;
+            })?;
         result.single.insert(cap);
     }
     Ok(result)
@@ -179,12 +201,27 @@ mod tests {
         let default = Granted::decide(None, false).unwrap();
         assert_eq!(default.base, DEFAULT.into());
         assert!(default.ambient.is_empty());
-        assert!(decide(&["NET_ADMIN"], &[], &[]).base.contains(&Capability::NetAdmin));
-        assert!(decide(&["cap_net_admin"], &[], &[]).base.contains(&Capability::NetAdmin));
-        assert!(!decide(&[], &["CHOWN"], &[]).base.contains(&Capability::Chown));
+        assert!(
+            decide(&["NET_ADMIN"], &[], &[])
+                .base
+                .contains(&Capability::NetAdmin)
+        );
+        assert!(
+            decide(&["cap_net_admin"], &[], &[])
+                .base
+                .contains(&Capability::NetAdmin)
+        );
+        assert!(
+            !decide(&[], &["CHOWN"], &[])
+                .base
+                .contains(&Capability::Chown)
+        );
         assert_eq!(decide(&["ALL"], &[], &[]).base.len(), 41);
         assert!(decide(&[], &["ALL"], &[]).base.is_empty());
-        assert_eq!(decide(&["KILL"], &["ALL"], &[]).base, HashSet::from([Capability::Kill]));
+        assert_eq!(
+            decide(&["KILL"], &["ALL"], &[]).base,
+            HashSet::from([Capability::Kill])
+        );
         assert_eq!(decide(&["ALL"], &["SYS_ADMIN"], &[]).base.len(), 40);
     }
 
@@ -198,13 +235,19 @@ mod tests {
 
     #[test]
     fn privileged_has_everything_whatever_is_dropped() {
-        let asked = cri::Capability { drop_capabilities: vec!["ALL".into()], ..Default::default() };
+        let asked = cri::Capability {
+            drop_capabilities: vec!["ALL".into()],
+            ..Default::default()
+        };
         assert_eq!(Granted::decide(Some(&asked), true).unwrap().base.len(), 41);
     }
 
     #[test]
     fn an_unknown_name_is_refused() {
-        let asked = cri::Capability { add_capabilities: vec!["FLY".into()], ..Default::default() };
+        let asked = cri::Capability {
+            add_capabilities: vec!["FLY".into()],
+            ..Default::default()
+        };
         let error = Granted::decide(Some(&asked), false).unwrap_err();
         assert!(error.to_string().contains("FLY"), "{error}");
     }

@@ -188,7 +188,13 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
     for kind in kinds {
         namespaces.push(LinuxNamespaceBuilder::default().typ(kind).build()?);
     }
-    let hidden = |paths: &[String]| if context.privileged { Vec::new() } else { paths.to_vec() };
+    let hidden = |paths: &[String]| {
+        if context.privileged {
+            Vec::new()
+        } else {
+            paths.to_vec()
+        }
+    };
     for path in context.masked_paths.iter().chain(&context.readonly_paths) {
         process::no_nul("masked_paths and readonly_paths", path)?;
     }
@@ -201,12 +207,18 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
     if let Some(profile) = filter(&context, &granted, input.localhost_seccomp)? {
         linux = linux.seccomp(profile);
     }
-    let root = RootBuilder::default().path("rootfs").readonly(context.readonly_rootfs).build()?;
+    let root = RootBuilder::default()
+        .path("rootfs")
+        .readonly(context.readonly_rootfs)
+        .build()?;
     let spec = SpecBuilder::default()
         .version("1.2.0")
         .root(root)
         .process(process.build()?)
-        .mounts(mounts::default(context.privileged, context.readonly_rootfs)?)
+        .mounts(mounts::default(
+            context.privileged,
+            context.readonly_rootfs,
+        )?)
         .linux(linux.build()?)
         .build()?;
     Ok(Plan {
@@ -239,7 +251,11 @@ fn filter(
 fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), OciError> {
     if let Some(mount) = config.mounts.first() {
         return Err(OciError::Unsupported {
-            what: format!("the mount at {:?} (of {})", mount.container_path, config.mounts.len()),
+            what: format!(
+                "the mount at {:?} (of {})",
+                mount.container_path,
+                config.mounts.len()
+            ),
             advice: "a container with mounts is not implemented in this release of Bulkhead",
         });
     }
@@ -272,9 +288,13 @@ fn refuse_policies(context: &cri::LinuxContainerSecurityContext) -> Result<(), O
         let localhost = cri::security_profile::ProfileType::Localhost as i32;
         (profile.profile_type == localhost).then(|| profile.localhost_ref.clone())
     });
+    #[allow(deprecated)] // Still in the contract; older clients set nothing else.
     let by_text = match &context.apparmor {
         Some(_) => None,
-        None => context.apparmor_profile.strip_prefix("localhost/").map(str::to_owned),
+        None => context
+            .apparmor_profile
+            .strip_prefix("localhost/")
+            .map(str::to_owned),
     };
     match by_field.or(by_text) {
         Some(name) if !context.privileged => Err(OciError::Unsupported {
@@ -320,13 +340,14 @@ fn pid_namespace(
 }
 
 fn oom_score(asked: i64) -> Result<i32, OciError> {
-    i32::try_from(asked).ok().filter(|score| (-1000..=1000).contains(score)).ok_or_else(|| {
-        OciError::Invalid {
+    i32::try_from(asked)
+        .ok()
+        .filter(|score| (-1000..=1000).contains(score))
+        .ok_or_else(|| OciError::Invalid {
             field: "oom_score_adj",
             value: asked.to_string(),
             allowed: "-1000 to 1000",
-        }
-    })
+        })
 }
 
 #[cfg(test)]

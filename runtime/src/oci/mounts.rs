@@ -1,8 +1,6 @@
 //! The mounts and devices every container gets.
 
-use oci_spec::runtime::{
-    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, Mount, MountBuilder,
-};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, Mount, MountBuilder};
 
 use super::OciError;
 
@@ -15,15 +13,30 @@ pub fn default(privileged: bool, readonly_rootfs: bool) -> Result<Vec<Mount>, Oc
     let etc = if readonly_rootfs { "ro" } else { "rw" };
     let mut mounts = vec![
         plain("/proc", "proc", &["nosuid", "noexec", "nodev"])?,
-        plain("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
+        plain(
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        )?,
         plain(
             "/dev/pts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         )?,
         plain("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"])?,
         plain("/sys", "sysfs", &["nosuid", "noexec", "nodev", kernel])?,
-        plain("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", kernel])?,
+        plain(
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", kernel],
+        )?,
         shared("/dev/shm", "shm", "rw")?,
     ];
     for file in ["hostname", "hosts", "resolv.conf"] {
@@ -64,7 +77,13 @@ pub fn devices(privileged: bool) -> Result<Vec<LinuxDevice>, OciError> {
         device("/dev/loop-control", LinuxDeviceType::C, 10, 237, 0o660)?,
     ];
     for nth in 0..8 {
-        result.push(device(&format!("/dev/loop{nth}"), LinuxDeviceType::B, 7, nth, 0o660)?);
+        result.push(device(
+            &format!("/dev/loop{nth}"),
+            LinuxDeviceType::B,
+            7,
+            nth,
+            0o660,
+        )?);
     }
     Ok(result)
 }

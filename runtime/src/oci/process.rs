@@ -13,16 +13,26 @@ pub fn args(config: &cri::ContainerConfig, image: &ImageProcess) -> Result<Vec<S
     let mut result = Vec::new();
     if config.command.is_empty() {
         result.extend_from_slice(&image.entrypoint);
-        let rest = if config.args.is_empty() { &image.cmd } else { &config.args };
+        let rest = if config.args.is_empty() {
+            &image.cmd
+        } else {
+            &config.args
+        };
         result.extend_from_slice(rest);
     } else {
         result.extend_from_slice(&config.command);
         result.extend_from_slice(&config.args);
     }
     match result.first() {
-        None => return Err(OciError::NoCommand { what: "the image has neither entrypoint nor cmd" }),
+        None => {
+            return Err(OciError::NoCommand {
+                what: "the image has neither entrypoint nor cmd",
+            });
+        }
         Some(first) if first.is_empty() => {
-            return Err(OciError::NoCommand { what: "the first argument is empty" });
+            return Err(OciError::NoCommand {
+                what: "the first argument is empty",
+            });
         }
         Some(_) => {}
     }
@@ -85,11 +95,17 @@ impl Environment {
 
 /// The working directory: the request's, else the image's, else the root.
 pub fn cwd(config: &cri::ContainerConfig, image: &ImageProcess) -> Result<String, OciError> {
-    let wanted = [&config.working_dir, &image.working_dir].into_iter().find(|dir| !dir.is_empty());
+    let wanted = [&config.working_dir, &image.working_dir]
+        .into_iter()
+        .find(|dir| !dir.is_empty());
     let dir = wanted.map_or("/", String::as_str);
     no_nul("working_dir", dir)?;
     // An image may say "app" and mean "/app"; runc-based runtimes take it so.
-    Ok(if dir.starts_with('/') { dir.to_owned() } else { format!("/{dir}") })
+    Ok(if dir.starts_with('/') {
+        dir.to_owned()
+    } else {
+        format!("/{dir}")
+    })
 }
 
 /// Who the process is. Names are resolved in the guest, against the image's own files.
@@ -97,8 +113,16 @@ pub fn user(
     context: &cri::LinuxContainerSecurityContext,
     image: &ImageProcess,
 ) -> Result<agent::User, OciError> {
-    let gid = context.run_as_group.as_ref().map(|v| id("run_as_group", v.value)).transpose()?;
-    let uid = context.run_as_user.as_ref().map(|v| id("run_as_user", v.value)).transpose()?;
+    let gid = context
+        .run_as_group
+        .as_ref()
+        .map(|v| id("run_as_group", v.value))
+        .transpose()?;
+    let uid = context
+        .run_as_user
+        .as_ref()
+        .map(|v| id("run_as_user", v.value))
+        .transpose()?;
     let name = match (uid, context.run_as_username.as_str()) {
         (Some(_), _) => String::new(),
         (None, "") if gid.is_some() => {
@@ -135,11 +159,14 @@ pub fn user(
 
 fn id(field: &'static str, value: i64) -> Result<u32, OciError> {
     // The last value is (uid_t)-1, "no change" to the kernel.
-    u32::try_from(value).ok().filter(|id| *id != u32::MAX).ok_or_else(|| OciError::Invalid {
-        field,
-        value: value.to_string(),
-        allowed: "0 to 4294967294",
-    })
+    u32::try_from(value)
+        .ok()
+        .filter(|id| *id != u32::MAX)
+        .ok_or_else(|| OciError::Invalid {
+            field,
+            value: value.to_string(),
+            allowed: "0 to 4294967294",
+        })
 }
 
 /// C strings end at a NUL: one inside would silently cut the text.
@@ -166,10 +193,34 @@ mod tests {
     fn command_and_args_against_entrypoint_and_cmd() {
         // The table of the Kubernetes documentation.
         for (entrypoint, cmd, command, given, expected) in [
-            (vec!["/ep-1"], vec!["foo", "bar"], vec![], vec![], vec!["/ep-1", "foo", "bar"]),
-            (vec!["/ep-1"], vec!["foo", "bar"], vec!["/ep-2"], vec![], vec!["/ep-2"]),
-            (vec!["/ep-1"], vec!["foo", "bar"], vec![], vec!["zoo"], vec!["/ep-1", "zoo"]),
-            (vec!["/ep-1"], vec!["foo"], vec!["/ep-2"], vec!["zoo"], vec!["/ep-2", "zoo"]),
+            (
+                vec!["/ep-1"],
+                vec!["foo", "bar"],
+                vec![],
+                vec![],
+                vec!["/ep-1", "foo", "bar"],
+            ),
+            (
+                vec!["/ep-1"],
+                vec!["foo", "bar"],
+                vec!["/ep-2"],
+                vec![],
+                vec!["/ep-2"],
+            ),
+            (
+                vec!["/ep-1"],
+                vec!["foo", "bar"],
+                vec![],
+                vec!["zoo"],
+                vec!["/ep-1", "zoo"],
+            ),
+            (
+                vec!["/ep-1"],
+                vec!["foo"],
+                vec!["/ep-2"],
+                vec!["zoo"],
+                vec!["/ep-2", "zoo"],
+            ),
             (vec![], vec!["sh"], vec![], vec![], vec!["sh"]),
         ] {
             let image = ImageProcess {
@@ -186,20 +237,31 @@ mod tests {
         }
         let none = args(&cri::ContainerConfig::default(), &ImageProcess::default());
         assert!(matches!(none, Err(OciError::NoCommand { .. })));
-        let empty = cri::ContainerConfig { command: strings(&[""]), ..Default::default() };
+        let empty = cri::ContainerConfig {
+            command: strings(&[""]),
+            ..Default::default()
+        };
         assert!(args(&empty, &ImageProcess::default()).is_err());
-        let nul = cri::ContainerConfig { command: strings(&["a\0b"]), ..Default::default() };
+        let nul = cri::ContainerConfig {
+            command: strings(&["a\0b"]),
+            ..Default::default()
+        };
         assert!(args(&nul, &ImageProcess::default()).is_err());
     }
 
     fn pair(key: &str, value: &[u8]) -> cri::KeyValue {
-        cri::KeyValue { key: key.into(), value: value.into() }
+        cri::KeyValue {
+            key: key.into(),
+            value: value.into(),
+        }
     }
 
     #[test]
     fn the_request_overrides_the_image_and_the_image_the_default() {
-        let image =
-            ImageProcess { env: strings(&["PATH=/opt", "A=1", "HOSTNAME=x"]), ..Default::default() };
+        let image = ImageProcess {
+            env: strings(&["PATH=/opt", "A=1", "HOSTNAME=x"]),
+            ..Default::default()
+        };
         let config = cri::ContainerConfig {
             envs: vec![pair("A", b"2"), pair("B", b"x=y"), pair("B", b"z")],
             tty: true,
@@ -209,22 +271,36 @@ mod tests {
             env(&config, &image, "pod").unwrap(),
             strings(&["PATH=/opt", "TERM=xterm", "A=2", "HOSTNAME=pod", "B=z"])
         );
-        for bad in [pair("", b""), pair("A=B", b""), pair("A", b"\xff"), pair("A", b"\0")] {
-            let config = cri::ContainerConfig { envs: vec![bad], ..Default::default() };
+        for bad in [
+            pair("", b""),
+            pair("A=B", b""),
+            pair("A", b"\xff"),
+            pair("A", b"\0"),
+        ] {
+            let config = cri::ContainerConfig {
+                envs: vec![bad],
+                ..Default::default()
+            };
             assert!(env(&config, &image, "pod").is_err());
         }
     }
 
     #[test]
     fn users() {
-        let image = ImageProcess { user: "www-data:1004".into(), ..Default::default() };
+        let image = ImageProcess {
+            user: "www-data:1004".into(),
+            ..Default::default()
+        };
         let mut context = cri::LinuxContainerSecurityContext::default();
         assert_eq!(user(&context, &image).unwrap().name, "www-data:1004");
         context.run_as_group = Some(cri::Int64Value { value: 5 });
         assert!(user(&context, &image).is_err(), "a group without a user");
         context.run_as_username = "nobody".into();
         let named = user(&context, &image).unwrap();
-        assert_eq!((named.name.as_str(), named.uid, named.gid), ("nobody", None, Some(5)));
+        assert_eq!(
+            (named.name.as_str(), named.uid, named.gid),
+            ("nobody", None, Some(5))
+        );
         context.run_as_user = Some(cri::Int64Value { value: 1000 });
         context.supplemental_groups = vec![1234];
         context.supplemental_groups_policy = 1;
@@ -240,10 +316,22 @@ mod tests {
 
     #[test]
     fn directories() {
-        let image = ImageProcess { working_dir: "app".into(), ..Default::default() };
-        assert_eq!(cwd(&cri::ContainerConfig::default(), &image).unwrap(), "/app");
-        let config = cri::ContainerConfig { working_dir: "/srv".into(), ..Default::default() };
+        let image = ImageProcess {
+            working_dir: "app".into(),
+            ..Default::default()
+        };
+        assert_eq!(
+            cwd(&cri::ContainerConfig::default(), &image).unwrap(),
+            "/app"
+        );
+        let config = cri::ContainerConfig {
+            working_dir: "/srv".into(),
+            ..Default::default()
+        };
         assert_eq!(cwd(&config, &image).unwrap(), "/srv");
-        assert_eq!(cwd(&cri::ContainerConfig::default(), &ImageProcess::default()).unwrap(), "/");
+        assert_eq!(
+            cwd(&cri::ContainerConfig::default(), &ImageProcess::default()).unwrap(),
+            "/"
+        );
     }
 }

@@ -58,7 +58,12 @@ pub fn build(asked: &LinuxContainerResources) -> Result<LinuxResources, OciError
 /// The device rules: nothing but the standard devices (which the agent's runtime adds itself), or
 /// for a privileged container everything the guest has.
 pub fn device_rules(privileged: bool) -> Result<Vec<LinuxDeviceCgroup>, OciError> {
-    Ok(vec![LinuxDeviceCgroupBuilder::default().allow(privileged).access("rwm").build()?])
+    Ok(vec![
+        LinuxDeviceCgroupBuilder::default()
+            .allow(privileged)
+            .access("rwm")
+            .build()?,
+    ])
 }
 
 fn shares(asked: i64) -> Result<Option<u64>, OciError> {
@@ -136,10 +141,15 @@ fn check_hugepages(asked: &LinuxContainerResources) -> Result<(), OciError> {
 /// nothing that could be a path.
 fn unified(asked: &HashMap<String, String>) -> Result<HashMap<String, String>, OciError> {
     for (key, value) in asked {
-        let chars = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._".contains(c)
-            || c.is_ascii_uppercase();
+        let chars = |c: char| {
+            c.is_ascii_lowercase()
+                || c.is_ascii_digit()
+                || "._".contains(c)
+                || c.is_ascii_uppercase()
+        };
         let controller = key.split('.').next().unwrap_or_default();
-        let known = ["cpu", "memory", "io", "pids", "hugetlb", "misc", "rdma"].contains(&controller);
+        let known =
+            ["cpu", "memory", "io", "pids", "hugetlb", "misc", "rdma"].contains(&controller);
         if !known || !key.contains('.') || key.contains("..") || !key.chars().all(chars) {
             return Err(OciError::Invalid {
                 field: "unified",
@@ -166,7 +176,12 @@ pub fn merged(
     let keep = |new: i64, old: i64| if new == 0 { old } else { new };
     let keep_text = |new: &str, old: &str| if new.is_empty() { old } else { new }.to_owned();
     let mut unified = old.unified.clone();
-    unified.extend(update.unified.iter().map(|(key, value)| (key.clone(), value.clone())));
+    unified.extend(
+        update
+            .unified
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone())),
+    );
     LinuxContainerResources {
         cpu_period: keep(update.cpu_period, old.cpu_period),
         cpu_quota: keep(update.cpu_quota, old.cpu_quota),
@@ -216,12 +231,21 @@ mod tests {
             r.memory_limit_in_bytes = 134_217_728;
             r.memory_swap_limit_in_bytes = 134_217_728;
             r.cpuset_cpus = "0-3".into();
-            r.hugepage_limits = vec![HugepageLimit { page_size: "2MB".into(), limit: 0 }];
+            r.hugepage_limits = vec![HugepageLimit {
+                page_size: "2MB".into(),
+                limit: 0,
+            }];
         }))
         .unwrap();
         let cpu = built.cpu().as_ref().unwrap();
-        assert_eq!((cpu.quota(), cpu.period(), cpu.shares()), (Some(20_000), Some(100_000), Some(204)));
-        assert!(cpu.cpus().is_none(), "host processors mean nothing in a guest");
+        assert_eq!(
+            (cpu.quota(), cpu.period(), cpu.shares()),
+            (Some(20_000), Some(100_000), Some(204))
+        );
+        assert!(
+            cpu.cpus().is_none(),
+            "host processors mean nothing in a guest"
+        );
         assert_eq!(built.memory().unwrap().limit(), Some(134_217_728));
         assert!(built.hugepage_limits().is_none());
     }
@@ -243,13 +267,24 @@ mod tests {
                 r.memory_swap_limit_in_bytes = 1 << 20;
             }),
             Box::new(|r| {
-                r.hugepage_limits = vec![HugepageLimit { page_size: "2MB".into(), limit: 1 }];
+                r.hugepage_limits = vec![HugepageLimit {
+                    page_size: "2MB".into(),
+                    limit: 1,
+                }];
             }),
         ];
         for (nth, change) in bad.into_iter().enumerate() {
             assert!(build(&with(change)).is_err(), "case {nth}");
         }
-        for key in ["", "memory", "../x.y", "memory/..", "cgroup.kill", "memory..max", "memory.max\n"] {
+        for key in [
+            "",
+            "memory",
+            "../x.y",
+            "memory/..",
+            "cgroup.kill",
+            "memory..max",
+            "memory.max\n",
+        ] {
             let asked = with(|r| {
                 r.unified.insert(key.into(), "1".into());
             });

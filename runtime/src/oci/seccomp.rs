@@ -3,7 +3,11 @@
 //! The filter runs in the guest's kernel; the daemon only chooses it. A localhost profile is a
 //! file of the host, read here (bounded) and sent along in the container's OCI spec.
 
-use std::{collections::HashSet, io::Read as _, path::{Path, PathBuf}};
+use std::{
+    collections::HashSet,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use bulkhead_proto::cri::{self, security_profile::ProfileType};
 use oci_spec::runtime::{
@@ -38,6 +42,7 @@ pub fn choose(context: &cri::LinuxContainerSecurityContext) -> Result<Choice, Oc
         return Ok(Choice::Unconfined);
     }
     let Some(profile) = &context.seccomp else {
+        #[allow(deprecated)] // Still in the contract; older clients set nothing else.
         return choose_by_text(&context.seccomp_profile_path);
     };
     match ProfileType::try_from(profile.profile_type) {
@@ -81,18 +86,25 @@ fn localhost(text: &str) -> Result<Choice, OciError> {
 
 /// Reads a localhost profile: the JSON form of OCI's `linux.seccomp`. Blocks.
 pub fn read_localhost(path: &Path) -> Result<LinuxSeccomp, OciError> {
-    let failed = |source| OciError::SeccompFile { path: path.to_owned(), source };
+    let failed = |source| OciError::SeccompFile {
+        path: path.to_owned(),
+        source,
+    };
     let file = std::fs::File::open(path).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(failed(std::io::Error::other("it is not a regular file")));
     }
     let mut text = Vec::new();
-    file.take(LOCALHOST_LIMIT + 1).read_to_end(&mut text).map_err(failed)?;
+    file.take(LOCALHOST_LIMIT + 1)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
     if text.len() as u64 > LOCALHOST_LIMIT {
         return Err(failed(std::io::Error::other("it is larger than 1 MiB")));
     }
-    serde_json::from_slice(&text)
-        .map_err(|source| OciError::SeccompParse { path: path.to_owned(), source })
+    serde_json::from_slice(&text).map_err(|source| OciError::SeccompParse {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[derive(Debug, Deserialize)]
@@ -159,22 +171,38 @@ pub fn runtime_default(granted: &HashSet<Capability>) -> Result<LinuxSeccomp, Oc
     for group in &profile.allow {
         rules.push(rule(&group.calls, allow, None, Vec::new())?);
     }
-    for group in profile.with_capability.iter().filter(|group| held.contains(&group.capability)) {
+    for group in profile
+        .with_capability
+        .iter()
+        .filter(|group| held.contains(&group.capability))
+    {
         rules.push(rule(&group.calls, allow, None, Vec::new())?);
     }
-    for group in profile.allow_if.iter().filter(|group| lacks(&group.unless_capability)) {
+    for group in profile
+        .allow_if
+        .iter()
+        .filter(|group| lacks(&group.unless_capability))
+    {
         for argument in arguments(group)? {
             rules.push(rule(&group.calls, allow, None, vec![argument])?);
         }
     }
-    for group in profile.refuse.iter().filter(|group| lacks(&group.unless_capability)) {
+    for group in profile
+        .refuse
+        .iter()
+        .filter(|group| lacks(&group.unless_capability))
+    {
         let refuse = LinuxSeccompAction::ScmpActErrno;
         rules.push(rule(&group.calls, refuse, Some(group.errno), Vec::new())?);
     }
     Ok(LinuxSeccompBuilder::default()
         .default_action(LinuxSeccompAction::ScmpActErrno)
         .default_errno_ret(profile.default_errno)
-        .architectures(vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32])
+        .architectures(vec![
+            Arch::ScmpArchX86_64,
+            Arch::ScmpArchX86,
+            Arch::ScmpArchX32,
+        ])
         .syscalls(rules)
         .build()?)
 }
@@ -236,13 +264,40 @@ mod tests {
     #[test]
     fn an_ordinary_program_runs_and_the_kernels_levers_are_out_of_reach() {
         let calls = allowed(&[]);
-        for call in ["read", "openat", "execve", "futex", "mmap", "epoll_wait", "getrandom", "wait4"] {
+        for call in [
+            "read",
+            "openat",
+            "execve",
+            "futex",
+            "mmap",
+            "epoll_wait",
+            "getrandom",
+            "wait4",
+        ] {
             assert!(calls.contains(call), "{call}");
         }
         for call in [
-            "mount", "unshare", "setns", "reboot", "kexec_load", "init_module", "bpf", "keyctl",
-            "add_key", "io_uring_setup", "userfaultfd", "perf_event_open", "sethostname", "chroot",
-            "swapon", "open_by_handle_at", "settimeofday", "iopl", "pivot_root", "clone", "clone3",
+            "mount",
+            "unshare",
+            "setns",
+            "reboot",
+            "kexec_load",
+            "init_module",
+            "bpf",
+            "keyctl",
+            "add_key",
+            "io_uring_setup",
+            "userfaultfd",
+            "perf_event_open",
+            "sethostname",
+            "chroot",
+            "swapon",
+            "open_by_handle_at",
+            "settimeofday",
+            "iopl",
+            "pivot_root",
+            "clone",
+            "clone3",
         ] {
             assert!(!calls.contains(call), "{call}");
         }
@@ -263,19 +318,36 @@ mod tests {
     fn no_call_stands_in_two_plain_groups() {
         let profile: Profile = toml::from_str(DEFAULT).unwrap();
         let mut seen = HashSet::new();
-        for call in profile.allow.iter().flat_map(|group| group.calls.split_whitespace()) {
+        for call in profile
+            .allow
+            .iter()
+            .flat_map(|group| group.calls.split_whitespace())
+        {
             assert!(seen.insert(call), "{call} stands twice");
         }
         for group in &profile.with_capability {
             let known = Granted::of(&group.capability);
             assert!(known, "{} is no capability", group.capability);
             for call in group.calls.split_whitespace() {
-                assert!(!seen.contains(call), "{call} is allowed without {}", group.capability);
+                assert!(
+                    !seen.contains(call),
+                    "{call} is allowed without {}",
+                    group.capability
+                );
             }
         }
         for group in &profile.allow_if {
-            let forms = [!group.equal.is_empty(), group.not_equal.is_some(), group.mask.is_some()];
-            assert_eq!(forms.iter().filter(|there| **there).count(), 1, "{}", group.calls);
+            let forms = [
+                !group.equal.is_empty(),
+                group.not_equal.is_some(),
+                group.mask.is_some(),
+            ];
+            assert_eq!(
+                forms.iter().filter(|there| **there).count(),
+                1,
+                "{}",
+                group.calls
+            );
             assert_eq!(group.mask.is_some(), group.masked_equal.is_some());
         }
     }
@@ -283,8 +355,10 @@ mod tests {
     struct Granted;
     impl Granted {
         fn of(name: &str) -> bool {
-            let asked =
-                cri::Capability { add_capabilities: vec![name.into()], ..Default::default() };
+            let asked = cri::Capability {
+                add_capabilities: vec![name.into()],
+                ..Default::default()
+            };
             super::super::capabilities::Granted::decide(Some(&asked), false).is_ok()
         }
     }
@@ -294,7 +368,9 @@ mod tests {
         let profile = runtime_default(&HashSet::new()).unwrap();
         let find = |name: &str| {
             let rules = profile.syscalls().iter().flatten();
-            rules.filter(|rule| rule.names().iter().any(|n| n == name)).collect::<Vec<_>>()
+            rules
+                .filter(|rule| rule.names().iter().any(|n| n == name))
+                .collect::<Vec<_>>()
         };
         let clone = find("clone");
         assert_eq!(clone.len(), 1);
@@ -321,9 +397,15 @@ mod tests {
         context.privileged = true;
         assert_eq!(choose(&context).unwrap(), Choice::Unconfined);
         context.privileged = false;
-        context.seccomp = Some(cri::SecurityProfile { profile_type: 2, localhost_ref: "a".into() });
+        context.seccomp = Some(cri::SecurityProfile {
+            profile_type: 2,
+            localhost_ref: "a".into(),
+        });
         assert!(choose(&context).is_err());
-        context.seccomp = Some(cri::SecurityProfile { profile_type: 9, ..Default::default() });
+        context.seccomp = Some(cri::SecurityProfile {
+            profile_type: 9,
+            ..Default::default()
+        });
         assert!(choose(&context).is_err());
     }
 
@@ -342,10 +424,19 @@ mod tests {
             read_localhost(&dir.path().join("none")),
             Err(OciError::SeccompFile { .. })
         ));
-        assert!(matches!(read_localhost(dir.path()), Err(OciError::SeccompFile { .. })));
+        assert!(matches!(
+            read_localhost(dir.path()),
+            Err(OciError::SeccompFile { .. })
+        ));
         std::fs::write(&path, "{").unwrap();
-        assert!(matches!(read_localhost(&path), Err(OciError::SeccompParse { .. })));
+        assert!(matches!(
+            read_localhost(&path),
+            Err(OciError::SeccompParse { .. })
+        ));
         std::fs::write(&path, vec![b' '; 1024 * 1024 + 1]).unwrap();
-        assert!(matches!(read_localhost(&path), Err(OciError::SeccompFile { .. })));
+        assert!(matches!(
+            read_localhost(&path),
+            Err(OciError::SeccompFile { .. })
+        ));
     }
 }

@@ -60,9 +60,14 @@ const CRI_RTMAX: i32 = cri::Signal::Sigrtmax as i32;
 pub fn number_of(signal: cri::Signal) -> Option<u32> {
     let value = signal as i32;
     if (CRI_RTMIN..=CRI_RTMAX).contains(&value) {
-        return u32::try_from(value - CRI_RTMIN).ok().map(|above| RTMIN + above);
+        return u32::try_from(value - CRI_RTMIN)
+            .ok()
+            .map(|above| RTMIN + above);
     }
-    NAMED.iter().find(|(named, ..)| *named == signal).map(|&(.., number)| number)
+    NAMED
+        .iter()
+        .find(|(named, ..)| *named == signal)
+        .map(|&(.., number)| number)
 }
 
 /// The CRI signal of a number; the runtime's default if CRI has no name for it (32 and 33).
@@ -88,7 +93,11 @@ pub fn parse(text: &str) -> Result<u32, OciError> {
         allowed: "a signal number from 1 to 64 or a name such as SIGTERM or SIGRTMIN+3",
     };
     if let Ok(number) = text.parse::<u32>() {
-        return if (1..=RTMAX).contains(&number) { Ok(number) } else { Err(refused()) };
+        return if (1..=RTMAX).contains(&number) {
+            Ok(number)
+        } else {
+            Err(refused())
+        };
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -154,7 +163,18 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
-        for text in ["", "0", "65", "-1", "SIG", "SIGNOPE", "RTMIN+31", "RTMIN-1", "RTMAX+1", "4294967296"] {
+        for text in [
+            "",
+            "0",
+            "65",
+            "-1",
+            "SIG",
+            "SIGNOPE",
+            "RTMIN+31",
+            "RTMIN-1",
+            "RTMAX+1",
+            "4294967296",
+        ] {
             assert!(parse(text).is_err(), "{text:?} was taken");
         }
     }

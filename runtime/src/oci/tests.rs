@@ -1,3 +1,6 @@
+//! What a container's config becomes, case by case.
+#![allow(deprecated)] // Fields older clients still set.
+
 use super::*;
 
 fn config() -> cri::ContainerConfig {
@@ -9,8 +12,16 @@ fn config() -> cri::ContainerConfig {
 }
 
 fn plan(config: &cri::ContainerConfig) -> Result<Plan, OciError> {
-    let sandbox = cri::PodSandboxConfig { hostname: "pod".into(), ..Default::default() };
-    build(Input { config, sandbox: &sandbox, image: &ImageProcess::default(), localhost_seccomp: None })
+    let sandbox = cri::PodSandboxConfig {
+        hostname: "pod".into(),
+        ..Default::default()
+    };
+    build(Input {
+        config,
+        sandbox: &sandbox,
+        image: &ImageProcess::default(),
+        localhost_seccomp: None,
+    })
 }
 
 fn context(change: impl FnOnce(&mut cri::LinuxContainerSecurityContext)) -> cri::ContainerConfig {
@@ -31,11 +42,23 @@ fn a_plain_container() {
     let linux = plan.spec.linux().as_ref().unwrap();
     assert!(linux.seccomp().is_none(), "nothing said is unconfined");
     assert!(linux.masked_paths().as_ref().unwrap().is_empty());
-    let kinds: Vec<_> = linux.namespaces().iter().flatten().map(|ns| ns.typ()).collect();
-    assert!(!kinds.contains(&LinuxNamespaceType::Network) && !kinds.contains(&LinuxNamespaceType::Uts));
+    let kinds: Vec<_> = linux
+        .namespaces()
+        .iter()
+        .flatten()
+        .map(|ns| ns.typ())
+        .collect();
+    assert!(
+        !kinds.contains(&LinuxNamespaceType::Network) && !kinds.contains(&LinuxNamespaceType::Uts)
+    );
     assert_eq!(plan.pid_mode, agent::PidMode::Pod);
     assert_eq!(plan.stop_signal, signal::SIGTERM);
-    let sys = plan.spec.mounts().iter().flatten().find(|m| m.destination().to_str() == Some("/sys"));
+    let sys = plan
+        .spec
+        .mounts()
+        .iter()
+        .flatten()
+        .find(|m| m.destination().to_str() == Some("/sys"));
     assert!(sys.unwrap().options().iter().flatten().any(|o| o == "ro"));
     // The agent reads this very text.
     let again: Spec = serde_json::from_slice(&plan.spec_json().unwrap()).unwrap();
@@ -54,10 +77,29 @@ fn privileged_is_privileged_in_the_guest() {
     let linux = plan.spec.linux().as_ref().unwrap();
     assert!(linux.seccomp().is_none());
     assert!(linux.masked_paths().as_ref().unwrap().is_empty());
-    assert!(linux.devices().iter().flatten().any(|d| d.path().to_str() == Some("/dev/fuse")));
-    let rules = linux.resources().as_ref().unwrap().devices().as_ref().unwrap();
+    assert!(
+        linux
+            .devices()
+            .iter()
+            .flatten()
+            .any(|d| d.path().to_str() == Some("/dev/fuse"))
+    );
+    let rules = linux
+        .resources()
+        .as_ref()
+        .unwrap()
+        .devices()
+        .as_ref()
+        .unwrap();
     assert!(rules[0].allow());
-    let caps = plan.spec.process().as_ref().unwrap().capabilities().as_ref().unwrap();
+    let caps = plan
+        .spec
+        .process()
+        .as_ref()
+        .unwrap()
+        .capabilities()
+        .as_ref()
+        .unwrap();
     assert_eq!(caps.effective().as_ref().unwrap().len(), 41);
 }
 
@@ -74,8 +116,12 @@ fn masked_and_read_only() {
     assert_eq!(linux.masked_paths().as_ref().unwrap(), &["/proc/kcore"]);
     assert!(linux.seccomp().is_some());
     assert_eq!(plan.spec.root().as_ref().unwrap().readonly(), Some(true));
-    let hosts =
-        plan.spec.mounts().iter().flatten().find(|m| m.destination().to_str() == Some("/etc/hosts"));
+    let hosts = plan
+        .spec
+        .mounts()
+        .iter()
+        .flatten()
+        .find(|m| m.destination().to_str() == Some("/etc/hosts"));
     assert!(hosts.unwrap().options().iter().flatten().any(|o| o == "ro"));
 }
 
@@ -95,10 +141,17 @@ fn pid_namespaces() {
         let plan = plan(&context(|c| c.namespace_options = Some(options))).unwrap();
         assert_eq!(plan.pid_mode, expected);
         let linux = plan.spec.linux().as_ref().unwrap();
-        let own = linux.namespaces().iter().flatten().any(|n| n.typ() == LinuxNamespaceType::Pid);
+        let own = linux
+            .namespaces()
+            .iter()
+            .flatten()
+            .any(|n| n.typ() == LinuxNamespaceType::Pid);
         assert_eq!(own, mode == cri::NamespaceMode::Container);
     }
-    let options = cri::NamespaceOption { pid: 3, ..Default::default() };
+    let options = cri::NamespaceOption {
+        pid: 3,
+        ..Default::default()
+    };
     assert!(plan(&context(|c| c.namespace_options = Some(options))).is_err());
 }
 
@@ -106,22 +159,37 @@ fn pid_namespaces() {
 fn what_is_not_done_is_said() {
     let mut cases = Vec::new();
     let mut with = config();
-    with.mounts = vec![cri::Mount { container_path: "/data".into(), ..Default::default() }];
+    with.mounts = vec![cri::Mount {
+        container_path: "/data".into(),
+        ..Default::default()
+    }];
     cases.push((with, Code::Unimplemented, "/data"));
     let mut with = config();
-    with.devices = vec![cri::Device { host_path: "/dev/sda".into(), ..Default::default() }];
+    with.devices = vec![cri::Device {
+        host_path: "/dev/sda".into(),
+        ..Default::default()
+    }];
     cases.push((with, Code::Unimplemented, "/dev/sda"));
     let mut with = config();
-    with.cdi_devices = vec![cri::CdiDevice { name: "v/c=0".into() }];
+    with.cdi_devices = vec![cri::CdiDevice {
+        name: "v/c=0".into(),
+    }];
     cases.push((with, Code::Unimplemented, "v/c=0"));
     cases.push((
         context(|c| {
-            c.apparmor = Some(cri::SecurityProfile { profile_type: 2, localhost_ref: "aa".into() });
+            c.apparmor = Some(cri::SecurityProfile {
+                profile_type: 2,
+                localhost_ref: "aa".into(),
+            });
         }),
         Code::Unimplemented,
         "aa",
     ));
-    cases.push((context(|c| c.apparmor_profile = "localhost/bb".into()), Code::Unimplemented, "bb"));
+    cases.push((
+        context(|c| c.apparmor_profile = "localhost/bb".into()),
+        Code::Unimplemented,
+        "bb",
+    ));
     cases.push((
         context(|c| c.run_as_group = Some(cri::Int64Value { value: 7 })),
         Code::InvalidArgument,
@@ -131,12 +199,17 @@ fn what_is_not_done_is_said() {
     with.command.clear();
     cases.push((with, Code::InvalidArgument, "command"));
     let mut with = config();
-    with.linux.as_mut().unwrap().resources =
-        Some(cri::LinuxContainerResources { oom_score_adj: 1001, ..Default::default() });
+    with.linux.as_mut().unwrap().resources = Some(cri::LinuxContainerResources {
+        oom_score_adj: 1001,
+        ..Default::default()
+    });
     cases.push((with, Code::InvalidArgument, "oom_score_adj"));
     for (config, code, word) in cases {
         let error = plan(&config).unwrap_err();
         assert_eq!(error.code(), code, "{error}");
-        assert!(error.to_string().contains(word), "{error} does not name {word}");
+        assert!(
+            error.to_string().contains(word),
+            "{error} does not name {word}"
+        );
     }
 }
