@@ -3,7 +3,12 @@
 //! It knows KVM, guest memory, PCI and virtio. It knows no Kubernetes, no images and no
 //! containers. `docs/vmm-api.md` is its contract with the daemon.
 
+pub mod acpi;
+pub mod boot;
 pub mod devices;
 pub mod event_loop;
+pub mod layout;
 pub mod memory;
+pub mod pci;
+pub mod platform;
 pub mod virtio;

@@ -3,3 +3,4 @@
 //! The devices themselves live in [`crate::devices`].
 
 pub mod device;
+pub mod pci;
