@@ -1,0 +1,179 @@
+//! What every active device holds: guest memory, its rings, its interrupt, its registrations.
+//!
+//! The rules of notification live here once: kicks are edge-triggered and never counted, used
+//! buffers are announced as EVENT_IDX asks, and a ring is looked at again after notifications are
+//! switched on, so that no kick is lost (virtio 1.2 §2.7.10).
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use virtio_queue::{DescriptorChain, Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::event_loop::{EventSet, Registrar};
+use crate::memory::GuestMemory;
+use crate::virtio::device::{Activation, Interrupt, QueueState};
+
+/// The most chains a device takes from one ring before it lets other devices have the thread.
+pub const BUDGET: usize = 256;
+
+/// One queue of an active device.
+#[derive(Debug)]
+pub struct Ring {
+    /// The index the driver knows.
+    pub index: u16,
+    /// The ring itself.
+    pub queue: Queue,
+    kick: EventFd,
+}
+
+impl Ring {
+    /// The next chain the driver offers. A broken ring offers none.
+    pub fn pop<'m>(&mut self, mem: &'m GuestMemory) -> Option<DescriptorChain<&'m GuestMemory>> {
+        self.queue.pop_descriptor_chain(mem)
+    }
+
+    /// Gives the chain taken last back, to be offered again.
+    pub fn unpop(&mut self) {
+        let back = self.queue.next_avail().wrapping_sub(1);
+        self.queue.set_next_avail(back);
+    }
+
+    /// Hands a chain back to the driver. A head that is no descriptor (the guest made it up) is
+    /// dropped.
+    pub fn push(&mut self, mem: &GuestMemory, head: u16, len: u32) {
+        let _ = self.queue.add_used(mem, head, len);
+    }
+
+    /// Interrupts the driver when it wants to hear of what was pushed since the last call.
+    pub fn notify(&mut self, mem: &GuestMemory, interrupt: &dyn Interrupt) {
+        if self.queue.needs_notification(mem).unwrap_or(true) {
+            interrupt.signal_queue(self.index);
+        }
+    }
+
+    /// Asks for no kicks while the device works the ring anyway.
+    pub fn silence(&mut self, mem: &GuestMemory) {
+        let _ = self.queue.disable_notification(mem);
+    }
+
+    /// Asks for kicks again; true when chains came meanwhile and the ring must be looked at.
+    pub fn listen(&mut self, mem: &GuestMemory) -> bool {
+        self.queue.enable_notification(mem).unwrap_or(false)
+    }
+
+    /// Makes the event loop deliver this ring's kick again, later.
+    pub fn kick_self(&self) {
+        // Fails only when the counter is full, and then the descriptor is readable anyway.
+        let _ = self.kick.write(1);
+    }
+
+    /// The driver's kick, for a kernel back end.
+    #[must_use]
+    pub fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+}
+
+/// The state of a device between activation and reset.
+#[derive(Debug)]
+pub struct Active {
+    /// Guest RAM.
+    pub mem: GuestMemory,
+    /// Negotiated feature bits.
+    pub features: u64,
+    /// How to interrupt the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// Where descriptors are registered.
+    pub events: Registrar,
+    /// The enabled queues, in index order. Kicks carry the position here as their token.
+    pub rings: Vec<Ring>,
+    /// Kicks are in the event loop (they are not while a kernel back end has them).
+    watching: bool,
+}
+
+impl Active {
+    /// Takes an activation over, without watching kicks yet.
+    #[must_use]
+    pub fn new(activation: Activation) -> Self {
+        Active {
+            mem: activation.mem,
+            features: activation.features,
+            interrupt: activation.interrupt,
+            events: activation.events,
+            rings: activation
+                .queues
+                .into_iter()
+                .map(|q| Ring {
+                    index: q.index,
+                    queue: q.queue,
+                    kick: q.kick,
+                })
+                .collect(),
+            watching: false,
+        }
+    }
+
+    /// Puts the kicks of all rings into the event loop, token = position in `rings`.
+    ///
+    /// # Errors
+    /// The event loop's; nothing is watched then.
+    pub fn watch(&mut self) -> io::Result<()> {
+        for (position, ring) in self.rings.iter().enumerate() {
+            let token = u32::try_from(position).unwrap_or(u32::MAX);
+            let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            if let Err(e) = self.events.add(ring.kick.as_raw_fd(), token, edge) {
+                for earlier in self.rings.iter().take(position) {
+                    let _ = self.events.remove(earlier.kick.as_raw_fd());
+                }
+                return Err(e);
+            }
+        }
+        self.watching = true;
+        Ok(())
+    }
+
+    /// Takes the kicks out of the event loop again.
+    pub fn unwatch(&mut self) {
+        if std::mem::take(&mut self.watching) {
+            for ring in &self.rings {
+                let _ = self.events.remove(ring.kick.as_raw_fd());
+            }
+        }
+    }
+
+    /// Whether feature bit `bit` was negotiated.
+    #[must_use]
+    pub fn has_feature(&self, bit: u32) -> bool {
+        self.features.checked_shr(bit).unwrap_or(0) & 1 == 1
+    }
+
+    /// The position in `rings` of the queue the driver knows as `index`.
+    #[must_use]
+    pub fn position(&self, index: u16) -> Option<usize> {
+        self.rings.iter().position(|r| r.index == index)
+    }
+
+    /// Looks at every ring again, on the I/O thread.
+    pub fn kick_all(&self) {
+        for ring in &self.rings {
+            ring.kick_self();
+        }
+    }
+
+    /// The saved form of the rings.
+    #[must_use]
+    pub fn save(&self) -> Vec<QueueState> {
+        self.rings
+            .iter()
+            .map(|r| QueueState::capture(r.index, &r.queue))
+            .collect()
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.unwatch();
+    }
+}

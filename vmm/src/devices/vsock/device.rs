@@ -1,0 +1,414 @@
+//! The vsock device as its transport sees it: three queues, one address.
+
+use std::io;
+use std::path::PathBuf;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use vm_memory::Bytes;
+
+use super::muxer::Muxer;
+use super::packet::HEADER;
+use super::persist::{SavedVsock, VERSION};
+use crate::devices::buffers::{Segments, gather};
+use crate::devices::ring::{Active, BUDGET};
+use crate::event_loop::EventSet;
+use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+
+/// Towards the guest, from the guest, events (virtio 1.2 §5.10.2).
+const RX: u16 = 0;
+const TX: u16 = 1;
+const EVENT: u16 = 2;
+const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+/// The event token of the muxer; rings have small numbers.
+const MUXER: u32 = 1000;
+/// virtio 1.2 §5.10.6.7: all connections are gone.
+const TRANSPORT_RESET: u32 = 0;
+/// The longest socket path, so that "_" and a port still fit (107 bytes in `sockaddr_un`).
+const MAX_PATH: usize = 96;
+
+/// What a vsock device is made from.
+#[derive(Debug, Clone)]
+pub struct VsockConfig {
+    /// The guest's address, 3 or more.
+    pub cid: u64,
+    /// The Unix socket host clients connect to; see `docs/vmm-api.md`.
+    pub path: PathBuf,
+}
+
+/// Why a vsock device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockError {
+    /// 0 to 2 are taken by the standard, and an address has 32 bits that mean something.
+    #[error("vsock: the guest's address must be 3 to 4294967294, not {cid}")]
+    BadCid {
+        /// What was asked for.
+        cid: u64,
+    },
+    /// Too long for a socket address.
+    #[error("vsock: the socket path {path:?} is longer than {MAX_PATH} bytes")]
+    PathTooLong {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The socket could not be made.
+    #[error("vsock: listening at {path:?}: {source}")]
+    Listen {
+        /// The path.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The saved form is not one of this version.
+    #[error("vsock: its saved form does not fit: {reason}")]
+    Saved {
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+/// The device.
+#[derive(Debug)]
+pub struct VsockDevice {
+    cid: u64,
+    muxer: Muxer,
+    active: Option<Active>,
+    quiesced: bool,
+    /// The driver is to be told that its connections are gone.
+    announce_reset: bool,
+    /// Packets of the guest wait for room for our refusals.
+    tx_waits: bool,
+    readable: Segments,
+    writable: Segments,
+}
+
+impl VsockDevice {
+    /// Makes the device and its socket.
+    ///
+    /// # Errors
+    /// See [`VsockError`].
+    pub fn new(config: VsockConfig) -> Result<Self, VsockError> {
+        if config.cid < 3 || config.cid >= u64::from(u32::MAX) {
+            return Err(VsockError::BadCid { cid: config.cid });
+        }
+        if config.path.as_os_str().len() > MAX_PATH {
+            return Err(VsockError::PathTooLong { path: config.path });
+        }
+        let muxer = Muxer::bind(config.cid, &config.path).map_err(|source| VsockError::Listen {
+            path: config.path,
+            source,
+        })?;
+        Ok(VsockDevice {
+            cid: config.cid,
+            muxer,
+            active: None,
+            quiesced: false,
+            announce_reset: false,
+            tx_waits: false,
+            readable: Segments::new(),
+            writable: Segments::new(),
+        })
+    }
+
+    /// Makes the device for a restored VM: the driver will be told that its connections are gone.
+    ///
+    /// # Errors
+    /// See [`VsockError`].
+    pub fn restore(config: VsockConfig, state: &serde_json::Value) -> Result<Self, VsockError> {
+        let saved: SavedVsock =
+            serde_json::from_value(state.clone()).map_err(|e| VsockError::Saved {
+                reason: e.to_string(),
+            })?;
+        if saved.version != VERSION {
+            return Err(VsockError::Saved {
+                reason: format!("version {} (this VMM reads {VERSION})", saved.version),
+            });
+        }
+        let mut device = VsockDevice::new(config)?;
+        device.announce_reset = true;
+        Ok(device)
+    }
+
+    fn io(&self, attempted: &'static str, source: io::Error) -> DeviceError {
+        DeviceError::Io {
+            device: self.id().to_owned(),
+            attempted,
+            source,
+        }
+    }
+
+    /// Takes packets from the guest.
+    fn process_tx(&mut self) {
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        let Some(position) = active.position(TX) else {
+            return;
+        };
+        let Some(ring) = active.rings.get_mut(position) else {
+            return;
+        };
+        self.tx_waits = false;
+        let mut taken = 0;
+        loop {
+            ring.silence(&active.mem);
+            let before = taken;
+            while taken < BUDGET && !self.muxer.must_wait() {
+                let Some(chain) = ring.pop(&active.mem) else {
+                    break;
+                };
+                let head = chain.head_index();
+                self.readable.clear();
+                self.writable.clear();
+                match gather(chain, &active.mem, &mut self.readable, &mut self.writable) {
+                    // `active.mem` is what keeps guest memory mapped.
+                    Ok(()) => self.muxer.receive(&mut self.readable),
+                    Err(_) => self.muxer.metrics.malformed += 1,
+                }
+                ring.push(&active.mem, head, 0);
+                taken += 1;
+            }
+            if self.muxer.must_wait() {
+                // Taken up again when the guest has given buffers for the refusals.
+                self.tx_waits = true;
+                break;
+            }
+            if taken >= BUDGET {
+                ring.kick_self();
+                break;
+            }
+            if !ring.listen(&active.mem) || taken == before {
+                break;
+            }
+        }
+        if taken > 0 {
+            ring.notify(&active.mem, active.interrupt.as_ref());
+        }
+    }
+
+    /// Gives packets to the guest.
+    fn process_rx(&mut self) {
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        let Some(position) = active.position(RX) else {
+            return;
+        };
+        let Some(ring) = active.rings.get_mut(position) else {
+            return;
+        };
+        let mut given = 0;
+        ring.silence(&active.mem);
+        while self.muxer.has_news() {
+            if given >= BUDGET {
+                ring.kick_self();
+                break;
+            }
+            let Some(chain) = ring.pop(&active.mem) else {
+                // No buffers: ask for a kick when there are some, unless they came just now.
+                if ring.listen(&active.mem) {
+                    ring.silence(&active.mem);
+                    match ring.pop(&active.mem) {
+                        Some(_) => {
+                            ring.unpop();
+                            continue;
+                        }
+                        None => break,
+                    }
+                }
+                break;
+            };
+            let head = chain.head_index();
+            self.readable.clear();
+            self.writable.clear();
+            let gathered = gather(chain, &active.mem, &mut self.readable, &mut self.writable);
+            if gathered.is_err() || self.writable.len() < HEADER {
+                self.muxer.metrics.malformed += 1;
+                ring.push(&active.mem, head, 0);
+                given += 1;
+                continue;
+            }
+            // `active.mem` is what keeps guest memory mapped.
+            match self.muxer.fill(&self.writable) {
+                Some(len) => {
+                    ring.push(&active.mem, head, u32::try_from(len).unwrap_or(0));
+                    given += 1;
+                }
+                None => {
+                    ring.unpop();
+                    break;
+                }
+            }
+        }
+        if given > 0 {
+            ring.notify(&active.mem, active.interrupt.as_ref());
+        }
+    }
+
+    /// Tells a restored driver that its connections are gone.
+    fn process_event(&mut self) {
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        if !self.announce_reset {
+            return;
+        }
+        let Some(position) = active.position(EVENT) else {
+            return;
+        };
+        let Some(ring) = active.rings.get_mut(position) else {
+            return;
+        };
+        let Some(chain) = ring.pop(&active.mem) else {
+            return;
+        };
+        let head = chain.head_index();
+        let mut written = 0;
+        for descriptor in chain {
+            if descriptor.is_write_only()
+                && descriptor.len() >= 4
+                && active
+                    .mem
+                    .write_obj(TRANSPORT_RESET.to_le(), descriptor.addr())
+                    .is_ok()
+            {
+                written = 4;
+                break;
+            }
+        }
+        self.announce_reset = written == 0;
+        ring.push(&active.mem, head, written);
+        ring.notify(&active.mem, active.interrupt.as_ref());
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut active) = self.active.take() {
+            let _ = active.events.remove(self.muxer.fd());
+            active.unwatch();
+        }
+        self.muxer.clear();
+        self.tx_waits = false;
+        self.quiesced = false;
+    }
+}
+
+impl VirtioDevice for VsockDevice {
+    fn id(&self) -> &'static str {
+        "vsock"
+    }
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn device_features(&self) -> u64 {
+        // Without VIRTIO_VSOCK_F_* bits only stream sockets exist (virtio 1.2 §5.10.3).
+        0
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let cid = self.cid.to_le_bytes();
+        for (to, from) in data.iter_mut().zip(cid.iter().skip(offset)) {
+            *to = *from;
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
+        let mut active = Active::new(activation);
+        if active.position(RX).is_none() || active.position(TX).is_none() {
+            return Err(DeviceError::BadDriver {
+                device: self.id().to_owned(),
+                reason: "the receive or the transmit queue is not enabled".to_owned(),
+            });
+        }
+        active
+            .watch()
+            .map_err(|e| self.io("watching its queues", e))?;
+        active
+            .events
+            .add(self.muxer.fd(), MUXER, EventSet::IN)
+            .map_err(|e| self.io("watching its sockets", e))?;
+        self.active = Some(active);
+        self.quiesced = false;
+        Ok(())
+    }
+
+    fn on_event(&mut self, token: u32, _events: EventSet) {
+        if self.quiesced {
+            return;
+        }
+        let Some(active) = self.active.as_ref() else {
+            return;
+        };
+        if token == MUXER {
+            self.muxer.turn();
+        } else {
+            let index = usize::try_from(token)
+                .ok()
+                .and_then(|at| active.rings.get(at))
+                .map(|r| r.index);
+            match index {
+                Some(TX) => self.process_tx(),
+                Some(EVENT) => self.process_event(),
+                _ => {}
+            }
+        }
+        self.process_rx();
+        if self.tx_waits && !self.muxer.must_wait() {
+            self.process_tx();
+            self.process_rx();
+        }
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        if let (Some(active), false) = (self.active.as_ref(), self.quiesced) {
+            // Level-triggered: left in, it would keep the loop spinning.
+            active
+                .events
+                .remove(self.muxer.fd())
+                .map_err(|e| self.io("letting go of its sockets", e))?;
+        }
+        self.quiesced = true;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        if let (Some(active), true) = (self.active.as_ref(), self.quiesced) {
+            active
+                .events
+                .add(self.muxer.fd(), MUXER, EventSet::IN)
+                .map_err(|e| self.io("watching its sockets", e))?;
+            active.kick_all();
+        }
+        self.quiesced = false;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.stop();
+    }
+
+    fn save(&self) -> Result<SavedDevice, DeviceError> {
+        let state = serde_json::to_value(SavedVsock {
+            version: VERSION,
+            cid: self.cid,
+        })
+        .map_err(|e| DeviceError::Device {
+            device: self.id().to_owned(),
+            source: Box::new(e),
+        })?;
+        Ok(SavedDevice {
+            state,
+            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
+        })
+    }
+
+    fn metrics(&self) -> serde_json::Value {
+        serde_json::to_value(&self.muxer.metrics).unwrap_or_default()
+    }
+}

@@ -1,0 +1,526 @@
+//! All connections of a pod's VM: which packet belongs to which, who has something for the guest,
+//! the listener for host clients, the sockets guest connects go to, and time-outs.
+//!
+//! The muxer knows no rings. It has an epoll of its own, which the device shows to the event loop
+//! as one descriptor. Everything is bounded: connections, handshakes, refusals waiting to be
+//! sent, and bytes held for the host.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::connection::{Connection, Key, State, Verdict};
+use super::handshake::{Handshake, Progress};
+use super::metrics::VsockMetrics;
+use super::packet::{BadPacket, HEADER, HOST_CID, Header, Op, TYPE_STREAM, check};
+use crate::devices::buffers::Segments;
+
+/// The most connections and handshakes together.
+pub const MAX_PEERS: usize = 512;
+/// The most refusals waiting for a buffer of the guest; at this many, its packets wait.
+const MAX_REFUSALS: usize = 256;
+/// How long a host client may take for its line.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+/// How long the guest may take to answer a connection request.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long the guest may take to confirm the end of a connection.
+const CLOSE: Duration = Duration::from_secs(8);
+/// How long the host may leave data unread that a guest sent before it closed.
+const LINGER: Duration = Duration::from_secs(60);
+/// How often deadlines are looked at, while there are any.
+const TICK: Duration = Duration::from_millis(500);
+/// The first host port given to host clients, as other VMMs do.
+const FIRST_PORT: u32 = 1 << 30;
+/// What all connections together may keep for the host, roughly; see `buffer_size`.
+const BUFFERS: usize = 2 << 20;
+/// The largest receive buffer of one connection.
+const MAX_BUFFER: usize = 128 << 10;
+/// The smallest.
+const MIN_BUFFER: usize = 4 << 10;
+
+const LISTENER: u64 = 0;
+const TIMER: u64 = 1;
+const FIRST_PEER: u64 = 2;
+
+#[derive(Debug)]
+enum Peer {
+    Handshake(Handshake),
+    Connection(Box<Connection>),
+}
+
+/// The table of connections.
+#[derive(Debug)]
+pub struct Muxer {
+    cid: u64,
+    path: PathBuf,
+    listener: UnixListener,
+    epoll: Epoll,
+    timer: TimerFd,
+    timer_on: bool,
+    peers: HashMap<u64, Peer>,
+    keys: HashMap<Key, u64>,
+    /// Connections with something for the guest, in turn.
+    ready: VecDeque<u64>,
+    /// Resets for packets that belong to no connection.
+    refusals: VecDeque<Header>,
+    next_id: u64,
+    next_port: u32,
+    scratch: Segments,
+    pub(super) metrics: VsockMetrics,
+}
+
+/// The receive buffer promised to a new connection when there are `peers` others: the more there
+/// are, the smaller, so that a host that reads nothing cannot make the process large.
+fn buffer_size(peers: usize) -> u32 {
+    let size = (BUFFERS / (peers + 1)).clamp(MIN_BUFFER, MAX_BUFFER);
+    u32::try_from(size).unwrap_or(4096)
+}
+
+impl Muxer {
+    /// Binds the socket. An old one in its place is removed first.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn bind(cid: u64, path: &Path) -> io::Result<Self> {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        let epoll = Epoll::new()?;
+        let timer = TimerFd::new().map_err(io::Error::from)?;
+        epoll.ctl(
+            ControlOperation::Add,
+            listener.as_raw_fd(),
+            EpollEvent::new(EventSet::IN, LISTENER),
+        )?;
+        epoll.ctl(
+            ControlOperation::Add,
+            timer.as_raw_fd(),
+            EpollEvent::new(EventSet::IN, TIMER),
+        )?;
+        Ok(Muxer {
+            cid,
+            path: path.to_path_buf(),
+            listener,
+            epoll,
+            timer,
+            timer_on: false,
+            peers: HashMap::new(),
+            keys: HashMap::new(),
+            ready: VecDeque::new(),
+            refusals: VecDeque::new(),
+            next_id: FIRST_PEER,
+            next_port: FIRST_PORT,
+            scratch: Segments::new(),
+            metrics: VsockMetrics::default(),
+        })
+    }
+
+    /// Readable when [`Muxer::turn`] has something to do.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    /// Whether the guest is to be told something.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        !self.ready.is_empty() || !self.refusals.is_empty()
+    }
+
+    /// Whether packets of the guest have to wait until it gives buffers for our refusals.
+    #[must_use]
+    pub fn must_wait(&self) -> bool {
+        self.refusals.len() >= MAX_REFUSALS
+    }
+
+    /// Ends everything, as after a reset of the device: host peers see their sockets close.
+    pub fn clear(&mut self) {
+        self.peers.clear();
+        self.keys.clear();
+        self.ready.clear();
+        self.refusals.clear();
+        self.metrics.connections = 0;
+    }
+
+    /// Handles what sockets and the clock have to say.
+    pub fn turn(&mut self) {
+        let mut batch = [EpollEvent::default(); 64];
+        let n = self.epoll.wait(0, &mut batch).unwrap_or(0);
+        for event in batch.iter().take(n) {
+            match event.data() {
+                LISTENER => self.accept(),
+                TIMER => {
+                    let _ = self.timer.wait();
+                    self.expire(Instant::now());
+                }
+                id => self.peer_event(id, event.event_set()),
+            }
+        }
+        self.keep_time();
+    }
+
+    fn accept(&mut self) {
+        // A bounded number at a time; the listener stays readable when more wait.
+        for _ in 0..16 {
+            let Ok((stream, _)) = self.listener.accept() else {
+                return;
+            };
+            if self.peers.len() >= MAX_PEERS || stream.set_nonblocking(true).is_err() {
+                // Dropped: the client sees the end.
+                self.metrics.refused += 1;
+                continue;
+            }
+            let handshake = Handshake::new(stream, Instant::now() + HANDSHAKE);
+            let fd = handshake.stream.as_raw_fd();
+            // The line may be there already: the edge comes with the registration.
+            self.add_peer(Peer::Handshake(handshake), fd);
+        }
+    }
+
+    /// Enters a peer into the table and the epoll.
+    fn add_peer(&mut self, peer: Peer, fd: RawFd) -> Option<u64> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let all = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        self.epoll
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(all, id))
+            .ok()?;
+        self.peers.insert(id, peer);
+        Some(id)
+    }
+
+    fn peer_event(&mut self, id: u64, events: EventSet) {
+        match self.peers.get_mut(&id) {
+            Some(Peer::Handshake(handshake)) => match handshake.advance() {
+                Progress::Waiting => {}
+                Progress::Bad => {
+                    self.metrics.refused += 1;
+                    self.peers.remove(&id);
+                }
+                Progress::Connect(port) => self.connect_guest(id, port),
+            },
+            Some(Peer::Connection(c)) => {
+                let hung_up = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
+                c.socket_event(
+                    events.intersects(EventSet::IN | EventSet::READ_HANG_UP),
+                    events.contains(EventSet::OUT),
+                    hung_up,
+                );
+                c.flush();
+                if c.state == State::Draining {
+                    c.deadline = Some(Instant::now() + LINGER);
+                }
+                self.after(id);
+            }
+            None => {}
+        }
+    }
+
+    /// A host client has said where it wants to go.
+    fn connect_guest(&mut self, id: u64, guest_port: u32) {
+        let key = loop {
+            let key = Key {
+                host_port: self.next_port,
+                guest_port,
+            };
+            // At most MAX_PEERS ports are taken, so this ends.
+            self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
+            if !self.keys.contains_key(&key) {
+                break key;
+            }
+        };
+        let size = buffer_size(self.peers.len());
+        if let Some(Peer::Handshake(h)) = self.peers.remove(&id) {
+            self.metrics.host_connects += 1;
+            let c = Connection::from_host(h.stream, key, size, Instant::now() + CONNECT);
+            self.peers.insert(id, Peer::Connection(Box::new(c)));
+            self.keys.insert(key, id);
+            self.count();
+            self.after(id);
+        }
+    }
+
+    /// After anything happened to a connection: queues it, or lets it go.
+    fn after(&mut self, id: u64) {
+        let Some(Peer::Connection(c)) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if c.state == State::Draining {
+            if c.drained() {
+                self.peers.remove(&id);
+                self.count();
+            }
+            return;
+        }
+        if !c.queued && c.has_news() {
+            c.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    fn count(&mut self) {
+        self.metrics.connections = self.keys.len() as u64;
+    }
+
+    /// The guest is done with a connection: it may use the ports again. What it had sent still
+    /// goes to the host.
+    fn detach(&mut self, id: u64, linger: bool) {
+        if let Some(Peer::Connection(c)) = self.peers.get_mut(&id) {
+            self.keys.remove(&c.key);
+            c.flush();
+            if linger && !c.drained() {
+                c.state = State::Draining;
+                c.deadline = Some(Instant::now() + LINGER);
+            } else {
+                self.peers.remove(&id);
+            }
+        }
+        self.count();
+        self.keep_time();
+    }
+
+    /// Handles a packet of the guest; `packet` is the whole chain's readable part.
+    ///
+    /// The caller keeps guest memory mapped during the call.
+    pub fn receive(&mut self, packet: &mut Segments) {
+        let mut bytes = [0u8; HEADER];
+        // SAFETY: the caller's promise.
+        if unsafe { packet.copy_out(&mut bytes) } < HEADER {
+            self.metrics.malformed += 1;
+            return;
+        }
+        packet.advance(HEADER);
+        let header = Header::parse(&bytes);
+        self.metrics.packets_from_guest += 1;
+        let op = match check(&header, packet.len(), self.cid) {
+            Ok(op) => op,
+            Err(BadPacket::Unknown) => {
+                self.metrics.malformed += 1;
+                self.refuse(&header);
+                return;
+            }
+            Err(_) => {
+                self.metrics.malformed += 1;
+                return;
+            }
+        };
+        packet.truncate(usize::try_from(header.len).unwrap_or(0));
+        let key = Key {
+            host_port: header.dst_port,
+            guest_port: header.src_port,
+        };
+        match (op, self.keys.get(&key).copied()) {
+            (Op::Request, None) => self.connect_host(key, &header),
+            (Op::Rst, None) => {}
+            // Of a connection that is over or never was (virtio 1.2 §5.10.6.5).
+            (_, None) => self.refuse(&header),
+            (Op::Request, Some(id)) => {
+                // The guest has forgotten the connection it had under these ports.
+                self.metrics.violations += 1;
+                self.detach(id, true);
+                self.refuse(&header);
+            }
+            (op, Some(id)) => self.deliver(id, op, &header, packet),
+        }
+    }
+
+    fn deliver(&mut self, id: u64, op: Op, header: &Header, payload: &mut Segments) {
+        let Some(Peer::Connection(c)) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if op == Op::Rw {
+            self.metrics.bytes_from_guest += payload.len() as u64;
+        }
+        match c.receive(op, header, payload) {
+            Verdict::Keep => self.after(id),
+            Verdict::Ended => self.detach(id, true),
+            Verdict::Violation => {
+                self.metrics.violations += 1;
+                self.detach(id, false);
+                self.refuse(header);
+            }
+        }
+    }
+
+    /// The guest wants to reach a host port.
+    fn connect_host(&mut self, key: Key, header: &Header) {
+        let stream = if self.peers.len() < MAX_PEERS {
+            connect(&port_path(&self.path, key.host_port)).ok()
+        } else {
+            None
+        };
+        let Some(stream) = stream else {
+            self.metrics.refused += 1;
+            self.refuse(header);
+            return;
+        };
+        let fd = stream.as_raw_fd();
+        let size = buffer_size(self.peers.len());
+        let c = Connection::from_guest(stream, key, size, header);
+        match self.add_peer(Peer::Connection(Box::new(c)), fd) {
+            Some(id) => {
+                self.metrics.guest_connects += 1;
+                self.keys.insert(key, id);
+                self.count();
+                self.after(id);
+            }
+            None => self.refuse(header),
+        }
+    }
+
+    /// Plans a reset as the answer to `header`.
+    fn refuse(&mut self, header: &Header) {
+        if header.op == Op::Rst as u16 || self.must_wait() {
+            return;
+        }
+        self.refusals.push_back(Header {
+            src_cid: HOST_CID,
+            dst_cid: self.cid,
+            src_port: header.dst_port,
+            dst_port: header.src_port,
+            kind: TYPE_STREAM,
+            op: Op::Rst as u16,
+            ..Header::default()
+        });
+    }
+
+    /// Writes the next packet for the guest into `buffer` (at least a header long), and says how
+    /// long it is; `None` when there is nothing to say after all.
+    ///
+    /// The caller keeps guest memory mapped during the call.
+    pub fn fill(&mut self, buffer: &Segments) -> Option<usize> {
+        if let Some(header) = self.refusals.pop_front() {
+            // SAFETY: the caller's promise.
+            unsafe { buffer.copy_in(&header.to_bytes()) };
+            self.metrics.packets_to_guest += 1;
+            return Some(HEADER);
+        }
+        while let Some(id) = self.ready.pop_front() {
+            let Some(Peer::Connection(c)) = self.peers.get_mut(&id) else {
+                continue;
+            };
+            c.queued = false;
+            if c.state == State::Draining {
+                continue;
+            }
+            let sent = c.fill(self.cid, buffer, &mut self.scratch);
+            if c.told_all() && c.deadline.is_none() {
+                c.deadline = Some(Instant::now() + CLOSE);
+                self.keep_time();
+            }
+            match sent {
+                None => self.after(id),
+                Some(sent) => {
+                    if sent.last {
+                        self.detach(id, true);
+                    } else {
+                        self.after(id);
+                    }
+                    self.metrics.packets_to_guest += 1;
+                    self.metrics.bytes_to_guest += sent.data as u64;
+                    return Some(HEADER + sent.data);
+                }
+            }
+        }
+        None
+    }
+
+    /// Ends what has waited too long.
+    fn expire(&mut self, now: Instant) {
+        let late: Vec<u64> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.deadline().is_some_and(|d| d <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            self.metrics.timeouts += 1;
+            match self.peers.get_mut(&id) {
+                Some(Peer::Connection(c)) if c.state != State::Draining => {
+                    c.deadline = None;
+                    c.reset();
+                    self.after(id);
+                }
+                _ => {
+                    self.peers.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// Runs the timer while there are deadlines.
+    fn keep_time(&mut self) {
+        let wanted = self.peers.values().any(|p| p.deadline().is_some());
+        if wanted != self.timer_on {
+            let done = if wanted {
+                self.timer.reset(TICK, Some(TICK))
+            } else {
+                self.timer.clear()
+            };
+            if done.is_ok() {
+                self.timer_on = wanted;
+            }
+        }
+    }
+}
+
+impl Peer {
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            Peer::Handshake(h) => Some(h.deadline),
+            Peer::Connection(c) => c.deadline,
+        }
+    }
+}
+
+impl Drop for Muxer {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Where a listener for host port `port` is.
+fn port_path(path: &Path, port: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(format!("_{port}"));
+    PathBuf::from(name)
+}
+
+/// Connects without ever waiting: a listener whose queue is full counts as none.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    // SAFETY: plain data, for which zeroes are a valid value.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX.cast_unsigned().try_into().unwrap_or(1);
+    let name = path.as_os_str().as_bytes();
+    if name.len() >= address.sun_path.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(name) {
+        *to = from.cast_signed();
+    }
+    let flags = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, flags, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a fresh descriptor that nobody else has.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let len = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(0);
+    // SAFETY: the address is ours and as long as said.
+    let done = unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(UnixStream::from(fd))
+}

@@ -1,0 +1,18 @@
+//! The saved form of the vsock device: its address, and nothing of its connections, which end
+//! with a transport reset event (virtio 1.2 §5.10.6.7) when the VM is restored.
+
+use serde::{Deserialize, Serialize};
+
+/// The version this code writes and reads.
+pub const VERSION: u32 = 1;
+
+/// The saved form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedVsock {
+    /// Version of this form.
+    pub version: u32,
+    /// The guest's address when it was saved. A restore may give it another: the event makes the
+    /// driver read it again.
+    pub cid: u64,
+}
