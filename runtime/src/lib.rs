@@ -16,6 +16,7 @@ pub mod container;
 pub mod cri;
 pub mod error;
 pub mod images;
+pub mod logs;
 pub mod network;
 pub mod oci;
 pub mod records;

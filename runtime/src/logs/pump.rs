@@ -1,0 +1,458 @@
+//! The task that carries a process's output from the agent into its log. One light task per
+//! container; the file is only touched on the blocking pool, in batches.
+//!
+//! A line that cannot be written (a full disk) is dropped with a warning and acknowledged: a
+//! container must not stand still because the node's log disk is full.
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_proto::agent::{
+    Exit, OutputChunk, OutputRequest, ProcessRef, Stream, output_chunk::Event,
+};
+use futures::{FutureExt as _, StreamExt as _, stream};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::WatchStream;
+use tonic::{Code, Streaming};
+
+use super::{Checkpoint, Checkpoints, Encoder, LogError, LogFile, LogPath, Offsets, time};
+use crate::agent::Agent;
+
+/// Lines gathered before they are written, if the agent has that much at hand.
+const BATCH: usize = 256 * 1024;
+/// How much may be written between two checkpoints: it bounds what a restart reads again.
+const CHECKPOINT_EVERY: u64 = 1024 * 1024;
+/// Between two tries to reach the agent.
+const RETRY: Duration = Duration::from_millis(500);
+/// A guest's clock further ahead than this is not believed.
+const CLOCK_AHEAD: i64 = 60_000_000_000;
+/// How often a log that cannot be written is complained about.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
+
+/// What a pump carries, and where to.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The container.
+    pub container: String,
+    /// Its log; `None` drains the output (a process must not block because nobody listens).
+    pub log: Option<LogPath>,
+    /// Where its checkpoints are kept.
+    pub checkpoints: Checkpoints,
+}
+
+/// A handle to a running pump. Dropping it does not end the task.
+#[derive(Debug, Clone)]
+pub struct Pump {
+    container: String,
+    commands: mpsc::Sender<Command>,
+    state: watch::Receiver<State>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Reopen(oneshot::Sender<Result<(), LogError>>),
+    /// The guest is gone or going: write what is there and end.
+    End,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Running,
+    Ended(Option<Exit>),
+}
+
+impl Pump {
+    /// Opens the log and starts carrying. `resume`: a daemon before this one had begun, so the
+    /// log's end is read first.
+    pub async fn start(agent: Agent, target: Target, resume: bool) -> Result<Self, LogError> {
+        let opening = target.clone();
+        let (file, checkpoint) = blocking(move || open(&opening, resume)).await?;
+        let (commands, inbox) = mpsc::channel(8);
+        let (state, seen) = watch::channel(State::Running);
+        let handle = Self {
+            container: target.container.clone(),
+            commands,
+            state: seen,
+        };
+        let encoder = Encoder::new(checkpoint.offsets);
+        let task = Task {
+            agent,
+            target: Arc::new(target),
+            file,
+            encoder,
+            safe: checkpoint.offsets,
+            since_checkpoint: 0,
+            complained: None,
+            inbox,
+        };
+        tokio::spawn(async move {
+            let exit = task.run().await;
+            // No receiver left is fine: the container was removed meanwhile.
+            let _ = state.send(State::Ended(exit));
+        });
+        Ok(handle)
+    }
+
+    /// Waits until all output is in the log; gives the exit, if the agent told it (a guest that
+    /// died tells none). `None` if that takes longer than `patience`.
+    pub async fn ended(&self, patience: Duration) -> Option<Option<Exit>> {
+        let mut state = self.state.clone();
+        let ended = state.wait_for(|state| matches!(state, State::Ended(_)));
+        match tokio::time::timeout(patience, ended).await {
+            Ok(Ok(state)) => match &*state {
+                State::Ended(exit) => Some(*exit),
+                State::Running => None,
+            },
+            // The task is gone without a word: a panic in it. There is nothing to wait for.
+            Ok(Err(_)) => Some(None),
+            Err(_) => None,
+        }
+    }
+
+    /// Opens the log's path anew; on return the file is there.
+    pub async fn reopen(&self) -> Result<(), LogError> {
+        let closed = || LogError::Closed {
+            container: self.container.clone(),
+        };
+        let (answer, wait) = oneshot::channel();
+        self.commands
+            .send(Command::Reopen(answer))
+            .await
+            .map_err(|_| closed())?;
+        wait.await.map_err(|_| closed())?
+    }
+
+    /// Tells the pump that nothing more will come.
+    pub fn end(&self) {
+        // A full inbox holds an earlier word already; a closed one means it has ended.
+        let _ = self.commands.try_send(Command::End);
+    }
+}
+
+fn open(target: &Target, resume: bool) -> Result<(Option<LogFile>, Checkpoint), LogError> {
+    let known = if resume {
+        target.checkpoints.load(&target.container)?
+    } else {
+        None
+    };
+    let (file, checkpoint) = match (&target.log, known) {
+        (Some(at), Some(known)) => {
+            let (file, offsets) = LogFile::recover(at.clone(), &known)?;
+            let now = file.checkpoint(offsets, known.ended);
+            (Some(file), now)
+        }
+        (Some(at), None) => {
+            let file = LogFile::open(at.clone())?;
+            let now = file.checkpoint(Offsets::default(), false);
+            (Some(file), now)
+        }
+        (None, known) => (None, known.unwrap_or_default()),
+    };
+    target.checkpoints.store(&target.container, &checkpoint)?;
+    Ok((file, checkpoint))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+) -> Result<T, LogError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| LogError::Ending)?
+}
+
+struct Task {
+    agent: Agent,
+    target: Arc<Target>,
+    file: Option<LogFile>,
+    encoder: Encoder,
+    /// What stands in the log: the place to go on from.
+    safe: Offsets,
+    since_checkpoint: u64,
+    complained: Option<Instant>,
+    inbox: mpsc::Receiver<Command>,
+}
+
+/// Why a stretch of carrying ended.
+enum Stop {
+    Exit(Exit),
+    /// The agent no longer knows the process, or refuses for good.
+    Gone,
+    /// Told to end.
+    Told,
+    /// The connection broke.
+    Broken,
+}
+
+impl Task {
+    async fn run(mut self) -> Option<Exit> {
+        let exit = loop {
+            match self.carry().await {
+                Stop::Exit(exit) => break Some(exit),
+                Stop::Gone | Stop::Told => break None,
+                Stop::Broken => {
+                    // What was taken but not written comes again.
+                    self.encoder = Encoder::new(self.safe);
+                    if self.told_within(RETRY).await {
+                        break None;
+                    }
+                }
+            }
+        };
+        self.encoder.finish(time::now());
+        self.write().await;
+        self.save(true).await;
+        exit
+    }
+
+    /// Serves commands for a while; true if told to end.
+    async fn told_within(&mut self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
+            match tokio::time::timeout_at(until, self.inbox.recv()).await {
+                Ok(Some(Command::Reopen(answer))) => self.reopen(answer).await,
+                Ok(Some(Command::End)) => return true,
+                // All handles dropped: only the guest's end stops the pump then.
+                Ok(None) | Err(_) => return false,
+            }
+        }
+    }
+
+    async fn carry(&mut self) -> Stop {
+        let process = ProcessRef {
+            container_id: self.target.container.clone(),
+            exec_id: String::new(),
+        };
+        let open = OutputRequest {
+            process: Some(process),
+            stdout_offset: self.safe.stdout,
+            stderr_offset: self.safe.stderr,
+        };
+        // Only the newest acknowledgement counts, so a slow agent need not read all of them.
+        let (acknowledge, newest) = watch::channel(OutputRequest::default());
+        let requests = stream::iter([open]).chain(WatchStream::from_changes(newest));
+        let mut client = self.agent.client();
+        let answer = client.output(requests).await;
+        let mut chunks: Streaming<OutputChunk> = match answer {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return self.refused(&status),
+        };
+        loop {
+            tokio::select! {
+                command = self.inbox.recv() => match command {
+                    Some(Command::Reopen(answer)) => self.reopen(answer).await,
+                    Some(Command::End) => {
+                        // Whatever is at hand still goes in.
+                        self.drain_ready(&mut chunks).await;
+                        return Stop::Told;
+                    }
+                    // No handle is left; the output still has to go somewhere.
+                    None => return self.to_the_end(&mut chunks, &acknowledge).await,
+                },
+                chunk = chunks.message() => {
+                    if let Some(stop) = self.take(chunk, &mut chunks, &acknowledge).await {
+                        return stop;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn to_the_end(
+        &mut self,
+        chunks: &mut Streaming<OutputChunk>,
+        acknowledge: &watch::Sender<OutputRequest>,
+    ) -> Stop {
+        loop {
+            let chunk = chunks.message().await;
+            if let Some(stop) = self.take(chunk, chunks, acknowledge).await {
+                return stop;
+            }
+        }
+    }
+
+    /// Takes a message and whatever else is at hand, writes, acknowledges.
+    async fn take(
+        &mut self,
+        first: Result<Option<OutputChunk>, tonic::Status>,
+        chunks: &mut Streaming<OutputChunk>,
+        acknowledge: &watch::Sender<OutputRequest>,
+    ) -> Option<Stop> {
+        let mut next = Some(first);
+        let mut stop = None;
+        while let Some(message) = next.take() {
+            match message {
+                Ok(Some(chunk)) => stop = self.feed(chunk),
+                Ok(None) => stop = Some(Stop::Broken),
+                Err(status) => stop = Some(self.refused(&status)),
+            }
+            if stop.is_none() && self.encoder.waiting() < BATCH {
+                next = chunks.message().now_or_never();
+            }
+        }
+        self.write().await;
+        if self.since_checkpoint >= CHECKPOINT_EVERY {
+            self.save(false).await;
+        }
+        let done = OutputRequest {
+            process: None,
+            stdout_offset: self.safe.stdout,
+            stderr_offset: self.safe.stderr,
+        };
+        acknowledge.send_replace(done);
+        stop
+    }
+
+    async fn drain_ready(&mut self, chunks: &mut Streaming<OutputChunk>) {
+        while let Some(Ok(Some(chunk))) = chunks.message().now_or_never() {
+            if self.feed(chunk).is_some() {
+                break;
+            }
+            if self.encoder.waiting() >= BATCH {
+                self.write().await;
+            }
+        }
+    }
+
+    fn feed(&mut self, chunk: OutputChunk) -> Option<Stop> {
+        match chunk.event {
+            Some(Event::Exit(exit)) => Some(Stop::Exit(exit)),
+            Some(Event::Data(data)) => {
+                let Ok(stream) = Stream::try_from(data.stream) else {
+                    return Some(Stop::Broken);
+                };
+                // What comes twice is cut off; a gap means bytes are lost for good, and the
+                // stream goes on behind it.
+                let taken = self.encoder.taken(stream);
+                let skip = usize::try_from(taken.saturating_sub(data.offset)).unwrap_or(usize::MAX);
+                if data.offset > taken {
+                    tracing::warn!(
+                        container = self.target.container,
+                        lost = data.offset - taken,
+                        "the agent no longer has a part of the container's output"
+                    );
+                    self.encoder.skip(stream, data.offset);
+                }
+                let fresh = data
+                    .data
+                    .get(skip.min(data.data.len())..)
+                    .unwrap_or_default();
+                let now = time::now();
+                let told = data.time_unix_ns;
+                let at = if told > 0 && told <= now.saturating_add(CLOCK_AHEAD) {
+                    told
+                } else {
+                    now
+                };
+                self.encoder.feed(stream, fresh, at);
+                None
+            }
+            None => None,
+        }
+    }
+
+    fn refused(&self, status: &tonic::Status) -> Stop {
+        match status.code() {
+            Code::NotFound
+            | Code::InvalidArgument
+            | Code::OutOfRange
+            | Code::FailedPrecondition => {
+                tracing::warn!(
+                    container = self.target.container,
+                    code = ?status.code(),
+                    message = status.message(),
+                    "the agent gives no more of the container's output"
+                );
+                Stop::Gone
+            }
+            _ => {
+                tracing::debug!(container = self.target.container, %status, "output interrupted");
+                Stop::Broken
+            }
+        }
+    }
+
+    /// Writes the lines made so far; afterwards they count as safe, written or given up.
+    async fn write(&mut self) {
+        let (lines, offsets) = self.encoder.take();
+        self.safe = offsets;
+        if lines.is_empty() {
+            return;
+        }
+        let Some(mut file) = self.file.take() else {
+            return;
+        };
+        self.since_checkpoint += lines.len() as u64;
+        let written = tokio::task::spawn_blocking(move || {
+            let result = file.append(&lines);
+            (file, result)
+        });
+        let Ok((file, result)) = written.await else {
+            return;
+        };
+        self.file = Some(file);
+        if let Err(error) = result
+            && self
+                .complained
+                .is_none_or(|last| last.elapsed() > COMPLAIN_EVERY)
+        {
+            self.complained = Some(Instant::now());
+            tracing::warn!(
+                container = self.target.container,
+                error = crate::error::chain(&error),
+                "output is lost: the log cannot be written"
+            );
+        }
+    }
+
+    async fn reopen(&mut self, answer: oneshot::Sender<Result<(), LogError>>) {
+        let Some(mut file) = self.file.take() else {
+            let _ = answer.send(Ok(()));
+            return;
+        };
+        let target = Arc::clone(&self.target);
+        let offsets = self.safe;
+        // The checkpoint is stored before the new file gets a line: a restart then either finds
+        // the old file (by its inode) or counts in the new one.
+        let work = tokio::task::spawn_blocking(move || {
+            let result = file.reopen().and_then(|another| {
+                if another {
+                    let now = file.checkpoint(offsets, false);
+                    target.checkpoints.store(&target.container, &now)?;
+                }
+                Ok(())
+            });
+            (file, result)
+        });
+        let result = match work.await {
+            Ok((file, result)) => {
+                self.file = Some(file);
+                result
+            }
+            Err(_) => Err(LogError::Ending),
+        };
+        let _ = answer.send(result);
+    }
+
+    async fn save(&mut self, ended: bool) {
+        let now = match &self.file {
+            Some(file) => file.checkpoint(self.safe, ended),
+            None => Checkpoint {
+                offsets: self.safe,
+                ended,
+                ..Checkpoint::default()
+            },
+        };
+        let target = Arc::clone(&self.target);
+        let stored = blocking(move || target.checkpoints.store(&target.container, &now)).await;
+        match stored {
+            Ok(()) => self.since_checkpoint = 0,
+            Err(error) => tracing::warn!(
+                container = self.target.container,
+                error = crate::error::chain(&error),
+                "the log's checkpoint cannot be written"
+            ),
+        }
+    }
+}
