@@ -99,10 +99,20 @@ follow_job() {
     return "${status:-$status_broken}"
 }
 
+# Runs a command in the namespaces of the direct host held by process $1: they
+# are those of that process's only child.
+enter_direct() {
+    local child
+    child=$(cat "/proc/$1/task/$1/children")
+    shift
+    nsenter -t "${child%% *}" -m -p -n -- "$@"
+}
+
 # Tells host $1 to start job $2. $3 is the host's pid.
 submit_job() {
     if [ -e "$hosts/$1/direct" ]; then
-        nsenter -t "$3" -m -- setsid /bin/bash "$here/guest/job" "$hosts/$1/share/jobs/$2" </dev/null >/dev/null 2>&1 &
+        enter_direct "$3" setsid /bin/bash "$here/guest/job" "$hosts/$1/share/jobs/$2" </dev/null >/dev/null 2>&1 &
+        disown $!
     else
         # One short line, written at once: concurrent jobs do not mix.
         echo "start $2" >"$hosts/$1/control.in"
@@ -113,7 +123,7 @@ submit_job() {
 stop_job() {
     [ -e "/proc/$3/exe" ] || return 0
     if [ -e "$hosts/$1/direct" ]; then
-        kill -KILL -- "-$(cat "$hosts/$1/share/jobs/$2/pid")" 2>/dev/null || true
+        enter_direct "$3" kill -KILL -- "-$(cat "$hosts/$1/share/jobs/$2/pid")" 2>/dev/null || true
     else
         echo "kill $2" >"$hosts/$1/control.in"
         # The job's directory is needed until it is done.
@@ -153,7 +163,7 @@ attach_shell() {
     rm -f "$job/merge"
     : >"$job/tty"
     if [ -e "$dir/direct" ]; then
-        nsenter -t "$(host_pid "$host")" -m -- /bin/bash "$job/script" || status=$?
+        enter_direct "$(host_pid "$host")" /bin/bash "$job/script" || status=$?
         return $status
     fi
     say "a shell on host $host; leave it with exit or Ctrl-D"

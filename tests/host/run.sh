@@ -131,10 +131,21 @@ start_emulated() {
 }
 
 start_direct() {
-    say "the machine has KVM: running on the machine itself, in a mount namespace of its own"
+    say "the machine has KVM: running on the machine itself, in namespaces of its own"
+    local path
     : >"$dir/direct"
+    for path in "${fresh[@]}"; do
+        mkdir -p "$path"
+        echo "ro $(realpath "$path")"
+    done >"$dir/mounts"
+    for path in ${shares[@]+"${shares[@]}"}; do
+        path=$(realpath -e "$path") || die "--share: no such directory"
+        echo "rw $path"
+    done >>"$dir/mounts"
     : >"$dir/console.log"
-    setsid unshare --mount --propagation private /bin/bash "$here/guest/direct" "$dir/" \
+    # All that runs in it ends with it: the holder is the first process of a
+    # process namespace.
+    setsid unshare --mount --propagation private --net --pid --fork --kill-child --mount-proc /bin/bash "$here/guest/direct" "$dir/" \
         </dev/null >"$dir/console.log" 2>&1 &
     echo $! >"$dir/pid"
 }
