@@ -1,5 +1,8 @@
 //! Images: pulled from registries, kept as one read-only file per layer.
 
+pub mod erofs;
+pub mod layer;
+
 use tonic::Code;
 
 use crate::{config::Config, error::Grpc, records::Records};

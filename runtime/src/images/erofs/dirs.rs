@@ -30,7 +30,10 @@ pub enum Child {
 impl DirInput<'_> {
     /// Two, and one for each directory in it.
     pub(super) fn nlink(&self) -> u32 {
-        let subdirs = self.entries.iter().filter(|(_, child)| matches!(child, Child::Dir(_)));
+        let subdirs = self
+            .entries
+            .iter()
+            .filter(|(_, child)| matches!(child, Child::Dir(_)));
         u32::try_from(subdirs.count()).unwrap_or(u32::MAX - 2) + 2
     }
 
@@ -70,9 +73,17 @@ pub(super) fn plan(entries: &[(&[u8], Child)], room: usize) -> DirPlan {
     }
     let size = blocks * BLOCK + used;
     if used < BLOCK && used <= room {
-        DirPlan { blocks, tail: used, size }
+        DirPlan {
+            blocks,
+            tail: used,
+            size,
+        }
     } else {
-        DirPlan { blocks: blocks + 1, tail: 0, size }
+        DirPlan {
+            blocks: blocks + 1,
+            tail: 0,
+            size,
+        }
     }
 }
 
@@ -100,10 +111,7 @@ pub(super) fn encode(
     out
 }
 
-fn encode_block(
-    entries: &[(&[u8], Child)],
-    nid: impl Fn(Child) -> (u64, FileType),
-) -> Vec<u8> {
+fn encode_block(entries: &[(&[u8], Child)], nid: impl Fn(Child) -> (u64, FileType)) -> Vec<u8> {
     let mut out = Vec::with_capacity(BLOCK);
     let mut name_offset = entries.len() * DIRENT_SIZE;
     for (name, child) in entries {

@@ -202,7 +202,11 @@ pub(super) fn device(major: u32, minor: u32) -> Option<u32> {
 pub(super) fn crc32c(data: &[u8]) -> u32 {
     data.iter().fold(u32::MAX, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {
-            if crc & 1 == 1 { (crc >> 1) ^ 0x82F6_3B78 } else { crc >> 1 }
+            if crc & 1 == 1 {
+                (crc >> 1) ^ 0x82F6_3B78
+            } else {
+                crc >> 1
+            }
         })
     })
 }
@@ -258,7 +262,13 @@ mod tests {
         .encode(&mut out);
         assert_eq!(out.len(), INODE_SIZE);
         assert_eq!(&out[NLINK_OFFSET..NLINK_OFFSET + 4], &[1, 2, 3, 4]);
-        let sb = SuperBlock { root_nid: 36, inodes: 1, blocks: 1, uuid: [7; 16], incompat: 0 };
+        let sb = SuperBlock {
+            root_nid: 36,
+            inodes: 1,
+            blocks: 1,
+            uuid: [7; 16],
+            incompat: 0,
+        };
         assert_eq!(sb.first_block(&[]).len(), BLOCK);
     }
 }

@@ -16,7 +16,10 @@ pub(super) struct MetaRun {
 
 impl MetaRun {
     pub(super) fn new() -> Self {
-        Self { bytes: Vec::new(), free: vec![Vec::new(); SLOTS_PER_BLOCK] }
+        Self {
+            bytes: Vec::new(),
+            free: vec![Vec::new(); SLOTS_PER_BLOCK],
+        }
     }
 
     /// Length so far, a multiple of the block size.
@@ -91,7 +94,11 @@ mod tests {
         assert!(used.windows(2).all(|w| w[0].1 < w[1].0), "records overlap");
         assert!(used.last().unwrap().1 < run.len());
         let total: usize = used.iter().map(|(a, b)| b - a + 1).sum();
-        assert!(total * 100 / run.len() > 90, "{}% used", total * 100 / run.len());
+        assert!(
+            total * 100 / run.len() > 90,
+            "{}% used",
+            total * 100 / run.len()
+        );
     }
 
     #[test]

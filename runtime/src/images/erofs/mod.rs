@@ -17,6 +17,7 @@
 //! walking a tree reads few blocks, and memory stays bounded however many files there are.
 
 mod dirs;
+mod finish;
 mod format;
 mod meta;
 mod output;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Seek, SeekFrom, Write};
 
-use super::format::BLOCK_SIZE;
+use super::format::{BLOCK, BLOCK_SIZE};
 use super::writer::WriterError;
 
 /// Bytes collected before they are written.
@@ -23,7 +23,12 @@ impl<W: Write + Seek> Output<W> {
     pub(super) fn new(inner: W, limit: u64) -> Self {
         // Block addresses have 32 bits, and the last value means "no block".
         let limit = limit.min((u64::from(u32::MAX) - 1) * BLOCK_SIZE);
-        Self { inner, buffer: Vec::with_capacity(BUFFER), pos: 0, limit }
+        Self {
+            inner,
+            buffer: Vec::with_capacity(BUFFER),
+            pos: 0,
+            limit,
+        }
     }
 
     pub(super) fn pos(&self) -> u64 {
@@ -53,7 +58,7 @@ impl<W: Write + Seek> Output<W> {
     /// Appends zeros: a hole in the file when they are many.
     pub(super) fn skip(&mut self, len: u64) -> Result<(), WriterError> {
         if let Ok(short) = usize::try_from(len)
-            && short <= 4 * BLOCK_SIZE as usize
+            && short <= 4 * BLOCK
         {
             self.advance(len)?;
             if self.buffer.len() + short > BUFFER {

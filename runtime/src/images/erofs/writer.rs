@@ -1,22 +1,18 @@
-//! The writer of one image: files as they arrive, then the directories and the superblock.
+//! The writer of one image: inodes and data as they arrive. The end of an image is in `finish`.
 
 use std::io::{self, Seek, Write};
 
-use super::dirs::{self, Child, DirInput, DirPlan};
+use super::dirs;
 use super::format::{
-    BLOCK, BLOCK_SIZE, FileType, INCOMPAT_CHUNKED, INODE_SIZE, Inode, Layout, NLINK_OFFSET,
-    NULL_BLOCK, SLOT, SLOTS_PER_BLOCK, SUPER_OFFSET, SUPER_SIZE, SuperBlock, device, put32,
+    BLOCK, BLOCK_SIZE, FileType, INCOMPAT_CHUNKED, INODE_SIZE, Inode, Layout, NULL_BLOCK,
+    SLOTS_PER_BLOCK, device, put32,
 };
 use super::meta::MetaRun;
 use super::output::Output;
 use super::xattr::Xattrs;
 
 /// A run of metadata is appended when it has this many bytes.
-const META_RUN: usize = 1 << 20;
-/// The slot of the root inode: the first behind the superblock.
-const ROOT_SLOT: u16 = ((SUPER_OFFSET + SUPER_SIZE) / SLOT) as u16;
-/// Bytes for the root inode, its attributes and its tail.
-const ROOT_ROOM: usize = BLOCK - SUPER_OFFSET - SUPER_SIZE;
+pub(super) const META_RUN: usize = 1 << 20;
 /// A sparse file gets chunks so large that it has at most this many.
 const MAX_CHUNKS: u64 = 1 << 18;
 /// The largest chunk the format knows, in blocks (as a power of two).
@@ -128,13 +124,19 @@ pub struct SparseData {
 /// Writes one image. See the module for the layout.
 #[derive(Debug)]
 pub struct Writer<W> {
-    out: Output<W>,
+    pub(super) out: Output<W>,
     run: MetaRun,
+    pub(super) places: Places,
+    pub(super) incompat: u32,
+}
+
+/// Where the inodes are.
+#[derive(Debug, Default)]
+pub(super) struct Places {
     /// Of each inode: the number of its run, and its slot in it.
-    places: Vec<(u32, u32)>,
-    /// Of each run: its first slot in the image.
+    slots: Vec<(u32, u32)>,
+    /// Of each run that was appended: its first slot in the image.
     run_starts: Vec<u64>,
-    incompat: u32,
 }
 
 impl<W: Write + Seek> Writer<W> {
@@ -149,15 +151,19 @@ impl<W: Write + Seek> Writer<W> {
         Ok(Self {
             out,
             run: MetaRun::new(),
-            places: Vec::new(),
-            run_starts: Vec::new(),
+            places: Places::default(),
             incompat: 0,
         })
     }
 
     /// Starts a regular file of `size` bytes. Its data must follow before any other inode.
     pub fn begin_file(&mut self, size: u64) -> FileData {
-        FileData { size, written: 0, start: self.out.block(), tail: Vec::new() }
+        FileData {
+            size,
+            written: 0,
+            start: self.out.block(),
+            tail: Vec::new(),
+        }
     }
 
     /// Appends data to a file.
@@ -167,7 +173,10 @@ impl<W: Write + Seek> Writer<W> {
     pub fn file_data(&mut self, file: &mut FileData, data: &[u8]) -> Result<(), WriterError> {
         let end = file.written.saturating_add(data.len() as u64);
         if end > file.size {
-            return Err(WriterError::Data { at: end, size: file.size });
+            return Err(WriterError::Data {
+                at: end,
+                size: file.size,
+            });
         }
         // The bytes behind the last full block are kept: they may go behind the inode.
         let whole = file.size - file.size % BLOCK_SIZE;
@@ -190,9 +199,19 @@ impl<W: Write + Seek> Writer<W> {
         xattrs: &Xattrs,
     ) -> Result<InodeId, WriterError> {
         if file.written != file.size {
-            return Err(WriterError::Data { at: file.written, size: file.size });
+            return Err(WriterError::Data {
+                at: file.written,
+                size: file.size,
+            });
         }
-        self.add_flat(FileType::Regular, attr, xattrs, file.size, file.start, &file.tail)
+        self.add_flat(
+            FileType::Regular,
+            attr,
+            xattrs,
+            file.size,
+            file.start,
+            &file.tail,
+        )
     }
 
     /// Adds a link, device, pipe or socket.
@@ -240,7 +259,13 @@ impl<W: Write + Seek> Writer<W> {
             .find(|bits| blocks.div_ceil(1 << bits) <= MAX_CHUNKS)
             .ok_or(WriterError::SparseSize { size })?;
         let chunks = usize::try_from(blocks.div_ceil(1 << chunk_bits)).unwrap_or(usize::MAX);
-        Ok(SparseData { size, chunk_bits, index: vec![NULL_BLOCK; chunks], pos: 0, open: false })
+        Ok(SparseData {
+            size,
+            chunk_bits,
+            index: vec![NULL_BLOCK; chunks],
+            pos: 0,
+            open: false,
+        })
     }
 
     /// Writes data into a sparse file, at or behind the end of the data before.
@@ -253,17 +278,27 @@ impl<W: Write + Seek> Writer<W> {
         mut at: u64,
         mut data: &[u8],
     ) -> Result<(), WriterError> {
-        let end = at.checked_add(data.len() as u64).filter(|end| *end <= file.size);
+        let end = at
+            .checked_add(data.len() as u64)
+            .filter(|end| *end <= file.size);
         if end.is_none() || at < file.pos {
-            return Err(WriterError::Data { at, size: file.size });
+            return Err(WriterError::Data {
+                at,
+                size: file.size,
+            });
         }
         let chunk = BLOCK_SIZE << file.chunk_bits;
         while !data.is_empty() {
             let start = at - at % chunk;
             if !file.open || file.pos < start {
                 self.close_chunk(file)?;
-                let slot = usize::try_from(at / chunk).ok().and_then(|i| file.index.get_mut(i));
-                let slot = slot.ok_or(WriterError::Data { at, size: file.size })?;
+                let slot = usize::try_from(at / chunk)
+                    .ok()
+                    .and_then(|i| file.index.get_mut(i));
+                let slot = slot.ok_or(WriterError::Data {
+                    at,
+                    size: file.size,
+                })?;
                 *slot = self.out.block();
                 file.open = true;
                 file.pos = start;
@@ -294,7 +329,7 @@ impl<W: Write + Seek> Writer<W> {
     ) -> Result<InodeId, WriterError> {
         self.close_chunk(&mut file)?;
         if file.index.is_empty() {
-            return self.add_flat(FileType::Regular, attr, xattrs, 0, NULL_BLOCK, &[]);
+            return self.add_flat(FileType::Regular, attr, xattrs, 0, 0, &[]);
         }
         self.incompat |= INCOMPAT_CHUNKED;
         let mut index = Vec::with_capacity(file.index.len() * 4);
@@ -302,7 +337,14 @@ impl<W: Write + Seek> Writer<W> {
             put32(&mut index, *block);
         }
         let kind = FileType::Regular;
-        let inode = self.inode(kind, Layout::Chunked, attr, xattrs, file.size, file.chunk_bits);
+        let inode = self.inode(
+            kind,
+            Layout::Chunked,
+            attr,
+            xattrs,
+            file.size,
+            file.chunk_bits,
+        );
         self.add_record(&inode, xattrs, &index)
     }
 
@@ -340,7 +382,7 @@ impl<W: Write + Seek> Writer<W> {
         self.add_record(&inode, xattrs, &[])
     }
 
-    fn inode(
+    pub(super) fn inode(
         &self,
         kind: FileType,
         layout: Layout,
@@ -356,7 +398,9 @@ impl<W: Write + Seek> Writer<W> {
             size,
             union,
             // The root is number 1.
-            ino: u32::try_from(self.places.len()).unwrap_or(u32::MAX).saturating_add(2),
+            ino: u32::try_from(self.places.len())
+                .unwrap_or(u32::MAX)
+                .saturating_add(2),
             uid: attr.uid,
             gid: attr.gid,
             mtime: attr.mtime,
@@ -377,157 +421,44 @@ impl<W: Write + Seek> Writer<W> {
         let bytes = record(inode, xattrs, behind);
         let slot = self.run.reserve(bytes.len());
         self.run.fill(slot, &bytes);
-        let id = u32::try_from(self.places.len()).map_err(|_| WriterError::TooManyInodes)?;
-        let run = u32::try_from(self.run_starts.len()).map_err(|_| WriterError::TooManyInodes)?;
+        let id = u32::try_from(self.places.slots.len()).map_err(|_| WriterError::TooManyInodes)?;
+        let run =
+            u32::try_from(self.places.run_starts.len()).map_err(|_| WriterError::TooManyInodes)?;
         let slot = u32::try_from(slot).map_err(|_| WriterError::TooManyInodes)?;
-        self.places.push((run, slot));
+        self.places.slots.push((run, slot));
         Ok(InodeId(id))
     }
 
-    fn flush_run(&mut self) -> Result<(), WriterError> {
-        self.run_starts.push(u64::from(self.out.block()) * SLOTS_PER_BLOCK as u64);
+    pub(super) fn flush_run(&mut self) -> Result<(), WriterError> {
+        self.places
+            .run_starts
+            .push(u64::from(self.out.block()) * SLOTS_PER_BLOCK as u64);
         let bytes = self.run.take();
         self.out.append(&bytes)
     }
+}
+
+impl Places {
+    /// How many inodes there are.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
 
     /// The number of an inode in the image; its run must have been appended.
-    fn nid(&self, id: InodeId) -> u64 {
-        let place = usize::try_from(id.0).ok().and_then(|i| self.places.get(i));
+    pub(super) fn nid(&self, id: InodeId) -> u64 {
+        let place = usize::try_from(id.0).ok().and_then(|i| self.slots.get(i));
         let (run, slot) = place.copied().unwrap_or_default();
-        let start = usize::try_from(run).ok().and_then(|run| self.run_starts.get(run));
+        let start = usize::try_from(run)
+            .ok()
+            .and_then(|run| self.run_starts.get(run));
         start.copied().unwrap_or_default() + u64::from(slot)
     }
-
-    /// Writes the directories (the first is the root) and the superblock, and returns the file,
-    /// flushed but not synced, and the length of the image. `links` gives the inodes that have
-    /// another number of links than one.
-    ///
-    /// # Errors
-    /// When the attributes of the root do not fit, or writing fails.
-    pub fn finish(
-        mut self,
-        dirs: &[DirInput<'_>],
-        links: impl IntoIterator<Item = (InodeId, u32)>,
-        uuid: [u8; 16],
-    ) -> Result<(W, u64), WriterError> {
-        self.flush_run()?;
-        let tree = self.place_dirs(dirs)?;
-        let mut first_block = Vec::new();
-        let mut area = tree.area;
-        let lookup = |child: Child| match child {
-            Child::Dir(n) => (tree.nids.get(n).copied().unwrap_or_default(), FileType::Directory),
-            Child::Inode(id, kind) => (self.nid(id), kind),
-        };
-        let mut start = self.out.block();
-        let mut data = Vec::new();
-        for (n, (dir, plan)) in dirs.iter().zip(&tree.plans).enumerate() {
-            let mut blocks = dirs::encode(&dir.all(n), lookup);
-            let tail =
-                if plan.tail > 0 { blocks.pop().unwrap_or_default() } else { Vec::new() };
-            let layout = if plan.tail > 0 { Layout::Inline } else { Layout::Plain };
-            let first = if plan.blocks == 0 { NULL_BLOCK } else { start };
-            let size = plan.size as u64;
-            let kind = FileType::Directory;
-            let mut inode = self.inode(kind, layout, dir.attr, dir.xattrs, size, first);
-            inode.nlink = dir.nlink();
-            inode.ino = if n == 0 { 1 } else { inode.ino.saturating_add(u32_of(n)) };
-            let bytes = record(&inode, dir.xattrs, &tail);
-            match tree.slots.get(n) {
-                Some(Some(slot)) => area.fill(*slot, &bytes),
-                _ => first_block = bytes,
-            }
-            for block in &mut blocks {
-                block.resize(BLOCK, 0);
-                data.push(std::mem::take(block));
-            }
-            start = start.saturating_add(u32_of(plan.blocks));
-            // Large trees: what is ready goes out.
-            if data.len() >= META_RUN / BLOCK {
-                write_blocks(&mut self.out, &mut data)?;
-            }
-        }
-        write_blocks(&mut self.out, &mut data)?;
-        self.out.append(&area.take())?;
-        let size = self.out.pos();
-        let superblock = SuperBlock {
-            root_nid: ROOT_SLOT,
-            inodes: self.places.len() as u64 + dirs.len() as u64,
-            blocks: self.out.block(),
-            uuid,
-            incompat: self.incompat,
-        };
-        let links: Vec<(u64, Vec<u8>)> = links
-            .into_iter()
-            .map(|(id, n)| {
-                (self.nid(id) * SLOT as u64 + NLINK_OFFSET as u64, n.to_le_bytes().to_vec())
-            })
-            .collect();
-        let last = (0, superblock.first_block(&first_block));
-        // The superblock last: until then the file is not an image.
-        let inner = self.out.finish(links.into_iter().chain([last]))?;
-        Ok((inner, size))
-    }
-
-    /// Decides where each directory's blocks and inode go: all blocks first, then all inodes.
-    fn place_dirs(&self, dirs: &[DirInput<'_>]) -> Result<DirLayout, WriterError> {
-        let mut layout = DirLayout {
-            area: MetaRun::new(),
-            plans: Vec::with_capacity(dirs.len()),
-            slots: Vec::with_capacity(dirs.len()),
-            nids: Vec::with_capacity(dirs.len()),
-        };
-        for (n, dir) in dirs.iter().enumerate() {
-            let xattrs = dir.xattrs.encoded_len();
-            if n == 0 {
-                if INODE_SIZE + xattrs > ROOT_ROOM {
-                    let max = ROOT_ROOM - INODE_SIZE;
-                    return Err(WriterError::RootXattrs { bytes: xattrs, max });
-                }
-                let room = dirs::tail_room(dir.xattrs, ROOT_ROOM);
-                layout.plans.push(dirs::plan(&dir.all(n), room));
-                layout.slots.push(None);
-                continue;
-            }
-            let plan = dirs::plan(&dir.all(n), dirs::tail_room(dir.xattrs, BLOCK));
-            layout.slots.push(Some(layout.area.reserve(INODE_SIZE + xattrs + plan.tail)));
-            layout.plans.push(plan);
-        }
-        let blocks: usize = layout.plans.iter().map(|plan| plan.blocks).sum();
-        let area = (u64::from(self.out.block()) + blocks as u64) * SLOTS_PER_BLOCK as u64;
-        layout.nids = layout
-            .slots
-            .iter()
-            .map(|slot| slot.map_or(u64::from(ROOT_SLOT), |slot| area + slot as u64))
-            .collect();
-        Ok(layout)
-    }
 }
 
-/// Where the directories go.
-#[derive(Debug)]
-struct DirLayout {
-    area: MetaRun,
-    plans: Vec<DirPlan>,
-    slots: Vec<Option<usize>>,
-    nids: Vec<u64>,
-}
-
-fn record(inode: &Inode, xattrs: &Xattrs, behind: &[u8]) -> Vec<u8> {
+pub(super) fn record(inode: &Inode, xattrs: &Xattrs, behind: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(INODE_SIZE + xattrs.encoded_len() + behind.len());
     inode.encode(&mut out);
     xattrs.encode(&mut out);
     out.extend_from_slice(behind);
     out
-}
-
-fn write_blocks<W: Write + Seek>(
-    out: &mut Output<W>,
-    blocks: &mut Vec<Vec<u8>>,
-) -> Result<(), WriterError> {
-    blocks.drain(..).try_for_each(|block| out.append(&block))
-}
-
-/// Counts that the image's size limit keeps below 2^32.
-fn u32_of(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }

@@ -40,7 +40,10 @@ impl XattrName {
         if rest.len() > NAME_MAX || rest.contains(&0) {
             return None;
         }
-        Some(Self { index, rest: rest.into() })
+        Some(Self {
+            index,
+            rest: rest.into(),
+        })
     }
 
     /// The name in full.
@@ -95,7 +98,11 @@ impl Xattrs {
 
     /// Bytes that [`Self::encode`] appends.
     pub(super) fn encoded_len(&self) -> usize {
-        if self.map.is_empty() { 0 } else { HEADER + self.bytes }
+        if self.map.is_empty() {
+            0
+        } else {
+            HEADER + self.bytes
+        }
     }
 
     /// `i_xattr_icount`: 0 for none, else one for the header and one per 4 bytes.
@@ -136,13 +143,27 @@ mod tests {
     #[test]
     fn names() {
         for name in ["user.a", "trusted.overlay.opaque", "security.capability"] {
-            assert_eq!(XattrName::parse(name.as_bytes()).unwrap().full(), name.as_bytes());
+            assert_eq!(
+                XattrName::parse(name.as_bytes()).unwrap().full(),
+                name.as_bytes()
+            );
         }
         for name in ["system.posix_acl_access", "system.posix_acl_default"] {
-            assert_eq!(XattrName::parse(name.as_bytes()).unwrap().full(), name.as_bytes());
+            assert_eq!(
+                XattrName::parse(name.as_bytes()).unwrap().full(),
+                name.as_bytes()
+            );
         }
         let long = format!("user.{}", "x".repeat(256));
-        for name in ["", "user.", "user", "system.other", "com.apple.x", "user.a\0b", &long] {
+        for name in [
+            "",
+            "user.",
+            "user",
+            "system.other",
+            "com.apple.x",
+            "user.a\0b",
+            &long,
+        ] {
             assert_eq!(XattrName::parse(name.as_bytes()), None, "{name}");
         }
         assert!(XattrName::parse(&long.as_bytes()[..260]).is_some());
