@@ -1,0 +1,150 @@
+//! What an ADD ran with and gave, one file per pod: DEL must run with the same, though the
+//! configuration may have changed since (CNI spec 1.1, "prevResult" for DEL).
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Attachment, NetworkConf, blocking, conf, file_of};
+use crate::network::NetworkError;
+
+/// The directory of the files.
+#[derive(Debug)]
+pub(super) struct Cache {
+    dir: PathBuf,
+}
+
+/// One pod's file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Cached {
+    version: String,
+    name: String,
+    plugins: Vec<Map<String, Value>>,
+    netns: PathBuf,
+    pub(super) arguments: Map<String, Value>,
+    /// The answer of the last plugin, if ADD came to its end.
+    pub(super) result: Option<Value>,
+}
+
+impl Cached {
+    pub(super) fn new(
+        conf: &NetworkConf,
+        attachment: &Attachment,
+        arguments: Map<String, Value>,
+    ) -> Self {
+        Self {
+            version: conf.version.clone(),
+            name: conf.name.clone(),
+            plugins: conf
+                .plugins
+                .iter()
+                .map(|plugin| plugin.object.clone())
+                .collect(),
+            netns: attachment.netns.clone(),
+            arguments,
+            result: None,
+        }
+    }
+
+    /// The configuration of then, checked as one read from a file.
+    pub(super) fn conf(&self) -> Result<NetworkConf, NetworkError> {
+        let text = serde_json::json!({
+            "cniVersion": self.version, "name": self.name, "plugins": self.plugins,
+        });
+        conf::parse(Path::new("kept for DEL"), text.to_string().as_bytes())
+    }
+}
+
+impl Cache {
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Keeps a pod's, in place of what was kept for it. Written beside and renamed: a crash leaves
+    /// the old or the new.
+    pub(super) async fn put(&self, id: &str, cached: &Cached) -> Result<(), NetworkError> {
+        let path = file_of(&self.dir, id);
+        let text = serde_json::to_vec(cached).map_err(|error| NetworkError::Cache {
+            what: "keep",
+            path: path.clone(),
+            source: error.into(),
+        })?;
+        let dir = self.dir.clone();
+        blocking(move || {
+            let write = || {
+                fs::create_dir_all(&dir)?;
+                let beside = path.with_extension("tmp");
+                fs::write(&beside, &text)?;
+                fs::rename(&beside, &path)
+            };
+            write().map_err(|source| NetworkError::Cache {
+                what: "keep",
+                path: path.clone(),
+                source,
+            })
+        })
+        .await
+    }
+
+    /// What is kept for a pod.
+    pub(super) async fn get(&self, id: &str) -> Result<Option<Cached>, NetworkError> {
+        let path = file_of(&self.dir, id);
+        blocking(move || {
+            let failed = |source| NetworkError::Cache {
+                what: "read",
+                path: path.clone(),
+                source,
+            };
+            match fs::read(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                text => serde_json::from_slice(&text.map_err(failed)?)
+                    .map(Some)
+                    .map_err(|error| failed(error.into())),
+            }
+        })
+        .await
+    }
+
+    pub(super) async fn remove(&self, id: &str) -> Result<(), NetworkError> {
+        let path = file_of(&self.dir, id);
+        blocking(move || match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(NetworkError::Cache {
+                what: "remove",
+                path,
+                source,
+            }),
+            _ => Ok(()),
+        })
+        .await
+    }
+
+    pub(super) async fn ids(&self) -> Result<Vec<String>, NetworkError> {
+        let dir = self.dir.clone();
+        blocking(move || {
+            let failed = |source| NetworkError::Cache {
+                what: "list",
+                path: dir.clone(),
+                source,
+            };
+            let entries = match fs::read_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                entries => entries.map_err(failed)?,
+            };
+            let mut ids = Vec::new();
+            for entry in entries {
+                let path = entry.map_err(failed)?.path();
+                if path.extension().is_some_and(|ending| ending == "json")
+                    && let Some(id) = path.file_stem().and_then(|stem| stem.to_str())
+                {
+                    ids.push(id.to_owned());
+                }
+            }
+            Ok(ids)
+        })
+        .await
+    }
+}

@@ -1,0 +1,258 @@
+//! CNI as a runtime must speak it (spec 1.1): the chain of plugins for ADD, the reverse chain for
+//! DEL with what ADD ran with, and whether a network can be made at all. Not here: namespaces and
+//! taps, and what the guest is told.
+
+mod cache;
+mod conf;
+mod exec;
+mod result;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bulkhead_proto::cri::{PodSandboxConfig, Protocol};
+pub use conf::{NetworkConf, PluginConf};
+pub use exec::Attachment;
+pub use result::{CniDns, CniResult};
+use serde_json::{Map, Value, json};
+
+use super::NetworkError;
+use cache::{Cache, Cached};
+
+/// The interface a pod has, by the kubelet's and the plugins' convention.
+pub const POD_INTERFACE: &str = "eth0";
+
+/// The CNI side of pods' networks.
+#[derive(Debug)]
+pub struct Cni {
+    conf_dir: PathBuf,
+    bin_dirs: Vec<PathBuf>,
+    limit: Duration,
+    cache: Cache,
+}
+
+impl Cni {
+    /// Reads configuration from `conf_dir`, runs programs of `bin_dirs` for at most `limit` each,
+    /// keeps the results in `state`.
+    #[must_use]
+    pub fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>, limit: Duration, state: PathBuf) -> Self {
+        Self {
+            conf_dir,
+            bin_dirs,
+            limit,
+            cache: Cache::new(state),
+        }
+    }
+
+    /// The configuration in force, with all its programs there. Blocks (small files).
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn conf(&self) -> Result<NetworkConf, NetworkError> {
+        let conf = conf::load(&self.conf_dir)?;
+        for plugin in &conf.plugins {
+            exec::find(&plugin.kind, &self.bin_dirs)?;
+        }
+        Ok(conf)
+    }
+
+    /// Adds a pod to the network. On failure the plugins have been told to undo it.
+    ///
+    /// # Errors
+    /// Those of the configuration and of the plugin that failed.
+    pub async fn add(
+        &self,
+        attachment: Attachment,
+        pod: &PodSandboxConfig,
+    ) -> Result<CniResult, NetworkError> {
+        let conf = blocking({
+            let (dir, dirs) = (self.conf_dir.clone(), self.bin_dirs.clone());
+            move || {
+                let conf = conf::load(&dir)?;
+                conf.plugins
+                    .iter()
+                    .try_for_each(|plugin| exec::find(&plugin.kind, &dirs).map(drop))?;
+                Ok(conf)
+            }
+        })
+        .await?;
+        let mut cached = Cached::new(&conf, &attachment, arguments(pod));
+        // Kept before the first plugin runs: a DEL after a crash must know what there was to undo.
+        self.cache.put(&attachment.container_id, &cached).await?;
+        match self.chain(&conf, &cached, &attachment).await {
+            Ok((raw, result)) => {
+                cached.result = Some(raw);
+                self.cache.put(&attachment.container_id, &cached).await?;
+                Ok(result)
+            }
+            Err(error) => {
+                if let Err(undo) = self.del(attachment).await {
+                    tracing::warn!(error = %undo, "undoing a failed CNI ADD");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn chain(
+        &self,
+        conf: &NetworkConf,
+        cached: &Cached,
+        attachment: &Attachment,
+    ) -> Result<(Value, CniResult), NetworkError> {
+        let mut previous = None;
+        let mut last = "";
+        for plugin in &conf.plugins {
+            let input = configuration(conf, plugin, &cached.arguments, previous.as_ref());
+            let answer = self.run(&plugin.kind, "ADD", attachment, &input).await?;
+            previous = answer.or(previous);
+            last = &plugin.kind;
+        }
+        let unusable = |what| NetworkError::PluginOutput {
+            plugin: last.to_owned(),
+            verb: "ADD",
+            what,
+        };
+        let raw = previous.ok_or_else(|| unusable("it printed nothing".to_owned()))?;
+        let result = CniResult::parse(&raw).map_err(unusable)?;
+        Ok((raw, result))
+    }
+
+    /// Takes a pod out of its network, with the configuration it was added by. Repeatable: a pod
+    /// that was never added, or is out already, is no error.
+    ///
+    /// # Errors
+    /// That of the first plugin that failed; the others have run all the same, and what was kept
+    /// for the pod stays, so that the call can be repeated.
+    pub async fn del(&self, attachment: Attachment) -> Result<(), NetworkError> {
+        let Some(cached) = self.cache.get(&attachment.container_id).await? else {
+            return Ok(());
+        };
+        let conf = cached.conf()?;
+        let mut failed = None;
+        for plugin in conf.plugins.iter().rev() {
+            let input = configuration(&conf, plugin, &cached.arguments, cached.result.as_ref());
+            if let Err(error) = self.run(&plugin.kind, "DEL", &attachment, &input).await {
+                failed.get_or_insert(error);
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => self.cache.remove(&attachment.container_id).await,
+        }
+    }
+
+    /// The pods something is kept for.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub async fn known(&self) -> Result<Vec<String>, NetworkError> {
+        self.cache.ids().await
+    }
+
+    async fn run(
+        &self,
+        plugin: &str,
+        verb: &'static str,
+        attachment: &Attachment,
+        input: &Map<String, Value>,
+    ) -> Result<Option<Value>, NetworkError> {
+        exec::run(plugin, &self.bin_dirs, verb, attachment, input, self.limit).await
+    }
+}
+
+/// Runs blocking file work off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
+        Err(NetworkError::Thread {
+            path: PathBuf::new(),
+            what: "for CNI files ended badly",
+        })
+    })
+}
+
+/// `CNI_ARGS` as the plugins of Kubernetes networks expect it.
+#[must_use]
+pub fn kubernetes_args(sandbox_id: &str, pod: &PodSandboxConfig) -> String {
+    let metadata = pod.metadata.clone().unwrap_or_default();
+    // A `;` in a value would end it; Kubernetes allows none in these.
+    let clean = |text: &str| text.replace([';', '='], "_");
+    format!(
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
+        clean(&metadata.namespace),
+        clean(&metadata.name),
+        sandbox_id,
+        clean(&metadata.uid)
+    )
+}
+
+/// Capability arguments (CNI conventions): each is given to the plugins that declare it.
+fn arguments(pod: &PodSandboxConfig) -> Map<String, Value> {
+    let mut arguments = Map::new();
+    let ports: Vec<Value> = pod
+        .port_mappings
+        .iter()
+        .filter(|mapping| mapping.host_port > 0)
+        .map(|mapping| {
+            let protocol = match mapping.protocol() {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+                Protocol::Sctp => "sctp",
+            };
+            json!({
+                "hostPort": mapping.host_port,
+                "containerPort": mapping.container_port,
+                "protocol": protocol,
+                "hostIP": mapping.host_ip,
+            })
+        })
+        .collect();
+    if !ports.is_empty() {
+        arguments.insert("portMappings".to_owned(), Value::Array(ports));
+    }
+    if let Some(dns) = &pod.dns_config {
+        arguments.insert(
+            "dns".to_owned(),
+            json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options}),
+        );
+    }
+    arguments
+}
+
+/// What a plugin reads: its own object with what the runtime adds (spec 1.1, "Deriving execution
+/// configuration from plugin configuration").
+fn configuration(
+    conf: &NetworkConf,
+    plugin: &PluginConf,
+    arguments: &Map<String, Value>,
+    previous: Option<&Value>,
+) -> Map<String, Value> {
+    let mut input = plugin.object.clone();
+    input.remove("capabilities");
+    input.insert("name".to_owned(), conf.name.clone().into());
+    input.insert("cniVersion".to_owned(), conf.version.clone().into());
+    let wanted: Map<String, Value> = arguments
+        .iter()
+        .filter(|(name, _)| plugin.has_capability(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    if !wanted.is_empty() {
+        input.insert("runtimeConfig".to_owned(), Value::Object(wanted));
+    }
+    if let Some(previous) = previous {
+        input.insert("prevResult".to_owned(), previous.clone());
+    }
+    input
+}
+
+/// A path below the daemon's state for a pod's id, which is the daemon's own word.
+fn file_of(dir: &Path, id: &str) -> PathBuf {
+    dir.join(format!("{id}.json"))
+}
+
+#[cfg(test)]
+mod tests;
