@@ -2,5 +2,8 @@
 
 pub mod block;
 pub mod buffers;
+pub mod console;
+pub mod ports;
 pub mod ring;
+pub mod serial;
 pub mod vsock;
