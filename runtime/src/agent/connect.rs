@@ -8,12 +8,13 @@ use std::{
 };
 
 use bulkhead_proto::agent::{AGENT_PORT, agent_client::AgentClient};
+use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
 };
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::AgentError;
 
@@ -72,28 +73,53 @@ impl Agent {
 
 /// Connects to the agent behind a VMM's vsock socket. Reconnects by itself later on.
 pub async fn connect(vsock: &Path) -> Result<Agent, AgentError> {
-    let path = vsock.to_owned();
-    let failed = |source| AgentError::Connect {
-        path: vsock.to_owned(),
-        source,
-    };
-    let connector = tower::service_fn(move |_| {
-        let path: PathBuf = path.clone();
-        async move { dial(&path, AGENT_PORT).await.map(TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://agent.invalid")
-        .connect_timeout(CONNECT_DEADLINE)
-        .http2_keep_alive_interval(KEEPALIVE_EVERY)
-        .keep_alive_timeout(KEEPALIVE_DEADLINE)
+    let connector = tower::service_fn(connector(vsock));
+    let channel = endpoint()
         .connect_with_connector(connector)
         .await
-        .map_err(failed)?;
+        .map_err(|source| AgentError::Connect {
+            path: vsock.to_owned(),
+            source,
+        })?;
     Ok(Agent { channel })
 }
 
-/// Opens a stream to a guest's vsock port through the VMM's socket.
+/// Like [`connect`], but the connection is made by the first call: for a pod of an earlier daemon,
+/// which is there whether or not its guest has time to answer just now.
+pub fn connect_lazily(vsock: &Path) -> Agent {
+    let connector = tower::service_fn(connector(vsock));
+    Agent {
+        channel: endpoint().connect_with_connector_lazy(connector),
+    }
+}
+
+fn endpoint() -> Endpoint {
+    // The name is never looked up: the connector decides where to.
+    Endpoint::from_static("http://agent.invalid")
+        .connect_timeout(CONNECT_DEADLINE)
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_DEADLINE)
+}
+
+type Dialled = BoxFuture<'static, io::Result<TokioIo<UnixStream>>>;
+
+fn connector(vsock: &Path) -> impl FnMut(Uri) -> Dialled + Clone + Send + 'static {
+    let path: PathBuf = vsock.to_owned();
+    move |_| {
+        let path = path.clone();
+        Box::pin(async move { dial(&path, AGENT_PORT).await.map(TokioIo::new) })
+    }
+}
+
+/// Opens a stream to a guest's vsock port through the VMM's socket, in bounded time.
 pub async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(vsock).await?;
+    tokio::time::timeout(CONNECT_DEADLINE, handshake(vsock, port))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the VMM did not answer CONNECT"))?
+}
+
+async fn handshake(vsock: &Path, port: u32) -> io::Result<UnixStream> {
+    let mut stream = crate::vmm::jail::connect(vsock).await?;
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
         .await?;

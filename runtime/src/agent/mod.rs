@@ -3,6 +3,8 @@
 
 mod connect;
 mod error;
+mod ready;
 
-pub use connect::{Agent, Client, connect};
+pub use connect::{Agent, Client, connect, connect_lazily, dial};
 pub use error::AgentError;
+pub use ready::ReadyListener;

@@ -1,6 +1,15 @@
 //! The pods' control groups on the host (version 2): where CRI's `cgroup_parent` lies, the leaf a
 //! pod's VMM runs in, and what memory its ancestors leave it.
+//!
+//! With the systemd driver the leaf is a plain directory below the slice systemd made, not a
+//! scope of systemd's: nothing here speaks D-Bus.
 
+mod error;
+mod leaf;
+mod limit;
 mod parent;
 
+pub use error::CgroupError;
+pub use leaf::{Leaf, NAME_PREFIX, check_v2, remove, strays};
+pub use limit::memory_limit;
 pub use parent::{ParentError, parent_path};

@@ -86,6 +86,20 @@ impl<R: Record> Table<R> {
         self.inner.read().get(key).cloned()
     }
 
+    /// The record whose key is this, or the only one whose key begins with it (people type the
+    /// beginning of an id). An empty text finds nothing.
+    pub fn find(&self, beginning: &str) -> Option<Arc<R>> {
+        let live = self.inner.read();
+        if beginning.is_empty() || live.contains_key(beginning) {
+            return live.get(beginning).cloned();
+        }
+        let mut found = live.iter().filter(|(key, _)| key.starts_with(beginning));
+        match (found.next(), found.next()) {
+            (Some((_, record)), None) => Some(Arc::clone(record)),
+            _ => None,
+        }
+    }
+
     /// All records, in no order.
     pub fn list(&self) -> Vec<Arc<R>> {
         self.inner.read().values().cloned().collect()

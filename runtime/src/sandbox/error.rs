@@ -3,8 +3,12 @@
 use tonic::Code;
 
 use crate::{
-    agent::AgentError, cgroup::ParentError, error::Grpc, network::NetworkError,
-    records::RecordsError, vmm::VmmError,
+    agent::AgentError,
+    cgroup::{CgroupError, ParentError},
+    error::Grpc,
+    network::NetworkError,
+    records::RecordsError,
+    vmm::VmmError,
 };
 
 /// A failure in the life of a pod.
@@ -58,6 +62,20 @@ pub enum SandboxError {
         /// Why.
         source: ParentError,
     },
+    /// All user ids for VMMs are in use.
+    #[error(
+        "all {count} user ids for VMMs from {base} on are in use; remove pods, or raise \
+         vmm.uid_count in the configuration"
+    )]
+    NoUid {
+        /// The first of the range.
+        base: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// The pod's cgroup on the host failed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The records failed.
     #[error(transparent)]
     Records(#[from] RecordsError),
@@ -77,6 +95,17 @@ pub enum SandboxError {
         reason: String,
         /// The VMM's words.
         message: String,
+        /// The end of the guest's console.
+        console_tail: String,
+    },
+    /// The guest came to nothing in the time it had.
+    #[error(
+        "the pod's VM runs, but its agent did not report within {seconds} s (boot.timeout_secs){}",
+        console(.console_tail)
+    )]
+    Silent {
+        /// How long it had.
+        seconds: u64,
         /// The end of the guest's console.
         console_tail: String,
     },
@@ -120,6 +149,9 @@ impl Grpc for SandboxError {
             Self::Agent(e) => e.code(),
             Self::Network(e) => e.code(),
             Self::Died { .. } => Code::Internal,
+            Self::Silent { .. } => Code::DeadlineExceeded,
+            Self::NoUid { .. } => Code::ResourceExhausted,
+            Self::Cgroup(e) => e.code(),
             Self::Os { source, .. } => crate::error::io_code(source),
             Self::Ending => Code::Unavailable,
         }

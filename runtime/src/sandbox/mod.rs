@@ -1,8 +1,61 @@
 //! Pods: how one comes up, is asked about, and goes. One file per RPC, each reading validate,
 //! plan, act, record; no lock is held while a VM boots.
 
+mod dns;
 mod error;
+mod guest;
+mod list;
+mod names;
 mod pods;
+mod recovery;
+mod release;
+mod remove;
+mod run;
+mod scratch;
+mod sizing;
+mod status;
+mod stop;
+mod timeline;
+mod validate;
+mod watch;
 
 pub use error::SandboxError;
+pub use list::list;
 pub use pods::{Pod, Pods};
+pub use recovery::recover;
+pub use remove::remove;
+pub use run::run;
+pub use status::status;
+pub use stop::stop;
+pub use watch::Ended;
+
+/// A new sandbox or container id: 32 random lower-case hexadecimal digits.
+pub fn new_id() -> std::io::Result<String> {
+    Ok(format!("{:032x}", u128::from_ne_bytes(random()?)))
+}
+
+/// Whether a text has the form of a sandbox or container id.
+pub fn is_id(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Random bytes from the kernel.
+pub(crate) fn random<const N: usize>() -> std::io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    // Up to 256 bytes come whole once the pool is seeded (getrandom(2)).
+    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    if got == N {
+        return Ok(bytes);
+    }
+    Err(std::io::Error::other(
+        "the kernel gave too few random bytes",
+    ))
+}
+
+/// Now, in nanoseconds since the epoch.
+pub(crate) fn now_ns() -> i64 {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -3,11 +3,18 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
-use super::SandboxError;
-use crate::{agent::Agent, config::Config, vmm::Control};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
+
+use super::{SandboxError, names::Reserved};
+use crate::{
+    agent::Agent,
+    config::Config,
+    records::VmExit,
+    vmm::{Control, JailDir, Process},
+};
 
 /// A pod whose guest runs.
 #[derive(Debug)]
@@ -16,21 +23,35 @@ pub struct Pod {
     pub id: String,
     /// The service in its guest.
     pub agent: Agent,
-    /// Its VMM.
+    /// Its VMM's control socket.
     pub vmm: Control,
+    /// Its VMM's process.
+    pub process: Arc<Process>,
+    /// Its VMM's directory.
+    pub jail: JailDir,
+    /// How its VM ended, once it has and the records say so.
+    pub ended: watch::Receiver<Option<VmExit>>,
 }
 
-/// All running pods by id.
+/// All running pods by id, and what pods compete for.
 #[derive(Debug)]
 pub struct Pods {
     live: RwLock<HashMap<String, Arc<Pod>>>,
+    reserved: Mutex<Reserved>,
+    /// One at a time stops or removes a pod.
+    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Boots at one time: more of them than CPUs only make each other late.
+    pub(super) boots: Semaphore,
 }
 
 impl Pods {
     /// None run yet.
-    pub fn new(_config: &Config) -> Self {
+    pub fn new(config: &Config) -> Self {
         Self {
             live: RwLock::default(),
+            reserved: Mutex::default(),
+            turns: Mutex::default(),
+            boots: Semaphore::new(config.boot.parallel),
         }
     }
 
@@ -61,17 +82,35 @@ impl Pods {
             .collect()
     }
 
-    pub(crate) fn insert(&self, pod: Arc<Pod>) {
-        self.live
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(pod.id.clone(), pod);
+    pub(super) fn insert(&self, pod: Arc<Pod>) {
+        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        live.insert(pod.id.clone(), pod);
     }
 
-    pub(crate) fn remove(&self, id: &str) -> Option<Arc<Pod>> {
+    pub(super) fn remove(&self, id: &str) -> Option<Arc<Pod>> {
         self.live
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(id)
+    }
+
+    pub(super) fn reserved(&self) -> MutexGuard<'_, Reserved> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The turn to stop or remove a pod; given back when dropped.
+    pub(super) async fn turn(&self, id: &str) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(id.to_owned()).or_default())
+        };
+        turn.lock_owned().await
+    }
+
+    pub(super) fn forget_turn(&self, id: &str) {
+        self.turns
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 }

@@ -17,7 +17,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::{VmmError, error::Kind};
+use super::{VmmError, error::Kind, jail};
 
 /// The longest message either side sends.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -148,7 +148,7 @@ impl Control {
         let mut message = length.to_le_bytes().to_vec();
         message.extend_from_slice(&body);
 
-        let mut stream = UnixStream::connect(&self.path).await.map_err(socket)?;
+        let mut stream = jail::connect(&self.path).await.map_err(socket)?;
         let sent = send_with_files(&stream, &message, files)
             .await
             .map_err(socket)?;

@@ -4,7 +4,15 @@
 mod config;
 mod control;
 mod error;
+mod exit;
+pub mod jail;
+mod process;
+mod spawn;
 
-pub use config::{Console, ControlSocket, Disk, Jail, Net, VmmConfig, Vsock};
+pub use config::{Console, ControlSocket, Disk, Jail, Net, RestoreFds, VmmConfig, Vsock};
 pub use control::{Control, DiskSpec};
-pub use error::VmmError;
+pub use error::{Kind, VmmError};
+pub use exit::read as read_exit;
+pub use jail::JailDir;
+pub use process::Process;
+pub use spawn::{Plan, make_jail, spawn};

@@ -1,0 +1,192 @@
+//! The leaf cgroup a pod's VMM runs in, below `cgroup_parent`.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    io::Errno,
+};
+
+use super::CgroupError;
+
+/// Leaves are called this and the sandbox id.
+pub const NAME_PREFIX: &str = "bulkhead-";
+/// SIGKILL is on its way; what remains is the kernel's teardown of a guest's memory.
+const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
+/// kubepods / QoS class / pod / leaf, each a level; systemd's slices nest one deeper.
+const STRAY_DEPTH: usize = 6;
+
+/// A pod's cgroup, by path.
+#[derive(Debug, Clone)]
+pub struct Leaf {
+    path: PathBuf,
+}
+
+impl Leaf {
+    /// Below a parent (an absolute directory), for a sandbox.
+    pub fn of(parent: &Path, sandbox_id: &str) -> Self {
+        Self {
+            path: parent.join(format!("{NAME_PREFIX}{sandbox_id}")),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes it, with its parents where the kubelet has not, and opens its cgroup.procs for the
+    /// VMM: cgroup v2 asks for the rights of who opened the file (cgroups(7)). Blocks.
+    pub fn create(&self, root: &Path) -> Result<OwnedFd, CgroupError> {
+        check_v2(root)?;
+        let io = |action, source| CgroupError::Io {
+            action,
+            path: self.path.clone(),
+            source,
+        };
+        // A parent that another pod's end removes in between is made again.
+        let mut tries = 3;
+        while let Err(e) = fs::create_dir_all(&self.path) {
+            tries -= 1;
+            if e.kind() != io::ErrorKind::NotFound || tries == 0 {
+                return Err(io("create", e));
+            }
+        }
+        if let Some(parent) = self.path.parent() {
+            enable_controllers(root, parent);
+        }
+        OpenOptions::new()
+            .write(true)
+            .open(self.path.join("cgroup.procs"))
+            .map(OwnedFd::from)
+            .map_err(|e| io("open cgroup.procs of", e))
+    }
+}
+
+/// That the root of the hierarchy is version 2. Blocks.
+pub fn check_v2(root: &Path) -> Result<(), CgroupError> {
+    if root.join("cgroup.controllers").is_file() {
+        return Ok(());
+    }
+    Err(CgroupError::NotV2 {
+        root: root.to_owned(),
+    })
+}
+
+/// Lets the leaf count memory, CPU and processes, where the levels above allow it. Not an error
+/// where they do not: the limits are the kubelet's, on the pod's level, and hold anyway.
+fn enable_controllers(root: &Path, parent: &Path) {
+    let Ok(below) = parent.strip_prefix(root) else {
+        return;
+    };
+    let mut level = root.to_owned();
+    let mut levels = vec![level.clone()];
+    for part in below.components() {
+        level.push(part);
+        levels.push(level.clone());
+    }
+    for level in levels {
+        for controller in ["+cpu", "+memory", "+pids", "+io"] {
+            if let Err(e) = fs::write(level.join("cgroup.subtree_control"), controller) {
+                tracing::trace!(cgroup = %level.display(), controller, "not enabled: {e}");
+            }
+        }
+    }
+}
+
+/// Kills what is in a cgroup and removes it; one that is gone is no error. Blocks, in bounded
+/// time.
+pub fn remove(path: &Path) -> Result<(), CgroupError> {
+    let io = |action, source| CgroupError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    };
+    match fs::remove_dir(path) {
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // EBUSY: processes are in it.
+        Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) => {}
+        Err(e) => return Err(io("remove", e)),
+    }
+    match fs::write(path.join("cgroup.kill"), "1") {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !path.exists() => return Ok(()),
+        Err(e) => return Err(io("kill what is in", e)),
+    }
+    wait_empty(path)?;
+    match fs::remove_dir(path) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(io("remove", e)),
+    }
+}
+
+/// Waits until cgroup.events says `populated 0`; the kernel raises POLLPRI at each change.
+fn wait_empty(path: &Path) -> Result<(), CgroupError> {
+    let io = |source| CgroupError::Io {
+        action: "watch",
+        path: path.to_owned(),
+        source,
+    };
+    let busy = || CgroupError::Busy {
+        path: path.to_owned(),
+        seconds: EMPTY_DEADLINE.as_secs(),
+    };
+    let end = std::time::Instant::now() + EMPTY_DEADLINE;
+    let name = path.join("cgroup.events");
+    let file = File::open(&name).map_err(io)?;
+    loop {
+        // Reading arms the next event for this descriptor; read by a second one, the file is
+        // short and needs its beginning each time.
+        let mut text = String::new();
+        io::Read::read_to_string(&mut &file, &mut text).map_err(io)?;
+        io::Seek::rewind(&mut &file).map_err(io)?;
+        if text.lines().any(|line| line == "populated 0") {
+            return Ok(());
+        }
+        let left = end.saturating_duration_since(std::time::Instant::now());
+        if left.is_zero() {
+            return Err(busy());
+        }
+        let left = Timespec::try_from(left).map_err(|_| busy())?;
+        let mut fds = [PollFd::new(&file, PollFlags::PRI)];
+        match rustix::event::poll(&mut fds, Some(&left)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(io(e.into())),
+        }
+    }
+}
+
+/// Leaves below the root whose sandbox id is not known. Blocks.
+pub fn strays(root: &Path, known: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut level = vec![root.to_owned()];
+    for _ in 0..STRAY_DEPTH {
+        let mut next = Vec::new();
+        for dir in level {
+            for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+                if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    continue;
+                }
+                let name = entry.file_name();
+                match name.to_str().and_then(|n| n.strip_prefix(NAME_PREFIX)) {
+                    Some(id) if crate::sandbox::is_id(id) => {
+                        if !known(id) {
+                            found.push(entry.path());
+                        }
+                    }
+                    _ => next.push(entry.path()),
+                }
+            }
+        }
+        level = next;
+    }
+    found
+}

@@ -1,0 +1,49 @@
+//! How much memory a cgroup and its ancestors allow.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// The smallest `memory.max` from `cgroup` up to below `root`, and whose it is; `None` if there is
+/// no limit. A level that is not there yet or has no memory controller has none. Blocks.
+pub fn memory_limit(root: &Path, cgroup: &Path) -> io::Result<Option<(u64, PathBuf)>> {
+    let mut least: Option<(u64, PathBuf)> = None;
+    for level in cgroup.ancestors().take_while(|level| *level != root) {
+        if !level.starts_with(root) {
+            break;
+        }
+        let text = match fs::read_to_string(level.join("memory.max")) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e),
+        };
+        // "max" or a number of bytes (cgroup-v2.rst, Memory Interface Files).
+        let Ok(bytes) = text.trim().parse::<u64>() else {
+            continue;
+        };
+        if least.as_ref().is_none_or(|(other, _)| bytes < *other) {
+            least = Some((bytes, level.to_owned()));
+        }
+    }
+    Ok(least)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tightest_ancestor_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        let leaf = root.join("kubepods/pod/leaf");
+        fs::create_dir_all(&leaf).unwrap();
+        assert_eq!(memory_limit(root, &leaf).unwrap(), None);
+        fs::write(root.join("memory.max"), "1").unwrap();
+        fs::write(root.join("kubepods/memory.max"), "1000\n").unwrap();
+        fs::write(root.join("kubepods/pod/memory.max"), "max\n").unwrap();
+        let (bytes, whose) = memory_limit(root, &leaf).unwrap().unwrap();
+        assert_eq!((bytes, whose), (1000, root.join("kubepods")));
+    }
+}

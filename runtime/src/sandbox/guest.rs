@@ -1,0 +1,53 @@
+//! What a fresh guest is told: SetupSandbox, from the pod's record and its network.
+
+use std::time::Duration;
+
+use bulkhead_proto::agent::SetupSandboxRequest;
+
+use super::{SandboxError, dns, now_ns, random, validate::Wanted};
+use crate::{network::Attached, records::SandboxRecord};
+
+/// The writable disk's serial.
+pub(super) const SCRATCH: &str = "scratch";
+/// The writable disk's file in the pod's state directory.
+pub(super) const SCRATCH_FILE: &str = "scratch.img";
+/// The agent mounts a disk and sets addresses: milliseconds, but guests share CPUs.
+pub(super) const SETUP_DEADLINE: Duration = Duration::from_secs(30);
+/// The input pool holds 256 bits; twice that leaves no doubt.
+const ENTROPY: usize = 64;
+
+/// The request for this pod.
+pub(super) async fn setup(
+    record: &SandboxRecord,
+    wanted: &Wanted,
+    attached: &Attached,
+) -> Result<SetupSandboxRequest, SandboxError> {
+    let entropy = random::<ENTROPY>().map_err(|source| SandboxError::Os {
+        action: "read random bytes for the guest".to_owned(),
+        source,
+    })?;
+    // A host without the file has no name servers to pass on.
+    let host = tokio::fs::read_to_string("/etc/resolv.conf")
+        .await
+        .unwrap_or_default();
+    let linux = record.config.linux.as_ref();
+    Ok(SetupSandboxRequest {
+        sandbox_id: record.id.clone(),
+        hostname: wanted.hostname.clone(),
+        machine_id: record.id.clone(),
+        clock_unix_ns: now_ns(),
+        entropy: entropy.to_vec().into(),
+        sysctls: linux.map(|l| l.sysctls.clone()).unwrap_or_default(),
+        dns: Some(dns::choose(
+            record.config.dns_config.as_ref(),
+            attached.dns.clone(),
+            &host,
+        )),
+        extra_hosts: Vec::new(),
+        scratch_disk: SCRATCH.to_owned(),
+        online_cpus: 0,
+        shm_bytes: 0,
+        network: Some(attached.network.clone()),
+        shared_pid_namespace: wanted.shared_pid,
+    })
+}

@@ -1,0 +1,31 @@
+//! RemovePodSandbox: a pod is stopped if it was not, and forgotten with its containers. May be
+//! repeated.
+
+use std::sync::Arc;
+
+use super::{SandboxError, release, stop::stop_in_turn};
+use crate::{app::App, container};
+
+/// Removes a pod; an unknown id is no error. Goes on to its end even if the caller is dropped.
+pub async fn remove(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
+    let Some(record) = app.records.sandboxes.find(id) else {
+        return Ok(());
+    };
+    let id = record.id.clone();
+    let work = async move {
+        let _turn = app.pods.turn(&id).await;
+        let Some(record) = app.records.sandboxes.get(&id) else {
+            return Ok(());
+        };
+        stop_in_turn(&app, &id).await?;
+        container::pod_removed(&app, &id).await;
+        app.records.sandboxes.remove(&id).await?;
+        app.pods
+            .reserved()
+            .free_name(&release::name_of(&record), &id);
+        app.pods.forget_turn(&id);
+        tracing::info!(pod = %id, "the pod is removed");
+        Ok(())
+    };
+    tokio::spawn(work).await.map_err(|_| SandboxError::Ending)?
+}

@@ -1,0 +1,444 @@
+//! RunPodSandbox: a pod comes up. Its resources are recorded, made in order, and undone in reverse
+//! when a step fails.
+
+use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
+
+use bulkhead_proto::{
+    agent::{Interface, Ready},
+    cri::{PodSandboxConfig, RunPodSandboxRequest},
+};
+use tokio::sync::watch;
+
+use super::{
+    Pod, SandboxError, guest, names, new_id, now_ns, release, scratch,
+    sizing::{self, CgroupLimit},
+    timeline::Timeline,
+    validate::{self, Wanted},
+    watch as watcher,
+};
+use crate::{
+    agent::{self, AgentError, ReadyListener},
+    app::App,
+    cgroup::{self, Leaf},
+    container,
+    network::{Attached, Nic},
+    records::{InterfaceRecord, NetworkRecord, Resource, SandboxRecord, SandboxState, Shape},
+    vmm::{self, Control, JailDir, Process},
+};
+
+/// The console's last words in an error.
+const CONSOLE_TAIL: u32 = 2 * 1024;
+/// Making a pod's writable disk: its template comes from mkfs the first time.
+const HOST_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Runs a pod and gives its id. Goes on to its end, up or undone, even if the caller is dropped.
+pub async fn run(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, SandboxError> {
+    tokio::spawn(start(app, request))
+        .await
+        .map_err(|_| SandboxError::Ending)?
+}
+
+async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, SandboxError> {
+    let timeline = Timeline::start();
+    // Validate.
+    let config = request.config.ok_or_else(|| SandboxError::Invalid {
+        what: "the request has no config".to_owned(),
+    })?;
+    let handler = request.runtime_handler;
+    let wanted = validate::validate(&config, &handler)?;
+
+    // Plan.
+    let parent = cgroup_parent(&app, &config)?;
+    let shape = shape(&app, &config, &parent).await?;
+    let id = new_id().map_err(|source| SandboxError::Os {
+        action: "make an id".to_owned(),
+        source,
+    })?;
+    let name = names::name_of(&wanted.metadata);
+    let uid = {
+        let mut reserved = app.pods.reserved();
+        reserved.take_name(&name, &id)?;
+        match reserved.take_uid(app.config.vmm.uid_base, app.config.vmm.uid_count) {
+            Ok(uid) => uid,
+            Err(e) => {
+                reserved.free_name(&name, &id);
+                return Err(e);
+            }
+        }
+    };
+    let leaf = Leaf::of(&parent, &id);
+    let record = SandboxRecord {
+        id: id.clone(),
+        config,
+        handler,
+        created_at: now_ns(),
+        state: SandboxState::Creating,
+        resources: resources(&app, &id, uid, &leaf),
+        shape,
+        network: None,
+        phases: Vec::new(),
+        exit: None,
+    };
+    let insert = app.records.sandboxes.insert(record);
+    let record = match timeline.step("record", insert).await {
+        Ok(record) => record,
+        Err(e) => {
+            let mut reserved = app.pods.reserved();
+            reserved.free_name(&name, &id);
+            reserved.free_uid(uid);
+            return Err(e.into());
+        }
+    };
+
+    // Act.
+    let start = Start {
+        app: &app,
+        record: &record,
+        wanted: &wanted,
+        uid,
+        leaf: &leaf,
+        timeline: &timeline,
+    };
+    match start.bring_up().await {
+        Ok((pod, ended, network)) => finish(&app, pod, ended, network, &timeline).await,
+        Err(error) => {
+            tracing::warn!(pod = %id, name, "the start failed: {}", crate::error::chain(&error));
+            release::undo(&app, &id, &name).await;
+            Err(error)
+        }
+    }
+}
+
+/// Record and announce a pod that is up.
+async fn finish(
+    app: &Arc<App>,
+    pod: Arc<Pod>,
+    ended: watcher::Ended,
+    network: NetworkRecord,
+    timeline: &Timeline,
+) -> Result<String, SandboxError> {
+    let id = pod.id.clone();
+    let phases = timeline.finish();
+    let total = phases.last().map_or(0.0, |p| p.took_ms);
+    app.pods.insert(Arc::clone(&pod));
+    let ready = app.records.sandboxes.update(&id, move |record| {
+        record.state = SandboxState::Ready;
+        record.network = Some(network);
+        record.phases = phases;
+    });
+    if let Err(error) = ready.await {
+        app.pods.remove(&id);
+        release::undo_known(app, &id).await;
+        return Err(error.into());
+    }
+    watcher::watch(app, &pod, ended);
+    container::pod_ready(app, &pod).await;
+    tracing::info!(pod = %id, ms = total, "the pod is ready");
+    Ok(id)
+}
+
+/// One start: what all its steps need.
+struct Start<'a> {
+    app: &'a Arc<App>,
+    record: &'a SandboxRecord,
+    wanted: &'a Wanted,
+    uid: u32,
+    leaf: &'a Leaf,
+    timeline: &'a Timeline,
+}
+
+impl Start<'_> {
+    async fn bring_up(&self) -> Result<(Arc<Pod>, watcher::Ended, NetworkRecord), SandboxError> {
+        let Self {
+            app,
+            record,
+            timeline,
+            ..
+        } = *self;
+        let id = &record.id;
+        let jail = JailDir::of_pod(&app.config.paths.pod(id));
+        let closed = |_| SandboxError::Ending;
+        let _boot = timeline
+            .step("queue", app.pods.boots.acquire())
+            .await
+            .map_err(closed)?;
+
+        let (cgroup_procs, scratch) = timeline.step("host files", self.host_files(&jail)).await?;
+        let nics = timeline
+            .step("namespace and tap", app.network.prepare(id))
+            .await?;
+        let interfaces: Vec<Interface> = nics.iter().enumerate().map(interface).collect();
+        let listener = ReadyListener::bind(
+            &jail.vsock_port(bulkhead_proto::agent::READY_PORT),
+            self.uid,
+        )?;
+        let plan = vmm::Plan {
+            id: id.clone(),
+            uid: self.uid,
+            jail: jail.clone(),
+            cgroup_procs,
+            vcpus: record.shape.vcpus,
+            memory_mib: record.shape.memory_mib,
+            disks: vec![(guest::SCRATCH.to_owned(), scratch, false)],
+            nics,
+        };
+        let process = timeline
+            .step("vmm process", vmm::spawn(&app.config.vmm, plan))
+            .await?;
+        let process = Arc::new(process);
+        self.record_process(&process).await?;
+
+        // CNI works while the guest boots. Both end in bounded time; neither is cut off by the
+        // other's failure, so that what they made is whole when it is undone.
+        let attach = app.network.attach(id, &record.config, &interfaces);
+        let boot = self.boot(&jail, &process, listener);
+        let (attached, ready) = tokio::join!(
+            timeline.step("network", attach),
+            timeline.step("boot", boot)
+        );
+        let (ready, attached) = (ready?, attached?);
+        self.note_guest(&ready);
+
+        let set_up = self.set_up(&jail, &attached);
+        let agent = self
+            .or_died(&jail, &process, timeline.step("guest set-up", set_up))
+            .await?;
+
+        let (ended, ended_receiver) = watch::channel(None);
+        let pod = Arc::new(Pod {
+            id: id.clone(),
+            agent,
+            vmm: Control::new(jail.control()),
+            process,
+            jail,
+            ended: ended_receiver,
+        });
+        Ok((pod, ended, network_record(attached)))
+    }
+
+    /// Directories, cgroup and writable disk.
+    async fn host_files(
+        &self,
+        jail: &JailDir,
+    ) -> Result<(std::os::fd::OwnedFd, std::fs::File), SandboxError> {
+        let paths = self.app.config.paths.clone();
+        let root = self.app.config.cgroup.root.clone();
+        let (leaf, jail, uid) = (self.leaf.clone(), jail.clone(), self.uid);
+        let (id, mib) = (self.record.id.clone(), self.record.shape.scratch_mib);
+        let work = tokio::task::spawn_blocking(move || {
+            for dir in [paths.pod(&id), paths.pod_state(&id)] {
+                make_dir(&dir)?;
+            }
+            vmm::make_jail(&jail, uid).map_err(|source| SandboxError::Os {
+                action: format!("make the VMM's directory {}", jail.root().display()),
+                source,
+            })?;
+            let cgroup_procs = leaf.create(&root)?;
+            let disk = paths.pod_state(&id).join(guest::SCRATCH_FILE);
+            let disk = scratch::create(&paths.state_dir, &disk, mib)?;
+            Ok((cgroup_procs, disk))
+        });
+        tokio::time::timeout(HOST_DEADLINE, work)
+            .await
+            .map_err(|_| SandboxError::Os {
+                action: "make the pod's directories and disk".to_owned(),
+                source: std::io::ErrorKind::TimedOut.into(),
+            })?
+            .map_err(|_| SandboxError::Ending)?
+    }
+
+    /// A process whose record is not on disk would be nobody's after a crash of the daemon here,
+    /// but for the cgroup, which is on record: its release kills what is in it.
+    async fn record_process(&self, process: &Process) -> Result<(), SandboxError> {
+        let identity = process.identity();
+        let recorded = self
+            .app
+            .records
+            .sandboxes
+            .update(&self.record.id, move |record| {
+                for resource in &mut record.resources {
+                    if let Resource::Vmm { process } = resource {
+                        *process = Some(identity);
+                    }
+                }
+            });
+        self.timeline.step("record process", recorded).await?;
+        Ok(())
+    }
+
+    async fn boot(
+        &self,
+        jail: &JailDir,
+        process: &Process,
+        listener: ReadyListener,
+    ) -> Result<Ready, SandboxError> {
+        let timeout = self.app.config.boot.timeout;
+        let wait = async { Ok(listener.wait(timeout).await?) };
+        match self.or_died(jail, process, wait).await {
+            Err(SandboxError::Agent(AgentError::NotReady { seconds })) => {
+                let console = jail.console();
+                let tail = tokio::task::spawn_blocking(move || {
+                    vmm::jail::tail(&console, CONSOLE_TAIL).unwrap_or_default()
+                });
+                let console_tail = tail.await.unwrap_or_default();
+                Err(SandboxError::Silent {
+                    seconds,
+                    console_tail,
+                })
+            }
+            other => other,
+        }
+    }
+
+    /// The result of `work`, or the VM's end if that comes first or explains its failure.
+    async fn or_died<T>(
+        &self,
+        jail: &JailDir,
+        process: &Process,
+        work: impl Future<Output = Result<T, SandboxError>>,
+    ) -> Result<T, SandboxError> {
+        let result = tokio::select! {
+            biased;
+            result = work => result,
+            _ended = process.wait() => return Err(watcher::died(jail).await),
+        };
+        let Err(error) = result else { return result };
+        // A connection breaks a moment before its process is gone.
+        let grace = Duration::from_millis(500);
+        match tokio::time::timeout(grace, process.wait()).await {
+            Ok(_ended) => Err(watcher::died(jail).await),
+            Err(_runs) => Err(error),
+        }
+    }
+
+    /// Connects to the agent and tells the guest who it is.
+    async fn set_up(
+        &self,
+        jail: &JailDir,
+        attached: &Attached,
+    ) -> Result<agent::Agent, SandboxError> {
+        let agent = agent::connect(&jail.vsock()).await?;
+        let setup = guest::setup(self.record, self.wanted, attached).await?;
+        agent
+            .call(
+                "set the sandbox up",
+                guest::SETUP_DEADLINE,
+                |mut client| async move { client.setup_sandbox(setup).await },
+            )
+            .await?;
+        Ok(agent)
+    }
+
+    /// The guest's own clock begins with its kernel.
+    fn note_guest(&self, ready: &Ready) {
+        let ms = |ns: u64| std::time::Duration::from_nanos(ns).as_secs_f64() * 1e3;
+        self.timeline
+            .measured("guest kernel", ms(ready.agent_started_ns));
+        let agent = ready.agent_ready_ns.saturating_sub(ready.agent_started_ns);
+        self.timeline.measured("guest agent", ms(agent));
+    }
+}
+
+fn cgroup_parent(app: &App, config: &PodSandboxConfig) -> Result<PathBuf, SandboxError> {
+    let given = config
+        .linux
+        .as_ref()
+        .map_or("", |l| l.cgroup_parent.as_str());
+    let parent = match given {
+        "" => app.config.cgroup.default_parent.as_str(),
+        given => given,
+    };
+    cgroup::parent_path(app.config.cgroup.driver, parent)
+        .map(|below| app.config.cgroup.root.join(below))
+        .map_err(|source| SandboxError::CgroupParent {
+            parent: parent.to_owned(),
+            source,
+        })
+}
+
+async fn shape(
+    app: &App,
+    config: &PodSandboxConfig,
+    parent: &std::path::Path,
+) -> Result<Shape, SandboxError> {
+    let (root, parent) = (app.config.cgroup.root.clone(), parent.to_owned());
+    let limit = tokio::task::spawn_blocking(move || cgroup::memory_limit(&root, &parent))
+        .await
+        .map_err(|_| SandboxError::Ending)?
+        .map_err(|source| SandboxError::Os {
+            action: "read the memory limit of the pod's cgroup".to_owned(),
+            source,
+        })?
+        .map(|(bytes, whose)| CgroupLimit {
+            bytes,
+            whose: whose.display().to_string(),
+        });
+    sizing::shape(
+        &app.config.sandbox,
+        &app.config.vmm,
+        config.linux.as_ref(),
+        limit.as_ref(),
+    )
+}
+
+/// Everything the pod will hold, in the order it is made.
+fn resources(app: &App, id: &str, uid: u32, leaf: &Leaf) -> Vec<Resource> {
+    let paths = &app.config.paths;
+    let mut resources = vec![
+        Resource::Uid { uid },
+        Resource::Directory {
+            path: paths.pod_state(id),
+        },
+        Resource::Directory {
+            path: paths.pod(id),
+        },
+        Resource::Cgroup {
+            path: leaf.path().to_owned(),
+        },
+    ];
+    resources.extend(
+        app.network
+            .netns(id)
+            .map(|netns| Resource::Network { netns }),
+    );
+    resources.push(Resource::Vmm { process: None });
+    resources
+}
+
+fn make_dir(dir: &std::path::Path) -> Result<(), SandboxError> {
+    let make = || {
+        std::fs::create_dir_all(dir)?;
+        // The VMM, as its own user, passes through; nobody lists it.
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))
+    };
+    make().map_err(|source| SandboxError::Os {
+        action: format!("make the directory {}", dir.display()),
+        source,
+    })
+}
+
+fn interface((number, nic): (usize, &Nic)) -> Interface {
+    Interface {
+        mac: nic.mac.clone(),
+        name: format!("eth{number}"),
+        mtu: nic.mtu,
+        ..Interface::default()
+    }
+}
+
+fn network_record(attached: Attached) -> NetworkRecord {
+    let interfaces = attached
+        .network
+        .interfaces
+        .into_iter()
+        .map(|interface| InterfaceRecord {
+            name: interface.name,
+            mac: interface.mac,
+            mtu: interface.mtu,
+            addresses: interface.addresses,
+        });
+    NetworkRecord {
+        addresses: attached.addresses,
+        interfaces: interfaces.collect(),
+    }
+}

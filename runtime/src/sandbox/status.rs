@@ -1,0 +1,92 @@
+//! PodSandboxStatus: from the record.
+
+use std::collections::HashMap;
+
+use bulkhead_proto::cri as v1;
+use serde_json::json;
+
+use super::{SandboxError, list::cri_state};
+use crate::{
+    app::App,
+    records::{Resource, SandboxRecord, SandboxState},
+    vmm::JailDir,
+};
+
+/// One pod's status.
+pub fn status(
+    app: &App,
+    id: &str,
+    verbose: bool,
+) -> Result<v1::PodSandboxStatusResponse, SandboxError> {
+    let record = app
+        .records
+        .sandboxes
+        .find(id)
+        .filter(|record| record.state != SandboxState::Creating)
+        .ok_or_else(|| SandboxError::NotFound { id: id.to_owned() })?;
+    let options = record
+        .config
+        .linux
+        .as_ref()
+        .and_then(|l| l.security_context.as_ref())
+        .and_then(|s| s.namespace_options.clone())
+        .unwrap_or_default();
+    let mut info = HashMap::new();
+    if verbose {
+        info.insert("info".to_owned(), verbose_info(app, &record).to_string());
+    }
+    Ok(v1::PodSandboxStatusResponse {
+        status: Some(v1::PodSandboxStatus {
+            id: record.id.clone(),
+            metadata: record.config.metadata.clone(),
+            state: cri_state(record.state).into(),
+            created_at: record.created_at,
+            network: Some(network(&record)),
+            linux: Some(v1::LinuxPodSandboxStatus {
+                namespaces: Some(v1::Namespace {
+                    options: Some(options),
+                }),
+            }),
+            labels: record.config.labels.clone(),
+            annotations: record.config.annotations.clone(),
+            runtime_handler: record.handler.clone(),
+        }),
+        info,
+        containers_statuses: Vec::new(),
+        timestamp: 0,
+    })
+}
+
+fn network(record: &SandboxRecord) -> v1::PodSandboxNetworkStatus {
+    let mut addresses = record
+        .network
+        .iter()
+        .flat_map(|n| n.addresses.iter().cloned());
+    v1::PodSandboxNetworkStatus {
+        ip: addresses.next().unwrap_or_default(),
+        additional_ips: addresses.map(|ip| v1::PodIp { ip }).collect(),
+    }
+}
+
+/// What an operator wants to know: the VM's size, process and files, how long the start took, how
+/// it ended.
+fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
+    let jail = JailDir::of_pod(&app.config.paths.pod(&record.id));
+    let vmm = record.resources.iter().find_map(|resource| match resource {
+        Resource::Vmm { process } => *process,
+        _ => None,
+    });
+    json!({
+        "handler": "kvm",
+        "state": record.state,
+        "shape": record.shape,
+        "vmmOverheadMib": app.config.vmm.overhead_mib,
+        "pid": vmm.map(|process| process.pid),
+        "phases": record.phases,
+        "network": record.network,
+        "resources": record.resources,
+        "console": jail.console(),
+        "vmmLog": jail.log(),
+        "exit": record.exit,
+    })
+}

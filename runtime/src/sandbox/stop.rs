@@ -1,0 +1,95 @@
+//! StopPodSandbox: containers end, the guest powers off, everything but the record is released.
+//! May be repeated; each part has its deadline, and behind the last stands SIGKILL.
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_proto::agent::PowerOffRequest;
+
+use super::{Pod, SandboxError, release};
+use crate::{app::App, container, records::SandboxState};
+
+/// Containers get SIGKILL; their output is drained.
+const CONTAINERS_DEADLINE: Duration = Duration::from_secs(60);
+/// The watcher records a VM's end right after it.
+const RECORD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Stops a pod; an unknown id is no error. Goes on to its end even if the caller is dropped.
+pub async fn stop(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
+    let Some(record) = app.records.sandboxes.find(id) else {
+        return Ok(());
+    };
+    let id = record.id.clone();
+    let work = async move {
+        let _turn = app.pods.turn(&id).await;
+        stop_in_turn(&app, &id).await
+    };
+    tokio::spawn(work).await.map_err(|_| SandboxError::Ending)?
+}
+
+/// Stops a pod whose turn the caller has.
+pub(super) async fn stop_in_turn(app: &Arc<App>, id: &str) -> Result<(), SandboxError> {
+    let Some(record) = app.records.sandboxes.get(id) else {
+        return Ok(());
+    };
+    match record.state {
+        SandboxState::Creating => {
+            return Err(SandboxError::NotReady {
+                id: id.to_owned(),
+                why: "it is still being started".to_owned(),
+            });
+        }
+        SandboxState::Released => return Ok(()),
+        SandboxState::Ready | SandboxState::NotReady => {}
+    }
+    app.records
+        .sandboxes
+        .update(id, |record| record.state = SandboxState::NotReady)
+        .await?;
+
+    let containers = container::pod_stopping(app, id);
+    if tokio::time::timeout(CONTAINERS_DEADLINE, containers)
+        .await
+        .is_err()
+    {
+        tracing::warn!(pod = %id, "the containers did not end in time; the VM ends with them");
+    }
+    if let Some(pod) = app.pods.get(id) {
+        power_off(app, &pod).await;
+    }
+    release::release(app, id).await?;
+    tracing::info!(pod = %id, "the pod is stopped");
+    Ok(())
+}
+
+/// Powers the guest off, or kills its VMM; then the end is on record. Failures are left to the
+/// release, which kills by the record.
+async fn power_off(app: &Arc<App>, pod: &Pod) {
+    let limit = app.config.sandbox.stop_timeout;
+    let request = PowerOffRequest { grace_ms: 0 };
+    let off = async {
+        pod.agent
+            .call("power off", limit, |mut client| async move {
+                client.power_off(request).await
+            })
+            .await
+            .map_err(|e| crate::error::chain(&e))?;
+        match tokio::time::timeout(limit, pod.process.wait()).await {
+            Ok(waited) => waited.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("it did not power off within {} s", limit.as_secs())),
+        }
+    };
+    if let Err(why) = off.await {
+        tracing::warn!(pod = %pod.id, "the VMM is killed: {why}");
+        if let Err(error) = pod.process.kill() {
+            tracing::warn!(pod = %pod.id, "cannot kill the VMM: {error}");
+        }
+    }
+    let mut ended = pod.ended.clone();
+    let recorded = ended.wait_for(Option::is_some);
+    if tokio::time::timeout(RECORD_DEADLINE, recorded)
+        .await
+        .is_err()
+    {
+        tracing::warn!(pod = %pod.id, "the VMM's end was not noticed in time");
+    }
+}

@@ -1,0 +1,101 @@
+//! How a VM ended: what its VMM wrote into exit.json before it went, or that it wrote nothing.
+
+use std::{io, io::Read as _};
+
+use serde::Deserialize;
+
+use super::jail::{self, JailDir};
+use crate::records::VmExit;
+
+/// The VMM writes 4 KiB of console and a message; JSON escapes may make six of one.
+const LONGEST: u64 = 64 * 1024;
+const TAIL: u32 = 4 * 1024;
+const LONGEST_WORD: usize = 4 * 1024;
+
+#[derive(Debug, Deserialize)]
+struct Written {
+    reason: String,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    console_tail: String,
+}
+
+/// Reads how the VM of this jail ended. Blocks. `at` is nanoseconds since the epoch.
+pub fn read(jail: &JailDir, at: i64) -> VmExit {
+    match written(jail) {
+        Ok(Some(exit)) => VmExit {
+            reason: short(&exit.reason),
+            message: short(&exit.message),
+            console_tail: jail::printable(exit.console_tail.as_bytes()),
+            at,
+        },
+        Ok(None) => killed(jail, "the VMM process was killed".to_owned(), at),
+        Err(e) => killed(
+            jail,
+            format!("the VMM left an exit.json that cannot be read: {e}"),
+            at,
+        ),
+    }
+}
+
+fn killed(jail: &JailDir, message: String, at: i64) -> VmExit {
+    let console_tail = jail::tail(&jail.console(), TAIL).unwrap_or_default();
+    VmExit {
+        reason: "killed".to_owned(),
+        message,
+        console_tail,
+        at,
+    }
+}
+
+fn written(jail: &JailDir) -> io::Result<Option<Written>> {
+    let file = match jail::open_file(&jail.exit()) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes)?;
+    Ok(Some(serde_json::from_slice(&bytes)?))
+}
+
+fn short(text: &str) -> String {
+    jail::printable(text.as_bytes())
+        .chars()
+        .take(LONGEST_WORD)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_three_ways_to_leave() {
+        let dir = tempfile::tempdir().unwrap();
+        let jail = JailDir::of_pod(dir.path());
+        std::fs::create_dir(jail.root()).unwrap();
+        std::fs::write(jail.console(), "Kernel panic - not syncing").unwrap();
+
+        let exit = read(&jail, 5);
+        assert_eq!((exit.reason.as_str(), exit.at), ("killed", 5));
+        assert_eq!(exit.console_tail, "Kernel panic - not syncing");
+
+        std::fs::write(
+            jail.exit(),
+            r#"{"reason":"panic","message":"m","console_tail":"t"}"#,
+        )
+        .unwrap();
+        let exit = read(&jail, 5);
+        assert_eq!(
+            (exit.reason.as_str(), exit.message.as_str()),
+            ("panic", "m")
+        );
+
+        std::fs::write(jail.exit(), "{").unwrap();
+        let exit = read(&jail, 5);
+        assert_eq!(exit.reason, "killed");
+        assert!(exit.message.contains("cannot be read"));
+    }
+}
