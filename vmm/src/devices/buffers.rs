@@ -157,6 +157,14 @@ impl Segments {
 
     /// Drops up to `n` bytes from the front.
     pub fn advance(&mut self, mut n: usize) {
+        if n >= self.len {
+            self.clear();
+            return;
+        }
+        if self.first > MAX_PIECES {
+            self.iov.drain(..self.first);
+            self.first = 0;
+        }
         while n > 0 {
             let Some(piece) = self.iov.get_mut(self.first) else {
                 return;
@@ -226,16 +234,32 @@ impl Segments {
     /// # Safety
     /// The guest memory they were taken from is still mapped.
     pub unsafe fn copy_in(&self, data: &[u8]) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe { self.copy_in_at(0, data) }
+    }
+
+    /// Copies `data` to the pieces from byte `offset` on; the number of bytes copied.
+    ///
+    /// # Safety
+    /// The guest memory they were taken from is still mapped.
+    pub unsafe fn copy_in_at(&self, offset: usize, data: &[u8]) -> usize {
+        let mut skip = offset;
         let mut rest = data;
         let mut done = 0;
         for piece in self.pieces() {
             if rest.is_empty() {
                 break;
             }
-            let n = rest.len().min(piece.iov_len);
+            if skip >= piece.iov_len {
+                skip -= piece.iov_len;
+                continue;
+            }
+            let n = rest.len().min(piece.iov_len - skip);
             let (now, later) = rest.split_at(n);
-            // SAFETY: as in `copy_out`, the other way round.
-            unsafe { ptr::copy_nonoverlapping(now.as_ptr(), piece.iov_base.cast::<u8>(), n) };
+            let to = piece.iov_base.cast::<u8>().wrapping_add(skip);
+            // SAFETY: as in `copy_out`, the other way round; `skip + n` is inside the piece.
+            unsafe { ptr::copy_nonoverlapping(now.as_ptr(), to, n) };
+            skip = 0;
             done += n;
             rest = later;
         }
@@ -250,7 +274,20 @@ impl Segments {
     /// # Safety
     /// The guest memory they were taken from is still mapped.
     pub unsafe fn readv(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
-        let (ptr, count) = self.raw();
+        // SAFETY: the caller's promise.
+        unsafe { self.readv_first(fd, MAX_PIECES) }
+    }
+
+    /// As [`Segments::readv`], using the first `count` pieces only.
+    ///
+    /// # Errors
+    /// The system call's.
+    ///
+    /// # Safety
+    /// The guest memory they were taken from is still mapped.
+    pub unsafe fn readv_first(&self, fd: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
+        let (ptr, all) = self.raw();
+        let count = libc::c_int::try_from(count).map_or(all, |n| n.min(all));
         // SAFETY: `pieces` are checked, mapped ranges, at most IOV_MAX of them.
         let n = unsafe { libc::readv(fd.as_raw_fd(), ptr, count) };
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
@@ -268,6 +305,32 @@ impl Segments {
         // SAFETY: as in `readv`.
         let n = unsafe { libc::writev(fd.as_raw_fd(), ptr, count) };
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes `header`, which is ours, and then the pieces with one `writev`. `list` is scratch.
+    ///
+    /// # Errors
+    /// The system call's.
+    ///
+    /// # Safety
+    /// The guest memory they were taken from is still mapped.
+    pub unsafe fn writev_after(
+        &self,
+        fd: BorrowedFd<'_>,
+        header: &[u8],
+        list: &mut Segments,
+    ) -> io::Result<usize> {
+        list.clear();
+        list.iov.push(libc::iovec {
+            iov_base: header.as_ptr().cast_mut().cast(),
+            iov_len: header.len(),
+        });
+        list.iov.extend_from_slice(self.pieces());
+        // SAFETY: the header lives through the call, the kernel only reads it; the rest is the
+        // caller's promise. One more than MAX_PIECES is still below IOV_MAX.
+        let result = unsafe { list.writev(fd) };
+        list.clear();
+        result
     }
 
     /// Sends the pieces over socket `fd` with one `sendmsg`; a closed peer raises no signal.

@@ -1,9 +1,12 @@
 //! The devices a guest sees. Each virtio device has the same set of files; see `virtio::device`.
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod console;
 pub mod ports;
+pub mod net;
 pub mod ring;
+pub mod rng;
 pub mod serial;
 pub mod vsock;

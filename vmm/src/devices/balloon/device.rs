@@ -1,0 +1,248 @@
+//! The balloon as its transport sees it.
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
+use vm_memory::{GuestAddress, Permissions};
+
+use super::metrics::BalloonMetrics;
+use super::pages::give_back;
+use super::persist::{SavedBalloon, VERSION};
+use super::request::{MAX_PAGES, runs};
+use crate::devices::buffers::{Segments, gather};
+use crate::devices::ring::{Active, BUDGET};
+use crate::event_loop::EventSet;
+use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+
+/// virtio 1.2 §5.5.3
+const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
+/// Inflate, deflate, reporting: without the statistics and hinting features their queues do not
+/// exist, and drivers number the rest without gaps.
+const QUEUE_SIZES: [u16; 3] = [128, 128, 128];
+const INFLATE: u16 = 0;
+const REPORTING: u16 = 2;
+/// Where `actual` is in configuration space.
+const ACTUAL: usize = 4;
+
+/// The device.
+#[derive(Debug, Default)]
+pub struct BalloonDevice {
+    active: Option<Active>,
+    quiesced: bool,
+    actual: [u8; 4],
+    readable: Segments,
+    writable: Segments,
+    metrics: BalloonMetrics,
+}
+
+impl BalloonDevice {
+    /// Makes the device.
+    #[must_use]
+    pub fn new() -> Self {
+        BalloonDevice::default()
+    }
+
+    /// Makes the device for a restored VM.
+    ///
+    /// # Errors
+    /// When the saved form is of another version.
+    pub fn restore(state: &serde_json::Value) -> Result<Self, DeviceError> {
+        let mut device = BalloonDevice::new();
+        let wrong = |reason| DeviceError::BadSavedForm {
+            device: "balloon".to_owned(),
+            reason,
+        };
+        let saved: SavedBalloon =
+            serde_json::from_value(state.clone()).map_err(|e| wrong(e.to_string()))?;
+        if saved.version != VERSION {
+            return Err(wrong(format!(
+                "version {} (this VMM reads {VERSION})",
+                saved.version
+            )));
+        }
+        device.actual = saved.actual.to_le_bytes();
+        Ok(device)
+    }
+
+    fn process(&mut self, position: usize) {
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        let Some(ring) = active.rings.get_mut(position) else {
+            return;
+        };
+        let mut taken = 0;
+        loop {
+            ring.silence(&active.mem);
+            let before = taken;
+            while taken < BUDGET {
+                let Some(chain) = ring.pop(&active.mem) else {
+                    break;
+                };
+                let head = chain.head_index();
+                self.readable.clear();
+                self.writable.clear();
+                if gather(chain, &active.mem, &mut self.readable, &mut self.writable).is_err() {
+                    self.metrics.malformed += 1;
+                } else {
+                    match ring.index {
+                        INFLATE => inflate(
+                            &active.mem,
+                            &self.readable,
+                            &mut self.writable,
+                            &mut self.metrics,
+                        ),
+                        REPORTING => {
+                            self.metrics.reports += 1;
+                            // SAFETY: `active.mem` keeps guest memory mapped; it is a private
+                            // mapping (see `memory`).
+                            match unsafe { give_back(&self.writable) } {
+                                Ok(bytes) => self.metrics.reported_bytes += bytes,
+                                Err(_) => self.metrics.failed += 1,
+                            }
+                        }
+                        // Deflating needs nothing: pages come back when they are touched.
+                        _ => {}
+                    }
+                }
+                ring.push(&active.mem, head, 0);
+                taken += 1;
+            }
+            if taken >= BUDGET {
+                ring.kick_self();
+                break;
+            }
+            if !ring.listen(&active.mem) || taken == before {
+                break;
+            }
+        }
+        if taken > 0 {
+            ring.notify(&active.mem, active.interrupt.as_ref());
+        }
+    }
+}
+
+/// Gives the pages in a list back. `scratch` is used up.
+fn inflate(
+    mem: &crate::memory::GuestMemory,
+    list: &Segments,
+    scratch: &mut Segments,
+    metrics: &mut BalloonMetrics,
+) {
+    let mut bytes = [0u8; MAX_PAGES * 4];
+    // SAFETY: `mem` is borrowed, so it is mapped.
+    let n = unsafe { list.copy_out(&mut bytes) };
+    for run in runs(bytes.get(..n).unwrap_or_default()) {
+        scratch.clear();
+        let pushed = u32::try_from(run.len)
+            .ok()
+            .and_then(|len| {
+                scratch
+                    .push(mem, GuestAddress(run.start), len, Permissions::Write)
+                    .ok()
+            })
+            .is_some();
+        if !pushed {
+            metrics.malformed += 1;
+            continue;
+        }
+        // SAFETY: as above; guest memory is a private mapping (see `memory`).
+        match unsafe { give_back(scratch) } {
+            Ok(bytes) => metrics.inflated_bytes += bytes,
+            Err(_) => metrics.failed += 1,
+        }
+    }
+}
+
+impl VirtioDevice for BalloonDevice {
+    fn id(&self) -> &'static str {
+        "balloon"
+    }
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BALLOON
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn device_features(&self) -> u64 {
+        1 << VIRTIO_BALLOON_F_REPORTING
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        // num_pages, which stays zero, then actual.
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let space = [0; ACTUAL].iter().chain(&self.actual);
+        for (to, from) in data.iter_mut().zip(space.skip(offset)) {
+            *to = *from;
+        }
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let Ok(offset) = usize::try_from(offset) else {
+            return;
+        };
+        for (at, byte) in data.iter().enumerate() {
+            let place = offset.saturating_add(at).checked_sub(ACTUAL);
+            if let Some(to) = place.and_then(|p| self.actual.get_mut(p)) {
+                *to = *byte;
+            }
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
+        let mut active = Active::new(activation);
+        active.watch().map_err(|source| DeviceError::Io {
+            device: self.id().to_owned(),
+            attempted: "watching its queues",
+            source,
+        })?;
+        self.active = Some(active);
+        self.quiesced = false;
+        Ok(())
+    }
+
+    fn on_event(&mut self, token: u32, _events: EventSet) {
+        if !self.quiesced {
+            self.process(usize::try_from(token).unwrap_or(usize::MAX));
+        }
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        self.quiesced = true;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        self.quiesced = false;
+        if let Some(active) = &self.active {
+            active.kick_all();
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.quiesced = false;
+        self.active = None;
+        self.actual = [0; 4];
+    }
+
+    fn save(&self) -> Result<SavedDevice, DeviceError> {
+        let state = serde_json::to_value(SavedBalloon {
+            version: VERSION,
+            actual: u32::from_le_bytes(self.actual),
+        })
+        .map_err(|e| DeviceError::Device {
+            device: self.id().to_owned(),
+            source: Box::new(e),
+        })?;
+        Ok(SavedDevice {
+            state,
+            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
+        })
+    }
+
+    fn metrics(&self) -> serde_json::Value {
+        serde_json::to_value(&self.metrics).unwrap_or_default()
+    }
+}

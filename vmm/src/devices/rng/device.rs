@@ -1,0 +1,194 @@
+//! The entropy device as its transport sees it.
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+
+use super::metrics::RngMetrics;
+use super::persist::{SavedRng, VERSION};
+use super::request::{MAX_BYTES, served};
+use crate::devices::buffers::{Segments, gather};
+use crate::devices::ring::Active;
+use crate::event_loop::EventSet;
+use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+
+const QUEUE_SIZES: [u16; 1] = [64];
+/// Requests per turn; a guest that wants more has to wait for its turn.
+const BUDGET: usize = 16;
+
+/// The device.
+#[derive(Debug, Default)]
+pub struct RngDevice {
+    active: Option<Active>,
+    quiesced: bool,
+    readable: Segments,
+    writable: Segments,
+    metrics: RngMetrics,
+}
+
+impl RngDevice {
+    /// Makes the device.
+    #[must_use]
+    pub fn new() -> Self {
+        RngDevice::default()
+    }
+
+    /// Makes the device for a restored VM.
+    ///
+    /// # Errors
+    /// When the saved form is of another version.
+    pub fn restore(state: &serde_json::Value) -> Result<Self, DeviceError> {
+        let device = RngDevice::new();
+        let wrong = |reason| DeviceError::BadSavedForm {
+            device: device.id().to_owned(),
+            reason,
+        };
+        let saved: SavedRng =
+            serde_json::from_value(state.clone()).map_err(|e| wrong(e.to_string()))?;
+        if saved.version != VERSION {
+            return Err(wrong(format!(
+                "version {} (this VMM reads {VERSION})",
+                saved.version
+            )));
+        }
+        Ok(device)
+    }
+
+    fn process(&mut self) {
+        let Some(active) = self.active.as_mut() else {
+            return;
+        };
+        let Some(ring) = active.rings.first_mut() else {
+            return;
+        };
+        let mut taken = 0;
+        loop {
+            ring.silence(&active.mem);
+            let before = taken;
+            while taken < BUDGET {
+                let Some(chain) = ring.pop(&active.mem) else {
+                    break;
+                };
+                let head = chain.head_index();
+                self.readable.clear();
+                self.writable.clear();
+                let mut written = 0;
+                if gather(chain, &active.mem, &mut self.readable, &mut self.writable).is_ok() {
+                    let mut bytes = [0u8; MAX_BYTES];
+                    let wanted = served(self.writable.len());
+                    let bytes = bytes.get_mut(..wanted).unwrap_or_default();
+                    if random(bytes) {
+                        // SAFETY: `active.mem` keeps guest memory mapped.
+                        written = unsafe { self.writable.copy_in(bytes) };
+                        self.metrics.requests += 1;
+                        self.metrics.bytes += written as u64;
+                    } else {
+                        self.metrics.failed += 1;
+                    }
+                } else {
+                    self.metrics.malformed += 1;
+                }
+                ring.push(&active.mem, head, u32::try_from(written).unwrap_or(0));
+                taken += 1;
+            }
+            if taken >= BUDGET {
+                ring.kick_self();
+                break;
+            }
+            if !ring.listen(&active.mem) || taken == before {
+                break;
+            }
+        }
+        if taken > 0 {
+            ring.notify(&active.mem, active.interrupt.as_ref());
+        }
+    }
+}
+
+/// Fills `bytes` from the kernel; false when it has none, which happens only right after the
+/// host's own start.
+fn random(bytes: &mut [u8]) -> bool {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        // SAFETY: the buffer is ours and as long as said.
+        let n =
+            unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), libc::GRND_NONBLOCK) };
+        match usize::try_from(n) {
+            Ok(n) if n > 0 => rest = rest.get_mut(n..).unwrap_or_default(),
+            _ if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
+            _ => return false,
+        }
+    }
+    true
+}
+
+impl VirtioDevice for RngDevice {
+    fn id(&self) -> &'static str {
+        "rng"
+    }
+
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn device_features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
+        let mut active = Active::new(activation);
+        active.watch().map_err(|source| DeviceError::Io {
+            device: self.id().to_owned(),
+            attempted: "watching its queue",
+            source,
+        })?;
+        self.active = Some(active);
+        self.quiesced = false;
+        Ok(())
+    }
+
+    fn on_event(&mut self, _token: u32, _events: EventSet) {
+        if !self.quiesced {
+            self.process();
+        }
+    }
+
+    fn quiesce(&mut self) -> Result<(), DeviceError> {
+        self.quiesced = true;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceError> {
+        self.quiesced = false;
+        if let Some(active) = &self.active {
+            active.kick_all();
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.quiesced = false;
+        self.active = None;
+    }
+
+    fn save(&self) -> Result<SavedDevice, DeviceError> {
+        let state = serde_json::to_value(SavedRng { version: VERSION }).map_err(|e| {
+            DeviceError::Device {
+                device: self.id().to_owned(),
+                source: Box::new(e),
+            }
+        })?;
+        Ok(SavedDevice {
+            state,
+            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
+        })
+    }
+
+    fn metrics(&self) -> serde_json::Value {
+        serde_json::to_value(&self.metrics).unwrap_or_default()
+    }
+}
