@@ -191,6 +191,18 @@ impl<R: Record> Table<R> {
         .await
     }
 
+    /// Adds or replaces some records and takes others away, all in one transaction. A key to
+    /// take away that is not there is fine.
+    pub async fn batch(&self, puts: Vec<R>, removes: Vec<String>) -> Result<(), RecordsError> {
+        self.blocking(move |inner| inner.batch(puts, &removes))
+            .await
+    }
+
+    /// [`Self::batch`] for where there is no async yet: while the daemon opens its state.
+    pub fn batch_blocking(&self, puts: Vec<R>, removes: Vec<String>) -> Result<(), RecordsError> {
+        self.inner.batch(puts, &removes)
+    }
+
     async fn blocking<T, F>(&self, work: F) -> Result<T, RecordsError>
     where
         T: Send + 'static,
@@ -213,12 +225,44 @@ impl<R: Record> Inner<R> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn batch(&self, puts: Vec<R>, removes: &[String]) -> Result<(), RecordsError> {
+        if puts.is_empty() && removes.is_empty() {
+            return Ok(());
+        }
+        let _writer = self.write_lock();
+        let write = self
+            .db
+            .begin_write()
+            .map_err(failed::<R, _>("change records"))?;
+        {
+            let mut table = write
+                .open_table(definition::<R>())
+                .map_err(failed::<R, _>("change records"))?;
+            for key in removes {
+                table
+                    .remove(key.as_str())
+                    .map_err(failed::<R, _>("change records"))?;
+            }
+            for record in &puts {
+                let bytes = encode(record)?;
+                table
+                    .insert(record.key(), bytes.as_slice())
+                    .map_err(failed::<R, _>("change records"))?;
+            }
+        }
+        write.commit().map_err(failed::<R, _>("change records"))?;
+        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        for key in removes {
+            live.remove(key);
+        }
+        for record in puts {
+            live.insert(record.key().to_owned(), Arc::new(record));
+        }
+        Ok(())
+    }
+
     fn store(&self, key: &str, record: R) -> Result<Arc<R>, RecordsError> {
-        let bytes = serde_json::to_vec(&record).map_err(|source| RecordsError::Encode {
-            table: R::TABLE,
-            key: key.to_owned(),
-            source,
-        })?;
+        let bytes = encode(&record)?;
         let write = self
             .db
             .begin_write()
@@ -236,6 +280,14 @@ impl<R: Record> Inner<R> {
             .insert(key.to_owned(), Arc::clone(&record));
         Ok(record)
     }
+}
+
+fn encode<R: Record>(record: &R) -> Result<Vec<u8>, RecordsError> {
+    serde_json::to_vec(record).map_err(|source| RecordsError::Encode {
+        table: R::TABLE,
+        key: record.key().to_owned(),
+        source,
+    })
 }
 
 fn definition<R: Record>() -> TableDefinition<'static, &'static str, &'static [u8]> {
@@ -313,5 +365,27 @@ mod tests {
             Err(RecordsError::NotFound { .. })
         ));
         assert!(table.remove("z").await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_batch_changes_all_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        {
+            let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+            table.insert(note("a")).await.unwrap();
+            let removes = vec!["a".to_owned(), "never".to_owned()];
+            table
+                .batch(vec![note("b"), note("c")], removes)
+                .await
+                .unwrap();
+            assert_eq!(table.len(), 2);
+            table
+                .batch_blocking(Vec::new(), vec!["c".to_owned()])
+                .unwrap();
+        }
+        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        assert_eq!(table.len(), 1);
+        assert!(table.get("b").is_some());
     }
 }

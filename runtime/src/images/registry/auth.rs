@@ -15,7 +15,7 @@ const LONGEST_CHALLENGE: usize = 8 << 10;
 const MOST_CHALLENGES: usize = 16;
 
 /// The credentials of one pull.
-#[derive(Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Credentials {
     /// What they are.
     pub secret: Secret,
@@ -37,16 +37,15 @@ pub enum Secret {
     Bearer(String),
 }
 
-impl fmt::Debug for Credentials {
-    // Never the secret.
+impl fmt::Debug for Secret {
+    // Its kind, never the secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.secret {
-            Secret::None => "none",
-            Secret::Basic(..) => "basic",
-            Secret::Identity(_) => "identity token",
-            Secret::Bearer(_) => "registry token",
-        };
-        f.debug_struct("Credentials").field("kind", &kind).field("server", &self.server).finish()
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Basic(..) => "user and password",
+            Self::Identity(_) => "identity token",
+            Self::Bearer(_) => "registry token",
+        })
     }
 }
 
@@ -59,7 +58,9 @@ impl Credentials {
     /// From CRI's message. Of several kinds given, user and password go first, then `auth`, the
     /// identity token, the registry token, as in other runtimes.
     pub fn from_cri(auth: Option<&AuthConfig>) -> Result<Self, BadAuth> {
-        let Some(auth) = auth else { return Ok(Self::default()) };
+        let Some(auth) = auth else {
+            return Ok(Self::default());
+        };
         let secret = if !auth.username.is_empty() || !auth.password.is_empty() {
             Secret::Basic(auth.username.clone(), auth.password.clone())
         } else if !auth.auth.is_empty() {
@@ -75,7 +76,10 @@ impl Credentials {
         } else {
             Secret::None
         };
-        Ok(Self { secret, server: host_of(&auth.server_address) })
+        Ok(Self {
+            secret,
+            server: host_of(&auth.server_address),
+        })
     }
 
     /// The secret to use at `endpoint` for an image of `registry`: never one meant for another
@@ -114,7 +118,10 @@ fn same_host(one: &str, other: &str) -> bool {
 
 /// `Authorization: Basic …`.
 pub(super) fn basic(user: &str, password: &str) -> Option<HeaderValue> {
-    sensitive(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
+    sensitive(&format!(
+        "Basic {}",
+        STANDARD.encode(format!("{user}:{password}"))
+    ))
 }
 
 /// `Authorization: Bearer …`; `None` if the token cannot stand in a header.
@@ -164,9 +171,14 @@ fn parse_challenges(text: &str, all: &mut Vec<Challenge>) {
         let after = after.trim_start();
         if let Some(value) = after.strip_prefix('=') {
             // A parameter: of the challenge before it.
-            let Some((value, after)) = parameter_value(value.trim_start()) else { return };
+            let Some((value, after)) = parameter_value(value.trim_start()) else {
+                return;
+            };
             if let Some(challenge) = all.last_mut() {
-                challenge.parameters.entry(word.to_ascii_lowercase()).or_insert(value);
+                challenge
+                    .parameters
+                    .entry(word.to_ascii_lowercase())
+                    .or_insert(value);
             }
             rest = after;
         } else {
@@ -265,11 +277,17 @@ mod tests {
             parsed(r#"Basic realm="a \"b\" c", Bearer realm=x , charset="UTF-8""#),
             [
                 ("basic".to_owned(), vec![pair("realm", "a \"b\" c")]),
-                ("bearer".to_owned(), vec![pair("charset", "UTF-8"), pair("realm", "x")]),
+                (
+                    "bearer".to_owned(),
+                    vec![pair("charset", "UTF-8"), pair("realm", "x")]
+                ),
             ]
         );
         assert_eq!(parsed("Negotiate"), [("negotiate".to_owned(), vec![])]);
-        assert_eq!(parsed(r#"Basic realm="never closed"#), [("basic".to_owned(), vec![])]);
+        assert_eq!(
+            parsed(r#"Basic realm="never closed"#),
+            [("basic".to_owned(), vec![])]
+        );
         assert_eq!(parsed("\u{1}\u{2}"), []);
     }
 
@@ -293,8 +311,10 @@ mod tests {
 
     #[test]
     fn a_secret_goes_to_its_own_host_only() {
-        let mut credentials =
-            Credentials { secret: Secret::Bearer("t".to_owned()), server: String::new() };
+        let mut credentials = Credentials {
+            secret: Secret::Bearer("t".to_owned()),
+            server: String::new(),
+        };
         let own = endpoint("https://example.com:8443/v2", false);
         let mirror = endpoint("http://mirror.example:5000/v2", true);
         let hub = endpoint("https://registry-1.docker.io/v2", false);

@@ -18,25 +18,40 @@ pub enum RegistryError {
     Tls { host: String, why: String },
     /// An HTTP client could not be set up.
     #[error("cannot set up a connection to registry host {host}")]
-    Client { host: String, source: reqwest::Error },
+    Client {
+        host: String,
+        source: reqwest::Error,
+    },
     /// No configured host may do what is needed.
     #[error(
         "no host configured for registry {registry} has the capability \"{needed}\"; give it to \
          one of them in its hosts.toml"
     )]
-    NoHost { registry: String, needed: &'static str },
+    NoHost {
+        registry: String,
+        needed: &'static str,
+    },
     /// 401, or the token service refused.
     #[error(
         "registry {host} wants other credentials for {what} than the ones given{given} (realm \
          {realm}); check the pull secret, or that the image exists"
     )]
-    Unauthenticated { host: String, what: String, realm: String, given: &'static str },
+    Unauthenticated {
+        host: String,
+        what: String,
+        realm: String,
+        given: &'static str,
+    },
     /// 403.
     #[error(
         "registry {host} denies access to {what} (realm {realm}); check that these credentials \
          may pull it"
     )]
-    Forbidden { host: String, what: String, realm: String },
+    Forbidden {
+        host: String,
+        what: String,
+        realm: String,
+    },
     /// 404.
     #[error("registry {host} has no {what}; check the name and the tag")]
     NotFound { host: String, what: String },
@@ -46,7 +61,12 @@ pub enum RegistryError {
          wait, pull with credentials, or configure a mirror",
         retry_after.map_or(String::new(), |wait| format!(", it asks to wait {} s", wait.as_secs()))
     )]
-    RateLimited { host: String, what: String, tries: u32, retry_after: Option<Duration> },
+    RateLimited {
+        host: String,
+        what: String,
+        tries: u32,
+        retry_after: Option<Duration>,
+    },
     /// 5xx.
     #[error("registry {host} is failing: it answered {status} to {what} ({tries} tries)")]
     Server {
@@ -58,7 +78,11 @@ pub enum RegistryError {
     },
     /// Another status.
     #[error("registry {host} answered {what} with HTTP status {status}, which is not expected")]
-    Status { host: String, what: String, status: u16 },
+    Status {
+        host: String,
+        what: String,
+        status: u16,
+    },
     /// No connection, or it broke.
     #[error("cannot reach registry {host} for {what} ({tries} tries){hint}")]
     Transport {
@@ -70,40 +94,86 @@ pub enum RegistryError {
     },
     /// The connection ended before the body did.
     #[error("registry {host} cut {what} off after {got} of {expected} bytes ({tries} tries)")]
-    Cut { host: String, what: String, got: u64, expected: u64, tries: u32 },
+    Cut {
+        host: String,
+        what: String,
+        got: u64,
+        expected: u64,
+        tries: u32,
+    },
     /// One connection was silent for a while; another may do.
     #[error("registry {host} was silent for {seconds} s on {what} ({tries} tries)")]
-    Silent { host: String, what: String, seconds: u64, tries: u32 },
+    Silent {
+        host: String,
+        what: String,
+        seconds: u64,
+        tries: u32,
+    },
     /// No progress within the time limit.
     #[error(
         "registry {host} sent nothing of {what} for {seconds} s, the limit \
-         (images.stall_timeout_s); the registry or the network is down or too slow"
+         (registry.stall_timeout_secs); the registry or the network is down or too slow"
     )]
-    Stalled { host: String, what: String, seconds: u64 },
+    Stalled {
+        host: String,
+        what: String,
+        seconds: u64,
+    },
     /// Too many redirects.
     #[error("registry {host} redirected {what} more than {limit} times")]
-    Redirects { host: String, what: String, limit: u32 },
+    Redirects {
+        host: String,
+        what: String,
+        limit: u32,
+    },
     /// A redirect that is not followed.
     #[error("registry {host} redirected {what} to {location:?}, which is refused: {why}")]
-    BadRedirect { host: String, what: String, location: String, why: &'static str },
+    BadRedirect {
+        host: String,
+        what: String,
+        location: String,
+        why: &'static str,
+    },
     /// A body beyond its limit.
     #[error("{what} from registry {host} is larger than {limit} bytes, the limit; it is refused")]
-    TooLarge { host: String, what: String, limit: u64 },
+    TooLarge {
+        host: String,
+        what: String,
+        limit: u64,
+    },
     /// The content is not what its digest says.
     #[error(
         "{what} from registry {host} has the digest {actual}, not {expected}: the registry (or \
          what stands between) altered or damaged it; it was thrown away"
     )]
-    Digest { host: String, what: String, expected: String, actual: String },
+    Digest {
+        host: String,
+        what: String,
+        expected: String,
+        actual: String,
+    },
     /// A body shorter or longer than its descriptor.
     #[error("{what} from registry {host} has {got} bytes, not {expected} as its manifest says")]
-    Length { host: String, what: String, expected: u64, got: u64 },
+    Length {
+        host: String,
+        what: String,
+        expected: u64,
+        got: u64,
+    },
     /// The answer to a range request is not that range.
     #[error("registry {host} answered a request for {what} from byte {offset} with another range")]
-    Range { host: String, what: String, offset: u64 },
+    Range {
+        host: String,
+        what: String,
+        offset: u64,
+    },
     /// The token service's answer is no token.
     #[error("the token service {realm} of registry {host} {why}")]
-    Token { host: String, realm: String, why: &'static str },
+    Token {
+        host: String,
+        realm: String,
+        why: &'static str,
+    },
     /// The receiver of a blob gave up; its own error says why.
     #[error("the receiver of {what} gave up")]
     Receiver { what: String },

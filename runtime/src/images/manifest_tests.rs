@@ -1,0 +1,196 @@
+use serde_json::json;
+
+use super::*;
+
+fn digest(n: u8) -> String {
+    Digest::of(&[n]).to_string()
+}
+
+fn layer(n: u8) -> serde_json::Value {
+    json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(n), "size": 10})
+}
+
+fn image(layers: &[serde_json::Value]) -> serde_json::Value {
+    json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(0), "size": 9},
+        "layers": layers,
+    })
+}
+
+fn parse(value: &serde_json::Value) -> Result<Manifest, ManifestError> {
+    parse_manifest(value.to_string().as_bytes(), "")
+}
+
+#[test]
+fn an_image() {
+    let Manifest::Image { config, layers } = parse(&image(&[layer(1), layer(2)])).unwrap() else {
+        panic!("an index?")
+    };
+    assert_eq!(config.size, 9);
+    assert_eq!(layers.len(), 2);
+    // Docker's types, told by the header only.
+    let mut docker = image(&[json!({
+        "mediaType": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        "digest": digest(1), "size": 10,
+    })]);
+    docker.as_object_mut().unwrap().remove("mediaType");
+    let bytes = docker.to_string();
+    let header = "application/vnd.docker.distribution.manifest.v2+json; charset=utf-8";
+    parse_manifest(bytes.as_bytes(), header).unwrap();
+    parse_manifest(bytes.as_bytes(), "").unwrap();
+}
+
+fn index(entries: &[(&str, &str, &str)]) -> serde_json::Value {
+    let manifests: Vec<_> = entries
+        .iter()
+        .zip(0..)
+        .map(|((os, architecture, variant), n)| {
+            json!({
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "digest": digest(n), "size": 5,
+                "platform": {"os": os, "architecture": architecture, "variant": variant},
+            })
+        })
+        .collect();
+    json!({"schemaVersion": 2, "manifests": manifests})
+}
+
+#[test]
+fn the_platform_of_an_index() {
+    let chosen = |entries: &[(&str, &str, &str)]| parse(&index(entries));
+    let number = |n| Manifest::Index(Digest::of(&[n]));
+    assert_eq!(
+        chosen(&[
+            ("linux", "arm64", "v8"),
+            ("unknown", "unknown", ""),
+            ("linux", "amd64", "")
+        ])
+        .unwrap(),
+        number(2)
+    );
+    assert_eq!(
+        chosen(&[("linux", "amd64", "v3"), ("linux", "amd64", "v2")]).unwrap(),
+        number(1)
+    );
+    let error = chosen(&[("linux", "arm64", ""), ("windows", "amd64", "")]).unwrap_err();
+    assert!(error.to_string().contains("linux/arm64"), "{error}");
+    assert!(matches!(error, ManifestError::Platform { .. }));
+    assert!(matches!(chosen(&[]), Err(ManifestError::Platform { .. })));
+    let bare = json!({"manifests": [{"digest": digest(7)}]});
+    assert_eq!(parse(&bare).unwrap(), number(7));
+}
+
+#[test]
+fn what_is_refused() {
+    let many: Vec<_> = (0..=500_u32).map(|_| layer(1)).collect();
+    for (what, value) in [
+        ("schema 1", json!({"schemaVersion": 1, "fsLayers": []})),
+        ("no layers", image(&[])),
+        (
+            "artifact",
+            json!({"mediaType": "application/vnd.cncf.helm.chart", "layers": []}),
+        ),
+        (
+            "bad digest",
+            image(&[
+                json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": "sha256:../..", "size": 1}),
+            ]),
+        ),
+        (
+            "negative",
+            image(&[
+                json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest(1), "size": -1}),
+            ]),
+        ),
+        (
+            "absurd",
+            image(&[
+                json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest(1), "size": u64::MAX}),
+            ]),
+        ),
+        (
+            "encrypted",
+            image(&[
+                json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "digest": digest(1), "size": 1}),
+            ]),
+        ),
+        ("too many", image(&many)),
+        ("a list", json!([1, 2])),
+        ("config", json!({"schemaVersion": 2, "layers": [layer(1)]})),
+    ] {
+        assert!(parse(&value).is_err(), "{what}");
+    }
+    assert!(parse_manifest(b"<html>", "text/html").is_err());
+    assert!(parse_manifest(b"", "").is_err());
+}
+
+#[test]
+fn a_configuration_with_nulls_and_without() {
+    let docker = json!({
+        "architecture": "amd64", "os": "linux",
+        "config": {
+            "User": "www-data:1004", "Env": ["A=b"], "Entrypoint": null, "Cmd": ["/bin/sh"],
+            "WorkingDir": "/srv", "Labels": null, "StopSignal": "SIGINT",
+            "Volumes": {"/data": {}}, "ExposedPorts": {"80/tcp": {}}, "OnBuild": null,
+        },
+        "rootfs": {"type": "layers", "diff_ids": [digest(1)]},
+        "history": [{"created_by": "x"}],
+    });
+    let (config, diff_ids) = parse_config(docker.to_string().as_bytes()).unwrap();
+    assert_eq!(diff_ids, [Digest::of(&[1])]);
+    assert_eq!(config.user, "www-data:1004");
+    assert_eq!(config.volumes, ["/data"]);
+    assert_eq!(config.stop_signal, "SIGINT");
+    assert!(config.entrypoint.is_empty());
+
+    let least = json!({"rootfs": {"diff_ids": []}});
+    assert_eq!(
+        parse_config(least.to_string().as_bytes()).unwrap().0,
+        ImageConfig::default()
+    );
+    let arm = json!({"os": "linux", "architecture": "arm64", "rootfs": {}});
+    let error = parse_config(arm.to_string().as_bytes()).unwrap_err();
+    assert!(matches!(error, ManifestError::Platform { .. }));
+    assert!(parse_config(b"{}").is_err());
+}
+
+#[test]
+fn layers_that_come_twice_stay_at_the_top() {
+    let blob = |n: u8| Blob {
+        digest: Digest::of(&[n, n]),
+        size: 1,
+    };
+    let id = |n: u8| Digest::of(&[n]);
+    let pairs = pair_layers(
+        vec![blob(1), blob(2), blob(1)],
+        vec![id(1), id(2), id(1)],
+        10,
+    )
+    .unwrap();
+    assert_eq!(pairs, [(id(2), blob(2)), (id(1), blob(1))]);
+    assert!(matches!(
+        pair_layers(vec![blob(1)], vec![], 10),
+        Err(ManifestError::LayerCount { .. })
+    ));
+    assert!(matches!(
+        pair_layers(vec![blob(1), blob(2)], vec![id(1), id(2)], 1),
+        Err(ManifestError::TooMany { .. })
+    ));
+    let twin: Digest = format!("{}{}", &id(1).to_string()[..30], "0".repeat(41))
+        .parse()
+        .unwrap();
+    assert!(matches!(
+        pair_layers(vec![blob(1), blob(2)], vec![id(1), twin], 10),
+        Err(ManifestError::Alike { .. })
+    ));
+}
+
+proptest::proptest! {
+    #[test]
+    fn parsing_is_total(bytes in proptest::collection::vec(0_u8.., 0..200)) {
+        let _ = parse_manifest(&bytes, "");
+        let _ = parse_config(&bytes);
+    }
+}
