@@ -10,10 +10,12 @@
 pub mod agent;
 pub mod app;
 pub mod cgroup;
+pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod container;
 pub mod cri;
+pub mod daemon;
 pub mod error;
 pub mod images;
 pub mod logs;

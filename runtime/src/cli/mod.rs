@@ -1,5 +1,9 @@
 //! The command line: `bulkhead COMMAND`. One file per command.
 
+mod check;
+mod console;
+mod serve;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -14,6 +18,12 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the daemon: serve CRI to a kubelet until stopped; pods outlive it
+    Serve(serve::Serve),
+    /// Say what this host lacks to run pods, and how to get it
+    Check(check::Check),
+    /// Show a pod's serial console, and go on as it grows
+    Console(console::Console),
     /// Print the version
     Version,
 }
@@ -21,8 +31,18 @@ enum Command {
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Console(args) => console::run(args),
         Command::Version => version(),
     }
+}
+
+/// Prints an error with its causes and gives the exit code for it.
+#[allow(clippy::print_stderr)] // Where a command's errors go.
+pub fn fail(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("bulkhead: {}", crate::error::chain(error));
+    ExitCode::FAILURE
 }
 
 #[allow(clippy::print_stdout)] // A command's output.

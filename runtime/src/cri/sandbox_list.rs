@@ -1,17 +1,23 @@
 //! ListPodSandbox.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
 use bulkhead_proto::cri as v1;
+use tonic::Code;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{app::App, error::Grpc, sandbox};
+
+impl Grpc for Infallible {
+    fn code(&self) -> Code {
+        match *self {}
+    }
+}
 
 /// CRI ListPodSandbox.
 pub async fn list_pod_sandbox(
-    _app: Arc<App>,
-    _request: v1::ListPodSandboxRequest,
-) -> Result<v1::ListPodSandboxResponse, Unimplemented> {
-    Err(Unimplemented {
-        what: "ListPodSandbox",
-    })
+    app: Arc<App>,
+    request: v1::ListPodSandboxRequest,
+) -> Result<v1::ListPodSandboxResponse, Infallible> {
+    let items = sandbox::list(&app, request.filter.as_ref());
+    Ok(v1::ListPodSandboxResponse { items })
 }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{
+    app::App,
+    sandbox::{self, SandboxError},
+};
 
 /// CRI RemovePodSandbox.
 pub async fn remove_pod_sandbox(
-    _app: Arc<App>,
-    _request: v1::RemovePodSandboxRequest,
-) -> Result<v1::RemovePodSandboxResponse, Unimplemented> {
-    Err(Unimplemented {
-        what: "RemovePodSandbox",
-    })
+    app: Arc<App>,
+    request: v1::RemovePodSandboxRequest,
+) -> Result<v1::RemovePodSandboxResponse, SandboxError> {
+    sandbox::remove(app, &request.pod_sandbox_id).await?;
+    Ok(v1::RemovePodSandboxResponse {})
 }

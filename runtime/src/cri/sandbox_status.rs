@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{
+    app::App,
+    sandbox::{self, SandboxError},
+};
 
 /// CRI PodSandboxStatus.
 pub async fn pod_sandbox_status(
-    _app: Arc<App>,
-    _request: v1::PodSandboxStatusRequest,
-) -> Result<v1::PodSandboxStatusResponse, Unimplemented> {
-    Err(Unimplemented {
-        what: "PodSandboxStatus",
-    })
+    app: Arc<App>,
+    request: v1::PodSandboxStatusRequest,
+) -> Result<v1::PodSandboxStatusResponse, SandboxError> {
+    sandbox::status(&app, &request.pod_sandbox_id, request.verbose)
 }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{
+    app::App,
+    sandbox::{self, SandboxError},
+};
 
 /// CRI StopPodSandbox.
 pub async fn stop_pod_sandbox(
-    _app: Arc<App>,
-    _request: v1::StopPodSandboxRequest,
-) -> Result<v1::StopPodSandboxResponse, Unimplemented> {
-    Err(Unimplemented {
-        what: "StopPodSandbox",
-    })
+    app: Arc<App>,
+    request: v1::StopPodSandboxRequest,
+) -> Result<v1::StopPodSandboxResponse, SandboxError> {
+    sandbox::stop(app, &request.pod_sandbox_id).await?;
+    Ok(v1::StopPodSandboxResponse {})
 }

@@ -1,15 +1,72 @@
-//! Status.
+//! Status: whether pods can run here and have a network, and what the handlers can do.
 
-use std::sync::Arc;
+use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 use bulkhead_proto::cri as v1;
+use serde_json::json;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{app::App, checks, error::chain};
 
 /// CRI Status.
 pub async fn status(
-    _app: Arc<App>,
-    _request: v1::StatusRequest,
-) -> Result<v1::StatusResponse, Unimplemented> {
-    Err(Unimplemented { what: "Status" })
+    app: Arc<App>,
+    request: v1::StatusRequest,
+) -> Result<v1::StatusResponse, Infallible> {
+    let config = app.config.clone();
+    let lacking = tokio::task::spawn_blocking(move || checks::lacking(&config))
+        .await
+        .unwrap_or_else(|e| vec![e.to_string()]);
+    let runtime = match lacking.as_slice() {
+        [] => condition("RuntimeReady", None),
+        lacking => condition("RuntimeReady", Some(("HostLacks", lacking.join("; ")))),
+    };
+    let network = match app.network.ready() {
+        Ok(()) => condition("NetworkReady", None),
+        Err(e) => condition("NetworkReady", Some(("NetworkNotReady", chain(&e)))),
+    };
+    let mut info = HashMap::new();
+    if request.verbose {
+        let text = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "podCidr": app.pod_cidr(),
+            "pods": app.pods.all().len(),
+            "sandboxes": app.records.sandboxes.len(),
+            "containers": app.records.containers.len(),
+        });
+        info.insert("info".to_owned(), text.to_string());
+    }
+    Ok(v1::StatusResponse {
+        status: Some(v1::RuntimeStatus {
+            conditions: vec![runtime, network],
+        }),
+        info,
+        runtime_handlers: ["", "kvm"].map(handler).into(),
+        features: Some(v1::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: false,
+        }),
+    })
+}
+
+fn handler(name: &str) -> v1::RuntimeHandler {
+    v1::RuntimeHandler {
+        name: name.to_owned(),
+        // Volumes and user namespaces in the guest come later.
+        features: Some(v1::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: false,
+            user_namespaces: false,
+        }),
+    }
+}
+
+fn condition(kind: &str, problem: Option<(&str, String)>) -> v1::RuntimeCondition {
+    let status = problem.is_none();
+    let (reason, message) = problem.unwrap_or_default();
+    v1::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message,
+    }
 }

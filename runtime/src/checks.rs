@@ -1,0 +1,250 @@
+//! What a host needs to run pods, and what it lacks: for `bulkhead check` and the Status RPC.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    path::Path,
+};
+
+use crate::{
+    cgroup,
+    config::{Config, NetworkMode, VhostNet},
+};
+
+/// One requirement and whether it is met.
+#[derive(Debug, Clone)]
+pub struct Check {
+    /// What was looked at.
+    pub what: String,
+    /// What was found.
+    pub result: Found,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// As needed; with a word about it.
+    Good(String),
+    /// Pods run without it, slower or with less.
+    Missing(String),
+    /// No pod runs without it; says how to get it.
+    Fatal(String),
+}
+
+/// Everything a host needs, looked at one by one. Blocks.
+pub fn all(config: &Config) -> Vec<Check> {
+    let mut checks = vec![
+        check("processor virtualization", processor()),
+        check(
+            "/dev/kvm",
+            device(
+                "/dev/kvm",
+                "load the module kvm_intel or kvm_amd, and run the daemon as root",
+            ),
+        ),
+        check(
+            "cgroup version 2",
+            match cgroup::check_v2(&config.cgroup.root) {
+                Ok(()) => Found::Good(format!("at {}", config.cgroup.root.display())),
+                Err(e) => Found::Fatal(e.to_string()),
+            },
+        ),
+        check("the VMM", file(&config.vmm.binary, "vmm.binary")),
+        check("the guest kernel", file(&config.vmm.kernel, "vmm.kernel")),
+        check(
+            "the agent's initramfs",
+            file(&config.vmm.initramfs, "vmm.initramfs"),
+        ),
+        check(
+            "mkfs.ext4",
+            program("mkfs.ext4", "install the package e2fsprogs"),
+        ),
+        check("user namespaces", user_namespaces()),
+    ];
+    if config.network.mode == NetworkMode::Cni {
+        checks.push(check(
+            "/dev/net/tun",
+            device("/dev/net/tun", "load the module tun"),
+        ));
+        checks.push(check("CNI plugins", cni_plugins(config)));
+        checks.push(check("CNI configuration", cni_configuration(config)));
+    }
+    if config.vmm.vhost_net != VhostNet::Never {
+        let found = device("/dev/vhost-net", "load the module vhost_net");
+        checks.push(check(
+            "/dev/vhost-net",
+            match (found, config.vmm.vhost_net) {
+                (Found::Fatal(why), VhostNet::Auto) => {
+                    Found::Missing(format!("{why}; the pods' network is slower without it"))
+                }
+                (found, _) => found,
+            },
+        ));
+    }
+    checks
+}
+
+/// What is missing without which no pod starts; for the RuntimeReady condition, asked every few
+/// seconds. The network has its own condition. Blocks.
+pub fn lacking(config: &Config) -> Vec<String> {
+    let needed = [
+        device("/dev/kvm", "load the module kvm_intel or kvm_amd"),
+        file(&config.vmm.binary, "vmm.binary"),
+        file(&config.vmm.kernel, "vmm.kernel"),
+        file(&config.vmm.initramfs, "vmm.initramfs"),
+        match cgroup::check_v2(&config.cgroup.root) {
+            Ok(()) => Found::Good(String::new()),
+            Err(e) => Found::Fatal(e.to_string()),
+        },
+    ];
+    let fatal = needed.into_iter().filter_map(|found| match found {
+        Found::Fatal(why) => Some(why),
+        Found::Good(_) | Found::Missing(_) => None,
+    });
+    fatal.collect()
+}
+
+fn check(what: &str, result: Found) -> Check {
+    Check {
+        what: what.to_owned(),
+        result,
+    }
+}
+
+fn processor() -> Found {
+    let text = match fs::read_to_string("/proc/cpuinfo") {
+        Ok(text) => text,
+        Err(e) => return Found::Fatal(format!("cannot read /proc/cpuinfo: {e}")),
+    };
+    let flags = text
+        .lines()
+        .find_map(|line| line.strip_prefix("flags"))
+        .unwrap_or_default();
+    let has = |flag| flags.split_whitespace().any(|f| f == flag);
+    match (has("vmx"), has("svm")) {
+        (true, _) => Found::Good("Intel VT-x (vmx)".to_owned()),
+        (_, true) => Found::Good("AMD-V (svm)".to_owned()),
+        _ => Found::Fatal(
+            "the processor shows neither vmx nor svm: enable virtualization in the firmware, or, \
+             in a virtual machine, nested virtualization on its host"
+                .to_owned(),
+        ),
+    }
+}
+
+fn device(path: &str, hint: &str) -> Found {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => Found::Good("opens".to_owned()),
+        Err(e) => Found::Fatal(format!("{path} does not open ({e}): {hint}")),
+    }
+}
+
+fn file(path: &Path, key: &str) -> Found {
+    match fs::metadata(path) {
+        Ok(data) if data.is_file() && data.len() > 0 => Found::Good(path.display().to_string()),
+        Ok(_) => Found::Fatal(format!(
+            "{} is no file or empty: install it or set {key}",
+            path.display()
+        )),
+        Err(e) => Found::Fatal(format!(
+            "{} is not there ({e}): install it or set {key}",
+            path.display()
+        )),
+    }
+}
+
+fn program(name: &str, hint: &str) -> Found {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    match std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|p| p.is_file())
+    {
+        Some(found) => Found::Good(found.display().to_string()),
+        None => Found::Fatal(format!("{name} is not in the PATH: {hint}")),
+    }
+}
+
+/// VMMs live in user namespaces of their own.
+fn user_namespaces() -> Found {
+    let limit = "/proc/sys/user/max_user_namespaces";
+    match fs::read_to_string(limit) {
+        Ok(text) if text.trim() == "0" => {
+            Found::Fatal(format!("{limit} is 0: set it to 10000 or more with sysctl"))
+        }
+        Ok(text) => Found::Good(format!("up to {}", text.trim())),
+        Err(e) => Found::Fatal(format!("the kernel has no user namespaces ({limit}: {e})")),
+    }
+}
+
+fn cni_plugins(config: &Config) -> Found {
+    let dirs = &config.network.cni_bin_dirs;
+    let missing: Vec<&str> = ["bridge", "host-local", "portmap", "loopback"]
+        .into_iter()
+        .filter(|name| !dirs.iter().any(|dir| dir.join(name).is_file()))
+        .collect();
+    let places: Vec<String> = dirs.iter().map(|d| d.display().to_string()).collect();
+    match missing.as_slice() {
+        [] => Found::Good(places.join(", ")),
+        missing => Found::Missing(format!(
+            "not in {}: {}; install the package containernetworking-plugins (a network that uses \
+             other plugins does without these)",
+            places.join(", "),
+            missing.join(", ")
+        )),
+    }
+}
+
+fn cni_configuration(config: &Config) -> Found {
+    let dir = &config.network.cni_conf_dir;
+    let none = |why: String| {
+        Found::Fatal(format!(
+            "{why}: install a network plugin, or write a configuration list, or set network.mode \
+             to \"none\""
+        ))
+    };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return none(format!("{} is not there", dir.display()));
+        }
+        Err(e) => return none(format!("{} cannot be read ({e})", dir.display())),
+    };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| {
+            [".conflist", ".conf", ".json"]
+                .iter()
+                .any(|end| name.ends_with(end))
+        })
+        .collect();
+    names.sort();
+    match names.first() {
+        Some(first) => Found::Good(dir.join(first).display().to_string()),
+        None => none(format!(
+            "{} holds no .conflist, .conf or .json",
+            dir.display()
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_the_files_lacks_them_by_name() {
+        let text = "[vmm]\nbinary = \"/nonexistent/vmm\"\nkernel = \"/nonexistent/kernel\"\n";
+        let config = Config::parse(Path::new("t"), text).unwrap();
+        let lacking = lacking(&config).join("\n");
+        for part in [
+            "/nonexistent/vmm",
+            "vmm.binary",
+            "/nonexistent/kernel",
+            "vmm.kernel",
+        ] {
+            assert!(lacking.contains(part), "{lacking}");
+        }
+        assert!(all(&config).len() >= lacking.lines().count());
+    }
+}
