@@ -42,7 +42,7 @@ ok "2.7 MB through stdin and stdout, byte for byte"
 
 [ "$(status_of in_host --timeout 3 -- bash -c 'echo started; sleep 1000')" = $status_timeout ] || fail "the time limit"
 grep -q started "$work/out" || fail "output before the time limit is lost"
-in_host -- bash -c '! pgrep -x sleep' || fail "a command past its time limit still runs"
+in_host -- bash -c '! pgrep --runstates RSD -x sleep' || fail "a command past its time limit still runs"
 ok "the time limit ends the command"
 
 pids=()
