@@ -10,3 +10,6 @@ pub mod ring;
 pub mod rng;
 pub mod serial;
 pub mod vsock;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -17,3 +17,6 @@ pub use device::{BlockConfig, BlockDevice, BlockError};
 pub use engine::EngineKind;
 pub use metrics::BlockMetrics;
 pub use persist::SavedBlock;
+
+#[cfg(test)]
+mod tests;
