@@ -64,18 +64,21 @@ impl<'a, W: Write + Seek> Applier<'a, W> {
         let Some((&name, parents)) = parts.split_last() else {
             return self.root(entry, attr);
         };
-        if name == OPAQUE && !parents.iter().any(|part| part.starts_with(WHITEOUT)) {
+        if parents.iter().any(|part| part.starts_with(WHITEOUT_META)) {
+            return Ok(());
+        }
+        if parents.iter().any(|part| part.starts_with(WHITEOUT)) {
+            return Err(wrong(EntryProblem::Whiteout));
+        }
+        if name == OPAQUE {
             let dir = self.tree.walk(parents, true).map_err(|r| r.at(path))?;
             if let Some(dir) = self.tree.dir_mut(dir) {
                 dir.opaque = true;
             }
             return Ok(());
         }
-        if parts.iter().any(|part| part.starts_with(WHITEOUT_META)) {
+        if name.starts_with(WHITEOUT_META) {
             return Ok(());
-        }
-        if parents.iter().any(|part| part.starts_with(WHITEOUT)) {
-            return Err(wrong(EntryProblem::Whiteout));
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             if matches!(hidden, b"" | b"." | b"..") {
@@ -114,6 +117,11 @@ impl<'a, W: Write + Seek> Applier<'a, W> {
                 if let Some(problem) = problem {
                     return Err(wrong(problem));
                 }
+                // Linux gives every link this mode, whatever the tar says.
+                let attr = Attr {
+                    mode: 0o777,
+                    ..attr
+                };
                 let inode = self
                     .writer
                     .add_node(Special::Symlink(target), &attr, &xattrs)?;
