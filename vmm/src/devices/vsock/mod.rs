@@ -16,3 +16,6 @@ mod persist;
 pub use device::{VsockConfig, VsockDevice, VsockError};
 pub use metrics::VsockMetrics;
 pub use persist::SavedVsock;
+
+#[cfg(test)]
+mod tests;
