@@ -13,3 +13,6 @@ pub mod request;
 pub use device::BalloonDevice;
 pub use metrics::BalloonMetrics;
 pub use persist::SavedBalloon;
+
+#[cfg(test)]
+mod tests;

@@ -15,3 +15,6 @@ mod vhost;
 pub use device::{NetConfig, NetDevice, NetError};
 pub use metrics::NetMetrics;
 pub use persist::SavedNet;
+
+#[cfg(test)]
+mod tests;

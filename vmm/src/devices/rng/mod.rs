@@ -11,3 +11,6 @@ pub mod request;
 pub use device::RngDevice;
 pub use metrics::RngMetrics;
 pub use persist::SavedRng;
+
+#[cfg(test)]
+mod tests;
