@@ -26,6 +26,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::{
     app::{App, OpenError},
     config::Config,
+    container,
     cri::Server,
     error::chain,
     sandbox,
@@ -120,6 +121,7 @@ pub async fn serve_until(
     })??;
 
     sandbox::recover(&app).await;
+    container::recover(&app).await;
 
     let listener = listen(&paths.socket)?;
     tracing::info!(

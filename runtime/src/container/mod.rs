@@ -1,30 +1,192 @@
-//! Containers: their life in a pod's guest, their output, their statistics.
+//! Containers: their life in a pod's guest, their output, their statistics. One file per CRI
+//! call. What a container is stands in its record; what the guest does to it comes as events.
+//!
+//! Not here: pods (`sandbox`), the files of logs (`logs`), the OCI spec (`oci`), images.
 
-use std::sync::Arc;
+mod create;
+mod disks;
+mod error;
+mod events;
+mod exec;
+mod find;
+mod live;
+mod remove;
+mod start;
+mod stats;
+mod status;
+mod stop;
+mod update;
 
-use crate::{app::App, config::Config, sandbox::Pod};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-/// What the container module keeps in memory, beside the records.
-#[derive(Debug)]
-pub struct Containers {}
+use bulkhead_proto::agent::Exit;
+use futures::future::join_all;
 
-impl Containers {
-    /// Nothing runs yet.
-    pub fn new(_config: &Config) -> Self {
-        Self {}
-    }
-}
+pub use create::create;
+pub use error::ContainerError;
+pub use exec::{Output, exec_sync};
+pub use live::Containers;
+pub use remove::remove;
+pub use start::start;
+pub use stats::{list as list_stats, one as stats};
+pub use status::{list, status};
+pub use stop::stop;
+pub use update::{reopen_log, update};
+
+use crate::{
+    app::App,
+    error::chain,
+    records::{ContainerRecord, ContainerState},
+    sandbox::{Pod, now_ns},
+};
+
+/// For the last output of a guest that is gone to be written.
+const DRAIN: Duration = Duration::from_secs(5);
+/// As for a death by SIGKILL: the guest's end is the container's.
+const KILLED: i32 = 137;
+const SIGKILL: u32 = 9;
 
 /// A pod's guest is there: after RunPodSandbox, and after a restart of the daemon for each pod
 /// that still runs (its containers' events, exits and output are then caught up with).
-pub async fn pod_ready(_app: &Arc<App>, _pod: &Arc<Pod>) {}
+pub async fn pod_ready(app: &Arc<App>, pod: &Arc<Pod>) {
+    // A new pod has none, and is not asked.
+    if !of_pod(app, &pod.id).is_empty()
+        && let Err(error) = events::catch_up(app, pod).await
+    {
+        let error = chain(&error);
+        tracing::warn!(
+            pod = pod.id,
+            error,
+            "the pod's containers cannot be taken over yet"
+        );
+    }
+    events::watch(app, pod);
+}
 
 /// A pod is being stopped: end its containers, in bounded time, and see their output to its end.
 /// The guest still runs (unless it has died); after this it is powered off.
-pub async fn pod_stopping(_app: &Arc<App>, _sandbox_id: &str) {}
+pub async fn pod_stopping(app: &Arc<App>, sandbox_id: &str) {
+    join_all(
+        of_pod(app, sandbox_id)
+            .into_iter()
+            .map(|record| async move {
+                let id = &record.meta.id;
+                if let Err(error) = stop(app, id, 0).await {
+                    tracing::warn!(
+                        container = id,
+                        error = chain(&error),
+                        "not stopped before its pod"
+                    );
+                }
+                if let Some(pump) = app.containers.live(id).pump() {
+                    pump.ended(DRAIN).await;
+                }
+            }),
+    )
+    .await;
+}
 
 /// A pod's guest is gone, stopped or not: containers still counted as running have ended.
-pub async fn pod_gone(_app: &Arc<App>, _sandbox_id: &str, _why: &str) {}
+pub async fn pod_gone(app: &Arc<App>, sandbox_id: &str, why: &str) {
+    app.containers.forget_pod(sandbox_id);
+    join_all(
+        of_pod(app, sandbox_id)
+            .into_iter()
+            .map(|record| async move {
+                let id = &record.meta.id;
+                if let Some(pump) = app.containers.live(id).pump() {
+                    pump.end();
+                    pump.ended(DRAIN).await;
+                }
+                let exit = Exit {
+                    code: KILLED,
+                    signal: SIGKILL,
+                    oom_killed: false,
+                    finished_at_unix_ns: now_ns(),
+                };
+                start::record_exit(app, id, exit, why.to_owned()).await;
+            }),
+    )
+    .await;
+}
 
 /// A pod's record is about to go: remove its containers' records and what they hold (images).
-pub async fn pod_removed(_app: &Arc<App>, _sandbox_id: &str) {}
+pub async fn pod_removed(app: &Arc<App>, sandbox_id: &str) {
+    for record in of_pod(app, sandbox_id) {
+        if let Err(error) = remove::dismantle(app, &record).await {
+            let error = chain(&error);
+            tracing::warn!(
+                container = record.meta.id,
+                error,
+                "not removed whole with its pod"
+            );
+        }
+    }
+}
+
+/// At the daemon's start, after the pods are recovered: notes which disks their VMs have, and takes
+/// away what no pod's or container's record owns any more.
+pub async fn recover(app: &Arc<App>) {
+    for pod in app.pods.all() {
+        let layers: Vec<_> = of_pod(app, &pod.id)
+            .iter()
+            .flat_map(|record| record.meta.layers.clone())
+            .collect();
+        app.containers
+            .pod(&pod.id)
+            .disks
+            .lock()
+            .await
+            .extend(layers);
+    }
+    for record in app.records.containers.list() {
+        let pod = app.records.sandboxes.get(&record.meta.sandbox_id);
+        let orphan = pod.is_none()
+            || (record.status.state == ContainerState::Creating
+                && app.pods.get(&record.meta.sandbox_id).is_none());
+        if orphan && let Err(error) = remove::dismantle(app, &record).await {
+            let error = chain(&error);
+            tracing::warn!(
+                container = record.meta.id,
+                error,
+                "an orphan is not removed whole"
+            );
+        }
+    }
+    let known: HashSet<String> = app
+        .records
+        .containers
+        .list()
+        .iter()
+        .map(|record| record.meta.id.clone())
+        .collect();
+    for holder in app.images.holders() {
+        if !known.contains(&holder)
+            && let Err(error) = app.images.release(&holder).await
+        {
+            tracing::warn!(
+                holder,
+                error = chain(&error),
+                "an image stays held by nobody"
+            );
+        }
+    }
+    let checkpoints = app.containers.checkpoints.clone();
+    let swept = tokio::task::spawn_blocking(move || {
+        for container in checkpoints.list()? {
+            if !known.contains(&container) {
+                checkpoints.remove(&container)?;
+            }
+        }
+        Ok::<_, crate::logs::LogError>(())
+    });
+    if let Ok(Err(error)) = swept.await {
+        tracing::warn!(error = chain(&error), "log checkpoints of nobody stay");
+    }
+}
+
+fn of_pod(app: &App, sandbox_id: &str) -> Vec<Arc<ContainerRecord>> {
+    let mut records = app.records.containers.list();
+    records.retain(|record| record.meta.sandbox_id == sandbox_id);
+    records
+}

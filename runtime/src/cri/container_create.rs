@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{
+    app::App,
+    container::{self, ContainerError},
+};
 
 /// CRI CreateContainer.
 pub async fn create_container(
-    _app: Arc<App>,
-    _request: v1::CreateContainerRequest,
-) -> Result<v1::CreateContainerResponse, Unimplemented> {
-    Err(Unimplemented {
-        what: "CreateContainer",
-    })
+    app: Arc<App>,
+    request: v1::CreateContainerRequest,
+) -> Result<v1::CreateContainerResponse, ContainerError> {
+    let container_id = container::create(app, request).await?;
+    Ok(v1::CreateContainerResponse { container_id })
 }

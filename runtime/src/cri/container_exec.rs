@@ -4,12 +4,21 @@ use std::sync::Arc;
 
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{
+    app::App,
+    container::{self, ContainerError},
+};
 
 /// CRI ExecSync.
 pub async fn exec_sync(
-    _app: Arc<App>,
-    _request: v1::ExecSyncRequest,
-) -> Result<v1::ExecSyncResponse, Unimplemented> {
-    Err(Unimplemented { what: "ExecSync" })
+    app: Arc<App>,
+    request: v1::ExecSyncRequest,
+) -> Result<v1::ExecSyncResponse, ContainerError> {
+    let output =
+        container::exec_sync(&app, &request.container_id, request.cmd, request.timeout).await?;
+    Ok(v1::ExecSyncResponse {
+        stdout: output.stdout,
+        stderr: output.stderr,
+        exit_code: output.exit_code,
+    })
 }

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{
+    app::App,
+    container::{self, ContainerError},
+};
 
 /// CRI ListContainers.
 pub async fn list_containers(
-    _app: Arc<App>,
-    _request: v1::ListContainersRequest,
-) -> Result<v1::ListContainersResponse, Unimplemented> {
-    Err(Unimplemented {
-        what: "ListContainers",
-    })
+    app: Arc<App>,
+    request: v1::ListContainersRequest,
+) -> Result<v1::ListContainersResponse, ContainerError> {
+    let containers = container::list(&app, request.filter.as_ref())?;
+    Ok(v1::ListContainersResponse { containers })
 }

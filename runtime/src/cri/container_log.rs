@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{
+    app::App,
+    container::{self, ContainerError},
+};
 
 /// CRI ReopenContainerLog.
 pub async fn reopen_container_log(
-    _app: Arc<App>,
-    _request: v1::ReopenContainerLogRequest,
-) -> Result<v1::ReopenContainerLogResponse, Unimplemented> {
-    Err(Unimplemented {
-        what: "ReopenContainerLog",
-    })
+    app: Arc<App>,
+    request: v1::ReopenContainerLogRequest,
+) -> Result<v1::ReopenContainerLogResponse, ContainerError> {
+    container::reopen_log(&app, &request.container_id).await?;
+    Ok(v1::ReopenContainerLogResponse {})
 }

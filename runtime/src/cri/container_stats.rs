@@ -1,27 +1,28 @@
-//! ContainerStats, ListContainerStats.
+//! ContainerStats.
 
 use std::sync::Arc;
 
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{
+    app::App,
+    container::{self, ContainerError},
+};
 
 /// CRI ContainerStats.
 pub async fn container_stats(
-    _app: Arc<App>,
-    _request: v1::ContainerStatsRequest,
-) -> Result<v1::ContainerStatsResponse, Unimplemented> {
-    Err(Unimplemented {
-        what: "ContainerStats",
-    })
+    app: Arc<App>,
+    request: v1::ContainerStatsRequest,
+) -> Result<v1::ContainerStatsResponse, ContainerError> {
+    let stats = container::stats(&app, &request.container_id).await?;
+    Ok(v1::ContainerStatsResponse { stats: Some(stats) })
 }
 
 /// CRI ListContainerStats.
 pub async fn list_container_stats(
-    _app: Arc<App>,
-    _request: v1::ListContainerStatsRequest,
-) -> Result<v1::ListContainerStatsResponse, Unimplemented> {
-    Err(Unimplemented {
-        what: "ListContainerStats",
-    })
+    app: Arc<App>,
+    request: v1::ListContainerStatsRequest,
+) -> Result<v1::ListContainerStatsResponse, ContainerError> {
+    let stats = container::list_stats(&app, request.filter.as_ref()).await;
+    Ok(v1::ListContainerStatsResponse { stats })
 }

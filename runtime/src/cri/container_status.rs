@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, error::Unimplemented};
+use crate::{
+    app::App,
+    container::{self, ContainerError},
+};
 
 /// CRI ContainerStatus.
 pub async fn container_status(
-    _app: Arc<App>,
-    _request: v1::ContainerStatusRequest,
-) -> Result<v1::ContainerStatusResponse, Unimplemented> {
-    Err(Unimplemented {
-        what: "ContainerStatus",
-    })
+    app: Arc<App>,
+    request: v1::ContainerStatusRequest,
+) -> Result<v1::ContainerStatusResponse, ContainerError> {
+    container::status(&app, &request.container_id, request.verbose)
 }

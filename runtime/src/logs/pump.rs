@@ -248,7 +248,7 @@ impl Task {
                         return Stop::Told;
                     }
                     // No handle is left; the output still has to go somewhere.
-                    None => return self.to_the_end(&mut chunks, &acknowledge).await,
+                    None => return self.without_handles(&mut chunks, &acknowledge).await,
                 },
                 chunk = chunks.message() => {
                     if let Some(stop) = self.take(chunk, &mut chunks, &acknowledge).await {
@@ -259,7 +259,7 @@ impl Task {
         }
     }
 
-    async fn to_the_end(
+    async fn without_handles(
         &mut self,
         chunks: &mut Streaming<OutputChunk>,
         acknowledge: &watch::Sender<OutputRequest>,

@@ -1,0 +1,258 @@
+//! CreateContainer: validate, plan, hold the image, write the record, plug the layers, one call to
+//! the agent. A failure at any step takes back all before it.
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_proto::{agent, cri};
+
+use super::{ContainerError, disks, error::in_words, remove::dismantle};
+use crate::{
+    app::App,
+    images::{ImageRecord, LayerDisk},
+    logs::LogPath,
+    oci::{self, ImageProcess, seccomp},
+    records::{ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, SandboxRecord},
+    sandbox::{Pod, SandboxError, new_id, now_ns},
+};
+
+/// For the agent: the disks have to appear (10 s at most) and the launcher has a minute.
+const DEADLINE: Duration = Duration::from_secs(80);
+
+/// Makes a container in a running pod; gives its id. Runs to its end even if the caller goes away.
+pub async fn create(
+    app: Arc<App>,
+    request: cri::CreateContainerRequest,
+) -> Result<String, ContainerError> {
+    tokio::spawn(async move { create_now(&app, request).await })
+        .await
+        .map_err(|_| ContainerError::Ending)?
+}
+
+async fn create_now(
+    app: &App,
+    request: cri::CreateContainerRequest,
+) -> Result<String, ContainerError> {
+    let missing = |field| ContainerError::Invalid {
+        field,
+        what: "is missing".to_owned(),
+    };
+    let config = request.config.ok_or_else(|| missing("config"))?;
+    let metadata = config
+        .metadata
+        .clone()
+        .ok_or_else(|| missing("config.metadata"))?;
+    if metadata.name.is_empty() {
+        return Err(missing("config.metadata.name"));
+    }
+    let image = config
+        .image
+        .as_ref()
+        .map(|spec| spec.image.clone())
+        .unwrap_or_default();
+    if image.is_empty() {
+        return Err(missing("config.image.image"));
+    }
+    let sandbox = app
+        .records
+        .sandboxes
+        .get(&request.pod_sandbox_id)
+        .ok_or_else(|| SandboxError::NotFound {
+            id: request.pod_sandbox_id.clone(),
+        })?;
+    let pod = app.pods.ready(&sandbox.id)?;
+    let log = LogPath::new(&sandbox.config.log_directory, &config.log_path)?;
+
+    let id = new_id().map_err(|source| ContainerError::Os {
+        action: "make an id".to_owned(),
+        source,
+    })?;
+    let containers = &app.records.containers;
+    let _name = app.containers.reserve(
+        containers,
+        &sandbox.id,
+        &metadata.name,
+        metadata.attempt,
+        &id,
+    )?;
+    let image = app.images.hold(&id, &image).await?;
+    let planned = plan(app, &sandbox, &config, &image).await;
+    let (plan, spec) = match planned {
+        Ok(planned) => planned,
+        Err(error) => {
+            release_image(app, &id).await;
+            return Err(error);
+        }
+    };
+    let layers = app.images.disks(&image);
+    let record = ContainerRecord {
+        meta: Arc::new(ContainerMeta {
+            id: id.clone(),
+            sandbox_id: sandbox.id.clone(),
+            image_id: image.id.clone(),
+            layers: layers.iter().map(|layer| layer.serial.clone()).collect(),
+            log_path: log.map(|log| log.path()),
+            created_at: now_ns(),
+            stop_signal: plan.stop_signal,
+            user: None,
+            extra: Default::default(),
+            config: config.clone(),
+        }),
+        status: ContainerStatus {
+            state: ContainerState::Creating,
+            started_at: 0,
+            finished_at: 0,
+            exit_code: 0,
+            oom_killed: false,
+            message: String::new(),
+            resources: config
+                .linux
+                .clone()
+                .and_then(|linux| linux.resources)
+                .unwrap_or_default(),
+        },
+    };
+    let record = match containers.insert(record).await {
+        Ok(record) => record,
+        Err(error) => {
+            release_image(app, &id).await;
+            return Err(error.into());
+        }
+    };
+    match build(app, &pod, &config, plan, spec, &layers, &id).await {
+        Ok(()) => {
+            tracing::info!(
+                container = id,
+                pod = sandbox.id,
+                name = metadata.name,
+                image = image.id,
+                "container created"
+            );
+            Ok(id)
+        }
+        Err(error) => {
+            // What cannot be taken back now stays recorded, and goes with the pod.
+            if let Err(undo) = dismantle(app, &record).await {
+                let undo = crate::error::chain(&undo);
+                tracing::warn!(
+                    container = id,
+                    undo,
+                    "a failed creation left something behind"
+                );
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The agent's part, and the record of it.
+async fn build(
+    app: &App,
+    pod: &Pod,
+    config: &cri::ContainerConfig,
+    plan: oci::Plan,
+    spec: Vec<u8>,
+    layers: &[LayerDisk],
+    id: &str,
+) -> Result<(), ContainerError> {
+    disks::attach(app, pod, layers).await?;
+    let request = agent::CreateContainerRequest {
+        container_id: id.to_owned(),
+        oci_spec: spec.into(),
+        layers: layers.iter().map(|layer| layer.serial.clone()).collect(),
+        pid_mode: plan.pid_mode as i32,
+        pid_target: plan.pid_target,
+        user: Some(plan.user),
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+        tty: config.tty,
+        writable_bytes: 0,
+    };
+    let answer = pod
+        .agent
+        .call("create the container", DEADLINE, |mut agent| async move {
+            agent.create_container(request).await
+        })
+        .await?;
+    let user = answer.user.map(|user| (user.uid, user.gid, user.gids));
+    app.records
+        .containers
+        .update(id, move |record| {
+            Arc::make_mut(&mut record.meta).user = user;
+            record.status.state = ContainerState::Created;
+        })
+        .await?;
+    Ok(())
+}
+
+/// Everything that can be refused without the guest.
+async fn plan(
+    app: &App,
+    sandbox: &SandboxRecord,
+    config: &cri::ContainerConfig,
+    image: &ImageRecord,
+) -> Result<(oci::Plan, Vec<u8>), ContainerError> {
+    let context = config
+        .linux
+        .clone()
+        .and_then(|linux| linux.security_context);
+    let localhost = match seccomp::choose(&context.unwrap_or_default())? {
+        seccomp::Choice::Localhost(path) => Some(
+            tokio::task::spawn_blocking(move || seccomp::read_localhost(&path))
+                .await
+                .map_err(|_| ContainerError::Ending)??,
+        ),
+        seccomp::Choice::Unconfined | seccomp::Choice::RuntimeDefault => None,
+    };
+    let plan = oci::build(oci::Input {
+        config,
+        sandbox: &sandbox.config,
+        image: &image_process(image),
+        localhost_seccomp: localhost.as_ref(),
+    })?;
+    if plan.pid_mode == agent::PidMode::Target {
+        check_target(app, sandbox, &plan.pid_target)?;
+    }
+    let spec = plan.spec_json()?;
+    Ok((plan, spec))
+}
+
+fn check_target(app: &App, sandbox: &SandboxRecord, id: &str) -> Result<(), ContainerError> {
+    let refused = |why| ContainerError::Target {
+        id: id.to_owned(),
+        why,
+    };
+    let target = app
+        .records
+        .containers
+        .get(id)
+        .ok_or_else(|| refused("there is none"))?;
+    if target.meta.sandbox_id != sandbox.id {
+        return Err(refused("it is in another pod"));
+    }
+    match target.status.state {
+        ContainerState::Running => Ok(()),
+        other => Err(refused(in_words(other))),
+    }
+}
+
+fn image_process(image: &ImageRecord) -> ImageProcess {
+    ImageProcess {
+        user: image.config.user.clone(),
+        env: image.config.env.clone(),
+        entrypoint: image.config.entrypoint.clone(),
+        cmd: image.config.cmd.clone(),
+        working_dir: image.config.working_dir.clone(),
+        stop_signal: image.config.stop_signal.clone(),
+    }
+}
+
+async fn release_image(app: &App, id: &str) {
+    if let Err(error) = app.images.release(id).await {
+        // The sweep at the next start releases it: no record has this id.
+        tracing::warn!(
+            container = id,
+            error = crate::error::chain(&error),
+            "image still held"
+        );
+    }
+}

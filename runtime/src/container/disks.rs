@@ -1,0 +1,107 @@
+//! The layer disks of a pod's VM: plugged when the first container needs them, unplugged when the
+//! last one that does is gone. Who needs what stands in the containers' records.
+
+use std::{collections::HashSet, fs::File, os::fd::AsFd as _, time::Duration};
+
+use bulkhead_proto::agent::DeleteContainerRequest;
+
+use super::ContainerError;
+use crate::{
+    app::App,
+    images::LayerDisk,
+    records::ContainerRecord,
+    sandbox::Pod,
+    vmm::{DiskSpec, Kind, VmmError},
+};
+
+/// For one unplugging, or the deletion of a container with its disks.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Plugs those of the layers the pod does not have.
+pub(super) async fn attach(
+    app: &App,
+    pod: &Pod,
+    layers: &[LayerDisk],
+) -> Result<(), ContainerError> {
+    let state = app.containers.pod(&pod.id);
+    let mut disks = state.disks.lock().await;
+    for layer in layers {
+        if disks.contains(&layer.serial) {
+            continue;
+        }
+        let path = layer.path.clone();
+        let file = tokio::task::spawn_blocking(move || {
+            File::open(&path).map_err(|source| ContainerError::Os {
+                action: format!("open the image layer {}", path.display()),
+                source,
+            })
+        })
+        .await
+        .map_err(|_| ContainerError::Ending)??;
+        let spec = DiskSpec {
+            id: layer.serial.clone(),
+            read_only: true,
+            queues: 1,
+        };
+        match pod.vmm.attach(&spec, file.as_fd()).await {
+            Ok(_) => {}
+            // Left by a daemon that died between plugging and writing so.
+            Err(VmmError::Request {
+                kind: Kind::Exists, ..
+            }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        disks.insert(layer.serial.clone());
+    }
+    Ok(())
+}
+
+/// Deletes the container in the guest, and unplugs the disks only it needed. Repeatable.
+pub(super) async fn release(
+    app: &App,
+    pod: &Pod,
+    record: &ContainerRecord,
+) -> Result<(), ContainerError> {
+    let state = app.containers.pod(&pod.id);
+    let mut disks = state.disks.lock().await;
+    let needed: HashSet<String> = app
+        .records
+        .containers
+        .list()
+        .iter()
+        .filter(|other| other.meta.sandbox_id == pod.id && other.meta.id != record.meta.id)
+        .flat_map(|other| other.meta.layers.clone())
+        .collect();
+    let free: Vec<String> = record
+        .meta
+        .layers
+        .iter()
+        .filter(|serial| disks.contains(*serial) && !needed.contains(*serial))
+        .cloned()
+        .collect();
+    let request = DeleteContainerRequest {
+        container_id: record.meta.id.clone(),
+        release_disks: free.clone(),
+    };
+    pod.agent
+        .call("delete the container", DEADLINE, |mut agent| async move {
+            agent.delete_container(request).await
+        })
+        .await?;
+    for serial in free {
+        detach(pod, &serial).await?;
+        disks.remove(&serial);
+    }
+    Ok(())
+}
+
+async fn detach(pod: &Pod, serial: &str) -> Result<(), ContainerError> {
+    match pod.vmm.detach(serial).await {
+        Ok(())
+        | Err(VmmError::Request {
+            kind: Kind::NotFound,
+            ..
+        }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

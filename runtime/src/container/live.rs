@@ -1,0 +1,201 @@
+//! What is kept in memory beside the records: who carries a container's output, who waits for its
+//! end, which names are being taken, which disks a pod's VM has.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{OwnedMutexGuard, watch};
+
+use super::{ContainerError, stats::Samples};
+use crate::{
+    config::Config,
+    logs::{Checkpoints, Pump},
+    records::{ContainerRecord, ContainerState, Table},
+};
+
+/// What the container module keeps in memory, beside the records.
+#[derive(Debug)]
+pub struct Containers {
+    pub(super) checkpoints: Checkpoints,
+    pub(super) samples: Samples,
+    live: Mutex<HashMap<String, Arc<Live>>>,
+    /// Names of containers that are being created and have no record yet.
+    names: Mutex<HashMap<Name, String>>,
+    pods: Mutex<HashMap<String, Arc<PodState>>>,
+}
+
+/// One container.
+#[derive(Debug)]
+pub(super) struct Live {
+    /// One at a time starts or removes it.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    pump: Mutex<Option<Pump>>,
+    /// Counts changes of the record.
+    changed: watch::Sender<u64>,
+}
+
+/// One pod.
+#[derive(Debug)]
+pub(super) struct PodState {
+    /// Serials of the layer disks its VM has; the lock is held while disks come and go.
+    pub(super) disks: tokio::sync::Mutex<HashSet<String>>,
+    /// True ends the task that follows the pod's events.
+    pub(super) ending: watch::Sender<bool>,
+}
+
+type Name = (String, String, u32);
+
+/// A name being taken; free again when dropped (by then the record has it, or the creation failed).
+#[derive(Debug)]
+pub(super) struct Reservation<'a> {
+    containers: &'a Containers,
+    name: Name,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        lock(&self.containers.names).remove(&self.name);
+    }
+}
+
+impl Containers {
+    /// Nothing runs yet.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            checkpoints: Checkpoints::new(config.paths.state_dir.join("logs")),
+            samples: Samples::default(),
+            live: Mutex::default(),
+            names: Mutex::default(),
+            pods: Mutex::default(),
+        }
+    }
+
+    /// Takes the name of a container that is about to be created.
+    pub(super) fn reserve(
+        &self,
+        records: &Table<ContainerRecord>,
+        sandbox: &str,
+        name: &str,
+        attempt: u32,
+        id: &str,
+    ) -> Result<Reservation<'_>, ContainerError> {
+        let key = (sandbox.to_owned(), name.to_owned(), attempt);
+        // Records are looked at with the lock held: a creation that is done drops its reservation
+        // only after its record is there.
+        let mut names = lock(&self.names);
+        let holder = names.get(&key).cloned().or_else(|| {
+            let named = |record: &ContainerRecord| {
+                let meta = record.meta.config.metadata.clone().unwrap_or_default();
+                (meta.name.as_str(), meta.attempt) == (name, attempt)
+            };
+            records
+                .list()
+                .iter()
+                .find(|record| record.meta.sandbox_id == sandbox && named(record))
+                .map(|record| record.meta.id.clone())
+        });
+        if let Some(holder) = holder {
+            return Err(ContainerError::NameTaken {
+                sandbox: key.0,
+                name: key.1,
+                attempt,
+                id: holder,
+            });
+        }
+        names.insert(key.clone(), id.to_owned());
+        Ok(Reservation {
+            containers: self,
+            name: key,
+        })
+    }
+
+    pub(super) fn live(&self, id: &str) -> Arc<Live> {
+        let mut live = lock(&self.live);
+        Arc::clone(live.entry(id.to_owned()).or_insert_with(|| {
+            Arc::new(Live {
+                turn: Arc::default(),
+                pump: Mutex::default(),
+                changed: watch::channel(0).0,
+            })
+        }))
+    }
+
+    pub(super) fn forget(&self, id: &str) {
+        if let Some(live) = lock(&self.live).remove(id) {
+            live.notify();
+        }
+        self.samples.forget(id);
+    }
+
+    pub(super) fn pod(&self, sandbox: &str) -> Arc<PodState> {
+        let mut pods = lock(&self.pods);
+        Arc::clone(pods.entry(sandbox.to_owned()).or_insert_with(|| {
+            Arc::new(PodState {
+                disks: tokio::sync::Mutex::default(),
+                ending: watch::channel(false).0,
+            })
+        }))
+    }
+
+    /// Ends what follows a pod and forgets what its VM had.
+    pub(super) fn forget_pod(&self, sandbox: &str) {
+        if let Some(pod) = lock(&self.pods).remove(sandbox) {
+            pod.ending.send_replace(true);
+        }
+    }
+}
+
+impl Live {
+    /// The turn to start or remove the container; given back when dropped.
+    pub(super) async fn turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    pub(super) fn pump(&self) -> Option<Pump> {
+        lock(&self.pump).clone()
+    }
+
+    pub(super) fn set_pump(&self, pump: Pump) {
+        *lock(&self.pump) = Some(pump);
+    }
+
+    /// Tells those who wait that the record changed.
+    pub(super) fn notify(&self) {
+        self.changed
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Waits until the container is neither created nor running (or gone); false if that takes
+    /// longer than `patience`.
+    pub(super) async fn wait_ended(
+        &self,
+        records: &Table<ContainerRecord>,
+        id: &str,
+        patience: Duration,
+    ) -> bool {
+        let mut changed = self.changed.subscribe();
+        let wait = async {
+            loop {
+                changed.borrow_and_update();
+                let running = records.get(id).is_some_and(|record| {
+                    matches!(
+                        record.status.state,
+                        ContainerState::Running | ContainerState::Created
+                    )
+                });
+                if !running || changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(patience, wait).await.is_ok()
+    }
+}
+
+/// A poisoned lock only says that a thread panicked between whole steps.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

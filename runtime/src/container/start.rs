@@ -1,0 +1,193 @@
+//! StartContainer: open the log, one call to the agent, record it, follow the output to its end.
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_proto::agent::{Exit, ProcessRef, SignalProcessRequest, StartContainerRequest};
+
+use super::{ContainerError, error::in_words, find};
+use crate::{
+    app::App,
+    logs::{LogPath, Pump, Target},
+    oci::signal::SIGKILL,
+    records::{ContainerRecord, ContainerState},
+    sandbox::{Pod, now_ns},
+};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+/// The exit code of a container that could not be started, as Kubernetes knows it (128: the
+/// command cannot be invoked).
+const START_FAILED: i32 = 128;
+/// No container runs this long; "for ever" without overflow.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// Starts a created container. Runs to its end even if the caller goes away.
+pub async fn start(app: Arc<App>, id: &str) -> Result<(), ContainerError> {
+    let record = find::existing(&app, id)?;
+    tokio::spawn(async move { start_now(&app, &record.meta.id).await })
+        .await
+        .map_err(|_| ContainerError::Ending)?
+}
+
+async fn start_now(app: &Arc<App>, id: &str) -> Result<(), ContainerError> {
+    let live = app.containers.live(id);
+    let _turn = live.turn().await;
+    let record = find::existing(app, id)?;
+    if record.status.state != ContainerState::Created {
+        return Err(ContainerError::State {
+            action: "start",
+            id: id.to_owned(),
+            state: in_words(record.status.state),
+            needed: in_words(ContainerState::Created),
+        });
+    }
+    let pod = app.pods.ready(&record.meta.sandbox_id)?;
+    follow(app, &pod, &record, false).await?;
+    let request = StartContainerRequest {
+        container_id: id.to_owned(),
+    };
+    let started = pod
+        .agent
+        .call("start the container", DEADLINE, |mut agent| async move {
+            agent.start_container(request).await
+        })
+        .await;
+    match started {
+        Ok(answer) => {
+            let at = if answer.started_at_unix_ns > 0 {
+                answer.started_at_unix_ns
+            } else {
+                now_ns()
+            };
+            app.records
+                .containers
+                .update(id, move |record| {
+                    record.status.started_at = at;
+                    // A process may have ended already, and that be recorded.
+                    if record.status.state == ContainerState::Created {
+                        record.status.state = ContainerState::Running;
+                    }
+                })
+                .await?;
+            live.notify();
+            tracing::info!(container = id, pod = pod.id, "container started");
+            Ok(())
+        }
+        Err(error) => {
+            let message = crate::error::chain(&error);
+            give_up(app, &pod, id, message).await;
+            Err(error.into())
+        }
+    }
+}
+
+/// A start that failed half-way must not leave a process: kill it, and record why it ended.
+async fn give_up(app: &App, pod: &Pod, id: &str, message: String) {
+    let request = SignalProcessRequest {
+        process: Some(ProcessRef {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        }),
+        signal: SIGKILL,
+        all: true,
+    };
+    let killed = pod
+        .agent
+        .call("kill the container", DEADLINE, |mut agent| async move {
+            agent.signal_process(request).await
+        })
+        .await;
+    if let Err(error) = killed {
+        let error = crate::error::chain(&error);
+        tracing::warn!(
+            container = id,
+            error,
+            "a container that did not start is not known dead"
+        );
+    }
+    if let Some(pump) = app.containers.live(id).pump() {
+        pump.end();
+    }
+    let exit = Exit {
+        code: START_FAILED,
+        signal: 0,
+        oom_killed: false,
+        finished_at_unix_ns: now_ns(),
+    };
+    record_exit(app, id, exit, message).await;
+}
+
+/// Carries the container's output into its log from now on, and records its exit when the output
+/// has been written to the end. `resume`: a daemon before this one began.
+pub(super) async fn follow(
+    app: &Arc<App>,
+    pod: &Pod,
+    record: &ContainerRecord,
+    resume: bool,
+) -> Result<(), ContainerError> {
+    let id = record.meta.id.clone();
+    let directory = app
+        .records
+        .sandboxes
+        .get(&record.meta.sandbox_id)
+        .map(|sandbox| sandbox.config.log_directory.clone())
+        .unwrap_or_default();
+    let target = Target {
+        container: id.clone(),
+        log: LogPath::new(&directory, &record.meta.config.log_path)?,
+        checkpoints: app.containers.checkpoints.clone(),
+    };
+    let pump = Pump::start(pod.agent.clone(), target, resume).await?;
+    app.containers.live(&id).set_pump(pump.clone());
+    let app = Arc::clone(app);
+    tokio::spawn(async move {
+        if let Some(Some(exit)) = pump.ended(FOR_EVER).await {
+            record_exit(&app, &id, exit, String::new()).await;
+        }
+    });
+    Ok(())
+}
+
+/// Records how a container ended. Only the first word counts.
+pub(super) async fn record_exit(app: &App, id: &str, exit: Exit, message: String) {
+    let Some(record) = app.records.containers.get(id) else {
+        return;
+    };
+    if matches!(
+        record.status.state,
+        ContainerState::Exited | ContainerState::Creating
+    ) {
+        return;
+    }
+    let finished = if exit.finished_at_unix_ns > 0 {
+        exit.finished_at_unix_ns
+    } else {
+        now_ns()
+    };
+    let updated = app
+        .records
+        .containers
+        .update(id, move |record| {
+            let status = &mut record.status;
+            if status.state == ContainerState::Exited {
+                return;
+            }
+            status.state = ContainerState::Exited;
+            status.exit_code = exit.code;
+            status.oom_killed = exit.oom_killed;
+            status.finished_at = finished;
+            status.message = message;
+        })
+        .await;
+    match updated {
+        Ok(_) => tracing::info!(
+            container = id,
+            code = exit.code,
+            signal = exit.signal,
+            oom = exit.oom_killed,
+            "container exited"
+        ),
+        // It was removed meanwhile, or the daemon is ending and the next one finds out again.
+        Err(error) => tracing::debug!(container = id, %error, "exit not recorded"),
+    }
+    app.containers.live(id).notify();
+}

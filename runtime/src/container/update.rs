@@ -1,0 +1,84 @@
+//! UpdateContainerResources and ReopenContainerLog: changes to a container that goes on.
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_proto::{agent::UpdateContainerRequest, cri};
+
+use super::{ContainerError, error::in_words, find};
+use crate::{
+    app::App,
+    logs::LogError,
+    oci::{OciError, resources},
+    records::ContainerState,
+};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Changes a container's limits. What is 0 or empty stays as it is.
+pub async fn update(
+    app: &Arc<App>,
+    id: &str,
+    asked: cri::LinuxContainerResources,
+) -> Result<(), ContainerError> {
+    let record = find::existing(app, id)?;
+    let id = record.meta.id.clone();
+    if !matches!(
+        record.status.state,
+        ContainerState::Created | ContainerState::Running
+    ) {
+        return Err(ContainerError::State {
+            action: "change the limits of",
+            id,
+            state: in_words(record.status.state),
+            needed: "created or running",
+        });
+    }
+    // Checked as a whole: a limit may be impossible only together with what is there already.
+    let merged = resources::merged(&record.status.resources, &asked);
+    resources::build(&merged)?;
+    let limits = resources::build(&asked)?;
+    let pod = app.pods.ready(&record.meta.sandbox_id)?;
+    let request = UpdateContainerRequest {
+        container_id: id.clone(),
+        resources: serde_json::to_vec(&limits)
+            .map_err(OciError::Encode)?
+            .into(),
+    };
+    let app = Arc::clone(app);
+    // The guest's limits and the record change together, whether or not the caller waits.
+    tokio::spawn(async move {
+        pod.agent
+            .call(
+                "change the container's limits",
+                DEADLINE,
+                |mut agent| async move { agent.update_container(request).await },
+            )
+            .await?;
+        let change = move |record: &mut crate::records::ContainerRecord| {
+            record.status.resources = resources::merged(&record.status.resources, &asked);
+        };
+        app.records.containers.update(&id, change).await?;
+        Ok(())
+    })
+    .await
+    .map_err(|_| ContainerError::Ending)?
+}
+
+/// Opens a container's log anew after the kubelet has renamed it.
+pub async fn reopen_log(app: &App, id: &str) -> Result<(), ContainerError> {
+    let record = find::existing(app, id)?;
+    let id = &record.meta.id;
+    if record.status.state != ContainerState::Running {
+        return Err(ContainerError::State {
+            action: "reopen the log of",
+            id: id.clone(),
+            state: in_words(record.status.state),
+            needed: in_words(ContainerState::Running),
+        });
+    }
+    let pump = app.containers.live(id).pump();
+    let pump = pump.ok_or_else(|| LogError::Closed {
+        container: id.clone(),
+    })?;
+    Ok(pump.reopen().await?)
+}
