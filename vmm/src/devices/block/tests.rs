@@ -1,5 +1,10 @@
 //! The disk as a driver meets it: both engines, real files, real rings.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "patterns and lengths a test has chosen itself"
+)]
+
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};

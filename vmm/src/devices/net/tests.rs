@@ -1,6 +1,11 @@
 //! The network device on a real tap, made in a network namespace of its own on a thread of its
 //! own. That takes root; without it these tests say that they are skipped.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "patterns and lengths a test has chosen itself"
+)]
+
 use std::fs::{File, OpenOptions};
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, OwnedFd};

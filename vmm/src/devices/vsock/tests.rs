@@ -1,6 +1,11 @@
 //! The device as a Linux driver and host clients meet it: real Unix sockets, real rings, and a
 //! small guest that keeps to the credit rules.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "patterns and lengths a test has chosen itself"
+)]
+
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -331,11 +336,10 @@ fn more_than_the_promise_ends_the_connection() {
     let mut reset = false;
     for _ in 0..64 {
         guest.send(Op::Rw, 9, port, 0, &chunk);
-        if let Some((h, _)) = guest.next_until(Instant::now() + Duration::from_millis(1)) {
-            if h.op == Op::Rst as u16 {
-                reset = true;
-                break;
-            }
+        let got = guest.next_until(Instant::now() + Duration::from_millis(1));
+        if got.is_some_and(|(h, _)| h.op == Op::Rst as u16) {
+            reset = true;
+            break;
         }
     }
     assert!(reset);
