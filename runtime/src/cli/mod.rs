@@ -1,7 +1,9 @@
 //! The command line: `bulkhead COMMAND`. One file per command.
 
 mod check;
+mod client;
 mod console;
+mod run;
 mod serve;
 
 use std::process::ExitCode;
@@ -22,6 +24,8 @@ enum Command {
     Serve(serve::Serve),
     /// Say what this host lacks to run pods, and how to get it
     Check(check::Check),
+    /// Run one container in a pod of its own, attached; the exit code is the container's
+    Run(run::Run),
     /// Show a pod's serial console, and go on as it grows
     Console(console::Console),
     /// Print the version
@@ -33,6 +37,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(args),
+        Command::Run(args) => run::run(args),
         Command::Console(args) => console::run(args),
         Command::Version => version(),
     }

@@ -1,0 +1,78 @@
+//! The commands' connection to the daemon: CRI over its socket, as a kubelet has it.
+
+use std::path::{Path, PathBuf};
+
+use bulkhead_proto::cri::{
+    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// As the daemon's own limit: a list of many containers is long.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// The daemon cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    /// Nobody listens.
+    #[error("no daemon answers on {socket}: start it with `bulkhead serve` (as root)")]
+    Connect {
+        /// Its socket.
+        socket: PathBuf,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// It answered with an error.
+    #[error("the daemon could not {action}: {} ({:?})", .status.message(), .status.code())]
+    Call {
+        /// What was asked.
+        action: &'static str,
+        /// Its answer.
+        status: Box<tonic::Status>,
+    },
+}
+
+/// Both services of the daemon.
+#[derive(Debug, Clone)]
+pub(super) struct Daemon {
+    channel: Channel,
+}
+
+impl Daemon {
+    /// Connects to its socket.
+    pub(super) async fn connect(socket: &Path) -> Result<Self, ClientError> {
+        let path = socket.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://bulkhead.invalid");
+        let channel = endpoint.connect_with_connector(connector).await;
+        let failed = |source| ClientError::Connect {
+            socket: socket.to_owned(),
+            source,
+        };
+        Ok(Self {
+            channel: channel.map_err(failed)?,
+        })
+    }
+
+    /// CRI's RuntimeService.
+    pub(super) fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// CRI's ImageService.
+    pub(super) fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+}
+
+/// For `map_err` on a call: which one failed.
+pub(super) fn failed(action: &'static str) -> impl FnOnce(tonic::Status) -> ClientError {
+    move |status| ClientError::Call {
+        action,
+        status: Box::new(status),
+    }
+}
