@@ -4,14 +4,20 @@
 //! containers. `docs/vmm-api.md` is its contract with the daemon.
 
 pub mod acpi;
+pub mod api;
 pub mod boot;
+pub mod control;
 pub mod devices;
 pub mod event_loop;
+pub mod jail;
 pub mod layout;
 pub mod lifecycle;
+pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod platform;
+pub mod process;
+pub mod timing;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -1,3 +1,7 @@
-//! `bulkhead-vmm`: one process per pod.
+//! `bulkhead-vmm`: one process per pod. See `docs/vmm-api.md`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bulkhead_vmm::process::main()
+}

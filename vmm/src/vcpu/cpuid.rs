@@ -87,17 +87,26 @@ mod tests {
     use super::*;
 
     fn entry(function: u32, index: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, index, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            ..Default::default()
+        }
     }
 
     #[test]
     fn topology_is_one_socket_of_single_threaded_cores() {
         let supported = CpuId::from_entries(&[entry(1, 0), entry(0xb, 0), entry(0xb, 1)]).unwrap();
         let cpuid = for_vcpu(&supported, 5, 6, true);
-        let [one, smt, core] = cpuid.as_slice() else { panic!() };
+        let [one, smt, core] = cpuid.as_slice() else {
+            panic!()
+        };
         assert_eq!(one.ebx >> 24, 5);
         assert_eq!(one.ebx >> 16 & 0xff, 6);
-        assert_eq!(one.ecx & (HYPERVISOR | TSC_DEADLINE), HYPERVISOR | TSC_DEADLINE);
+        assert_eq!(
+            one.ecx & (HYPERVISOR | TSC_DEADLINE),
+            HYPERVISOR | TSC_DEADLINE
+        );
         assert_ne!(one.edx & HTT, 0);
         assert_eq!((smt.eax, smt.ebx, smt.edx), (0, 1, 5));
         assert_eq!((core.eax, core.ebx, core.edx), (3, 6, 5));
@@ -111,7 +120,9 @@ mod tests {
         intel.ecx = u32::MAX;
         let supported = CpuId::from_entries(&[amd, intel]).unwrap();
         let cpuid = for_vcpu(&supported, 0, 1, false);
-        let [amd, intel] = cpuid.as_slice() else { panic!() };
+        let [amd, intel] = cpuid.as_slice() else {
+            panic!()
+        };
         assert_eq!(amd.ecx & SVM, 0);
         assert_eq!(intel.ecx & (VMX | TSC_DEADLINE), 0);
         assert_eq!(intel.edx & HTT, 0);

@@ -25,9 +25,17 @@ const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 /// # Errors
 /// When KVM refuses.
 pub fn set_up(fd: &VcpuFd, id: u8, entry: u64) -> Result<(), VcpuError> {
-    let kvm = |attempted| move |source| VcpuError::Kvm { vcpu: id, attempted, source };
+    let kvm = |attempted| {
+        move |source| VcpuError::Kvm {
+            vcpu: id,
+            attempted,
+            source,
+        }
+    };
 
-    let mut sregs = fd.get_sregs().map_err(kvm("reading the segment registers"))?;
+    let mut sregs = fd
+        .get_sregs()
+        .map_err(kvm("reading the segment registers"))?;
     let [_, _, code, data, task] = GDT_ENTRIES;
     sregs.cs = segment(code, 2);
     let data = segment(data, 3);
@@ -41,7 +49,8 @@ pub fn set_up(fd: &VcpuFd, id: u8, entry: u64) -> Result<(), VcpuError> {
     sregs.cr4 |= CR4_PAE;
     sregs.cr0 |= CR0_PE | CR0_ET | CR0_PG;
     sregs.efer |= EFER_LME | EFER_LMA;
-    fd.set_sregs(&sregs).map_err(kvm("setting the segment registers"))?;
+    fd.set_sregs(&sregs)
+        .map_err(kvm("setting the segment registers"))?;
 
     let regs = kvm_regs {
         rflags: 2,
@@ -53,16 +62,29 @@ pub fn set_up(fd: &VcpuFd, id: u8, entry: u64) -> Result<(), VcpuError> {
     };
     fd.set_regs(&regs).map_err(kvm("setting the registers"))?;
 
-    let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
-    fd.set_fpu(&fpu).map_err(kvm("setting the floating-point registers"))?;
+    let fpu = kvm_fpu {
+        fcw: 0x37f,
+        mxcsr: 0x1f80,
+        ..Default::default()
+    };
+    fd.set_fpu(&fpu)
+        .map_err(kvm("setting the floating-point registers"))?;
 
-    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
     let msrs = Msrs::from_entries(&[
         entry(MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRINGS),
         entry(MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK),
     ])
-    .map_err(|_| VcpuError::TooMany { vcpu: id, what: "MSRs" })?;
-    fd.set_msrs(&msrs).map_err(kvm("setting the model-specific registers"))?;
+    .map_err(|_| VcpuError::TooMany {
+        vcpu: id,
+        what: "MSRs",
+    })?;
+    fd.set_msrs(&msrs)
+        .map_err(kvm("setting the model-specific registers"))?;
     Ok(())
 }
 
@@ -71,7 +93,11 @@ fn segment(entry: u64, index: u16) -> kvm_segment {
     let bits = |from: u32, count: u32| entry >> from & ((1 << count) - 1);
     let bit = |from: u32| u8::from(bits(from, 1) == 1);
     let limit = bits(0, 16) | bits(48, 4) << 16;
-    let limit = if bit(55) == 1 { limit << 12 | 0xfff } else { limit };
+    let limit = if bit(55) == 1 {
+        limit << 12 | 0xfff
+    } else {
+        limit
+    };
     kvm_segment {
         base: bits(16, 24) | bits(56, 8) << 24,
         limit: u32::try_from(limit).unwrap_or(u32::MAX),
@@ -97,10 +123,16 @@ mod tests {
     fn descriptors_become_what_the_boot_protocol_asks() {
         let [_, _, code, data, task] = GDT_ENTRIES;
         let code = segment(code, 2);
-        assert_eq!((code.selector, code.l, code.db, code.type_, code.s), (0x10, 1, 0, 0xb, 1));
+        assert_eq!(
+            (code.selector, code.l, code.db, code.type_, code.s),
+            (0x10, 1, 0, 0xb, 1)
+        );
         assert_eq!((code.base, code.limit), (0, 0xffff_ffff));
         let data = segment(data, 3);
-        assert_eq!((data.selector, data.l, data.db, data.type_), (0x18, 0, 1, 3));
+        assert_eq!(
+            (data.selector, data.l, data.db, data.type_),
+            (0x18, 0, 1, 3)
+        );
         let task = segment(task, 4);
         assert_eq!((task.type_, task.s, task.present), (0xb, 0, 1));
     }

@@ -75,7 +75,10 @@ impl Gate {
                 }
                 Wanted::Stop => return false,
                 Wanted::Pause => {
-                    out = self.changed.wait(out).unwrap_or_else(PoisonError::into_inner);
+                    out = self
+                        .changed
+                        .wait(out)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }

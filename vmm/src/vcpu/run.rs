@@ -33,12 +33,26 @@ pub struct VcpuThread {
     id: u8,
     fd: Arc<Mutex<VcpuFd>>,
     kick: Kick,
+    gate: Arc<Gate>,
     thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for VcpuThread {
+    /// No thread outlives its machine; the others of it end too.
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.gate.want(Wanted::Stop);
+            self.kick();
+            self.join();
+        }
+    }
 }
 
 impl fmt::Debug for VcpuThread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VcpuThread").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("VcpuThread")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -97,17 +111,35 @@ impl VcpuThread {
         lifecycle: Arc<Lifecycle>,
     ) -> Result<Self, VcpuError> {
         let run = fd.get_kvm_run();
-        let immediate_exit = (&raw mut run.immediate_exit).cast::<AtomicU8>().cast_const();
+        let immediate_exit = (&raw mut run.immediate_exit)
+            .cast::<AtomicU8>()
+            .cast_const();
         let fd = Arc::new(Mutex::new(fd));
-        let kick =
-            Kick { immediate_exit, tid: Arc::new(AtomicI32::new(0)), _fd: Arc::clone(&fd) };
-        let body = Body { id, fd: Arc::clone(&fd), kick: kick.clone(), bus, gate, lifecycle };
+        let kick = Kick {
+            immediate_exit,
+            tid: Arc::new(AtomicI32::new(0)),
+            _fd: Arc::clone(&fd),
+        };
+        let body = Body {
+            id,
+            fd: Arc::clone(&fd),
+            kick: kick.clone(),
+            bus,
+            gate: Arc::clone(&gate),
+            lifecycle,
+        };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
             .stack_size(STACK)
             .spawn(move || body.work())
             .map_err(|source| VcpuError::Thread { vcpu: id, source })?;
-        Ok(VcpuThread { id, fd, kick, thread: Some(thread) })
+        Ok(VcpuThread {
+            id,
+            fd,
+            kick,
+            gate,
+            thread: Some(thread),
+        })
     }
 
     /// The vCPU's number.
@@ -199,7 +231,10 @@ impl Body {
                 Next::End => return true,
             }
         }
-        self.lifecycle.end(Reason::Error, format!("vCPU {}: an instruction does not end", self.id));
+        self.lifecycle.end(
+            Reason::Error,
+            format!("vCPU {}: an instruction does not end", self.id),
+        );
         true
     }
 
@@ -220,7 +255,11 @@ impl Body {
             Ok(VcpuExit::IoOut(port, data)) => {
                 self.bus.ports.write(port, data);
                 // After an end nothing more of the guest should run.
-                return if self.lifecycle.get().is_some() { Next::End } else { Next::Again };
+                return if self.lifecycle.get().is_some() {
+                    Next::End
+                } else {
+                    Next::Again
+                };
             }
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => return Next::Look,
             Ok(VcpuExit::Shutdown) => {
@@ -248,8 +287,20 @@ fn registers(fd: &VcpuFd) -> String {
         (Ok(r), Ok(s)) => format!(
             "rip {:#x} rsp {:#x} rflags {:#x} rax {:#x} rcx {:#x} rdx {:#x} rbx {:#x} rsi {:#x} \
              rdi {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
-            r.rip, r.rsp, r.rflags, r.rax, r.rcx, r.rdx, r.rbx, r.rsi, r.rdi, s.cr0, s.cr2, s.cr3,
-            s.cr4, s.efer
+            r.rip,
+            r.rsp,
+            r.rflags,
+            r.rax,
+            r.rcx,
+            r.rdx,
+            r.rbx,
+            r.rsi,
+            r.rdi,
+            s.cr0,
+            s.cr2,
+            s.cr3,
+            s.cr4,
+            s.efer
         ),
         _ => "registers unknown".into(),
     }

@@ -192,6 +192,12 @@ impl VirtioPci {
         &self.id
     }
 
+    /// The virtio device type.
+    #[must_use]
+    pub fn device_type(&self) -> u32 {
+        lock(&self.device).device_type()
+    }
+
     /// Where it sits.
     #[must_use]
     pub fn address(&self) -> Address {

@@ -1,0 +1,196 @@
+//! Control requests and answers, and what is written at the start and at the end.
+
+use serde::{Deserialize, Serialize};
+
+use super::config::{ConfigError, valid_disk};
+use crate::lifecycle::Reason;
+
+/// What the daemon asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Let a held VM run.
+    Boot {},
+    /// Stop the vCPUs and quiesce the devices.
+    Pause {},
+    /// Go on.
+    Resume {},
+    /// Write state and memory to the two descriptors.
+    Snapshot {},
+    /// Add a device; its descriptor comes along.
+    Attach {
+        /// A disk.
+        disk: AttachDisk,
+    },
+    /// Take a disk away that the guest has let go of.
+    Detach {
+        /// Which.
+        id: String,
+    },
+    /// Counters.
+    Metrics {},
+    /// Change memory or CPUs: not there yet.
+    Resize(serde_json::Value),
+    /// End.
+    Stop {},
+}
+
+impl Request {
+    /// Parses and validates.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+        let request: Request = serde_json::from_slice(json)?;
+        if let Request::Attach { disk } = &request {
+            valid_disk(&disk.id, disk.queues)?;
+        }
+        Ok(request)
+    }
+}
+
+/// A disk to add.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachDisk {
+    /// Its serial.
+    pub id: String,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// How many queues.
+    pub queues: u16,
+}
+
+/// What the VMM answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Answer {
+    /// It was done.
+    Ok(Done),
+    /// It was not.
+    Error(Failure),
+}
+
+/// The parts an answer may have.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Done {
+    /// Where a device was put.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
+    /// Counters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<serde_json::Value>,
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Failure {
+    /// For programs.
+    pub kind: ErrorKind,
+    /// For people.
+    pub message: String,
+}
+
+/// Kinds of failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The request or the configuration is not possible.
+    BadRequest,
+    /// There is no such device.
+    NotFound,
+    /// There is one already.
+    Exists,
+    /// Not in this state of the VM or device.
+    WrongState,
+    /// The bus is full.
+    NoSlot,
+    /// Not built yet.
+    Unsupported,
+    /// The system refused something.
+    Io,
+    /// Everything else.
+    Internal,
+}
+
+/// The one line on standard output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Started {
+    /// It runs.
+    Pid {
+        /// As the caller's PID namespace sees it.
+        pid: i32,
+    },
+    /// It does not.
+    Error {
+        /// Why.
+        error: Failure,
+    },
+}
+
+/// `exit.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExitReport {
+    /// Why the VM ended.
+    pub reason: Reason,
+    /// The circumstances.
+    pub message: String,
+    /// The last output of the serial console.
+    pub console_tail: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_what_the_contract_says() {
+        assert_eq!(
+            Request::parse(br#"{"boot": {}}"#).unwrap(),
+            Request::Boot {}
+        );
+        assert_eq!(
+            Request::parse(br#"{"detach": {"id": "a"}}"#).unwrap(),
+            Request::Detach { id: "a".into() }
+        );
+        for bad in [
+            &br#"{"explode": {}}"#[..],
+            br#"{"boot": {"now": true}}"#,
+            br#"{"boot": {}, "stop": {}}"#,
+            br#"{"attach": {"disk": {"id": "rng", "read_only": true, "queues": 1}}}"#,
+            br#"{"attach": {"disk": {"id": "a", "read_only": true, "queues": 17}}}"#,
+            br#"[]"#,
+            b"",
+            b"\xff",
+        ] {
+            assert!(
+                Request::parse(bad).is_err(),
+                "{}",
+                String::from_utf8_lossy(bad)
+            );
+        }
+    }
+
+    #[test]
+    fn answers_are_what_the_contract_says() {
+        let text = |answer: &Answer| serde_json::to_string(answer).unwrap();
+        assert_eq!(text(&Answer::Ok(Done::default())), r#"{"ok":{}}"#);
+        let slot = Done {
+            slot: Some("00:05.2".into()),
+            ..Done::default()
+        };
+        assert_eq!(text(&Answer::Ok(slot)), r#"{"ok":{"slot":"00:05.2"}}"#);
+        let failure = Failure {
+            kind: ErrorKind::NoSlot,
+            message: "m".into(),
+        };
+        assert_eq!(
+            text(&Answer::Error(failure)),
+            r#"{"error":{"kind":"no_slot","message":"m"}}"#
+        );
+    }
+}

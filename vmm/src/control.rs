@@ -1,0 +1,338 @@
+//! The control socket: requests of the daemon, one after the other, and the end of the VM.
+//!
+//! All of it on the main thread: it waits for connections, requests, the end, and the console's
+//! timer. A client that stops in the middle of a request is given up after a time limit.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+use crate::api::{Answer, ConfigError, Done, ErrorKind, Failure, Request};
+use crate::lifecycle::{End, Reason};
+use crate::machine::{Machine, MachineError, MemoryMap};
+
+/// The longest message in both directions.
+const MAX_MESSAGE: usize = 64 * 1024;
+/// The most descriptors with one request.
+const MAX_FDS: usize = 4;
+/// The daemon is one client, or two while one version hands over to the next.
+const MAX_CONNECTIONS: usize = 8;
+/// How long the rest of a request, or the taking of an answer, may be waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why serving cannot go on, or a request was not understood.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The socket could not be made.
+    #[error("binding the control socket: {0}")]
+    Bind(#[source] io::Error),
+    /// Waiting failed.
+    #[error("waiting for control requests: {0}")]
+    Wait(#[source] io::Error),
+    /// A client is gone, or too slow.
+    #[error("talking to a control client: {0}")]
+    Client(#[source] io::Error),
+    /// A message is longer than allowed.
+    #[error("a control message of {0} bytes; at most {MAX_MESSAGE} are allowed")]
+    TooLong(usize),
+    /// Not the descriptors that are wanted.
+    #[error("the request came with {actual} descriptors; it wants {wanted}")]
+    Descriptors {
+        /// What it wants.
+        wanted: usize,
+        /// What came.
+        actual: usize,
+    },
+    /// The request makes no sense.
+    #[error(transparent)]
+    Request(#[from] ConfigError),
+    /// Not built yet.
+    #[error("{0} is not there yet")]
+    Unsupported(&'static str),
+    /// The machine refused.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+impl ControlError {
+    /// The kind a program goes by.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            ControlError::Request(_)
+            | ControlError::TooLong(_)
+            | ControlError::Descriptors { .. } => ErrorKind::BadRequest,
+            ControlError::Unsupported(_) => ErrorKind::Unsupported,
+            ControlError::Bind(_) | ControlError::Wait(_) | ControlError::Client(_) => {
+                ErrorKind::Io
+            }
+            ControlError::Machine(error) => machine_kind(error),
+        }
+    }
+}
+
+/// The kind of a machine's failure.
+#[must_use]
+pub fn machine_kind(error: &MachineError) -> ErrorKind {
+    use crate::boot::BootError;
+    use crate::pci::PciError;
+    match error {
+        MachineError::NotFound(_) => ErrorKind::NotFound,
+        MachineError::Exists(_) => ErrorKind::Exists,
+        MachineError::WrongState { .. } | MachineError::InUse(_) => ErrorKind::WrongState,
+        MachineError::Pci(PciError::NoSlot) => ErrorKind::NoSlot,
+        MachineError::Io { .. }
+        | MachineError::Memory(_)
+        | MachineError::Boot(BootError::Initramfs(_)) => ErrorKind::Io,
+        MachineError::Boot(_)
+        | MachineError::Device { .. }
+        | MachineError::Descriptor { .. }
+        | MachineError::BadState(_)
+        | MachineError::Mismatch(_)
+        | MachineError::TransportRestore(_) => ErrorKind::BadRequest,
+        _ => ErrorKind::Internal,
+    }
+}
+
+/// The listening socket.
+#[derive(Debug)]
+pub struct ControlServer {
+    listener: UnixListener,
+    connections: Vec<UnixStream>,
+    memory_map: Option<MemoryMap>,
+}
+
+impl ControlServer {
+    /// Listens at `path`, replacing what a process before left there.
+    ///
+    /// # Errors
+    /// When the path cannot be bound.
+    pub fn bind(path: &Path, memory_map: Option<MemoryMap>) -> Result<Self, ControlError> {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(ControlError::Bind(e)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(ControlError::Bind)?;
+        listener.set_nonblocking(true).map_err(ControlError::Bind)?;
+        Ok(ControlServer {
+            listener,
+            connections: Vec::new(),
+            memory_map,
+        })
+    }
+}
+
+/// Serves until the VM ends, with or without a control socket. Returns why it ended.
+///
+/// # Errors
+/// When waiting itself fails.
+pub fn serve(
+    machine: &mut Machine,
+    mut server: Option<ControlServer>,
+) -> Result<End, ControlError> {
+    loop {
+        let mut fds = vec![
+            poll_in(machine.lifecycle().ended().as_raw_fd()),
+            poll_in(machine.console_timer()),
+        ];
+        if let Some(server) = &server {
+            fds.push(poll_in(server.listener.as_raw_fd()));
+            fds.extend(server.connections.iter().map(|c| poll_in(c.as_raw_fd())));
+        }
+        wait(&mut fds)?;
+        if let Some(end) = machine.lifecycle().get() {
+            return Ok(end);
+        }
+        let ready = |index: usize| fds.get(index).is_some_and(|p| p.revents != 0);
+        if ready(1) {
+            machine.on_console_timer();
+        }
+        let Some(server) = &mut server else { continue };
+        let known = server.connections.len();
+        // Backwards, so that a closed one does not shift those still to be looked at.
+        for index in (0..known).rev().filter(|i| ready(3 + i)) {
+            let keep = server
+                .connections
+                .get_mut(index)
+                .is_some_and(|c| serve_one(machine, c, server.memory_map.as_mut()));
+            if !keep {
+                server.connections.remove(index);
+            }
+        }
+        if ready(2) {
+            accept(server);
+        }
+    }
+}
+
+fn poll_in(fd: RawFd) -> libc::pollfd {
+    libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    }
+}
+
+fn wait(fds: &mut [libc::pollfd]) -> Result<(), ControlError> {
+    let count = libc::nfds_t::try_from(fds.len()).unwrap_or(0);
+    // SAFETY: the slice is valid for its length for the time of the call.
+    let n = unsafe { libc::poll(fds.as_mut_ptr(), count, -1) };
+    if n >= 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::Interrupted {
+        for fd in fds {
+            fd.revents = 0;
+        }
+        return Ok(());
+    }
+    Err(ControlError::Wait(error))
+}
+
+fn accept(server: &mut ControlServer) {
+    // A client that is gone again, or no descriptor left: the next one is tried anew.
+    let Ok((stream, _)) = server.listener.accept() else {
+        return;
+    };
+    let limits = stream
+        .set_nonblocking(false)
+        .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
+        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+    if limits.is_ok() && server.connections.len() < MAX_CONNECTIONS {
+        server.connections.push(stream);
+    }
+}
+
+/// Reads a request and answers it; false when the connection is done with.
+fn serve_one(
+    machine: &mut Machine,
+    stream: &mut UnixStream,
+    memory_map: Option<&mut MemoryMap>,
+) -> bool {
+    let (json, fds) = match receive(stream) {
+        Ok(Some(message)) => message,
+        Ok(None) | Err(ControlError::Client(_)) => return false,
+        Err(error) => {
+            // Where the next message would begin is not known any more.
+            let _ = send(stream, &answer(Err(error)));
+            return false;
+        }
+    };
+    let result = Request::parse(&json)
+        .map_err(ControlError::from)
+        .and_then(|request| handle(machine, request, fds, memory_map));
+    send(stream, &answer(result)).is_ok()
+}
+
+fn answer(result: Result<Done, ControlError>) -> Answer {
+    match result {
+        Ok(done) => Answer::Ok(done),
+        Err(error) => Answer::Error(Failure {
+            kind: error.kind(),
+            message: error.to_string(),
+        }),
+    }
+}
+
+fn handle(
+    machine: &mut Machine,
+    request: Request,
+    fds: Vec<OwnedFd>,
+    memory_map: Option<&mut MemoryMap>,
+) -> Result<Done, ControlError> {
+    let done = Done::default();
+    match request {
+        Request::Boot {} => machine.boot()?,
+        Request::Pause {} => machine.pause()?,
+        Request::Resume {} => machine.resume()?,
+        Request::Snapshot {} => {
+            let [state, memory] = exactly(fds)?;
+            machine.snapshot(&File::from(state), &File::from(memory))?;
+        }
+        Request::Attach { disk } => {
+            let [fd] = exactly(fds)?;
+            let slot = machine.attach_disk(&disk.id, fd.into(), disk.read_only, disk.queues)?;
+            return Ok(Done {
+                slot: Some(slot),
+                ..done
+            });
+        }
+        Request::Detach { id } => machine.detach(&id)?,
+        Request::Metrics {} => {
+            return Ok(Done {
+                metrics: Some(machine.metrics(memory_map)),
+                ..done
+            });
+        }
+        Request::Resize(_) => return Err(ControlError::Unsupported("resizing")),
+        Request::Stop {} => {
+            machine
+                .lifecycle()
+                .end(Reason::Stopped, "the daemon stopped it");
+        }
+    }
+    Ok(done)
+}
+
+fn exactly<const N: usize>(fds: Vec<OwnedFd>) -> Result<[OwnedFd; N], ControlError> {
+    fds.try_into()
+        .map_err(|fds: Vec<OwnedFd>| ControlError::Descriptors {
+            wanted: N,
+            actual: fds.len(),
+        })
+}
+
+type Message = (Vec<u8>, Vec<OwnedFd>);
+
+/// One message and its descriptors; none when the client has closed the connection.
+fn receive(stream: &mut UnixStream) -> Result<Option<Message>, ControlError> {
+    let mut prefix = [0u8; 4];
+    let mut raw = [-1; MAX_FDS];
+    let mut iovecs = [libc::iovec {
+        iov_base: prefix.as_mut_ptr().cast(),
+        iov_len: prefix.len(),
+    }];
+    // SAFETY: the buffer behind the iovec is valid and of that length for the call.
+    let (read, count) = unsafe { stream.recv_with_fds(&mut iovecs, &mut raw) }
+        .map_err(|e| ControlError::Client(e.into()))?;
+    let fds = raw
+        .iter()
+        .take(count)
+        // SAFETY: the kernel has just installed these for this process, and nobody else has
+        // them. Surplus ones are closed with the vector.
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) })
+        .collect();
+    if read == 0 {
+        return Ok(None);
+    }
+    let rest = prefix.get_mut(read..).unwrap_or_default();
+    stream.read_exact(rest).map_err(ControlError::Client)?;
+    let len = usize::try_from(u32::from_le_bytes(prefix)).unwrap_or(usize::MAX);
+    if len > MAX_MESSAGE {
+        return Err(ControlError::TooLong(len));
+    }
+    let mut json = vec![0u8; len];
+    stream.read_exact(&mut json).map_err(ControlError::Client)?;
+    Ok(Some((json, fds)))
+}
+
+fn send(stream: &mut UnixStream, answer: &Answer) -> io::Result<()> {
+    let mut json = serde_json::to_vec(answer)?;
+    if json.len() > MAX_MESSAGE {
+        let failure = Failure {
+            kind: ErrorKind::Internal,
+            message: format!("the answer of {} bytes is too long", json.len()),
+        };
+        json = serde_json::to_vec(&Answer::Error(failure))?;
+    }
+    let len = u32::try_from(json.len()).unwrap_or(0);
+    let mut message = len.to_le_bytes().to_vec();
+    message.extend_from_slice(&json);
+    stream.write_all(&message)
+}

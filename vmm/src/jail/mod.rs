@@ -1,0 +1,85 @@
+//! What the process gives up before it runs a guest.
+//!
+//! The outer process, with the daemon's privileges, joins the cgroups, closes what was not meant
+//! for the VMM and makes a child in namespaces of its own (`namespaces`); the child takes the
+//! pod's directory as its whole file system (`root`) and drops every privilege (`privileges`).
+//! Nothing here knows what the VMM does afterwards.
+
+mod descriptors;
+mod namespaces;
+mod privileges;
+mod root;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{FromRawFd, RawFd};
+
+use crate::api;
+
+pub use descriptors::{close_all_but, null_stdio};
+pub use namespaces::{Child, fork};
+
+/// Why the jail could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// A system call failed.
+    #[error("making the jail: {attempted}: {source}")]
+    Io {
+        /// What was attempted.
+        attempted: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// New namespaces are refused.
+    #[error(
+        "making the jail: new namespaces: {0}; user namespaces must be allowed \
+         (sysctl user.max_user_namespaces) and the caller not be in a chroot"
+    )]
+    Namespaces(#[source] io::Error),
+}
+
+fn failed(attempted: impl Into<String>) -> JailError {
+    JailError::Io {
+        attempted: attempted.into(),
+        source: io::Error::last_os_error(),
+    }
+}
+
+/// `result` of a system call, or its error.
+fn check(result: libc::c_int, attempted: &str) -> Result<libc::c_int, JailError> {
+    if result < 0 {
+        Err(failed(attempted))
+    } else {
+        Ok(result)
+    }
+}
+
+/// Puts this process into the cgroups behind `fds` and closes them.
+///
+/// # Errors
+/// When a cgroup takes no process.
+pub fn join_cgroups(fds: &[RawFd]) -> Result<(), JailError> {
+    for fd in fds {
+        // SAFETY: the configuration names every descriptor once, for this purpose.
+        let mut procs = unsafe { File::from_raw_fd(*fd) };
+        // Zero stands for the writing process (cgroup v2, "cgroup.procs").
+        procs.write_all(b"0").map_err(|source| JailError::Io {
+            attempted: format!("joining the cgroup of descriptor {fd}"),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// In the child: the pod's directory becomes everything, and every privilege goes.
+///
+/// # Errors
+/// When a step fails; the process must then end.
+pub fn enter(jail: &api::Jail) -> Result<(), JailError> {
+    privileges::become_mapped_root()?;
+    // SAFETY: no preconditions; fails only for a process group leader, which a child is not.
+    check(unsafe { libc::setsid() }, "a session of its own")?;
+    root::enter()?;
+    privileges::drop_all(jail.max_files)
+}

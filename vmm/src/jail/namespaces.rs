@@ -1,0 +1,152 @@
+//! The child process, with or without namespaces of its own.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use super::{JailError, check};
+use crate::api;
+
+/// How long the child may take until it reports: it loads a kernel in this time.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// A report is one short JSON document.
+const MAX_REPORT: u64 = 64 * 1024;
+
+/// Which side of a fork this is.
+#[derive(Debug)]
+pub enum Child {
+    /// The caller: the child's process id, and what it reported (nothing when it died).
+    Outer {
+        /// As this PID namespace sees it.
+        pid: i32,
+        /// Its report.
+        report: Vec<u8>,
+    },
+    /// The child: where to report.
+    Inner(UnixStream),
+}
+
+/// Makes the child. In the caller this returns when the child has reported and closed its end,
+/// or died.
+///
+/// # Errors
+/// When the child cannot be made, or does not report in time; it is dead then.
+pub fn fork(jail: Option<&api::Jail>) -> Result<Child, JailError> {
+    let pair = UnixStream::pair();
+    let (mut outer, mut inner) = pair.map_err(io_error("a socket pair"))?;
+    if let Some(jail) = jail {
+        prepare_root(jail)?;
+        // The groups of the daemon are not the VMM's, and the new namespace may not change them.
+        // SAFETY: an empty list needs no pointer.
+        check(
+            unsafe { libc::setgroups(0, std::ptr::null()) },
+            "dropping groups",
+        )?;
+    }
+    let namespaces = libc::CLONE_NEWUSER
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS;
+    let flags = libc::SIGCHLD | if jail.is_some() { namespaces } else { 0 };
+    // SAFETY: without a stack of its own this is a fork; the process has one thread, so the
+    // child may do all that a process may.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match i32::try_from(pid) {
+        Ok(0) => {
+            drop(outer);
+            let mut go = [0u8; 1];
+            inner
+                .read_exact(&mut go)
+                .map_err(io_error("waiting for the id maps"))?;
+            Ok(Child::Inner(inner))
+        }
+        Ok(pid) if pid > 0 => {
+            drop(inner);
+            let report = lead(pid, jail, &mut outer);
+            if report.is_err() {
+                end(pid);
+            }
+            Ok(Child::Outer {
+                pid,
+                report: report?,
+            })
+        }
+        _ => Err(JailError::Namespaces(io::Error::last_os_error())),
+    }
+}
+
+/// Maps the child's ids, lets it go on and reads its report.
+fn lead(pid: i32, jail: Option<&api::Jail>, child: &mut UnixStream) -> Result<Vec<u8>, JailError> {
+    if let Some(jail) = jail {
+        // In this order: a group map of an unprivileged writer needs setgroups denied, and so
+        // the VMM can never gain groups.
+        write_proc(pid, "setgroups", "deny")?;
+        write_proc(pid, "uid_map", &format!("0 {} 1", jail.uid))?;
+        write_proc(pid, "gid_map", &format!("0 {} 1", jail.gid))?;
+    }
+    child
+        .write_all(&[1])
+        .map_err(io_error("letting the child go on"))?;
+    child
+        .set_read_timeout(Some(START_LIMIT))
+        .map_err(io_error("setting a time limit"))?;
+    let mut report = Vec::new();
+    child
+        .take(MAX_REPORT)
+        .read_to_end(&mut report)
+        .map_err(io_error("waiting for the child's report"))?;
+    Ok(report)
+}
+
+fn write_proc(pid: i32, name: &str, value: &str) -> Result<(), JailError> {
+    let path = format!("/proc/{pid}/{name}");
+    OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(io_error(&format!("writing {path}")))
+}
+
+/// Ends the child for good.
+fn end(pid: i32) {
+    // SAFETY: the child is this process's own and not waited for yet, so the id is its.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    let mut status = 0;
+    // SAFETY: a valid pointer to an int.
+    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+}
+
+/// Gives the pod's directory to the VMM's user and makes it the working directory, which the
+/// child finds in its own mount namespace, where a descriptor would still be in this one.
+fn prepare_root(jail: &api::Jail) -> Result<(), JailError> {
+    let shown = jail.root.display();
+    let meta = std::fs::symlink_metadata(&jail.root).map_err(io_error(&format!("{shown}")))?;
+    if !meta.is_dir() {
+        let source = io::ErrorKind::NotADirectory.into();
+        return Err(JailError::Io {
+            attempted: format!("{shown}"),
+            source,
+        });
+    }
+    if (meta.uid(), meta.gid()) != (jail.uid, jail.gid) {
+        let mut path = jail.root.as_os_str().as_bytes().to_vec();
+        path.push(0);
+        // SAFETY: the path ends with a zero byte.
+        let result = unsafe { libc::lchown(path.as_ptr().cast(), jail.uid, jail.gid) };
+        check(
+            result,
+            &format!("giving {shown} to {}:{}", jail.uid, jail.gid),
+        )?;
+    }
+    std::env::set_current_dir(&jail.root).map_err(io_error(&format!("entering {shown}")))
+}
+
+fn io_error(attempted: &str) -> impl FnOnce(io::Error) -> JailError {
+    let attempted = attempted.to_owned();
+    move |source| JailError::Io { attempted, source }
+}

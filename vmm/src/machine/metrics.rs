@@ -1,0 +1,119 @@
+//! What a machine tells of itself.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+
+use super::{Machine, lock};
+use crate::memory::{self, GuestMemory};
+
+/// /proc/self/smaps, opened before the jail hides it.
+#[derive(Debug)]
+pub struct MemoryMap(File);
+
+impl MemoryMap {
+    /// Opens it for this process.
+    ///
+    /// # Errors
+    /// When there is no /proc.
+    pub fn open() -> io::Result<Self> {
+        File::open("/proc/self/smaps").map(MemoryMap)
+    }
+
+    /// Resident bytes: of the ranges given, and of everything else.
+    fn resident(&mut self, ranges: &[(u64, u64)]) -> io::Result<(u64, u64)> {
+        self.0.rewind()?;
+        let mut text = String::new();
+        self.0.read_to_string(&mut text)?;
+        Ok(sum(&text, ranges))
+    }
+}
+
+/// Adds up the Rss lines of smaps, inside of `ranges` (start, end) and outside.
+fn sum(text: &str, ranges: &[(u64, u64)]) -> (u64, u64) {
+    let (mut inside, mut outside) = (0, 0);
+    let mut is_inside = false;
+    for line in text.lines() {
+        if let Some(value) = line.strip_prefix("Rss:") {
+            let kib: u64 = value
+                .trim()
+                .trim_end_matches("kB")
+                .trim()
+                .parse()
+                .unwrap_or(0);
+            let total = if is_inside { &mut inside } else { &mut outside };
+            *total += kib * 1024;
+        } else if let Some(start) = mapping_start(line) {
+            is_inside = ranges
+                .iter()
+                .any(|(from, to)| (*from..*to).contains(&start));
+        }
+    }
+    (inside, outside)
+}
+
+/// The start of a mapping, when the line is the head of one.
+fn mapping_start(line: &str) -> Option<u64> {
+    let (start, rest) = line.split_once('-')?;
+    rest.split_once(' ')?;
+    u64::from_str_radix(start, 16).ok()
+}
+
+fn host_ranges(mem: &GuestMemory) -> Vec<(u64, u64)> {
+    mem.iter()
+        .filter_map(|region| {
+            let start = region.get_host_address(MemoryRegionAddress(0)).ok()? as u64;
+            Some((start, start + region.len()))
+        })
+        .collect()
+}
+
+impl Machine {
+    /// The counters of the metrics request.
+    pub fn metrics(&self, map: Option<&mut MemoryMap>) -> serde_json::Value {
+        let mem = self.vm.memory();
+        let resident = map.and_then(|m| m.resident(&host_ranges(mem)).ok());
+        let devices: serde_json::Map<String, serde_json::Value> = self
+            .functions
+            .iter()
+            .map(|function| {
+                let function = lock(function);
+                (function.id().to_owned(), function.metrics())
+            })
+            .collect();
+        serde_json::json!({
+            "state": self.state.name(),
+            "guest_memory_bytes": memory::total(mem),
+            "guest_resident_bytes": resident.map(|(guest, _)| guest),
+            "vmm_rss_bytes": resident.map(|(_, vmm)| vmm),
+            "console_lost_bytes": self.bus.ports.serial().log().lost(),
+            "boot_us": self.timing.to_json(),
+            "devices": devices,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_memory_is_told_from_the_rest() {
+        let text = "1000-3000 rw-p 00000000 00:00 0 \nSize: 8 kB\nRss:  8 kB\n\
+                    7f00000-7f02000 rw-p 00000000 00:00 0 [heap]\nRss:  4 kB\nVmFlags: rd wr\n";
+        assert_eq!(sum(text, &[(0x1000, 0x3000)]), (8192, 4096));
+        assert_eq!(sum(text, &[]), (0, 12288));
+    }
+
+    #[test]
+    fn the_map_of_this_process_counts_touched_guest_pages() {
+        use vm_memory::{Bytes, GuestAddress};
+        let mem = memory::anonymous(8 << 20).unwrap();
+        mem.write_slice(&[1; 4096], GuestAddress(0x10000)).unwrap();
+        let mut map = MemoryMap::open().unwrap();
+        let (guest, vmm) = map.resident(&host_ranges(&mem)).unwrap();
+        assert!((4096..8 << 20).contains(&guest), "{guest}");
+        assert!(vmm > 100_000);
+    }
+}
