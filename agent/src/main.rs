@@ -1,3 +1,163 @@
-//! `bulkhead-agent`: PID 1 of the guest.
+//! `bulkhead-agent`: PID 1 of a pod's guest. Outside a guest, `--listen unix:PATH` serves the same
+//! calls on a Unix socket.
 
-fn main() {}
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_agent::container::Containers;
+use bulkhead_agent::init::{self, steps};
+use bulkhead_agent::launcher::{Launcher, server};
+use bulkhead_agent::net::apply;
+use bulkhead_agent::paths::Paths;
+use bulkhead_agent::process::reaper::Reaper;
+use bulkhead_agent::rpc::Agent;
+use bulkhead_agent::serve::{self, Listener};
+use bulkhead_agent::{clock, console};
+use bulkhead_proto::agent::{AGENT_PORT, Ready};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long containers get when the guest is told to go down by a signal.
+const SIGNAL_GRACE: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+enum Mode {
+    Guest,
+    Socket { path: PathBuf, state: PathBuf },
+}
+
+fn parse_arguments() -> Result<Mode, String> {
+    let mut arguments = std::env::args().skip(1);
+    let (mut listen, mut state) = (None, PathBuf::from("/run/bulkhead"));
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--listen" => {
+                let address = value()?;
+                let path = address.strip_prefix("unix:").map(PathBuf::from);
+                listen = Some(path.ok_or(format!("--listen {address}: not unix:PATH"))?);
+            }
+            "--state" => state = value()?.into(),
+            // The kernel passes on what it does not know from its command line.
+            _ if std::process::id() == 1 => {}
+            _ => {
+                return Err(format!(
+                    "{argument}: known are --listen unix:PATH and --state DIR"
+                ));
+            }
+        }
+    }
+    match listen {
+        Some(path) => Ok(Mode::Socket { path, state }),
+        None if std::process::id() == 1 => Ok(Mode::Guest),
+        None => Err("not PID 1 of a guest: --listen unix:PATH is needed".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    let started = clock::boottime_ns();
+    let mode = match parse_arguments() {
+        Ok(mode) => mode,
+        Err(error) => return fail(&error),
+    };
+    let guest = matches!(mode, Mode::Guest);
+    if guest && let Err(error) = init::bring_up() {
+        return fail(&error);
+    }
+    console::log_to_stderr();
+    // SAFETY: nothing has made a thread yet.
+    let launcher = match unsafe { server::spawn() } {
+        Ok(socket) => socket,
+        Err(error) => return fail(&format!("forking the launcher failed: {error}")),
+    };
+    steps::done("launcher");
+    // One thread for the service: the agent waits more than it works, and the guest may have one
+    // processor. What blocks goes to tokio's other threads.
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("starting the runtime failed: {error}")),
+    };
+    match runtime.block_on(run(mode, launcher, started)) {
+        Ok(()) if guest => match init::power::off() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&format!("switching the guest off failed: {error}")),
+        },
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &dyn std::fmt::Display) -> ExitCode {
+    console::fatal(error);
+    // The end of PID 1 is the guest's panic, which the VMM notices and reports with this line.
+    ExitCode::FAILURE
+}
+
+async fn run(
+    mode: Mode,
+    launcher: std::os::fd::OwnedFd,
+    started: u64,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let children = Reaper::subscribe()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (paths, listener) = match &mode {
+        Mode::Guest => {
+            apply::loopback_up().await?;
+            steps::done("loopback");
+            (Paths::new("/run/bulkhead"), Listener::vsock(AGENT_PORT)?)
+        }
+        Mode::Socket { path, state } => {
+            // On a machine without cgroup v2 everything but containers works.
+            if let Err(error) = init::delegate_controllers(Path::new("/sys/fs/cgroup")) {
+                tracing::warn!(%error, "containers will not work here");
+            }
+            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+            (Paths::new(state), Listener::unix(path)?)
+        }
+    };
+    for directory in [
+        paths.containers(),
+        paths.runtime_state(),
+        paths.layers(),
+        paths.scratch(),
+        paths.sandbox(),
+    ] {
+        std::fs::create_dir_all(directory)?;
+    }
+    let reaper = Reaper::default();
+    tokio::spawn(reaper.clone().run(children));
+    let containers = Arc::new(Containers::new(paths, Launcher::new(launcher, reaper)));
+    let agent = Agent::new(Arc::clone(&containers));
+    tokio::spawn(listener.serve(agent.clone()));
+    steps::done("serving");
+    if matches!(mode, Mode::Guest) {
+        let ready = Ready {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_started_ns: started,
+            agent_ready_ns: clock::boottime_ns(),
+        };
+        // A host that does not listen may still dial: it can wait for the port instead.
+        if let Err(error) = serve::tell_ready(&ready).await {
+            tracing::warn!(%error, "the agent serves, and the host did not hear it");
+        }
+        steps::done("ready");
+    }
+    tokio::select! {
+        () = agent.wait_power_off() => drain_answer().await,
+        _ = terminate.recv() => containers.end_all(SIGNAL_GRACE).await,
+        _ = interrupt.recv() => containers.end_all(SIGNAL_GRACE).await,
+    }
+    Ok(())
+}
+
+/// Lets the answer to PowerOff leave the guest: the other tasks run until none has anything to do.
+async fn drain_answer() {
+    let quiet = Duration::from_millis(100);
+    // Nothing ever completes this; the deadline is the wait.
+    let _ = tokio::time::timeout(quiet, std::future::pending::<()>()).await;
+}

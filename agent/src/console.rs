@@ -1,0 +1,66 @@
+//! Lines on the guest's console (standard error), which the VMM keeps in the pod's console log.
+
+use std::fmt::Write as _;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber, span};
+
+/// Writes warnings and errors, one line each. A subscriber of our own: the agent needs neither
+/// colours nor filters, and is a few hundred kilobytes smaller without them.
+#[derive(Debug)]
+struct Console;
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let _ = match field.name() {
+            "message" => write!(self.0, " {value:?}"),
+            name => write!(self.0, " {name}={value:?}"),
+        };
+    }
+}
+
+impl Subscriber for Console {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= Level::WARN
+    }
+
+    fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
+        Some(tracing::level_filters::LevelFilter::WARN)
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(format!("agent: {}:", event.metadata().level()));
+        event.record(&mut line);
+        print(&line.0);
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
+
+fn print(line: &str) {
+    // Without a console there is nobody to tell.
+    let _ = rustix::io::write(rustix::stdio::stderr(), format!("{line}\n").as_bytes());
+}
+
+/// Sends the agent's warnings and errors to the console.
+pub fn log_to_stderr() {
+    // Fails only if it was done before.
+    let _ = tracing::subscriber::set_global_default(Console);
+}
+
+/// The last line before the agent ends.
+pub fn fatal(error: &dyn std::fmt::Display) {
+    print(&format!("agent: FATAL: {error}"));
+}

@@ -1,0 +1,278 @@
+//! Building a container: layers, root file system, user, spec, cgroup, process. What was made is
+//! unmade in reverse when a later step fails.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use bulkhead_proto::agent::{CreateContainerRequest, PidMode, ResolvedUser};
+
+use super::rootfs::Rootfs;
+use super::spec::{self, Decisions, Prepared};
+use super::{
+    Container, ContainerError, Containers, Phase, Slot, cgroup, check_id, device_filter, lock,
+    watch,
+};
+use crate::launcher::message::{CreateRequest, Request};
+use crate::process::{Process, Streams, exit};
+use crate::user::{self, Identity};
+
+/// What blocking steps leave for the launch.
+struct Ground {
+    prepared: Prepared,
+    identity: Identity,
+}
+
+impl Containers {
+    /// Builds a container up to the point before its process starts.
+    ///
+    /// # Errors
+    /// See [`ContainerError`]; nothing is left of the container then.
+    pub async fn create(
+        self: &Arc<Self>,
+        request: CreateContainerRequest,
+    ) -> Result<(u32, ResolvedUser), ContainerError> {
+        let id = request.container_id.clone();
+        check_id("container", &id)?;
+        if request.writable_bytes != 0 {
+            return Err(ContainerError::Unsupported(
+                "a size limit of one container's writable layer",
+            ));
+        }
+        self.reserve(&id)?;
+        match self.build(request).await {
+            Ok((container, user)) => {
+                let pid = u32::try_from(container.process.pid()).unwrap_or(0);
+                lock(&self.slots).insert(id, Slot::Ready(container));
+                Ok((pid, user))
+            }
+            Err(error) => {
+                lock(&self.slots).remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    fn reserve(&self, id: &str) -> Result<(), ContainerError> {
+        let mut slots = lock(&self.slots);
+        if slots.contains_key(id) {
+            return Err(ContainerError::Exists(id.to_owned()));
+        }
+        slots.insert(id.to_owned(), Slot::Busy);
+        Ok(())
+    }
+
+    async fn build(
+        self: &Arc<Self>,
+        request: CreateContainerRequest,
+    ) -> Result<(Arc<Container>, ResolvedUser), ContainerError> {
+        let id = request.container_id.clone();
+        let pid_mode = PidMode::try_from(request.pid_mode).map_err(|_| {
+            spec::SpecError::Invalid(format!("pid_mode {} is none", request.pid_mode))
+        })?;
+        let pid_namespace = self.pid_namespace(pid_mode, &request.pid_target).await?;
+        let layers = self.disks.acquire_layers(&request.layers).await?;
+        let rootfs = Rootfs {
+            target: self.paths.container(&id).join("rootfs"),
+            scratch: self.paths.scratch().join(&id),
+        };
+        match self
+            .build_on(&request, pid_mode, pid_namespace, layers, rootfs.clone())
+            .await
+        {
+            Ok(built) => Ok(built),
+            Err(error) => {
+                self.clear(&id, rootfs).await;
+                self.disks.release_layers(&request.layers).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn build_on(
+        self: &Arc<Self>,
+        request: &CreateContainerRequest,
+        pid_mode: PidMode,
+        pid_namespace: Option<PathBuf>,
+        layers: Vec<PathBuf>,
+        rootfs: Rootfs,
+    ) -> Result<(Arc<Container>, ResolvedUser), ContainerError> {
+        let id = &request.container_id;
+        let cgroup = self.paths.cgroup(id);
+        let bundle = self.paths.container(id);
+        let ground = {
+            let (request, rootfs) = (request.clone(), rootfs.clone());
+            let (cgroup, bundle) = (cgroup.clone(), bundle.clone());
+            let work = move || {
+                lay_ground(
+                    &request,
+                    pid_mode,
+                    pid_namespace,
+                    &layers,
+                    &rootfs,
+                    &cgroup,
+                    &bundle,
+                )
+            };
+            tokio::task::spawn_blocking(work)
+                .await
+                .map_err(|_| ContainerError::Cancelled)??
+        };
+        let (streams, stdio) = if request.tty {
+            (Streams::default(), None)
+        } else {
+            let (streams, stdio) = Streams::pipes(request.stdin)?;
+            (streams, Some(stdio))
+        };
+        let launch = Request::Create(CreateRequest {
+            id: id.clone(),
+            bundle,
+            state: self.paths.runtime_state(),
+            tty: request.tty,
+        });
+        let launched = self.launcher.launch(launch, stdio).await?;
+        let (sender, exit) = exit::channel();
+        let process = Process::new(
+            launched.pid,
+            streams,
+            launched.terminal,
+            request.stdin,
+            exit,
+        )?;
+        let container = Arc::new(Container {
+            id: id.clone(),
+            process,
+            template: spec::exec_template(&ground.prepared.spec)?,
+            stdin_once: request.stdin_once,
+            layers: request.layers.clone(),
+            rootfs,
+            cgroup,
+            waiting: tokio::sync::Mutex::new(launched.status),
+            started_at_unix_ns: Mutex::new(None),
+            execs: Mutex::default(),
+        });
+        watch::first_process(Arc::clone(self), &container, launched.end, sender);
+        Ok((container, ground.identity.user))
+    }
+
+    /// The file of the PID namespace a container joins, if it joins one.
+    async fn pid_namespace(
+        &self,
+        mode: PidMode,
+        target: &str,
+    ) -> Result<Option<PathBuf>, ContainerError> {
+        let pid = match mode {
+            PidMode::Container | PidMode::Node => return Ok(None),
+            PidMode::Pod => self.pid_holder().await?,
+            PidMode::Target => {
+                let target = self.get(target)?;
+                if target.phase() == Phase::Exited {
+                    return Err(ContainerError::WrongState {
+                        id: target.id.clone(),
+                        state: Phase::Exited.name(),
+                        needed: "running, to share its PID namespace",
+                    });
+                }
+                target.process.pid()
+            }
+        };
+        Ok(Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))))
+    }
+
+    /// The first process of the pod's shared PID namespace, started when it is first needed.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn pid_holder(&self) -> Result<i32, ContainerError> {
+        let mut holder = self.pid_holder.lock().await;
+        if let Some(pid) = *holder {
+            return Ok(pid);
+        }
+        let launched = self.launcher.launch(Request::PidHolder, None).await?;
+        *holder = Some(launched.pid);
+        Ok(launched.pid)
+    }
+
+    /// Removes what a container is made of: cgroup, mount, files. Goes on after a failure, which
+    /// is logged: the next step does not depend on it.
+    pub(super) async fn clear(&self, id: &str, rootfs: Rootfs) {
+        let (cgroup, bundle) = (self.paths.cgroup(id), self.paths.container(id));
+        let state = self.paths.runtime_state().join(id);
+        let work = move || {
+            let steps: [(&str, Result<(), ContainerError>); 5] = [
+                (
+                    "cgroup",
+                    cgroup::kill(&cgroup)
+                        .and_then(|()| cgroup::remove(&cgroup))
+                        .map_err(Into::into),
+                ),
+                ("mount", rootfs.unmount().map_err(Into::into)),
+                ("written files", rootfs.remove_written().map_err(Into::into)),
+                ("state", remove_directory(&state)),
+                ("bundle", remove_directory(&bundle)),
+            ];
+            for (what, result) in steps {
+                if let Err(error) = result {
+                    tracing::warn!(what, %error, "a container was not removed in full");
+                }
+            }
+        };
+        // Its end is awaited: the same id may come back at once.
+        let _ = tokio::task::spawn_blocking(work).await;
+    }
+}
+
+fn remove_directory(path: &Path) -> Result<(), ContainerError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ContainerError::File {
+            what: "removing",
+            path: path.to_owned(),
+            error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The steps that block on files and mounts.
+fn lay_ground(
+    request: &CreateContainerRequest,
+    pid_mode: PidMode,
+    pid_namespace: Option<PathBuf>,
+    layers: &[PathBuf],
+    rootfs: &Rootfs,
+    cgroup: &Path,
+    bundle: &Path,
+) -> Result<Ground, ContainerError> {
+    let parsed = spec::parse(&request.oci_spec)?;
+    rootfs.mount(layers)?;
+    let identity = user::resolve(&rootfs.target, &request.user.clone().unwrap_or_default())?;
+    let prepared = spec::prepare(
+        parsed,
+        &Decisions {
+            id: &request.container_id,
+            rootfs: &rootfs.target,
+            user: &identity.user,
+            home: &identity.home,
+            tty: request.tty,
+            pid_mode,
+            pid_namespace,
+        },
+    )?;
+    if let Some(process) = prepared.spec.process() {
+        user::make_working_directory(&rootfs.target, process.cwd())?;
+    }
+    cgroup::make(cgroup)?;
+    cgroup::apply(cgroup, &prepared.resources)?;
+    device_filter::attach(cgroup, &prepared.resources)?;
+    let config = bundle.join("config.json");
+    let write = || -> std::io::Result<()> {
+        fs::create_dir_all(bundle)?;
+        fs::write(&config, serde_json::to_vec(&prepared.spec)?)
+    };
+    write().map_err(|error| ContainerError::File {
+        what: "writing",
+        path: config.clone(),
+        error,
+    })?;
+    Ok(Ground { prepared, identity })
+}

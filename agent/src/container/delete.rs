@@ -1,0 +1,111 @@
+//! Signals to containers, their removal, and the end of all of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use rustix::process::Signal;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Container, ContainerError, Containers, ExecSlot, Slot, cgroup, lock};
+use crate::process::parse_signal;
+
+/// How long killed processes may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Containers {
+    /// Sends a signal to a process, or with `all` to every process of its container.
+    ///
+    /// # Errors
+    /// For an unknown container, a bad signal, or when the kernel refuses. A process that is gone
+    /// is no error.
+    pub fn signal(
+        &self,
+        container: &str,
+        exec: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), ContainerError> {
+        let process = self.process(container, exec)?;
+        if all {
+            let signal = parse_signal(signal)?;
+            Ok(cgroup::signal(&self.paths.cgroup(container), signal)?)
+        } else {
+            Ok(process.signal(signal)?)
+        }
+    }
+
+    /// Removes a container, killing what is left of it. An unknown one is no error.
+    ///
+    /// # Errors
+    /// When its processes do not die in time; it can be tried again.
+    pub async fn delete(&self, id: &str, release_disks: &[String]) -> Result<(), ContainerError> {
+        let container = {
+            let mut slots = lock(&self.slots);
+            match slots.get(id) {
+                None => None,
+                Some(Slot::Busy) => {
+                    return Err(ContainerError::WrongState {
+                        id: id.to_owned(),
+                        state: "being built or deleted",
+                        needed: "built",
+                    });
+                }
+                Some(Slot::Ready(container)) => {
+                    let container = Arc::clone(container);
+                    slots.insert(id.to_owned(), Slot::Busy);
+                    Some(container)
+                }
+            }
+        };
+        if let Some(container) = container {
+            if let Err(error) = end(&container).await {
+                lock(&self.slots).insert(id.to_owned(), Slot::Ready(container));
+                return Err(error);
+            }
+            container.process.stop_pumps();
+            for (_, exec) in lock(&container.execs).drain() {
+                if let ExecSlot::Ready(process) = exec {
+                    process.stop_pumps();
+                }
+            }
+            self.clear(id, container.rootfs.clone()).await;
+            self.disks.release_layers(&container.layers).await;
+            lock(&self.slots).remove(id);
+        }
+        Ok(self.disks.remove_unused(release_disks).await?)
+    }
+
+    /// Ends every container: SIGTERM, `grace`, SIGKILL.
+    pub async fn end_all(&self, grace: Duration) {
+        let containers = self.all();
+        let deadline = Instant::now() + grace;
+        for container in &containers {
+            let _ = cgroup::signal(&container.cgroup, Signal::TERM);
+        }
+        let ends = containers.iter().map(|container| async {
+            let mut exit = container.process.exit.clone();
+            let _ = timeout_at(deadline, exit.wait()).await;
+            if let Err(error) = end(container).await {
+                tracing::warn!(%error, container = container.id, "going down with processes left");
+            }
+        });
+        join_all(ends).await;
+    }
+}
+
+/// Kills everything in a container and waits until it is gone.
+async fn end(container: &Container) -> Result<(), ContainerError> {
+    cgroup::kill(&container.cgroup)?;
+    let deadline = Instant::now() + KILL_DEADLINE;
+    cgroup::wait_empty(&container.cgroup, deadline).await?;
+    let mut exit = container.process.exit.clone();
+    timeout_at(deadline, exit.wait())
+        .await
+        .map(drop)
+        .map_err(|_| ContainerError::Deadline {
+            id: container.id.clone(),
+            what: "reaping its process",
+            seconds: KILL_DEADLINE.as_secs(),
+        })
+}

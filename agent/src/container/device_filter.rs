@@ -1,0 +1,391 @@
+//! Which devices a container may make, read and write: in cgroup v2 a small BPF program on the
+//! cgroup. The rules are OCI's `linux.resources.devices` and, after them, the devices every
+//! container has (OCI runtime-spec, "Default Devices"). The program is made here, by hand: it is
+//! a list of comparisons.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
+
+/// Why the filter is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceFilterError {
+    /// A rule that is none.
+    #[error("device rule with access {0:?}: access is letters of r, w and m")]
+    BadAccess(String),
+    /// A device number beyond what the kernel has.
+    #[error("device rule with number {0}: device numbers are 0 to 1048575")]
+    BadNumber(i64),
+    /// More rules than a program can hold.
+    #[error("{0} device rules; at most {MAX_RULES} fit")]
+    TooMany(usize),
+    /// The kernel refused.
+    #[error("{what} of the device filter of {} failed: {error}; the guest kernel needs CGROUP_BPF", path.display())]
+    Bpf {
+        /// Which step.
+        what: &'static str,
+        /// For which cgroup.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// A rule takes at most 7 instructions; the kernel allows 4096 without privileges, more with.
+const MAX_RULES: usize = 512;
+
+// uapi/linux/bpf.h
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+const TYPE_BLOCK: i32 = 1;
+const TYPE_CHAR: i32 = 2;
+const ACCESS_MKNOD: i32 = 1;
+const ACCESS_READ: i32 = 2;
+const ACCESS_WRITE: i32 = 4;
+const ACCESS_ALL: i32 = 7;
+
+/// One rule in the kernel's terms; `None` matches anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rule {
+    allow: bool,
+    kind: Option<i32>,
+    major: Option<i32>,
+    minor: Option<i32>,
+    access: i32,
+}
+
+const fn allowed(major: i32, minor: Option<i32>) -> Rule {
+    Rule {
+        allow: true,
+        kind: Some(TYPE_CHAR),
+        major: Some(major),
+        minor,
+        access: ACCESS_ALL,
+    }
+}
+
+/// null, zero, full, random, urandom, tty, console, ptmx, terminals; and making any node, which
+/// without the right to open it is harmless (and package managers do it).
+const DEFAULTS: [Rule; 11] = [
+    Rule {
+        allow: true,
+        kind: Some(TYPE_CHAR),
+        major: None,
+        minor: None,
+        access: ACCESS_MKNOD,
+    },
+    Rule {
+        allow: true,
+        kind: Some(TYPE_BLOCK),
+        major: None,
+        minor: None,
+        access: ACCESS_MKNOD,
+    },
+    allowed(1, Some(3)),
+    allowed(1, Some(5)),
+    allowed(1, Some(7)),
+    allowed(1, Some(8)),
+    allowed(1, Some(9)),
+    allowed(5, Some(0)),
+    allowed(5, Some(1)),
+    allowed(5, Some(2)),
+    allowed(136, None),
+];
+
+fn number(value: Option<i64>) -> Result<Option<i32>, DeviceFilterError> {
+    match value {
+        // OCI: absent or negative is any.
+        None | Some(i64::MIN..=-1) => Ok(None),
+        Some(value @ 0..=0xf_ffff) => i32::try_from(value)
+            .map(Some)
+            .map_err(|_| DeviceFilterError::BadNumber(value)),
+        Some(value) => Err(DeviceFilterError::BadNumber(value)),
+    }
+}
+
+fn rule(device: &LinuxDeviceCgroup) -> Result<Rule, DeviceFilterError> {
+    let kind = match device.typ() {
+        None | Some(LinuxDeviceType::A) => None,
+        Some(LinuxDeviceType::B) => Some(TYPE_BLOCK),
+        Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(TYPE_CHAR),
+        Some(LinuxDeviceType::P) => return Err(DeviceFilterError::BadAccess("p".to_owned())),
+    };
+    let mut access = 0;
+    let text = device.access().as_deref().unwrap_or("rwm");
+    for letter in text.chars() {
+        access |= match letter {
+            'r' => ACCESS_READ,
+            'w' => ACCESS_WRITE,
+            'm' => ACCESS_MKNOD,
+            _ => return Err(DeviceFilterError::BadAccess(text.to_owned())),
+        };
+    }
+    Ok(Rule {
+        allow: device.allow(),
+        kind,
+        major: number(device.major())?,
+        minor: number(device.minor())?,
+        access: if access == 0 { ACCESS_ALL } else { access },
+    })
+}
+
+/// All rules in OCI's order: the last that matches decides.
+fn rules(resources: &LinuxResources) -> Result<Vec<Rule>, DeviceFilterError> {
+    let mut rules = Vec::new();
+    for device in resources.devices().iter().flatten() {
+        rules.push(rule(device)?);
+    }
+    if rules.len() > MAX_RULES {
+        return Err(DeviceFilterError::TooMany(rules.len()));
+    }
+    rules.extend(DEFAULTS);
+    Ok(rules)
+}
+
+/// One instruction (struct bpf_insn).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+struct Instruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
+    Instruction {
+        code,
+        registers: (from << 4) | to,
+        offset,
+        immediate,
+    }
+}
+
+const LOAD_WORD: u8 = 0x61;
+const MOVE: u8 = 0xbf;
+const SET: u8 = 0xb7;
+const AND: u8 = 0x57;
+const SHIFT_RIGHT: u8 = 0x77;
+const JUMP_EQUAL: u8 = 0x15;
+const JUMP_NOT_EQUAL: u8 = 0x55;
+const EXIT: u8 = 0x95;
+
+// Registers: r0 result, r1 context, r2 type, r3 access, r4 major, r5 minor, r6 scratch.
+const RESULT: u8 = 0;
+const CONTEXT: u8 = 1;
+const KIND: u8 = 2;
+const ACCESS: u8 = 3;
+const MAJOR: u8 = 4;
+const MINOR: u8 = 5;
+const SCRATCH: u8 = 6;
+
+/// The program: from the last rule to the first, the first that matches answers; none is "no".
+fn program(rules: &[Rule]) -> Vec<Instruction> {
+    // struct bpf_cgroup_dev_ctx: access << 16 | type, major, minor.
+    let mut code = vec![
+        instruction(LOAD_WORD, KIND, CONTEXT, 0, 0),
+        instruction(MOVE, ACCESS, KIND, 0, 0),
+        instruction(AND, KIND, 0, 0, 0xffff),
+        instruction(SHIFT_RIGHT, ACCESS, 0, 0, 16),
+        instruction(LOAD_WORD, MAJOR, CONTEXT, 4, 0),
+        instruction(LOAD_WORD, MINOR, CONTEXT, 8, 0),
+    ];
+    for rule in rules.iter().rev() {
+        let mut body = Vec::new();
+        // (opcode, register, value): leaves the rule when the comparison holds.
+        let fields = [(KIND, rule.kind), (MAJOR, rule.major), (MINOR, rule.minor)];
+        let tests = fields
+            .into_iter()
+            .filter_map(|(register, value)| Some((register, value?)));
+        for (register, value) in tests {
+            body.push(instruction(JUMP_NOT_EQUAL, register, 0, 0, value));
+        }
+        if rule.access != ACCESS_ALL {
+            body.push(instruction(MOVE, SCRATCH, ACCESS, 0, 0));
+            // A permission matches when it covers all that is wanted, a refusal when it covers any.
+            let (mask, leave) = if rule.allow {
+                (!rule.access & ACCESS_ALL, JUMP_NOT_EQUAL)
+            } else {
+                (rule.access, JUMP_EQUAL)
+            };
+            body.push(instruction(AND, SCRATCH, 0, 0, mask));
+            body.push(instruction(leave, SCRATCH, 0, 0, 0));
+        }
+        body.push(instruction(SET, RESULT, 0, 0, rule.allow.into()));
+        body.push(instruction(EXIT, 0, 0, 0, 0));
+        let length = body.len();
+        for (at, step) in body.iter_mut().enumerate() {
+            if matches!(step.code, JUMP_EQUAL | JUMP_NOT_EQUAL) {
+                // A body has at most 8 instructions.
+                step.offset = i16::try_from(length - at - 1).unwrap_or(i16::MAX);
+            }
+        }
+        code.extend(body);
+    }
+    code.push(instruction(SET, RESULT, 0, 0, 0));
+    code.push(instruction(EXIT, 0, 0, 0, 0));
+    code
+}
+
+#[repr(C)]
+struct LoadAttributes {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct AttachAttributes {
+    target: u32,
+    program: u32,
+    kind: u32,
+    flags: u32,
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
+    // SAFETY: bpf(2) reads `size` bytes at the pointer, which is a valid T; pointers inside it are
+    // valid for the call by its callers.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_ref(attributes),
+            std::mem::size_of::<T>(),
+        )
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(answer).map_err(io::Error::other)
+}
+
+/// Puts the filter on a container's cgroup, before its first process is in it.
+///
+/// # Errors
+/// For bad rules, or when the kernel refuses.
+pub fn attach(cgroup: &Path, resources: &LinuxResources) -> Result<(), DeviceFilterError> {
+    let failed = |what| {
+        let path = cgroup.to_owned();
+        move |error| DeviceFilterError::Bpf { what, path, error }
+    };
+    let code = program(&rules(resources)?);
+    let directory = File::open(cgroup).map_err(failed("opening the cgroup"))?;
+    // A filter needs no GPL-only helper.
+    let license = c"Apache-2.0";
+    let load = LoadAttributes {
+        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        instructions: u32::try_from(code.len()).unwrap_or(u32::MAX),
+        code: code.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    let program = bpf(BPF_PROG_LOAD, &load).map_err(failed("loading"))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    let program = unsafe { OwnedFd::from_raw_fd(program) };
+    let attach = AttachAttributes {
+        target: directory.as_raw_fd().unsigned_abs(),
+        program: program.as_raw_fd().unsigned_abs(),
+        kind: BPF_CGROUP_DEVICE,
+        flags: BPF_F_ALLOW_MULTI,
+    };
+    // The cgroup keeps the program from here on, and drops it at its own end.
+    bpf(BPF_PROG_ATTACH, &attach)
+        .map(drop)
+        .map_err(failed("attaching"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel would do with the program.
+    fn run(code: &[Instruction], kind: i32, access: i32, major: i32, minor: i32) -> bool {
+        let mut r = [0i64; 8];
+        let context = [(access << 16) | kind, major, minor];
+        let mut at = 0;
+        loop {
+            let step = code[at];
+            at += 1;
+            let to = usize::from(step.registers & 15);
+            let from = usize::from(step.registers >> 4);
+            let jump = usize::try_from(step.offset).unwrap();
+            let immediate = i64::from(step.immediate);
+            match step.code {
+                LOAD_WORD => r[to] = i64::from(context[jump / 4]),
+                MOVE => r[to] = r[from],
+                SET => r[to] = immediate,
+                AND => r[to] &= immediate,
+                SHIFT_RIGHT => r[to] >>= immediate,
+                JUMP_EQUAL if r[to] == immediate => at += jump,
+                JUMP_NOT_EQUAL if r[to] != immediate => at += jump,
+                JUMP_EQUAL | JUMP_NOT_EQUAL => {}
+                EXIT => return r[0] != 0,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    fn code(json: &str) -> Vec<Instruction> {
+        program(&rules(&serde_json::from_str(json).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn without_rules_only_the_default_devices_open() {
+        let code = code("{}");
+        assert!(run(&code, TYPE_CHAR, ACCESS_READ | ACCESS_WRITE, 1, 3));
+        assert!(run(&code, TYPE_CHAR, ACCESS_READ, 136, 7));
+        assert!(run(&code, TYPE_BLOCK, ACCESS_MKNOD, 254, 0));
+        assert!(!run(&code, TYPE_BLOCK, ACCESS_READ, 254, 0));
+        assert!(!run(&code, TYPE_BLOCK, ACCESS_MKNOD | ACCESS_READ, 254, 0));
+        assert!(!run(&code, TYPE_CHAR, ACCESS_READ, 1, 1));
+    }
+
+    #[test]
+    fn the_last_rule_that_matches_decides() {
+        let code = code(
+            r#"{"devices":[{"allow":false,"access":"rwm"},
+                {"allow":true,"type":"b","major":8,"access":"rw"},
+                {"allow":false,"type":"b","major":8,"minor":1,"access":"w"}]}"#,
+        );
+        assert!(run(&code, TYPE_BLOCK, ACCESS_WRITE, 8, 0));
+        assert!(run(&code, TYPE_BLOCK, ACCESS_READ, 8, 1));
+        assert!(!run(&code, TYPE_BLOCK, ACCESS_READ | ACCESS_WRITE, 8, 1));
+        assert!(!run(&code, TYPE_CHAR, ACCESS_READ, 8, 0));
+    }
+
+    #[test]
+    fn a_privileged_container_may_open_anything() {
+        let code = code(r#"{"devices":[{"allow":true,"access":"rwm"}]}"#);
+        assert!(run(&code, TYPE_BLOCK, ACCESS_ALL, 253, 16));
+    }
+
+    #[test]
+    fn bad_rules_are_refused() {
+        for rule in [
+            r#"{"allow":true,"access":"x"}"#,
+            r#"{"allow":true,"type":"c","major":99999999,"access":"r"}"#,
+        ] {
+            let json = format!(r#"{{"devices":[{rule}]}}"#);
+            assert!(
+                rules(&serde_json::from_str(&json).unwrap()).is_err(),
+                "{rule}"
+            );
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What happened to containers, numbered, for daemons that come and go. The last [`KEPT`] are
+//! remembered.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::clock;
+use crate::process::exit::Exit;
+
+/// How many events are remembered.
+pub const KEPT: usize = 4096;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// The container's first process ended.
+    Exited(Exit),
+    /// The kernel killed something in it, and it lives.
+    Oom {
+        /// CLOCK_REALTIME when it was noticed.
+        time_unix_ns: i64,
+    },
+}
+
+/// An event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// From 1 on, without gaps.
+    pub sequence: u64,
+    /// To whom.
+    pub container: String,
+    /// What.
+    pub what: What,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    events: VecDeque<Event>,
+    last: u64,
+}
+
+/// The record of events.
+#[derive(Debug, Default)]
+pub struct Events {
+    inner: Mutex<Inner>,
+    added: Notify,
+}
+
+impl Events {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, container: &str, what: What) {
+        let mut inner = self.lock();
+        inner.last += 1;
+        let event = Event {
+            sequence: inner.last,
+            container: container.to_owned(),
+            what,
+        };
+        inner.events.push_back(event);
+        if inner.events.len() > KEPT {
+            inner.events.pop_front();
+        }
+        drop(inner);
+        self.added.notify_waiters();
+    }
+
+    /// A container's first process ended.
+    pub fn exited(&self, container: &str, exit: Exit) {
+        self.push(container, What::Exited(exit));
+    }
+
+    /// Something in a living container was killed for want of memory.
+    pub fn oom(&self, container: &str) {
+        self.push(
+            container,
+            What::Oom {
+                time_unix_ns: clock::realtime_ns(),
+            },
+        );
+    }
+
+    /// The first remembered event with this sequence number or a later one, waited for.
+    pub async fn next(&self, from: u64) -> Event {
+        loop {
+            let added = self.added.notified();
+            let found = self
+                .lock()
+                .events
+                .iter()
+                .find(|event| event.sequence >= from)
+                .cloned();
+            match found {
+                Some(event) => return event,
+                None => added.await,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_late_listener_hears_what_is_remembered() {
+        let events = Events::default();
+        for _ in 0..KEPT + 2 {
+            events.oom("c");
+        }
+        assert_eq!(events.next(0).await.sequence, 3);
+        assert_eq!(events.next(10).await.sequence, 10);
+    }
+}

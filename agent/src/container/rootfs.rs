@@ -1,0 +1,184 @@
+//! A container's root file system: image layers under a writable one, by the new mount API, which
+//! has no limit on the length of a list of layers.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+};
+
+/// What can go wrong with a root file system.
+#[derive(Debug, thiserror::Error)]
+pub enum RootfsError {
+    /// A directory of it could not be made.
+    #[error("making {} failed: {error}; is the scratch disk full?", path.display())]
+    Make {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// overlayfs refused.
+    #[error("stacking {layers} layers at {} failed at {step}: {error}{log}", target.display())]
+    Overlay {
+        /// How many.
+        layers: usize,
+        /// Where.
+        target: PathBuf,
+        /// Which step.
+        step: &'static str,
+        /// The kernel's answer.
+        error: Errno,
+        /// The kernel's words, if it had any.
+        log: String,
+    },
+    /// It could not be taken down.
+    #[error("removing {} failed: {error}", path.display())]
+    Remove {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// The directories of one root file system.
+#[derive(Debug, Clone)]
+pub struct Rootfs {
+    /// Where it is mounted.
+    pub target: PathBuf,
+    /// The container's directory on the scratch disk.
+    pub scratch: PathBuf,
+}
+
+impl Rootfs {
+    /// What the container has written.
+    pub fn upper(&self) -> PathBuf {
+        self.scratch.join("upper")
+    }
+
+    /// Mounts it over `layers`, lowest first.
+    ///
+    /// # Errors
+    /// When the scratch disk is full or the kernel refuses; nothing is mounted then.
+    pub fn mount(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
+        let work = self.scratch.join("work");
+        for directory in [&self.target, &self.upper(), &work] {
+            make(directory)?;
+        }
+        let empty;
+        let layers = if layers.is_empty() {
+            empty = [self.scratch.join("empty")];
+            make(&empty[0])?;
+            &empty[..]
+        } else {
+            layers
+        };
+        let failed = |step: &'static str, error: Errno, log: String| RootfsError::Overlay {
+            layers: layers.len(),
+            target: self.target.clone(),
+            step,
+            error,
+            log,
+        };
+        let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+            .map_err(|error| failed("opening overlayfs", error, String::new()))?;
+        let step = |step: &'static str, result: Result<(), Errno>| {
+            result.map_err(|error| failed(step, error, kernel_log(&overlay)))
+        };
+        step("naming", fsconfig_set_string(&overlay, "source", "overlay"))?;
+        // overlayfs wants the top one first.
+        for layer in layers.iter().rev() {
+            step("a layer", fsconfig_set_string(&overlay, "lowerdir+", layer))?;
+        }
+        step(
+            "the upper layer",
+            fsconfig_set_string(&overlay, "upperdir", self.upper()),
+        )?;
+        step(
+            "the work directory",
+            fsconfig_set_string(&overlay, "workdir", &work),
+        )?;
+        // The writable layer dies with the pod, so nothing is gained by waiting for the disk.
+        step("volatile", fsconfig_set_flag(&overlay, "volatile"))?;
+        step("creating", fsconfig_create(&overlay))?;
+        let mounted = fsmount(
+            &overlay,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::empty(),
+        )
+        .map_err(|error| failed("mounting", error, kernel_log(&overlay)))?;
+        step(
+            "attaching",
+            move_mount(
+                &mounted,
+                "",
+                CWD,
+                &self.target,
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+            ),
+        )
+    }
+
+    /// Unmounts it. One that is not mounted is no error. What the container wrote stays for
+    /// [`remove_written`](Self::remove_written).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unmount(&self) -> Result<(), RootfsError> {
+        // Lazily: a process that is dying in the kernel must not keep the container.
+        match unmount(&self.target, UnmountFlags::DETACH) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+            Err(error) => Err(RootfsError::Remove {
+                path: self.target.clone(),
+                error: error.into(),
+            }),
+        }
+    }
+
+    /// Removes what the container wrote. It can be much: call this where blocking is allowed.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn remove_written(&self) -> Result<(), RootfsError> {
+        match fs::remove_dir_all(&self.scratch) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RootfsError::Remove {
+                path: self.scratch.clone(),
+                error,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn make(path: &Path) -> Result<(), RootfsError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+        .map_err(|error| RootfsError::Make {
+            path: path.to_owned(),
+            error,
+        })
+}
+
+/// What the kernel says about a configuration it refused: fsopen's descriptor reads as its log.
+fn kernel_log(overlay: &OwnedFd) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 512];
+    while let Ok(length) = rustix::io::read(overlay, &mut buffer[..]) {
+        if length == 0 || text.len() > 2048 {
+            break;
+        }
+        text.push_str("; ");
+        text.push_str(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).trim_end());
+    }
+    text
+}

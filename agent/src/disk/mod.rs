@@ -1,0 +1,430 @@
+//! Disks by virtio-blk serial: waiting for them, mounting image layers and the scratch disk,
+//! letting go of them. Image layers are shared by containers and counted.
+
+pub mod device;
+pub mod uevent;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
+
+use self::device::BlockDevice;
+use self::uevent::Uevents;
+use crate::paths::Paths;
+
+/// What can go wrong with disks.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A serial that cannot be one.
+    #[error(
+        "disk serial {0:?} is not 1 to 20 characters of A-Z a-z 0-9 . _ - (virtio 1.2 §5.2.6.1)"
+    )]
+    BadSerial(String),
+    /// A file system the agent does not mount.
+    #[error("disk {serial}: file system {filesystem:?} is not \"erofs\", \"ext4\" or empty")]
+    BadFilesystem {
+        /// The disk.
+        serial: String,
+        /// What was asked.
+        filesystem: String,
+    },
+    /// It never came.
+    #[error("disks {} did not appear within {} ms; did the VMM attach them?", missing.join(", "), waited.as_millis())]
+    Missing {
+        /// Their serials.
+        missing: Vec<String>,
+        /// The deadline.
+        waited: Duration,
+    },
+    /// Looking for disks failed.
+    #[error("looking for disks in {what} failed: {error}")]
+    Scan {
+        /// Where.
+        what: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// Mounting failed.
+    #[error("mounting disk {serial} ({device}, {filesystem}) at {} failed: {error}", target.display())]
+    Mount {
+        /// The disk.
+        serial: String,
+        /// Its device.
+        device: String,
+        /// As what.
+        filesystem: &'static str,
+        /// Where.
+        target: PathBuf,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// Letting go failed.
+    #[error("releasing disk {serial} failed while {what}: {error}")]
+    Release {
+        /// The disk.
+        serial: String,
+        /// The step.
+        what: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// Still needed.
+    #[error("disk {serial} is in use by {users} containers; delete them first")]
+    InUse {
+        /// The disk.
+        serial: String,
+        /// How many.
+        users: usize,
+    },
+    /// The blocking thread went away.
+    #[error("the thread that worked on disks ended early; the agent is shutting down")]
+    Cancelled,
+}
+
+/// How a disk is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filesystem {
+    /// An image layer.
+    Erofs,
+    /// A writable disk.
+    Ext4 {
+        /// Mounted read-only.
+        read_only: bool,
+    },
+}
+
+#[derive(Debug)]
+struct Mounted {
+    target: PathBuf,
+    device: Option<BlockDevice>,
+    users: usize,
+}
+
+/// The disks the agent knows.
+#[derive(Debug, Clone)]
+pub struct Disks {
+    paths: Paths,
+    // Held while mounting, so that two containers of one image do not mount a layer twice.
+    mounted: Arc<Mutex<HashMap<String, Mounted>>>,
+}
+
+/// How long a device may take to appear, if the request does not say.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Disks {
+    /// None yet.
+    pub fn new(paths: Paths) -> Self {
+        Self {
+            paths,
+            mounted: Arc::default(),
+        }
+    }
+
+    /// Mounts layers that are not mounted yet and counts one user more for each. The answer is
+    /// their mount points in the given order.
+    ///
+    /// # Errors
+    /// When one does not come or is no EROFS; none is counted then.
+    pub async fn acquire_layers(&self, serials: &[String]) -> Result<Vec<PathBuf>, DiskError> {
+        let wanted: Vec<_> = serials
+            .iter()
+            .map(|serial| (serial.clone(), Filesystem::Erofs))
+            .collect();
+        self.mount(&wanted, DEFAULT_DEADLINE).await?;
+        let mut mounted = self.mounted.lock().await;
+        let mut targets = Vec::new();
+        for serial in serials {
+            if let Some(layer) = mounted.get_mut(serial) {
+                layer.users += 1;
+                targets.push(layer.target.clone());
+            }
+        }
+        Ok(targets)
+    }
+
+    /// Counts one user less. The layers stay mounted until [`remove`](Self::remove).
+    pub async fn release_layers(&self, serials: &[String]) {
+        let mut mounted = self.mounted.lock().await;
+        for serial in serials {
+            if let Some(layer) = mounted.get_mut(serial) {
+                layer.users = layer.users.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Waits for disks and mounts them; those that are mounted already are left alone.
+    ///
+    /// # Errors
+    /// When one does not come in time or cannot be mounted.
+    pub async fn mount(
+        &self,
+        disks: &[(String, Filesystem)],
+        deadline: Duration,
+    ) -> Result<(), DiskError> {
+        let mut mounted = self.mounted.lock().await;
+        let new: Vec<_> = disks
+            .iter()
+            .filter(|(serial, _)| !mounted.contains_key(serial))
+            .cloned()
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let mut at_hand = HashMap::new();
+        let mut wanted = Vec::new();
+        for (serial, filesystem) in &new {
+            device::check_serial(serial)?;
+            let target = self.target(serial, *filesystem);
+            if is_filled_directory(&target) {
+                // Put there without a disk: an agent outside a VM.
+                at_hand.insert(serial.clone(), target);
+            } else {
+                wanted.push(serial.clone());
+            }
+        }
+        let devices = wait_for(&wanted, deadline).await?;
+        for (serial, filesystem) in new {
+            if mounted.contains_key(&serial) {
+                continue;
+            }
+            if let Some(target) = at_hand.remove(&serial) {
+                mounted.insert(
+                    serial,
+                    Mounted {
+                        target,
+                        device: None,
+                        users: 0,
+                    },
+                );
+                continue;
+            }
+            let Some(device) = devices.get(&serial).cloned() else {
+                continue;
+            };
+            let target = self.target(&serial, filesystem);
+            let (mounting, place) = (device.clone(), target.clone());
+            run_blocking(move || mount_device(&mounting, filesystem, place)).await?;
+            mounted.insert(
+                serial,
+                Mounted {
+                    target,
+                    device: Some(device),
+                    users: 0,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    fn target(&self, serial: &str, filesystem: Filesystem) -> PathBuf {
+        match filesystem {
+            Filesystem::Erofs => self.paths.layer(serial),
+            Filesystem::Ext4 { .. } => self.paths.disk(serial),
+        }
+    }
+
+    /// Mounts the scratch disk, at its own place.
+    ///
+    /// # Errors
+    /// When it does not come in time or is no ext4.
+    pub async fn mount_scratch(&self, serial: &str) -> Result<(), DiskError> {
+        device::check_serial(serial)?;
+        let mut mounted = self.mounted.lock().await;
+        if mounted.contains_key(serial) {
+            return Ok(());
+        }
+        let devices = wait_for(&[serial.to_owned()], DEFAULT_DEADLINE).await?;
+        let Some(device) = devices.get(serial).cloned() else {
+            return Ok(());
+        };
+        let target = self.paths.scratch();
+        let (mounting, place) = (device.clone(), target.clone());
+        run_blocking(move || mount_device(&mounting, Filesystem::Ext4 { read_only: false }, place))
+            .await?;
+        // A user that never goes: only the power-off unmounts it.
+        mounted.insert(
+            serial.to_owned(),
+            Mounted {
+                target,
+                device: Some(device),
+                users: 1,
+            },
+        );
+        Ok(())
+    }
+
+    /// Waits until raw disks are there.
+    ///
+    /// # Errors
+    /// When one does not come in time.
+    pub async fn wait(&self, serials: &[String], deadline: Duration) -> Result<(), DiskError> {
+        for serial in serials {
+            device::check_serial(serial)?;
+        }
+        wait_for(serials, deadline).await.map(drop)
+    }
+
+    /// Unmounts and unplugs. A disk that is not there is no error.
+    ///
+    /// # Errors
+    /// When one is in use, or the kernel refuses.
+    pub async fn remove(&self, serials: &[String]) -> Result<(), DiskError> {
+        let mut mounted = self.mounted.lock().await;
+        for serial in serials {
+            device::check_serial(serial)?;
+            let device = match mounted.get(serial) {
+                Some(Mounted { users, .. }) if *users > 0 => {
+                    return Err(DiskError::InUse {
+                        serial: serial.clone(),
+                        users: *users,
+                    });
+                }
+                Some(Mounted { target, device, .. }) => {
+                    let device = device.clone();
+                    if device.is_some() {
+                        let (place, name) = (target.clone(), serial.clone());
+                        run_blocking(move || unmount(&name, &place)).await?;
+                    }
+                    device
+                }
+                None => None,
+            };
+            mounted.remove(serial);
+            let name = serial.clone();
+            run_blocking(move || {
+                let device = match device {
+                    Some(device) => Some(device),
+                    None => device::find(std::slice::from_ref(&name))?.remove(&name),
+                };
+                device.map_or(Ok(()), |device| device.unplug(&name))
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Like [`remove`](Self::remove) for those that nobody uses; the others stay.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_unused(&self, serials: &[String]) -> Result<(), DiskError> {
+        let unused: Vec<_> = {
+            let mounted = self.mounted.lock().await;
+            serials
+                .iter()
+                .filter(|serial| mounted.get(*serial).is_none_or(|disk| disk.users == 0))
+                .cloned()
+                .collect()
+        };
+        self.remove(&unused).await
+    }
+}
+
+fn is_filled_directory(path: &std::path::Path) -> bool {
+    std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
+) -> Result<T, DiskError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| DiskError::Cancelled)?
+}
+
+/// The devices of serials: those that are there, then those a rescan finds, then those that come.
+async fn wait_for(
+    serials: &[String],
+    deadline: Duration,
+) -> Result<HashMap<String, BlockDevice>, DiskError> {
+    if serials.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let end = Instant::now() + deadline;
+    // Subscribed before the first look, so that nothing can come in between unseen.
+    let events = Uevents::open().map_err(|error| DiskError::Scan {
+        what: "uevents",
+        error,
+    })?;
+    let wanted = serials.to_vec();
+    let look = |rescan: bool| {
+        let wanted = wanted.clone();
+        run_blocking(move || {
+            if rescan {
+                device::rescan()?;
+            }
+            device::find(&wanted)
+        })
+    };
+    let mut found = look(false).await?;
+    if found.len() < wanted.len() {
+        found = look(true).await?;
+    }
+    while wanted.iter().any(|serial| !found.contains_key(serial)) {
+        match timeout_at(end, events.block_device_added()).await {
+            Ok(result) => result.map_err(|error| DiskError::Scan {
+                what: "uevents",
+                error,
+            })?,
+            Err(_) => {
+                let missing = wanted
+                    .iter()
+                    .filter(|serial| !found.contains_key(*serial))
+                    .cloned()
+                    .collect();
+                return Err(DiskError::Missing {
+                    missing,
+                    waited: deadline,
+                });
+            }
+        }
+        found = look(false).await?;
+    }
+    Ok(found)
+}
+
+fn mount_device(
+    device: &BlockDevice,
+    filesystem: Filesystem,
+    target: PathBuf,
+) -> Result<(), DiskError> {
+    let (kind, flags) = match filesystem {
+        Filesystem::Erofs => ("erofs", MountFlags::RDONLY | MountFlags::NOATIME),
+        Filesystem::Ext4 { read_only: true } => ("ext4", MountFlags::RDONLY | MountFlags::NOATIME),
+        Filesystem::Ext4 { read_only: false } => ("ext4", MountFlags::NOATIME),
+    };
+    let result = std::fs::create_dir_all(&target).and_then(|()| {
+        rustix::mount::mount(device.node(), &target, kind, flags, None).map_err(io::Error::from)
+    });
+    result.map_err(|error| DiskError::Mount {
+        serial: device.serial().to_owned(),
+        device: device.node().display().to_string(),
+        filesystem: kind,
+        target,
+        error,
+    })
+}
+
+fn unmount(serial: &str, target: &std::path::Path) -> Result<(), DiskError> {
+    let failed = |error: io::Error| DiskError::Release {
+        serial: serial.to_owned(),
+        what: "unmounting",
+        error,
+    };
+    match rustix::mount::unmount(target, UnmountFlags::empty()) {
+        // EINVAL: not mounted.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+        Err(error) => return Err(failed(error.into())),
+    }
+    match std::fs::remove_dir(target) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,118 @@
+//! What only PID 1 of a guest does: make the root, mount the kernel's file systems, delegate the
+//! cgroup controllers, set limits, and at the end switch the machine off. On a host (later, for
+//! host-namespace pods) nothing here runs but [`steps`].
+
+pub mod entropy;
+pub mod mounts;
+pub mod power;
+pub mod steps;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
+
+use crate::paths::CGROUP_PARENT;
+
+/// Why the guest could not be brought up.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// A mount failed.
+    #[error("mounting {what} at {} failed: {error}; is it in the guest kernel's configuration?", target.display())]
+    Mount {
+        /// The file system.
+        what: &'static str,
+        /// Where.
+        target: PathBuf,
+        /// The kernel's answer.
+        error: Errno,
+    },
+    /// A directory or file of the guest's own tree failed.
+    #[error("making {} failed: {error}", path.display())]
+    Make {
+        /// Which.
+        path: PathBuf,
+        /// The cause.
+        error: std::io::Error,
+    },
+    /// The root could not be replaced.
+    #[error("moving the guest's root file system failed: {0}")]
+    Root(Errno),
+    /// cgroup controllers could not be delegated.
+    #[error("enabling cgroup controllers at {} failed: {error}", path.display())]
+    Cgroup {
+        /// Where.
+        path: PathBuf,
+        /// The cause.
+        error: std::io::Error,
+    },
+}
+
+/// Brings the guest up, before the agent has threads.
+///
+/// # Errors
+/// The first step that fails; a guest without it would fail later and less clearly.
+pub fn bring_up() -> Result<(), InitError> {
+    mounts::replace_root()?;
+    steps::done("root");
+    mounts::mount_all()?;
+    steps::done("mounts");
+    delegate_controllers(Path::new("/sys/fs/cgroup"))?;
+    steps::done("cgroups");
+    raise_limits();
+    // SIGINT instead of a reboot behind our back.
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
+    steps::done("limits");
+    Ok(())
+}
+
+/// Enables every controller for the containers' cgroups.
+///
+/// # Errors
+/// When the hierarchy is not writable.
+pub fn delegate_controllers(root: &Path) -> Result<(), InitError> {
+    let error = |path: &Path| {
+        let path = path.to_owned();
+        move |error| InitError::Cgroup { path, error }
+    };
+    let list = root.join("cgroup.controllers");
+    let controllers = fs::read_to_string(&list).map_err(error(&list))?;
+    let enable: Vec<_> = controllers
+        .split_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect();
+    let enable = enable.join(" ");
+    let parent = root.join(CGROUP_PARENT);
+    match fs::create_dir(&parent) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(error(&parent)(cause));
+        }
+        _ => {}
+    }
+    for directory in [root, &parent] {
+        let control = directory.join("cgroup.subtree_control");
+        fs::write(&control, &enable).map_err(error(&control))?;
+    }
+    Ok(())
+}
+
+/// The limits containers start from, unless their spec says otherwise: the kernel gives PID 1 1024
+/// descriptors, which is too few for many images' services.
+fn raise_limits() {
+    const FILES: u64 = 1 << 20;
+    let _ = fs::write("/proc/sys/fs/nr_open", FILES.to_string());
+    let set = |resource, limit: Option<u64>| {
+        // Not fatal: a container that needs more says so in its spec, and fails there.
+        let _ = rustix::process::setrlimit(
+            resource,
+            Rlimit {
+                current: limit,
+                maximum: limit,
+            },
+        );
+    };
+    set(Resource::Nofile, Some(FILES));
+    set(Resource::Nproc, None);
+    set(Resource::Core, None);
+}

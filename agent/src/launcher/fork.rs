@@ -1,0 +1,69 @@
+//! fork and what belongs to it, for the single-threaded launcher only.
+
+use rustix::process::Pid;
+
+/// Which side of a fork.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fork {
+    /// The one that called, with the child's number.
+    Parent(Pid),
+    /// The new one.
+    Child,
+}
+
+/// Forks.
+///
+/// # Errors
+/// EAGAIN at the limit of processes (`pids.max` of a container's cgroup counts), ENOMEM.
+///
+/// # Safety
+/// The process must have one thread only: in the child of a process with more, locks held by
+/// others (malloc's among them) stay locked for ever.
+pub unsafe fn fork() -> rustix::io::Result<Fork> {
+    // SAFETY: the caller has one thread, so the child may do whatever its parent could.
+    match unsafe { libc::fork() } {
+        -1 => Err(
+            rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
+                .unwrap_or(rustix::io::Errno::AGAIN),
+        ),
+        0 => Ok(Fork::Child),
+        pid => Pid::from_raw(pid)
+            .map(Fork::Parent)
+            .ok_or(rustix::io::Errno::AGAIN),
+    }
+}
+
+/// Whether dead children become zombies (the default) or vanish by themselves.
+pub fn reap_children_automatically(automatically: bool) {
+    let disposition = if automatically {
+        libc::SIG_IGN
+    } else {
+        libc::SIG_DFL
+    };
+    // SAFETY: neither disposition runs code.
+    unsafe {
+        libc::signal(libc::SIGCHLD, disposition);
+    }
+}
+
+/// Gives every signal its default disposition and unblocks all: a payload must not inherit what
+/// the agent ignores.
+pub fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: the default disposition runs no code; numbers that cannot be set answer EINVAL.
+        unsafe {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+    // SAFETY: an all-zero sigset_t is the empty set on Linux, and the pointers are valid.
+    unsafe {
+        let empty = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut());
+    }
+}
+
+/// Ends this process at once, running no destructors and no exit handlers of its parent's.
+pub fn exit(code: i32) -> ! {
+    // SAFETY: _exit is always allowed.
+    unsafe { libc::_exit(code) }
+}

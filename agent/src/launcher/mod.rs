@@ -1,0 +1,173 @@
+//! The launcher: a single-threaded process, forked before the agent has threads, that makes every
+//! container process. libcontainer and exec fork and change namespaces, which a process with
+//! threads must not do. It forks one worker per request, so that none waits for another; the
+//! worker's children become the agent's when it ends.
+//!
+//! [`Launcher`] is the agent's side; [`server`] and below run in the launcher.
+
+pub mod create;
+pub mod exec;
+pub mod fork;
+pub mod message;
+pub mod payload;
+pub mod server;
+pub mod terminal;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::MemfdFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use self::message::{Answer, ChildStdio, Failure, MAX_ANSWER, Request};
+use crate::process::exit::ExitStatus;
+use crate::process::reaper::Reaper;
+use crate::watched;
+
+/// How long a launch may take: it does no network and reads a few files, but the guest may be
+/// short of processor time.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why there is no process.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The launcher said why.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// It did not answer in time.
+    #[error("the launcher did not start {what} within {} s: the guest is overloaded or out of memory", DEADLINE.as_secs())]
+    Deadline {
+        /// What was to be started.
+        what: &'static str,
+    },
+    /// It could not be asked.
+    #[error(
+        "asking the launcher to start {what} failed: {error}; if the launcher is dead, only a new pod helps"
+    )]
+    Io {
+        /// What was to be started.
+        what: &'static str,
+        /// The cause.
+        error: io::Error,
+    },
+}
+
+/// A process the launcher started.
+#[derive(Debug)]
+pub struct Launched {
+    /// Its number in the guest's root PID namespace.
+    pub pid: i32,
+    /// Its end.
+    pub end: oneshot::Receiver<ExitStatus>,
+    /// For a created container: tells whether the payload could be executed.
+    pub status: Option<OwnedFd>,
+    /// The terminal's master.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// The agent's side of the launcher.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    socket: Arc<OwnedFd>,
+    reaper: Reaper,
+}
+
+impl Launcher {
+    /// Takes the agent's end of the socket that [`server::spawn`] made.
+    pub fn new(socket: OwnedFd, reaper: Reaper) -> Self {
+        Self {
+            socket: Arc::new(socket),
+            reaper,
+        }
+    }
+
+    /// Has a process started. `stdio` is given for one without a terminal.
+    ///
+    /// # Errors
+    /// See [`LaunchError`]; nothing is left running after an error.
+    pub async fn launch(
+        &self,
+        request: Request,
+        stdio: Option<ChildStdio>,
+    ) -> Result<Launched, LaunchError> {
+        let (what, created, tty) = match &request {
+            Request::Create(create) => ("a container", true, create.tty),
+            Request::Exec(exec) => ("a process in a container", false, exec.tty),
+            Request::PidHolder => ("the holder of the pod's PID namespace", false, false),
+        };
+        let io = |error: io::Error| LaunchError::Io { what, error };
+        let errno = |error: rustix::io::Errno| LaunchError::Io {
+            what,
+            error: error.into(),
+        };
+        // Until the end is asked for, the reaper keeps what it does not know.
+        let _guard = self.reaper.launching();
+
+        let payload = rustix::fs::memfd_create(c"request", MemfdFlags::CLOEXEC).map_err(errno)?;
+        let bytes = serde_json::to_vec(&request).map_err(|error| io(error.into()))?;
+        let mut payload = File::from(payload);
+        payload.write_all(&bytes).map_err(io)?;
+        let (answer, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(errno)?;
+        let mut fds = vec![payload.as_fd(), theirs.as_fd()];
+        if let Some(stdio) = &stdio {
+            fds.extend([
+                stdio.stdin.as_fd(),
+                stdio.stdout.as_fd(),
+                stdio.stderr.as_fd(),
+            ]);
+        }
+        // A packet of one byte: the launcher reads them at once, so this does not block.
+        message::send(&*self.socket, b"r", &fds).map_err(io)?;
+        drop((theirs, stdio, payload));
+
+        let answer = watched::readable(answer).map_err(io)?;
+        let mut buffer = vec![0; MAX_ANSWER];
+        // Dropping the socket at the deadline makes a late worker kill what it started.
+        let received = timeout(DEADLINE, async {
+            loop {
+                let mut ready = answer.readable().await?;
+                match ready.try_io(|fd| message::receive(fd.get_ref(), &mut buffer)) {
+                    Ok(received) => return received,
+                    Err(_would_block) => {}
+                }
+            }
+        });
+        let (length, fds) = received
+            .await
+            .map_err(|_| LaunchError::Deadline { what })?
+            .map_err(io)?;
+        if length == 0 {
+            return Err(io(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the worker died before it answered",
+            )));
+        }
+        let answer = serde_json::from_slice(buffer.get(..length).unwrap_or_default())
+            .map_err(|error| io(error.into()))?;
+        let pid = match answer {
+            Answer::Failed(failure) => return Err(failure.into()),
+            Answer::Started { pid } => pid,
+        };
+        let mut fds = fds.into_iter();
+        let status = if created { fds.next() } else { None };
+        let terminal = if tty { fds.next() } else { None };
+        // Telling the worker that its answer arrived ends it, and makes its children ours.
+        Ok(Launched {
+            pid,
+            end: self.reaper.watch(pid),
+            status,
+            terminal,
+        })
+    }
+}

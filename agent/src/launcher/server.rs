@@ -1,0 +1,164 @@
+//! The launcher's own side: its loop, and one worker per request.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal};
+
+use super::fork::{self, Fork};
+use super::message::{self, Answer, ChildStdio, Failure, FailureKind, Request};
+use super::{create, exec};
+
+/// What a worker has to show: the process, and descriptors for the agent.
+pub type Started = (Pid, Vec<OwnedFd>);
+
+/// Forks the launcher and gives the agent's end of the socket to it. It ends when that end closes,
+/// and is killed if the agent dies first.
+///
+/// # Errors
+/// The kernel's answer.
+///
+/// # Safety
+/// The calling process must have one thread only, see [`fork::fork`].
+pub unsafe fn spawn() -> Result<OwnedFd, Errno> {
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: passed on to the caller.
+    match unsafe { fork::fork()? } {
+        Fork::Parent(_) => Ok(ours),
+        Fork::Child => {
+            drop(ours);
+            serve(theirs);
+            fork::exit(0)
+        }
+    }
+}
+
+fn serve(socket: OwnedFd) {
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    let _ = rustix::thread::set_name(c"bulkhead-launch");
+    // Without the launcher the pod can start nothing any more: spare it. Workers undo this.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    fork::reap_children_automatically(true);
+    let mut byte = [0; 1];
+    loop {
+        let fds = match message::receive(&socket, &mut byte) {
+            Ok((0, _)) => return,
+            Ok((_, fds)) => fds,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
+        // SAFETY: this process was forked from one with one thread, and has made none.
+        match unsafe { fork::fork() } {
+            Ok(Fork::Parent(_)) => {}
+            Ok(Fork::Child) => {
+                fork::reap_children_automatically(false);
+                let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+                work(fds);
+                fork::exit(0)
+            }
+            Err(error) => {
+                let failure = Failure::new(
+                    FailureKind::Internal,
+                    format!(
+                        "forking in the launcher failed: {error}; the guest is out of memory or processes"
+                    ),
+                );
+                if let Some(answer) = fds.get(1) {
+                    let bytes = message::encode_answer(&Answer::Failed(failure));
+                    let _ = message::send(answer, &bytes, &[]);
+                }
+            }
+        }
+    }
+}
+
+/// One request, in a process of its own.
+fn work(fds: Vec<OwnedFd>) {
+    let mut fds = fds.into_iter();
+    let (Some(payload), Some(answer)) = (fds.next(), fds.next()) else {
+        return;
+    };
+    let stdio = match (fds.next(), fds.next(), fds.next()) {
+        (Some(stdin), Some(stdout), Some(stderr)) => Some(ChildStdio {
+            stdin,
+            stdout,
+            stderr,
+        }),
+        _ => None,
+    };
+    let (answered, fds) = match carry_out(payload, stdio) {
+        Ok((pid, fds)) => (
+            Answer::Started {
+                pid: pid.as_raw_nonzero().get(),
+            },
+            fds,
+        ),
+        Err(failure) => (Answer::Failed(failure), Vec::new()),
+    };
+    let borrowed = fds.iter().map(AsFd::as_fd).collect::<Vec<_>>();
+    let sent = message::send(&answer, &message::encode_answer(&answered), &borrowed);
+    if let (Err(_), Answer::Started { pid }) = (sent, answered) {
+        // The agent gave up waiting: what it does not know must not run.
+        if let Some(pid) = Pid::from_raw(pid) {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+fn carry_out(payload: OwnedFd, stdio: Option<ChildStdio>) -> Result<Started, Failure> {
+    let internal = |text: String| Failure::new(FailureKind::Internal, text);
+    let mut bytes = Vec::new();
+    let mut file = File::from(payload);
+    file.rewind()
+        .and_then(|()| file.read_to_end(&mut bytes))
+        .map_err(|error| internal(format!("reading the agent's request failed: {error}")))?;
+    let request = serde_json::from_slice(&bytes)
+        .map_err(|error| internal(format!("the agent's request is malformed: {error}")))?;
+    match request {
+        Request::Create(request) => create::run(&request, stdio),
+        Request::Exec(request) => exec::run(&request, stdio),
+        Request::PidHolder => hold_pid_namespace(),
+    }
+}
+
+/// The first process of a PID namespace: it reaps, and its life keeps the namespace.
+fn hold_pid_namespace() -> Result<Started, Failure> {
+    let failed = |what: &str, error: Errno| {
+        Failure::new(
+            FailureKind::Internal,
+            format!("{what} for the pod's PID namespace failed: {error}"),
+        )
+    };
+    // SAFETY: a new PID namespace for future children changes nothing in this process.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }
+        .map_err(|error| failed("unshare", error))?;
+    // SAFETY: a worker has one thread.
+    match unsafe { fork::fork() }.map_err(|error| failed("fork", error))? {
+        Fork::Parent(pid) => Ok((pid, Vec::new())),
+        Fork::Child => {
+            let _ = rustix::thread::set_name(c"bulkhead-pod");
+            let _ = rustix::process::setsid();
+            let _ = std::fs::write("/proc/self/oom_score_adj", "-998");
+            fork::reset_signals();
+            fork::reap_children_automatically(true);
+            // SAFETY: this process never uses a descriptor again.
+            unsafe {
+                libc::close_range(0, u32::MAX, 0);
+            }
+            loop {
+                // SAFETY: waits for a signal; none has a handler.
+                unsafe {
+                    libc::pause();
+                }
+            }
+        }
+    }
+}

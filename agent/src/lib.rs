@@ -1,0 +1,28 @@
+//! The agent: PID 1 of a pod's guest. It brings the guest up, tells the daemon that it is ready,
+//! and then builds, runs and watches the pod's containers on the daemon's word.
+//!
+//! | module | what lives there |
+//! | --- | --- |
+//! | [`init`] | what only PID 1 does: mounts, cgroup controllers, limits, power-off |
+//! | [`launcher`] | the single-threaded process that forks containers and execs |
+//! | [`container`] | a container's life: root file system, cgroup, spec, records |
+//! | [`process`] | standard streams, exit statuses, reaping |
+//! | [`net`], [`disk`], [`user`], [`stats`] | devices and data of the guest |
+//! | [`rpc`] | the service, and the only place that knows gRPC codes |
+//!
+//! The agent knows no host: disks are named by serial, interfaces by MAC address.
+
+pub mod clock;
+pub mod console;
+pub mod container;
+pub mod disk;
+pub mod init;
+pub mod launcher;
+pub mod net;
+pub mod paths;
+pub mod process;
+pub mod rpc;
+pub mod serve;
+pub mod stats;
+pub mod user;
+pub mod watched;

@@ -1,0 +1,179 @@
+//! The pod's hostname, hosts and resolv.conf files, which every container binds. Written in place:
+//! a bind mount follows the file, not its name.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::Path;
+
+use bulkhead_proto::agent::Dns;
+
+use super::NetError;
+
+fn write(path: &Path, text: &str) -> Result<(), NetError> {
+    let attempt = || -> std::io::Result<()> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        // Truncates and writes the same file.
+        File::create(path)?.write_all(text.as_bytes())
+    };
+    attempt().map_err(|error| NetError::File {
+        path: path.to_owned(),
+        error,
+    })
+}
+
+/// Refuses what would become a second line of the file.
+fn one_line<'a>(field: &'static str, text: &'a str) -> Result<&'a str, NetError> {
+    if text.chars().any(char::is_control) {
+        return Err(NetError::Invalid {
+            field,
+            value: text.to_owned(),
+            expected: "one line without control characters",
+        });
+    }
+    Ok(text)
+}
+
+/// The text of resolv.conf.
+///
+/// # Errors
+/// For entries with line breaks.
+pub fn resolv_conf(dns: &Dns) -> Result<String, NetError> {
+    let mut text = String::new();
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {}\n", one_line("DNS server", server)?));
+    }
+    for (word, list) in [("search", &dns.searches), ("options", &dns.options)] {
+        if !list.is_empty() {
+            let list = list
+                .iter()
+                .map(|item| one_line("DNS", item))
+                .collect::<Result<Vec<_>, _>>()?;
+            text.push_str(&format!("{word} {}\n", list.join(" ")));
+        }
+    }
+    Ok(text)
+}
+
+/// The text of hosts: localhost, the pod under each of its addresses, and further lines.
+///
+/// # Errors
+/// For entries with line breaks.
+pub fn hosts(hostname: &str, addresses: &[IpAddr], extra: &[String]) -> Result<String, NetError> {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+         fe00::0\tip6-localnet\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
+    if !hostname.is_empty() {
+        let hostname = one_line("hostname", hostname)?;
+        for address in addresses {
+            text.push_str(&format!("{address}\t{hostname}\n"));
+        }
+    }
+    for line in extra {
+        text.push_str(one_line("hosts entry", line)?);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// Writes resolv.conf.
+///
+/// # Errors
+/// For bad entries, or when the guest's memory is full.
+pub fn write_resolv_conf(directory: &Path, dns: &Dns) -> Result<(), NetError> {
+    write(&directory.join("resolv.conf"), &resolv_conf(dns)?)
+}
+
+/// Writes hosts.
+///
+/// # Errors
+/// For bad entries, or when the guest's memory is full.
+pub fn write_hosts(
+    directory: &Path,
+    hostname: &str,
+    addresses: &[IpAddr],
+    extra: &[String],
+) -> Result<(), NetError> {
+    write(
+        &directory.join("hosts"),
+        &hosts(hostname, addresses, extra)?,
+    )
+}
+
+/// Writes hostname.
+///
+/// # Errors
+/// For a bad name, or when the guest's memory is full.
+pub fn write_hostname(directory: &Path, hostname: &str) -> Result<(), NetError> {
+    write(
+        &directory.join("hostname"),
+        &format!("{}\n", one_line("hostname", hostname)?),
+    )
+}
+
+/// Writes the guest's machine id.
+///
+/// # Errors
+/// For anything but 32 hexadecimal digits.
+pub fn write_machine_id(path: &Path, id: &str) -> Result<(), NetError> {
+    let good = id.len() == 32
+        && id
+            .chars()
+            .all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c));
+    if !good {
+        return Err(NetError::Invalid {
+            field: "machine_id",
+            value: id.to_owned(),
+            expected: "32 lower-case hexadecimal digits",
+        });
+    }
+    write(path, &format!("{id}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_say_what_was_given_and_nothing_else() {
+        let dns = Dns {
+            servers: vec!["10.96.0.10".into()],
+            searches: vec!["default.svc".into(), "svc".into()],
+            options: vec!["ndots:5".into()],
+        };
+        assert_eq!(
+            resolv_conf(&dns).unwrap(),
+            "nameserver 10.96.0.10\nsearch default.svc svc\noptions ndots:5\n"
+        );
+        let bad = Dns {
+            servers: vec!["1.1.1.1\nnameserver 6.6.6.6".into()],
+            ..Dns::default()
+        };
+        assert!(resolv_conf(&bad).is_err());
+        let hosts = hosts("pod", &["10.0.0.5".parse().unwrap()], &[]).unwrap();
+        assert!(hosts.starts_with("127.0.0.1\tlocalhost\n"));
+        assert!(hosts.ends_with("10.0.0.5\tpod\n"));
+    }
+
+    #[test]
+    fn a_file_is_rewritten_in_place() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().unwrap();
+        let inode = || {
+            std::fs::metadata(directory.path().join("hostname"))
+                .unwrap()
+                .ino()
+        };
+        write_hostname(directory.path(), "a-long-name").unwrap();
+        let first = inode();
+        write_hostname(directory.path(), "b").unwrap();
+        assert_eq!(inode(), first);
+        assert_eq!(
+            std::fs::read_to_string(directory.path().join("hostname")).unwrap(),
+            "b\n"
+        );
+    }
+}

@@ -1,0 +1,57 @@
+//! The guest's network as the daemon gives it: addresses, routes and neighbours by netlink, name
+//! resolution by files, sysctls. [`model`] checks what is asked; [`apply`] makes it so.
+
+pub mod apply;
+pub mod files;
+pub mod model;
+pub mod sysctl;
+
+use std::path::PathBuf;
+
+/// Why the network could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// What is asked makes no sense.
+    #[error("{field} {value:?}: {expected}")]
+    Invalid {
+        /// Which field of the request.
+        field: &'static str,
+        /// What it said.
+        value: String,
+        /// What it may say.
+        expected: &'static str,
+    },
+    /// No device has that MAC address.
+    #[error("no network device has the MAC address {mac}; did the VMM get this interface?")]
+    NoDevice {
+        /// The address.
+        mac: String,
+    },
+    /// A route or neighbour names an interface that is not among the given ones.
+    #[error("interface {0:?} is not one of the network's interfaces")]
+    UnknownInterface(String),
+    /// The kernel refused.
+    #[error("{what} failed: {error}")]
+    Netlink {
+        /// What was attempted.
+        what: String,
+        /// The kernel's answer.
+        error: rtnetlink::Error,
+    },
+    /// The netlink socket could not be opened.
+    #[error("opening a netlink socket failed: {0}")]
+    Socket(std::io::Error),
+    /// A file could not be written.
+    #[error("writing {} failed: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A sysctl name that is none.
+    #[error(
+        "sysctl {0:?} is not a name of letters, digits, '_', '-', '.' and '/' without empty or '..' parts"
+    )]
+    BadSysctl(String),
+}

@@ -1,0 +1,259 @@
+//! Processes of containers as the agent sees them from outside: their standard streams, their
+//! ends, signals to them. How they are made is [`crate::launcher`]'s business.
+
+pub mod buffer;
+pub mod exit;
+pub mod pump;
+pub mod reaper;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::termios::Winsize;
+use tokio::task::JoinHandle;
+
+use self::buffer::StreamBuffer;
+use self::exit::ExitWatch;
+use self::pump::{Input, Kind};
+use crate::launcher::message::ChildStdio;
+use crate::watched;
+
+/// What can go wrong with a process that runs.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// A pipe for a standard stream could not be made or watched.
+    #[error(
+        "making the standard streams of a process failed: {0}; the guest is out of descriptors or memory"
+    )]
+    Streams(#[source] std::io::Error),
+    /// The signal number is none.
+    #[error("signal {0} is not a Linux signal (1 to 64)")]
+    BadSignal(u32),
+    /// The kernel refused the signal.
+    #[error("sending signal {signal} to process {pid} failed: {error}")]
+    Signal {
+        /// The process.
+        pid: i32,
+        /// The signal.
+        signal: i32,
+        /// The kernel's answer.
+        error: Errno,
+    },
+    /// Resizing what is no terminal.
+    #[error("process {0} has no terminal to resize: it was started without tty")]
+    NoTerminal(i32),
+    /// The kernel refused the size.
+    #[error("resizing the terminal of process {pid} failed: {error}")]
+    Resize {
+        /// The process.
+        pid: i32,
+        /// The kernel's answer.
+        error: Errno,
+    },
+}
+
+/// The agent's ends of a process's standard streams, before the pumps run.
+#[derive(Debug, Default)]
+pub struct Streams {
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+impl Streams {
+    /// Pipes for a process without a terminal: the agent's ends, and the process's.
+    ///
+    /// # Errors
+    /// When the guest is out of descriptors.
+    pub fn pipes(stdin: bool) -> Result<(Self, ChildStdio), ProcessError> {
+        let pipe = || {
+            rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+                .map_err(|errno| ProcessError::Streams(errno.into()))
+        };
+        let (stdout, child_stdout) = pipe()?;
+        let (stderr, child_stderr) = pipe()?;
+        let (child_stdin, stdin) = if stdin {
+            let (read, write) = pipe()?;
+            (read, Some(write))
+        } else {
+            let null = std::fs::File::open("/dev/null").map_err(ProcessError::Streams)?;
+            (null.into(), None)
+        };
+        let ours = Self {
+            stdin,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+        };
+        let child = ChildStdio {
+            stdin: child_stdin,
+            stdout: child_stdout,
+            stderr: child_stderr,
+        };
+        Ok((ours, child))
+    }
+}
+
+/// A running (or ended) process with its streams.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    pidfd: Option<OwnedFd>,
+    /// Standard output; with a terminal, everything.
+    pub stdout: Arc<StreamBuffer>,
+    /// Standard error; with a terminal, finished from the start.
+    pub stderr: Arc<StreamBuffer>,
+    /// Standard input, `None` if there is none or it was closed. Writers take turns.
+    pub stdin: tokio::sync::Mutex<Option<Input>>,
+    terminal: Option<OwnedFd>,
+    /// Its end.
+    pub exit: ExitWatch,
+    pumps: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Process {
+    /// Starts the pumps of a process that runs. `terminal` is the master its launcher sent.
+    ///
+    /// # Errors
+    /// When a descriptor cannot be watched.
+    pub fn new(
+        pid: i32,
+        streams: Streams,
+        terminal: Option<OwnedFd>,
+        wants_stdin: bool,
+        exit: ExitWatch,
+    ) -> Result<Self, ProcessError> {
+        let stdout = Arc::new(StreamBuffer::default());
+        let stderr = Arc::new(StreamBuffer::default());
+        let mut pumps = Vec::new();
+        let mut start = |fd: Option<OwnedFd>, kind, buffer: &Arc<StreamBuffer>| {
+            let Some(fd) = fd else {
+                buffer.finish();
+                return Ok(());
+            };
+            let source = watched::readable(fd).map_err(ProcessError::Streams)?;
+            let (buffer, exit) = (Arc::clone(buffer), exit.clone());
+            pumps.push(tokio::spawn(async move {
+                pump::pump_output(source, kind, &buffer, exit).await;
+            }));
+            Ok(())
+        };
+        let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(ProcessError::Streams);
+        let stdin = match &terminal {
+            Some(master) => {
+                start(Some(duplicate(master)?), Kind::Terminal, &stdout)?;
+                start(None, Kind::Terminal, &stderr)?;
+                if wants_stdin {
+                    Some(duplicate(master)?)
+                } else {
+                    None
+                }
+            }
+            None => {
+                start(streams.stdout, Kind::Pipe, &stdout)?;
+                start(streams.stderr, Kind::Pipe, &stderr)?;
+                streams.stdin
+            }
+        };
+        let stdin = stdin
+            .map(Input::new)
+            .transpose()
+            .map_err(ProcessError::Streams)?;
+        // ESRCH: it is dead and reaped already; signals to it are then no-ops.
+        let pidfd = Pid::from_raw(pid)
+            .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+        Ok(Self {
+            pid,
+            pidfd,
+            stdout,
+            stderr,
+            stdin: tokio::sync::Mutex::new(stdin),
+            terminal,
+            exit,
+            pumps: Mutex::new(pumps),
+        })
+    }
+
+    /// Its number in the guest's root PID namespace.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Sends a signal. A process that is gone is no error.
+    ///
+    /// # Errors
+    /// For a number that is no signal, or when the kernel refuses.
+    pub fn signal(&self, number: u32) -> Result<(), ProcessError> {
+        let signal = parse_signal(number)?;
+        let Some(pidfd) = self.pidfd.as_ref().filter(|_| self.exit.get().is_none()) else {
+            return Ok(());
+        };
+        match rustix::process::pidfd_send_signal(pidfd.as_fd(), signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(ProcessError::Signal {
+                pid: self.pid,
+                signal: signal.as_raw(),
+                error,
+            }),
+        }
+    }
+
+    /// Sets the size of its terminal.
+    ///
+    /// # Errors
+    /// Without a terminal, or when the kernel refuses.
+    pub fn resize(&self, columns: u16, rows: u16) -> Result<(), ProcessError> {
+        let terminal = self
+            .terminal
+            .as_ref()
+            .ok_or(ProcessError::NoTerminal(self.pid))?;
+        let size = Winsize {
+            ws_col: columns,
+            ws_row: rows,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(terminal, size).map_err(|error| ProcessError::Resize {
+            pid: self.pid,
+            error,
+        })
+    }
+
+    /// Whether it has a terminal (whose input has no half-close).
+    pub fn has_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
+    /// Stops the pumps: what is not read by now is given up.
+    pub fn stop_pumps(&self) {
+        let pumps = std::mem::take(&mut *self.pumps.lock().unwrap_or_else(PoisonError::into_inner));
+        for pump in pumps {
+            pump.abort();
+        }
+        self.stdout.finish();
+        self.stderr.finish();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop_pumps();
+    }
+}
+
+/// The signal of a number from outside.
+///
+/// # Errors
+/// For a number that is no signal.
+pub fn parse_signal(number: u32) -> Result<Signal, ProcessError> {
+    let bad = ProcessError::BadSignal(number);
+    let raw = i32::try_from(number)
+        .ok()
+        .filter(|raw| (1..=64).contains(raw));
+    let raw = raw.ok_or(bad)?;
+    // SAFETY: the number is a signal by the check above; a real-time signal libc reserves for
+    // itself can be sent to a container's process, which may run another libc.
+    Ok(Signal::from_named_raw(raw).unwrap_or(unsafe { Signal::from_raw_unchecked(raw) }))
+}

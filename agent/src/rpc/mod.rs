@@ -1,0 +1,258 @@
+//! The agent's service: each call reads its request, has the module do it, and answers. This is
+//! the only place that knows gRPC codes ([`status`]).
+
+pub mod container;
+pub mod io;
+pub mod sandbox;
+pub mod stats;
+pub mod status;
+pub mod streams;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bulkhead_proto::agent::agent_server::Agent as Service;
+use bulkhead_proto::agent::*;
+use futures::Stream;
+use tokio::sync::Notify;
+use tonic::{Request, Response, Status, Streaming};
+
+use self::sandbox::Sandbox;
+use crate::container::Containers;
+use crate::stats::usage::Usage;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Everything the calls work on.
+#[derive(Debug, Clone)]
+pub struct Agent(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    containers: Arc<Containers>,
+    sandbox: tokio::sync::Mutex<Sandbox>,
+    usage: Usage,
+    // Told once PowerOff was answered.
+    power_off: Notify,
+}
+
+impl Agent {
+    /// An agent over these containers.
+    pub fn new(containers: Arc<Containers>) -> Self {
+        Self(Arc::new(State {
+            containers,
+            sandbox: tokio::sync::Mutex::default(),
+            usage: Usage::default(),
+            power_off: Notify::new(),
+        }))
+    }
+
+    /// Returns when a daemon has had the agent powered off.
+    pub async fn wait_power_off(&self) {
+        self.0.power_off.notified().await;
+    }
+
+    fn containers(&self) -> &Arc<Containers> {
+        &self.0.containers
+    }
+}
+
+#[tonic::async_trait]
+impl Service for Agent {
+    async fn hello(&self, _: Request<HelloRequest>) -> Answer<HelloResponse> {
+        Ok(Response::new(sandbox::hello()))
+    }
+
+    async fn setup_sandbox(
+        &self,
+        request: Request<SetupSandboxRequest>,
+    ) -> Answer<SetupSandboxResponse> {
+        self.setup(request.into_inner())
+            .await
+            .map_err(status::of_sandbox)?;
+        Ok(Response::new(SetupSandboxResponse {}))
+    }
+
+    async fn configure_network(
+        &self,
+        request: Request<ConfigureNetworkRequest>,
+    ) -> Answer<ConfigureNetworkResponse> {
+        let ConfigureNetworkRequest { network, dns } = request.into_inner();
+        self.configure(network, dns)
+            .await
+            .map_err(status::of_sandbox)?;
+        Ok(Response::new(ConfigureNetworkResponse {}))
+    }
+
+    async fn add_disks(&self, request: Request<AddDisksRequest>) -> Answer<AddDisksResponse> {
+        self.attach_disks(request.into_inner())
+            .await
+            .map_err(status::of_disk)?;
+        Ok(Response::new(AddDisksResponse {}))
+    }
+
+    async fn remove_disks(
+        &self,
+        request: Request<RemoveDisksRequest>,
+    ) -> Answer<RemoveDisksResponse> {
+        let serials = request.into_inner().serials;
+        self.containers()
+            .disks
+            .remove(&serials)
+            .await
+            .map_err(status::of_disk)?;
+        Ok(Response::new(RemoveDisksResponse {}))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Answer<CreateContainerResponse> {
+        let (pid, user) = self
+            .containers()
+            .create(request.into_inner())
+            .await
+            .map_err(status::of_container)?;
+        Ok(Response::new(CreateContainerResponse {
+            pid,
+            user: Some(user),
+        }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Answer<StartContainerResponse> {
+        let id = request.into_inner().container_id;
+        let started_at_unix_ns = self
+            .containers()
+            .start(&id)
+            .await
+            .map_err(status::of_container)?;
+        Ok(Response::new(StartContainerResponse { started_at_unix_ns }))
+    }
+
+    async fn signal_process(
+        &self,
+        request: Request<SignalProcessRequest>,
+    ) -> Answer<SignalProcessResponse> {
+        let SignalProcessRequest {
+            process,
+            signal,
+            all,
+        } = request.into_inner();
+        let ProcessRef {
+            container_id,
+            exec_id,
+        } = process.unwrap_or_default();
+        self.containers()
+            .signal(&container_id, &exec_id, signal, all)
+            .map_err(status::of_container)?;
+        Ok(Response::new(SignalProcessResponse {}))
+    }
+
+    async fn delete_container(
+        &self,
+        request: Request<DeleteContainerRequest>,
+    ) -> Answer<DeleteContainerResponse> {
+        let DeleteContainerRequest {
+            container_id,
+            release_disks,
+        } = request.into_inner();
+        self.containers()
+            .delete(&container_id, &release_disks)
+            .await
+            .map_err(status::of_container)?;
+        Ok(Response::new(DeleteContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        _: Request<ListContainersRequest>,
+    ) -> Answer<ListContainersResponse> {
+        let containers = self.containers().all();
+        let containers = containers.iter().map(|one| container::state(one)).collect();
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+
+    async fn update_container(
+        &self,
+        request: Request<UpdateContainerRequest>,
+    ) -> Answer<UpdateContainerResponse> {
+        let UpdateContainerRequest {
+            container_id,
+            resources,
+        } = request.into_inner();
+        container::update(self.containers(), &container_id, &resources)
+            .map_err(status::of_container)?;
+        Ok(Response::new(UpdateContainerResponse {}))
+    }
+
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let pid = self
+            .containers()
+            .run_exec(request.into_inner())
+            .await
+            .map_err(status::of_container)?;
+        Ok(Response::new(ExecResponse { pid }))
+    }
+
+    async fn delete_exec(&self, request: Request<DeleteExecRequest>) -> Answer<DeleteExecResponse> {
+        let DeleteExecRequest {
+            container_id,
+            exec_id,
+        } = request.into_inner();
+        self.containers()
+            .delete_exec(&container_id, &exec_id)
+            .map_err(status::of_container)?;
+        Ok(Response::new(DeleteExecResponse {}))
+    }
+
+    type OutputStream = Pin<Box<dyn Stream<Item = Result<OutputChunk, Status>> + Send>>;
+
+    async fn output(
+        &self,
+        request: Request<Streaming<OutputRequest>>,
+    ) -> Answer<Self::OutputStream> {
+        let stream = streams::output(self.containers(), request.into_inner()).await?;
+        Ok(Response::new(stream))
+    }
+
+    async fn input(&self, request: Request<Streaming<InputRequest>>) -> Answer<InputResponse> {
+        let written = streams::input(self.containers(), request.into_inner()).await?;
+        Ok(Response::new(InputResponse { written }))
+    }
+
+    async fn resize_terminal(
+        &self,
+        request: Request<ResizeTerminalRequest>,
+    ) -> Answer<ResizeTerminalResponse> {
+        io::resize(self.containers(), &request.into_inner()).map_err(status::of_container)?;
+        Ok(Response::new(ResizeTerminalResponse {}))
+    }
+
+    type EventsStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
+
+    async fn events(&self, request: Request<EventsRequest>) -> Answer<Self::EventsStream> {
+        let from = request.into_inner().from_sequence;
+        Ok(Response::new(streams::events(
+            Arc::clone(self.containers()),
+            from,
+        )))
+    }
+
+    async fn stats(&self, request: Request<StatsRequest>) -> Answer<StatsResponse> {
+        let ids = request.into_inner().container_ids;
+        stats::collect(self.containers(), &self.0.usage, &ids)
+            .await
+            .map(Response::new)
+            .map_err(status::of_container)
+    }
+
+    async fn power_off(&self, request: Request<PowerOffRequest>) -> Answer<PowerOffResponse> {
+        let grace = std::time::Duration::from_millis(request.into_inner().grace_ms.into());
+        self.containers().end_all(grace).await;
+        self.0.power_off.notify_one();
+        Ok(Response::new(PowerOffResponse {}))
+    }
+}

@@ -1,0 +1,311 @@
+//! Calls about the guest as a whole: who it is, its network, its disks.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bulkhead_proto::agent::{
+    AddDisksRequest, BootStep, Dns, HelloResponse, Network, SetupSandboxRequest,
+};
+use rustix::mount::MountFlags;
+
+use super::Agent;
+use crate::container::ContainerError;
+use crate::disk::{DEFAULT_DEADLINE, DiskError, Filesystem};
+use crate::net::{NetError, apply, files, model, sysctl};
+use crate::{clock, init};
+
+const DEFAULT_SHM_BYTES: u64 = 64 << 20;
+/// Linux's own limit (HOST_NAME_MAX).
+const MAX_HOSTNAME: usize = 64;
+
+/// What can go wrong with the guest as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Network, files, sysctls.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The scratch disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The shared PID namespace.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// A field that makes no sense.
+    #[error("{field}: {expected}")]
+    Invalid {
+        /// Which.
+        field: &'static str,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// The kernel refused.
+    #[error("{what} failed: {error}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// The kernel's answer.
+        error: rustix::io::Errno,
+    },
+    /// A file.
+    #[error("{what} {} failed: {error}", path.display())]
+    File {
+        /// What was attempted.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+/// What is remembered of the sandbox between calls.
+#[derive(Debug, Default)]
+pub struct Sandbox {
+    hostname: String,
+    extra_hosts: Vec<String>,
+}
+
+/// The answer to Hello.
+pub fn hello() -> HelloResponse {
+    let info = rustix::system::sysinfo();
+    let steps = init::steps::all()
+        .into_iter()
+        .map(|(name, ended_ns)| BootStep {
+            name: name.to_owned(),
+            ended_ns,
+        })
+        .collect();
+    let online = std::thread::available_parallelism().map_or(1, usize::from);
+    HelloResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel_release: rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned(),
+        // c_ulong and u64 are one here, and may not be elsewhere.
+        #[allow(clippy::useless_conversion)]
+        memory_bytes: u64::from(info.totalram).saturating_mul(info.mem_unit.into()),
+        online_cpus: online.try_into().unwrap_or(u32::MAX),
+        steps,
+    }
+}
+
+impl Agent {
+    /// Gives the guest its identity.
+    ///
+    /// # Errors
+    /// The first step that fails; the call can be repeated.
+    pub(super) async fn setup(&self, request: SetupSandboxRequest) -> Result<(), SandboxError> {
+        let mut sandbox = self.0.sandbox.lock().await;
+        // Validate before anything is changed.
+        if request.hostname.len() > MAX_HOSTNAME || request.hostname.contains(['\0', '\n', '/']) {
+            return Err(SandboxError::Invalid {
+                field: "hostname",
+                expected: "at most 64 bytes, one line",
+            });
+        }
+        let network = request
+            .network
+            .as_ref()
+            .map(model::Network::try_from)
+            .transpose()?;
+        for name in request.sysctls.keys() {
+            sysctl::path(name)?;
+        }
+        let system = |what| move |error| SandboxError::System { what, error };
+
+        // First the clock and the entropy: everything after may stamp times and draw numbers.
+        if request.clock_unix_ns > 0 {
+            clock::step_realtime(request.clock_unix_ns).map_err(system("stepping the clock"))?;
+        }
+        if !request.entropy.is_empty() {
+            init::entropy::add(&request.entropy).map_err(|error| SandboxError::File {
+                what: "adding entropy by",
+                path: "/dev/random".into(),
+                error,
+            })?;
+        }
+        if !request.hostname.is_empty() {
+            rustix::system::sethostname(request.hostname.as_bytes())
+                .map_err(system("setting the hostname"))?;
+        }
+        let directory = self.containers().paths.sandbox();
+        if !request.machine_id.is_empty() {
+            files::write_machine_id(Path::new("/etc/machine-id"), &request.machine_id)?;
+            files::write_machine_id(&directory.join("machine-id"), &request.machine_id)?;
+        }
+        online_cpus(request.online_cpus)?;
+        let shm = request.shm_bytes;
+        mount_shm(
+            &directory.join("shm"),
+            if shm == 0 { DEFAULT_SHM_BYTES } else { shm },
+        )?;
+        files::write_hostname(&directory, &request.hostname)?;
+        files::write_resolv_conf(&directory, &request.dns.unwrap_or_default())?;
+        sandbox.hostname = request.hostname;
+        sandbox.extra_hosts = request.extra_hosts;
+        write_hosts(&sandbox, &directory, network.as_ref())?;
+
+        // The rest does not depend on each other; waiting for the disk overlaps with the network.
+        let scratch = async {
+            if !request.scratch_disk.is_empty() {
+                self.containers()
+                    .disks
+                    .mount_scratch(&request.scratch_disk)
+                    .await?;
+            }
+            Ok::<_, SandboxError>(())
+        };
+        let net = async {
+            if let Some(network) = &network {
+                apply::apply(network).await?;
+            }
+            // After the devices have their names, which sysctls may contain.
+            sysctl::set_all(&request.sysctls)?;
+            Ok(())
+        };
+        let holder = async {
+            if request.shared_pid_namespace {
+                self.containers().pid_holder().await?;
+            }
+            Ok(())
+        };
+        futures::try_join!(scratch, net, holder).map(drop)
+    }
+
+    /// Sets the network to what is given.
+    ///
+    /// # Errors
+    /// The first step that fails; the call can be repeated.
+    pub(super) async fn configure(
+        &self,
+        network: Option<Network>,
+        dns: Option<Dns>,
+    ) -> Result<(), SandboxError> {
+        let sandbox = self.0.sandbox.lock().await;
+        let network = model::Network::try_from(&network.unwrap_or_default())?;
+        let directory = self.containers().paths.sandbox();
+        if let Some(dns) = dns {
+            files::write_resolv_conf(&directory, &dns)?;
+        }
+        write_hosts(&sandbox, &directory, Some(&network))?;
+        Ok(apply::apply(&network).await?)
+    }
+
+    /// Waits for disks and mounts them.
+    ///
+    /// # Errors
+    /// When one does not come in time or cannot be mounted.
+    pub(super) async fn attach_disks(&self, request: AddDisksRequest) -> Result<(), DiskError> {
+        let deadline = match request.timeout_ms {
+            0 => DEFAULT_DEADLINE,
+            milliseconds => Duration::from_millis(milliseconds.into()),
+        };
+        let (mut mounted, mut raw) = (Vec::new(), Vec::new());
+        for disk in request.disks {
+            match disk.filesystem.as_str() {
+                "" => raw.push(disk.serial),
+                "erofs" => mounted.push((disk.serial, Filesystem::Erofs)),
+                "ext4" => {
+                    mounted.push((
+                        disk.serial,
+                        Filesystem::Ext4 {
+                            read_only: disk.read_only,
+                        },
+                    ));
+                }
+                _ => {
+                    return Err(DiskError::BadFilesystem {
+                        serial: disk.serial,
+                        filesystem: disk.filesystem,
+                    });
+                }
+            }
+        }
+        let disks = &self.containers().disks;
+        disks.wait(&raw, deadline).await?;
+        disks.mount(&mounted, deadline).await
+    }
+}
+
+fn write_hosts(
+    sandbox: &Sandbox,
+    directory: &Path,
+    network: Option<&model::Network>,
+) -> Result<(), NetError> {
+    let addresses: Vec<IpAddr> = network
+        .iter()
+        .flat_map(|network| &network.interfaces)
+        .flat_map(|interface| &interface.addresses)
+        .map(|prefix| prefix.address)
+        .collect();
+    files::write_hosts(
+        directory,
+        &sandbox.hostname,
+        &addresses,
+        &sandbox.extra_hosts,
+    )
+}
+
+/// The pod's /dev/shm. A second call changes the size.
+fn mount_shm(path: &Path, bytes: u64) -> Result<(), SandboxError> {
+    std::fs::create_dir_all(path).map_err(|error| SandboxError::File {
+        what: "making",
+        path: path.to_owned(),
+        error,
+    })?;
+    let data = std::ffi::CString::new(format!("mode=1777,size={bytes}")).unwrap_or_default();
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let mounted = rustix::fs::statfs(path).is_ok_and(|here| {
+        path.parent()
+            .and_then(|parent| rustix::fs::stat(parent).ok())
+            .is_some_and(|above| {
+                rustix::fs::stat(path).is_ok_and(|stat| stat.st_dev != above.st_dev)
+            })
+            && here.f_type == TMPFS_MAGIC
+    });
+    let result = if mounted {
+        rustix::mount::mount_remount(path, flags, data.as_c_str())
+    } else {
+        rustix::mount::mount("shm", path, "tmpfs", flags, Some(data.as_c_str()))
+    };
+    result.map_err(|error| SandboxError::System {
+        what: "mounting the pod's /dev/shm",
+        error,
+    })
+}
+
+/// linux/magic.h
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+/// Brings processors beyond the first online: `extra` of them, or all for 0.
+fn online_cpus(extra: u32) -> Result<(), SandboxError> {
+    let directory = Path::new("/sys/devices/system/cpu");
+    let Ok(present) = std::fs::read_to_string(directory.join("present")) else {
+        return Ok(());
+    };
+    // "0" or "0-3": the VMM makes them without holes.
+    let last = present
+        .trim()
+        .rsplit('-')
+        .next()
+        .and_then(|last| last.parse::<u32>().ok());
+    let last = last.unwrap_or(0);
+    let wanted = if extra == 0 { last } else { extra.min(last) };
+    for cpu in 1..=wanted {
+        let path = directory.join(format!("cpu{cpu}/online"));
+        match std::fs::read_to_string(&path) {
+            // A processor that cannot go offline has no such file.
+            Err(_) => continue,
+            Ok(state) if state.trim() == "1" => continue,
+            Ok(_) => {}
+        }
+        std::fs::write(&path, "1").map_err(|error| SandboxError::File {
+            what: "bringing a processor online by",
+            path,
+            error,
+        })?;
+    }
+    Ok(())
+}

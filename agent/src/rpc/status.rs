@@ -1,0 +1,120 @@
+//! From the modules' errors to gRPC codes. The daemon decides by the code, people by the text.
+
+use tonic::{Code, Status};
+
+use super::sandbox::SandboxError;
+use crate::container::ContainerError;
+use crate::container::cgroup::CgroupError;
+use crate::container::spec::SpecError;
+use crate::disk::DiskError;
+use crate::launcher::LaunchError;
+use crate::launcher::message::{Failure, FailureKind};
+use crate::net::NetError;
+use crate::process::ProcessError;
+use crate::user::UserError;
+
+fn status(code: Code, error: &impl std::error::Error) -> Status {
+    Status::new(code, error.to_string())
+}
+
+/// Containers and processes.
+pub fn of_container(error: ContainerError) -> Status {
+    status(container_code(&error), &error)
+}
+
+/// Disks.
+pub fn of_disk(error: DiskError) -> Status {
+    status(disk_code(&error), &error)
+}
+
+/// The sandbox.
+pub fn of_sandbox(error: SandboxError) -> Status {
+    let code = match &error {
+        SandboxError::Net(error) => net_code(error),
+        SandboxError::Disk(error) => disk_code(error),
+        SandboxError::Container(error) => container_code(error),
+        SandboxError::Invalid { .. } => Code::InvalidArgument,
+        SandboxError::System { .. } | SandboxError::File { .. } => Code::Internal,
+    };
+    status(code, &error)
+}
+
+fn container_code(error: &ContainerError) -> Code {
+    match error {
+        ContainerError::BadId { .. } | ContainerError::User(_) if !is_file(error) => {
+            Code::InvalidArgument
+        }
+        ContainerError::NotFound(_) | ContainerError::ExecNotFound { .. } => Code::NotFound,
+        ContainerError::Exists(_) | ContainerError::ExecExists { .. } => Code::AlreadyExists,
+        ContainerError::WrongState { .. } => Code::FailedPrecondition,
+        ContainerError::Unsupported(_) => Code::Unimplemented,
+        ContainerError::Spec(SpecError::Json(_) | SpecError::Invalid(_)) => Code::InvalidArgument,
+        ContainerError::Disk(error) => disk_code(error),
+        ContainerError::Cgroup(error) => cgroup_code(error),
+        ContainerError::Devices(error) => match error {
+            crate::container::device_filter::DeviceFilterError::Bpf { .. } => Code::Internal,
+            _ => Code::InvalidArgument,
+        },
+        ContainerError::Launch(LaunchError::Failed(failure)) | ContainerError::Payload(failure) => {
+            failure_code(failure)
+        }
+        ContainerError::Launch(LaunchError::Deadline { .. }) | ContainerError::Deadline { .. } => {
+            Code::DeadlineExceeded
+        }
+        ContainerError::Process(error) => match error {
+            ProcessError::BadSignal(_) => Code::InvalidArgument,
+            ProcessError::NoTerminal(_) => Code::FailedPrecondition,
+            ProcessError::Streams(_) => Code::ResourceExhausted,
+            ProcessError::Signal { .. } | ProcessError::Resize { .. } => Code::Internal,
+        },
+        _ => Code::Internal,
+    }
+}
+
+/// A user that cannot be resolved is the request's fault, unless the agent could not look.
+fn is_file(error: &ContainerError) -> bool {
+    matches!(
+        error,
+        ContainerError::User(UserError::Root { .. } | UserError::Directory { .. })
+    )
+}
+
+fn failure_code(failure: &Failure) -> Code {
+    match failure.kind {
+        FailureKind::CommandNotFound => Code::NotFound,
+        FailureKind::NotExecutable => Code::PermissionDenied,
+        FailureKind::InvalidSpec => Code::InvalidArgument,
+        FailureKind::NotRunning => Code::FailedPrecondition,
+        FailureKind::Internal => Code::Internal,
+    }
+}
+
+fn cgroup_code(error: &CgroupError) -> Code {
+    match error {
+        CgroupError::Limit { .. } | CgroupError::BadName(_) => Code::InvalidArgument,
+        CgroupError::StillPopulated { .. } => Code::DeadlineExceeded,
+        CgroupError::Make { .. } | CgroupError::End { .. } => Code::Internal,
+    }
+}
+
+fn disk_code(error: &DiskError) -> Code {
+    match error {
+        DiskError::BadSerial(_) | DiskError::BadFilesystem { .. } => Code::InvalidArgument,
+        DiskError::Missing { .. } => Code::DeadlineExceeded,
+        DiskError::InUse { .. } => Code::FailedPrecondition,
+        DiskError::Cancelled => Code::Unavailable,
+        DiskError::Scan { .. } | DiskError::Mount { .. } | DiskError::Release { .. } => {
+            Code::Internal
+        }
+    }
+}
+
+fn net_code(error: &NetError) -> Code {
+    match error {
+        NetError::Invalid { .. } | NetError::UnknownInterface(_) | NetError::BadSysctl(_) => {
+            Code::InvalidArgument
+        }
+        NetError::NoDevice { .. } => Code::NotFound,
+        NetError::Netlink { .. } | NetError::Socket(_) | NetError::File { .. } => Code::Internal,
+    }
+}

@@ -1,0 +1,134 @@
+//! Serving the agent's service on vsock or a Unix socket, and telling the host that it is ready.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bulkhead_proto::agent::agent_server::AgentServer;
+use bulkhead_proto::agent::{READY_PORT, Ready};
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+
+use crate::rpc::Agent;
+
+/// The largest message the service takes: an OCI spec with a large environment.
+const MAX_MESSAGE: usize = 16 << 20;
+/// Large windows: one stream of output must not wait for a round trip per 64 KiB.
+const WINDOW: u32 = 1 << 20;
+
+/// Why the service is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// vsock.
+    #[error(
+        "listening on vsock port {port} failed: {error}; the guest needs a virtio-vsock device"
+    )]
+    Vsock {
+        /// Which port.
+        port: u32,
+        /// Why.
+        error: io::Error,
+    },
+    /// Unix.
+    #[error("listening on {} failed: {error}", path.display())]
+    Unix {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Ready.
+    #[error("telling the host on vsock port {READY_PORT} that the agent is ready failed: {0}")]
+    Ready(io::Error),
+}
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Listener {
+    /// From the host of a guest.
+    Vsock(VsockListener),
+    /// From this machine.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Listens on a vsock port.
+    ///
+    /// # Errors
+    /// Without a vsock device.
+    pub fn vsock(port: u32) -> Result<Self, ServeError> {
+        VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
+            .map(Self::Vsock)
+            .map_err(|error| ServeError::Vsock { port, error })
+    }
+
+    /// Listens on a Unix socket, in place of one that is left over.
+    ///
+    /// # Errors
+    /// When the path cannot be bound.
+    pub fn unix(path: &Path) -> Result<Self, ServeError> {
+        let _ = std::fs::remove_file(path);
+        UnixListener::bind(path)
+            .map(Self::Unix)
+            .map_err(|error| ServeError::Unix {
+                path: path.to_owned(),
+                error,
+            })
+    }
+
+    /// Serves for ever. A connection that breaks concerns itself alone.
+    pub async fn serve(self, agent: Agent) {
+        loop {
+            match &self {
+                Self::Vsock(listener) => match listener.accept().await {
+                    Ok((stream, _)) => spawn_connection(stream, &agent),
+                    Err(error) => pause(&error).await,
+                },
+                Self::Unix(listener) => match listener.accept().await {
+                    Ok((stream, _)) => spawn_connection(stream, &agent),
+                    Err(error) => pause(&error).await,
+                },
+            }
+        }
+    }
+}
+
+/// After a failed accept (out of descriptors): lets the other tasks run, which may free some.
+async fn pause(error: &io::Error) {
+    tracing::warn!(%error, "a connection could not be accepted");
+    tokio::task::yield_now().await;
+}
+
+fn spawn_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, agent: &Agent) {
+    let service = AgentServer::new(agent.clone())
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    tokio::spawn(async move {
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(4 * WINDOW)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection ended");
+        }
+    });
+}
+
+/// Dials the host and says that the agent serves.
+///
+/// # Errors
+/// When the host does not listen.
+pub async fn tell_ready(ready: &Ready) -> Result<(), ServeError> {
+    let attempt = async {
+        let mut stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, READY_PORT)).await?;
+        stream
+            .write_all(&ready.encode_length_delimited_to_vec())
+            .await?;
+        AsyncWriteExt::shutdown(&mut stream).await
+    };
+    attempt.await.map_err(ServeError::Ready)
+}

@@ -1,0 +1,95 @@
+//! The kernel's text formats. Pure.
+
+use bulkhead_proto::agent::{InterfaceStats, Psi, PsiLine};
+
+/// The number after a key at the start of a line.
+pub fn value(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        if words.next()? == key {
+            words.next()?.parse().ok()
+        } else {
+            None
+        }
+    })
+}
+
+/// A pressure file: `some avg10=0.00 avg60=0.00 avg300=0.00 total=0` and `full …`.
+pub fn psi(text: &str) -> Option<Psi> {
+    let line = |kind: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(kind))?;
+        let field = |name: &str| {
+            line.split_ascii_whitespace()
+                .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        };
+        Some(PsiLine {
+            total_us: field("total")?.parse().ok()?,
+            avg10: field("avg10")?.parse().ok()?,
+            avg60: field("avg60")?.parse().ok()?,
+            avg300: field("avg300")?.parse().ok()?,
+        })
+    };
+    let (some, full) = (line("some "), line("full "));
+    if some.is_none() && full.is_none() {
+        None
+    } else {
+        Some(Psi { full, some })
+    }
+}
+
+/// The number of processes and threads in /proc/loadavg: `0.00 0.00 0.00 1/64 99`.
+pub fn process_count(loadavg: &str) -> u64 {
+    let field = loadavg
+        .split_ascii_whitespace()
+        .nth(3)
+        .and_then(|field| field.split_once('/'));
+    field.and_then(|(_, all)| all.parse().ok()).unwrap_or(0)
+}
+
+/// The devices of /proc/net/dev.
+pub fn interfaces(text: &str) -> impl Iterator<Item = InterfaceStats> {
+    text.lines().filter_map(|line| {
+        let (name, numbers) = line.split_once(':')?;
+        let numbers: Vec<u64> = numbers
+            .split_ascii_whitespace()
+            .map_while(|number| number.parse().ok())
+            .collect();
+        Some(InterfaceStats {
+            name: name.trim().to_owned(),
+            rx_bytes: *numbers.first()?,
+            rx_errors: *numbers.get(2)?,
+            tx_bytes: *numbers.get(8)?,
+            tx_errors: *numbers.get(10)?,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_words() {
+        assert_eq!(value("anon 5\ninactive_file 7\n", "inactive_file"), Some(7));
+        assert_eq!(value("MemTotal:  99 kB\n", "MemTotal:"), Some(99));
+        let psi = psi("some avg10=1.50 avg60=0.00 avg300=0.00 total=12\n\
+                       full avg10=0.00 avg60=0.00 avg300=0.00 total=3\n")
+        .unwrap();
+        assert_eq!(psi.some.unwrap().total_us, 12);
+        assert_eq!(psi.full.unwrap().total_us, 3);
+        assert_eq!(process_count("0.01 0.02 0.03 1/64 99\n"), 64);
+        let dev = "Inter-| Receive\n face |bytes\n\
+                   eth0: 10 1 2 0 0 0 0 0 20 3 4 0 0 0 0 0\n";
+        let list: Vec<_> = interfaces(dev).collect();
+        assert_eq!(list.len(), 1);
+        assert_eq!((list[0].rx_bytes, list[0].rx_errors), (10, 2));
+        assert_eq!((list[0].tx_bytes, list[0].tx_errors), (20, 4));
+    }
+
+    #[test]
+    fn other_words_are_nothing() {
+        assert_eq!(psi("garbage"), None);
+        assert_eq!(value("anon x", "anon"), None);
+        assert_eq!(process_count(""), 0);
+    }
+}

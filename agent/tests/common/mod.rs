@@ -1,0 +1,306 @@
+//! An agent on a Unix socket with an image of one busybox layer, and a client for it.
+//!
+//! Needs root and cgroup v2 with all controllers (the test host has both); elsewhere each test
+//! says why it does not run.
+
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bulkhead_proto::agent::agent_client::AgentClient;
+use bulkhead_proto::agent::*;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+/// Everything in an emulated machine is slow; a hang is still a failure.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+pub struct TestAgent {
+    pub client: AgentClient<Channel>,
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Drop for TestAgent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // What the agent's containers had mounted goes with the directory.
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let base = self.directory.path().to_str().unwrap_or_default();
+        for target in mounts
+            .lines()
+            .rev()
+            .filter_map(|line| line.split(' ').nth(1))
+        {
+            if target.starts_with(base) {
+                let _ = Command::new("umount").arg("-l").arg(target).status();
+            }
+        }
+    }
+}
+
+/// Why the tests cannot run here, if so.
+fn obstacle() -> Option<&'static str> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root");
+    }
+    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+    if !controllers.is_ok_and(|list| list.contains("memory") && list.contains("pids")) {
+        return Some("no cgroup v2 with the memory and pids controllers at /sys/fs/cgroup");
+    }
+    if !std::path::Path::new("/bin/busybox").exists() {
+        return Some("no static busybox at /bin/busybox");
+    }
+    None
+}
+
+impl TestAgent {
+    /// An agent, or `None` (and a line that says why) where tests of containers cannot run.
+    pub async fn start() -> Option<Self> {
+        if let Some(reason) = obstacle() {
+            eprintln!("SKIPPED: {reason}");
+            return None;
+        }
+        let directory = tempfile::tempdir_in("/run").unwrap();
+        let layer = directory.path().join("state/layers/busybox");
+        for name in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
+            std::fs::create_dir_all(layer.join(name)).unwrap();
+        }
+        std::fs::copy("/bin/busybox", layer.join("bin/busybox")).unwrap();
+        for name in [
+            "sh", "cat", "echo", "sleep", "id", "ls", "env", "head", "dd", "tty", "stty", "ps",
+            "wc", "grep", "kill", "mknod", "pwd", "true", "seq", "md5sum", "tail", "mount",
+        ] {
+            symlink("busybox", layer.join("bin").join(name)).unwrap();
+        }
+        std::fs::write(layer.join("bin/plain"), "text\n").unwrap();
+        std::fs::write(
+            layer.join("etc/passwd"),
+            "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n",
+        )
+        .unwrap();
+        std::fs::write(
+            layer.join("etc/group"),
+            "root:x:0:\nweb:x:1000:\nadm:x:4:web\n",
+        )
+        .unwrap();
+
+        let socket = directory.path().join("agent.sock");
+        let child = Command::new(env!("CARGO_BIN_EXE_bulkhead-agent"))
+            .arg("--listen")
+            .arg(format!("unix:{}", socket.display()))
+            .arg("--state")
+            .arg(directory.path().join("state"))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let client = timeout(DEADLINE, connect(socket)).await.unwrap();
+        Some(Self {
+            client,
+            child,
+            directory,
+        })
+    }
+
+    /// Sets up the pod, as far as that is possible without a network.
+    pub async fn setup(&mut self) {
+        let request = SetupSandboxRequest {
+            sandbox_id: "pod".into(),
+            ..Default::default()
+        };
+        self.client.setup_sandbox(request).await.unwrap();
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// Builds a container that runs a shell script.
+    pub async fn create(&mut self, id: &str, script: &str) {
+        self.create_with(request(id, &["sh", "-c", script]))
+            .await
+            .unwrap();
+    }
+
+    pub async fn create_with(
+        &mut self,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse, tonic::Status> {
+        self.client
+            .create_container(request)
+            .await
+            .map(tonic::Response::into_inner)
+    }
+
+    pub async fn begin(&mut self, id: &str) -> Result<(), tonic::Status> {
+        let request = StartContainerRequest {
+            container_id: id.into(),
+        };
+        self.client.start_container(request).await.map(drop)
+    }
+
+    pub async fn delete(&mut self, id: &str) {
+        let request = DeleteContainerRequest {
+            container_id: id.into(),
+            ..DeleteContainerRequest::default()
+        };
+        self.client.delete_container(request).await.unwrap();
+    }
+
+    /// Runs a container to its end: output, errors, exit.
+    pub async fn run(&mut self, id: &str, script: &str) -> (String, String, Exit) {
+        self.create(id, script).await;
+        self.begin(id).await.unwrap();
+        let all = self.collect(id, "").await;
+        self.delete(id).await;
+        all
+    }
+
+    pub async fn exec(&mut self, request: ExecRequest) -> Result<u32, tonic::Status> {
+        self.client
+            .exec(request)
+            .await
+            .map(|response| response.into_inner().pid)
+    }
+
+    /// Everything a process writes, to its exit.
+    pub async fn collect(&mut self, id: &str, exec: &str) -> (String, String, Exit) {
+        let (stdout, stderr, exit) = self.collect_bytes(id, exec).await;
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (text(stdout), text(stderr), exit)
+    }
+
+    pub async fn collect_bytes(&mut self, id: &str, exec: &str) -> (Vec<u8>, Vec<u8>, Exit) {
+        let (acknowledge, requests) = tokio::sync::mpsc::channel(4);
+        let first = OutputRequest {
+            process: Some(process(id, exec)),
+            ..Default::default()
+        };
+        acknowledge.send(first).await.unwrap();
+        let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+        let mut chunks = self.client.output(requests).await.unwrap().into_inner();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        loop {
+            let chunk = timeout(DEADLINE, chunks.message())
+                .await
+                .expect("output stopped");
+            match chunk
+                .unwrap()
+                .expect("the stream ended without an exit")
+                .event
+                .unwrap()
+            {
+                output_chunk::Event::Exit(exit) => return (stdout, stderr, exit),
+                output_chunk::Event::Data(data) => {
+                    let to = match data.stream() {
+                        Stream::Stdout => &mut stdout,
+                        Stream::Stderr => &mut stderr,
+                    };
+                    assert_eq!(data.offset, to.len() as u64, "lost or doubled");
+                    to.extend_from_slice(&data.data);
+                    let request = OutputRequest {
+                        process: None,
+                        stdout_offset: stdout.len() as u64,
+                        stderr_offset: stderr.len() as u64,
+                    };
+                    let _ = acknowledge.send(request).await;
+                }
+            }
+        }
+    }
+
+    /// A further process in a container, to its end.
+    pub async fn exec_sh(&mut self, id: &str, exec: &str, script: &str) -> (String, String, Exit) {
+        self.exec(exec_request(id, exec, &["sh", "-c", script]))
+            .await
+            .unwrap();
+        self.collect(id, exec).await
+    }
+}
+
+async fn connect(socket: PathBuf) -> AgentClient<Channel> {
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    loop {
+        tick.tick().await;
+        let socket = socket.clone();
+        let connector = service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://agent");
+        if let Ok(channel) = endpoint.connect_with_connector(connector).await {
+            return AgentClient::new(channel).max_decoding_message_size(64 << 20);
+        }
+    }
+}
+
+pub fn process(id: &str, exec: &str) -> ProcessRef {
+    ProcessRef {
+        container_id: id.into(),
+        exec_id: exec.into(),
+    }
+}
+
+pub fn exec_request(id: &str, exec: &str, args: &[&str]) -> ExecRequest {
+    ExecRequest {
+        container_id: id.into(),
+        exec_id: exec.into(),
+        args: args.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    }
+}
+
+/// What the daemon sends for an ordinary container, as a value that tests change.
+pub fn spec(args: &[&str]) -> serde_json::Value {
+    let capabilities = [
+        "CAP_CHOWN",
+        "CAP_KILL",
+        "CAP_SETUID",
+        "CAP_SETGID",
+        "CAP_MKNOD",
+    ];
+    serde_json::json!({
+        "ociVersion": "1.2.0",
+        "process": {
+            "args": args,
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+            "user": {"uid": 0, "gid": 0},
+            "capabilities": {
+                "bounding": capabilities, "effective": capabilities, "permitted": capabilities
+            }
+        },
+        "root": {"path": "rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+             "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}
+        ],
+        "linux": {
+            "namespaces": [{"type": "mount"}, {"type": "pid"}],
+            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            "maskedPaths": ["/proc/kcore"],
+            "readonlyPaths": ["/proc/sys"]
+        }
+    })
+}
+
+pub fn request(id: &str, args: &[&str]) -> CreateContainerRequest {
+    request_with(id, &spec(args))
+}
+
+pub fn request_with(id: &str, spec: &serde_json::Value) -> CreateContainerRequest {
+    CreateContainerRequest {
+        container_id: id.into(),
+        oci_spec: serde_json::to_vec(spec).unwrap().into(),
+        layers: vec!["busybox".into()],
+        ..Default::default()
+    }
+}

@@ -1,0 +1,385 @@
+//! Containers through the agent's service: life cycle, limits, users, errors.
+
+#[allow(dead_code)] // each test program uses a part
+mod common;
+
+use bulkhead_proto::agent::*;
+use common::{TestAgent, exec_request, process, request, request_with, spec};
+use serde_json::json;
+use tonic::Code;
+
+macro_rules! agent {
+    () => {
+        match TestAgent::start().await {
+            Some(mut agent) => {
+                agent.setup().await;
+                agent
+            }
+            None => return,
+        }
+    };
+}
+
+#[tokio::test]
+async fn a_container_lives_and_leaves_nothing() {
+    let mut agent = agent!();
+    agent
+        .create("c1", "echo out; echo err >&2; echo $$; exit 7")
+        .await;
+    let states = agent
+        .client
+        .list_containers(ListContainersRequest {})
+        .await
+        .unwrap();
+    assert_eq!(states.into_inner().containers[0].phase(), Phase::Created);
+    let cgroup = std::path::Path::new("/sys/fs/cgroup/bulkhead/c1");
+    assert!(cgroup.exists());
+    agent.begin("c1").await.unwrap();
+    let (stdout, stderr, exit) = agent.collect("c1", "").await;
+    assert_eq!((stdout.as_str(), stderr.as_str()), ("out\n1\n", "err\n"));
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (7, 0, false));
+    let states = agent
+        .client
+        .list_containers(ListContainersRequest {})
+        .await
+        .unwrap();
+    assert_eq!(states.into_inner().containers[0].phase(), Phase::Exited);
+    let mut events = agent
+        .client
+        .events(EventsRequest { from_sequence: 0 })
+        .await
+        .unwrap()
+        .into_inner();
+    let event = events.message().await.unwrap().unwrap();
+    assert_eq!(event.container_id, "c1");
+    assert!(matches!(event.what, Some(event::What::Exited(end)) if end.code == 7));
+
+    agent.delete("c1").await;
+    agent.delete("c1").await;
+    assert!(!cgroup.exists());
+    for left in ["containers/c1", "scratch/c1", "state/c1"] {
+        assert!(!agent.state().join(left).exists(), "{left}");
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains("containers/c1"));
+    // The id can be used again.
+    assert_eq!(agent.run("c1", "echo again").await.0, "again\n");
+}
+
+#[tokio::test]
+async fn failures_have_their_codes_and_leave_nothing() {
+    let mut agent = agent!();
+    let code = |result: Result<CreateContainerResponse, tonic::Status>| result.unwrap_err().code();
+    assert_eq!(
+        code(agent.create_with(request("e", &["absent"])).await),
+        Code::NotFound
+    );
+    assert_eq!(
+        code(agent.create_with(request("e", &["/bin/absent"])).await),
+        Code::NotFound
+    );
+    assert_eq!(
+        code(agent.create_with(request("e", &["plain"])).await),
+        Code::PermissionDenied
+    );
+    assert_eq!(
+        code(agent.create_with(request("e", &["/bin"])).await),
+        Code::PermissionDenied
+    );
+    assert_eq!(
+        code(agent.create_with(request("e", &[])).await),
+        Code::InvalidArgument
+    );
+    let mut unknown = request("e", &["sh"]);
+    unknown.user = Some(User {
+        name: "nobody-here".into(),
+        ..User::default()
+    });
+    assert_eq!(
+        code(agent.create_with(unknown).await),
+        Code::InvalidArgument
+    );
+    let mut garbage = request("e", &["sh"]);
+    garbage.oci_spec = b"{".as_slice().into();
+    assert_eq!(
+        code(agent.create_with(garbage).await),
+        Code::InvalidArgument
+    );
+    assert_eq!(
+        code(agent.create_with(request("../e", &["sh"])).await),
+        Code::InvalidArgument
+    );
+    let mut big = spec(&["sh"]);
+    big["linux"]["resources"]["unified"] = json!({"memory.nonsense": "1"});
+    assert_eq!(
+        code(agent.create_with(request_with("e", &big)).await),
+        Code::InvalidArgument
+    );
+
+    for left in ["containers/e", "scratch/e", "state/e"] {
+        assert!(!agent.state().join(left).exists(), "{left}");
+    }
+    assert!(!std::path::Path::new("/sys/fs/cgroup/bulkhead/e").exists());
+    agent.create("e", "true").await;
+    assert_eq!(
+        code(agent.create_with(request("e", &["sh"])).await),
+        Code::AlreadyExists
+    );
+    assert_eq!(
+        agent.begin("other").await.unwrap_err().code(),
+        Code::NotFound
+    );
+    agent.begin("e").await.unwrap();
+    assert_eq!(
+        agent.begin("e").await.unwrap_err().code(),
+        Code::FailedPrecondition
+    );
+    agent.delete("e").await;
+}
+
+#[tokio::test]
+async fn a_program_the_kernel_does_not_take_fails_at_the_start() {
+    let mut agent = agent!();
+    let layer = agent.state().join("layers/busybox/bin/script");
+    std::fs::write(&layer, "#!/bin/no-such-interpreter\n").unwrap();
+    std::fs::set_permissions(&layer, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    agent.create_with(request("s", &["script"])).await.unwrap();
+    assert_eq!(agent.begin("s").await.unwrap_err().code(), Code::NotFound);
+    let (_, _, exit) = agent.collect("s", "").await;
+    assert_ne!(exit.code, 0);
+    agent.delete("s").await;
+}
+
+#[tokio::test]
+async fn the_image_and_the_pod_say_who_the_process_is() {
+    let mut agent = agent!();
+    let mut wanted = request("u", &["sh", "-c", "id; echo $HOME; pwd; sleep 1000"]);
+    wanted.user = Some(User {
+        name: "web".into(),
+        supplemental_gids: vec![77],
+        ..User::default()
+    });
+    let mut changed = spec(&["sh", "-c", "id; echo $HOME; pwd"]);
+    changed["process"]["cwd"] = json!("/made/for/this");
+    wanted.oci_spec = serde_json::to_vec(&changed).unwrap().into();
+    let answer = agent.create_with(wanted).await.unwrap();
+    let user = answer.user.unwrap();
+    assert_eq!(
+        (user.uid, user.gid, user.gids),
+        (1000, 1000, vec![1000, 4, 77])
+    );
+    agent.begin("u").await.unwrap();
+    let (stdout, stderr, _) = agent.collect("u", "").await;
+    assert_eq!(
+        stdout,
+        "uid=1000(web) gid=1000(web) groups=4(adm),77,1000(web)\n/home/web\n/made/for/this\n",
+        "{stderr}"
+    );
+    agent.delete("u").await;
+}
+
+#[tokio::test]
+async fn limits_hold_and_a_memory_kill_is_told_apart() {
+    let mut agent = agent!();
+    let mut limited = spec(&["sh", "-c", "head -c 200m /dev/zero | tail -c 100m | wc -c"]);
+    limited["linux"]["resources"]["memory"] = json!({"limit": 33_554_432, "swap": 33_554_432});
+    limited["linux"]["resources"]["pids"] = json!({"limit": 50});
+    limited["linux"]["resources"]["cpu"] =
+        json!({"shares": 512, "quota": 50000, "period": 100_000});
+    limited["linux"]["resources"]["unified"] = json!({"memory.oom.group": "1"});
+    agent
+        .create_with(request_with("m", &limited))
+        .await
+        .unwrap();
+    let file =
+        |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/bulkhead/m/{name}")).unwrap();
+    assert_eq!(file("memory.max"), "33554432\n");
+    assert_eq!(file("memory.swap.max"), "0\n");
+    assert_eq!(file("pids.max"), "50\n");
+    assert_eq!(file("cpu.max"), "50000 100000\n");
+    let update = json!({"pids": {"limit": 60}, "cpu": {"quota": -1}});
+    let update = UpdateContainerRequest {
+        container_id: "m".into(),
+        resources: serde_json::to_vec(&update).unwrap().into(),
+    };
+    agent.client.update_container(update).await.unwrap();
+    assert_eq!(
+        (file("pids.max"), file("cpu.max")),
+        ("60\n".into(), "max 100000\n".into())
+    );
+    agent.begin("m").await.unwrap();
+    let (_, _, exit) = agent.collect("m", "").await;
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, 9, true));
+    agent.delete("m").await;
+
+    agent.create("k", "sleep 1000").await;
+    agent.begin("k").await.unwrap();
+    let kill = SignalProcessRequest {
+        process: Some(process("k", "")),
+        signal: 9,
+        all: false,
+    };
+    agent.client.signal_process(kill.clone()).await.unwrap();
+    let (_, _, exit) = agent.collect("k", "").await;
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, 9, false));
+    // A process that is gone is no error.
+    agent.client.signal_process(kill).await.unwrap();
+    agent.delete("k").await;
+}
+
+#[tokio::test]
+async fn the_first_process_takes_the_rest_with_it() {
+    let mut agent = agent!();
+    // In the guest's PID namespace nothing else would end the second one.
+    let mut wanted = request("r", &["sh", "-c", "sleep 1000 & exit 0"]);
+    wanted.pid_mode = PidMode::Node.into();
+    agent.create_with(wanted).await.unwrap();
+    agent.begin("r").await.unwrap();
+    let (_, _, exit) = agent.collect("r", "").await;
+    assert_eq!(exit.code, 0);
+    let deadline = tokio::time::Instant::now() + common::DEADLINE;
+    bulkhead_agent::container::cgroup::wait_empty(
+        std::path::Path::new("/sys/fs/cgroup/bulkhead/r"),
+        deadline,
+    )
+    .await
+    .unwrap();
+    agent.delete("r").await;
+}
+
+#[tokio::test]
+async fn containers_can_share_a_pid_namespace() {
+    let mut agent = agent!();
+    for id in ["a", "b"] {
+        let mut wanted = request(id, &["sleep", "1000"]);
+        wanted.pid_mode = PidMode::Pod.into();
+        agent.create_with(wanted).await.unwrap();
+        agent.begin(id).await.unwrap();
+    }
+    let (list, stderr, _) = agent.exec_sh("a", "ps", "ps").await;
+    assert_eq!(list.matches("sleep 1000").count(), 2, "{list}{stderr}");
+
+    let mut target = request("t", &["ps"]);
+    target.pid_mode = PidMode::Target.into();
+    target.pid_target = "b".into();
+    agent.create_with(target).await.unwrap();
+    agent.begin("t").await.unwrap();
+    let (list, ..) = agent.collect("t", "").await;
+    assert_eq!(list.matches("sleep 1000").count(), 2, "{list}");
+    for id in ["t", "a", "b"] {
+        agent.delete(id).await;
+    }
+}
+
+#[tokio::test]
+async fn seccomp_capabilities_and_devices_hold_in_execs_too() {
+    let mut agent = agent!();
+    let script = "mkdir /x; grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status; \
+                  mknod /tmp/disk b 8 0; cat /tmp/disk; head -c 1 /dev/null; sleep 1000";
+    let mut filtered = spec(&["sh", "-c", script]);
+    filtered["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]
+    });
+    for (id, no_new_privileges) in [("f1", true), ("f2", false)] {
+        filtered["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        filtered["process"]["args"] = json!(["sleep", "1000"]);
+        agent
+            .create_with(request_with(id, &filtered))
+            .await
+            .unwrap();
+        agent.begin(id).await.unwrap();
+        let script = script
+            .replace("; sleep 1000", "")
+            .replace("mkdir", "busybox mkdir");
+        let (stdout, stderr, _) = agent.exec_sh(id, "x", &script).await;
+        assert!(stdout.contains("Seccomp:\t2"), "{stdout}");
+        assert!(stdout.contains(&format!("NoNewPrivs:\t{}", u8::from(no_new_privileges))));
+        // chown, kill, setgid, setuid, mknod.
+        assert!(stdout.contains("CapEff:\t00000000080000e1"), "{stdout}");
+        assert!(
+            stderr.contains("Not supported") || stderr.contains("not supported"),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains("/tmp/disk': Operation not permitted"),
+            "{stderr}"
+        );
+        agent.delete(id).await;
+    }
+}
+
+#[tokio::test]
+async fn execs_join_the_container_and_fail_with_codes() {
+    let mut agent = agent!();
+    agent.create("x", "sleep 1000").await;
+    let early = agent.exec(exec_request("x", "1", &["true"])).await;
+    assert_eq!(early.unwrap_err().code(), Code::FailedPrecondition);
+    agent.begin("x").await.unwrap();
+    let mut wanted = exec_request("x", "1", &["sh", "-c", "echo $A $PATH; pwd; exit 3"]);
+    wanted.env = vec!["A=b".into()];
+    wanted.cwd = "/tmp".into();
+    agent.exec(wanted).await.unwrap();
+    let (stdout, _, exit) = agent.collect("x", "1").await;
+    assert_eq!((stdout.as_str(), exit.code), ("b /bin\n/tmp\n", 3));
+    let again = agent.exec(exec_request("x", "1", &["true"])).await;
+    assert_eq!(again.unwrap_err().code(), Code::AlreadyExists);
+    for (args, code) in [
+        (&["absent"][..], Code::NotFound),
+        (&["plain"], Code::PermissionDenied),
+        (&[], Code::InvalidArgument),
+    ] {
+        let failed = agent.exec(exec_request("x", "2", args)).await;
+        assert_eq!(failed.unwrap_err().code(), code, "{args:?}");
+    }
+    let mut lost = exec_request("x", "2", &["true"]);
+    lost.cwd = "/nowhere".into();
+    assert_eq!(
+        agent.exec(lost).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let (cgroup, ..) = agent
+        .exec_sh("x", "3", "cat /proc/self/cgroup; ps | grep -c sleep")
+        .await;
+    // Seen from its own cgroup namespace, the container's cgroup is the root.
+    assert_eq!(cgroup, "0::/\n2\n");
+    let forget = DeleteExecRequest {
+        container_id: "x".into(),
+        exec_id: "1".into(),
+    };
+    agent.client.delete_exec(forget.clone()).await.unwrap();
+    agent.client.delete_exec(forget).await.unwrap();
+    agent.delete("x").await;
+}
+
+#[tokio::test]
+async fn stats_count_the_containers_work() {
+    let mut agent = agent!();
+    agent
+        .create("w", "head -c 3m /dev/zero > /tmp/file; sleep 1000")
+        .await;
+    agent.begin("w").await.unwrap();
+    let (size, ..) = agent
+        .exec_sh(
+            "w",
+            "wait",
+            "while [ $(wc -c < /tmp/file) -lt 3145728 ]; do :; done; echo done",
+        )
+        .await;
+    assert_eq!(size, "done\n");
+    let stats = agent
+        .client
+        .stats(StatsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let one = &stats.containers[0];
+    assert!(
+        one.cpu_usage_ns > 0 && one.memory_usage_bytes > 0 && one.pids >= 1,
+        "{one:?}"
+    );
+    assert!((3 << 20..4 << 20).contains(&one.writable_bytes), "{one:?}");
+    assert!(stats.guest.unwrap().memory_total_bytes > 0);
+    agent.delete("w").await;
+}
