@@ -2,7 +2,9 @@
 # shellcheck shell=bash
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck disable=SC2034 # for those who source this
 checkout=$(cd "$here/../.." && pwd)
+# shellcheck disable=SC2034
 bulkhead_cache=${BULKHEAD_CACHE:-${HOME:-/root}/.cache/bulkhead}
 hosts=${BULKHEAD_TEST_HOSTS:-/tmp/bulkhead-test-hosts.$(id -u)}
 
