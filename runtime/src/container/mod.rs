@@ -190,3 +190,6 @@ fn of_pod(app: &App, sandbox_id: &str) -> Vec<Arc<ContainerRecord>> {
     records.retain(|record| record.meta.sandbox_id == sandbox_id);
     records
 }
+
+#[cfg(test)]
+mod tests;

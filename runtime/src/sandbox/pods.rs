@@ -82,12 +82,12 @@ impl Pods {
             .collect()
     }
 
-    pub(super) fn insert(&self, pod: Arc<Pod>) {
+    pub(crate) fn insert(&self, pod: Arc<Pod>) {
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         live.insert(pod.id.clone(), pod);
     }
 
-    pub(super) fn remove(&self, id: &str) -> Option<Arc<Pod>> {
+    pub(crate) fn remove(&self, id: &str) -> Option<Arc<Pod>> {
         self.live
             .write()
             .unwrap_or_else(PoisonError::into_inner)

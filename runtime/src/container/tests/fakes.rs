@@ -1,0 +1,497 @@
+//! A guest that is none: an agent that keeps containers in memory and "runs" a handful of
+//! commands, and a VMM's control socket that counts disks. Both are real servers on real sockets,
+//! with the real handshakes; each can be told to fail at a step.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    pin::Pin,
+    sync::{Arc, Mutex},
+};
+
+use bulkhead_proto::agent::{self as api, agent_server, output_chunk};
+use futures::Stream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+    sync::{mpsc, watch},
+};
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+/// The guest and its VMM.
+#[derive(Clone)]
+pub(super) struct Guest(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<State>,
+    /// Counts changes of anything.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    processes: HashMap<(String, String), Process>,
+    disks: BTreeSet<String>,
+    attached: usize,
+    calls: Vec<String>,
+    fail: HashMap<String, Code>,
+    events: Vec<api::Event>,
+}
+
+#[derive(Clone, Default)]
+struct Process {
+    args: Vec<String>,
+    phase: i32,
+    stdout: Vec<u8>,
+    /// Everything before is forgotten.
+    acknowledged: u64,
+    exit: Option<api::Exit>,
+}
+
+impl Guest {
+    /// Serves on the sockets of a jail in `dir`.
+    pub(super) fn start(vsock: &Path, control: &Path) -> Self {
+        let inner = Inner {
+            state: Mutex::default(),
+            changed: watch::channel(0).0,
+        };
+        let guest = Self(Arc::new(inner));
+        std::fs::create_dir_all(vsock.parent().unwrap()).unwrap();
+        let (streams, incoming) = mpsc::unbounded_channel();
+        let listener = UnixListener::bind(vsock).unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut line = Vec::new();
+                while !line.ends_with(b"\n") {
+                    line.push(stream.read_u8().await.unwrap());
+                }
+                assert_eq!(line, b"CONNECT 1024\n");
+                stream.write_all(b"OK 5000\n").await.unwrap();
+                if streams.send(Ok::<_, std::io::Error>(stream)).is_err() {
+                    return;
+                }
+            }
+        });
+        let server = agent_server::AgentServer::new(guest.clone());
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(server)
+                .serve_with_incoming(UnboundedReceiverStream::new(incoming)),
+        );
+        let control = UnixListener::bind(control).unwrap();
+        let vmm = guest.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = control.accept().await {
+                vmm.control(stream).await;
+            }
+        });
+        guest
+    }
+
+    async fn control(&self, mut stream: UnixStream) {
+        let length = stream.read_u32_le().await.unwrap();
+        let mut body = vec![0; usize::try_from(length).unwrap()];
+        stream.read_exact(&mut body).await.unwrap();
+        let request: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let answer = self.with(|state| {
+            if let Some(id) = request["attach"]["disk"]["id"].as_str() {
+                state.attached += 1;
+                if state
+                    .fail
+                    .remove(&format!("attach {}", state.attached))
+                    .is_some()
+                {
+                    return r#"{"error":{"kind":"no_slot","message":"full"}}"#;
+                }
+                assert!(state.disks.insert(id.to_owned()), "{id} is attached twice");
+                return r#"{"ok":{"slot":"00:01.0"}}"#;
+            }
+            let id = request["detach"]["id"].as_str().unwrap();
+            assert!(state.disks.remove(id), "{id} is not attached");
+            r#"{"ok":{}}"#
+        });
+        stream
+            .write_all(&u32::try_from(answer.len()).unwrap().to_le_bytes())
+            .await
+            .unwrap();
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.0.state.lock().unwrap());
+        self.0.changed.send_modify(|count| *count += 1);
+        result
+    }
+
+    /// The next call of this name fails; `attach N` is the nth disk.
+    pub(super) fn fail(&self, call: &str, code: Code) {
+        self.with(|state| state.fail.insert(call.to_owned(), code));
+    }
+
+    pub(super) fn disks(&self) -> Vec<String> {
+        self.with(|state| state.disks.iter().cloned().collect())
+    }
+
+    pub(super) fn calls(&self) -> Vec<String> {
+        self.with(|state| state.calls.clone())
+    }
+
+    /// Ids of containers, and `container/exec` of execs.
+    pub(super) fn processes(&self) -> Vec<String> {
+        self.with(|state| {
+            state
+                .processes
+                .keys()
+                .map(|(container, exec)| format!("{container}/{exec}"))
+                .collect()
+        })
+    }
+
+    /// The container's process writes.
+    pub(super) fn write(&self, container: &str, text: &[u8]) {
+        self.with(|state| state.process(container, "").stdout.extend_from_slice(text));
+    }
+
+    /// The container's process ends.
+    pub(super) fn exit(&self, container: &str, code: i32) {
+        self.with(|state| state.end(container, "", code));
+    }
+
+    fn call(&self, name: &str) -> Result<(), Status> {
+        self.with(|state| {
+            state.calls.push(name.to_owned());
+            match state.fail.remove(name) {
+                Some(code) => Err(Status::new(code, "told to fail")),
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+impl State {
+    fn process(&mut self, container: &str, exec: &str) -> &mut Process {
+        self.processes
+            .get_mut(&(container.to_owned(), exec.to_owned()))
+            .unwrap()
+    }
+
+    fn end(&mut self, container: &str, exec: &str, code: i32) {
+        let process = self.process(container, exec);
+        if process.exit.is_some() {
+            return;
+        }
+        let exit = api::Exit {
+            code,
+            finished_at_unix_ns: 7,
+            ..Default::default()
+        };
+        process.exit = Some(exit);
+        process.phase = api::Phase::Exited as i32;
+        if exec.is_empty() {
+            let sequence = self.events.len() as u64;
+            let what = Some(api::event::What::Exited(exit));
+            self.events.push(api::Event {
+                sequence,
+                container_id: container.to_owned(),
+                what,
+            });
+        }
+    }
+
+    /// The commands there are: `say TEXT CODE`, `flood BYTES`, everything else runs until killed.
+    fn run(&mut self, container: &str, exec: &str) {
+        let process = self.process(container, exec);
+        process.phase = api::Phase::Running as i32;
+        match process.args.clone().as_slice() {
+            [say, text, code] if say == "say" => {
+                process.stdout.extend_from_slice(text.as_bytes());
+                self.end(container, exec, code.parse().unwrap());
+            }
+            [flood, bytes] if flood == "flood" => {
+                process.stdout.resize(bytes.parse().unwrap(), b'x');
+                self.end(container, exec, 0);
+            }
+            _ => {}
+        }
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Answer<T> = Result<Response<T>, Status>;
+
+fn absent<T>() -> Answer<T> {
+    Err(Status::unimplemented("not in the fake"))
+}
+
+#[tonic::async_trait]
+impl agent_server::Agent for Guest {
+    async fn hello(&self, _: Request<api::HelloRequest>) -> Answer<api::HelloResponse> {
+        Ok(Response::new(api::HelloResponse::default()))
+    }
+    async fn setup_sandbox(
+        &self,
+        _: Request<api::SetupSandboxRequest>,
+    ) -> Answer<api::SetupSandboxResponse> {
+        absent()
+    }
+    async fn configure_network(
+        &self,
+        _: Request<api::ConfigureNetworkRequest>,
+    ) -> Answer<api::ConfigureNetworkResponse> {
+        absent()
+    }
+    async fn add_disks(&self, _: Request<api::AddDisksRequest>) -> Answer<api::AddDisksResponse> {
+        absent()
+    }
+    async fn remove_disks(
+        &self,
+        _: Request<api::RemoveDisksRequest>,
+    ) -> Answer<api::RemoveDisksResponse> {
+        absent()
+    }
+    async fn create_container(
+        &self,
+        request: Request<api::CreateContainerRequest>,
+    ) -> Answer<api::CreateContainerResponse> {
+        self.call("create")?;
+        let request = request.into_inner();
+        let spec: serde_json::Value = serde_json::from_slice(&request.oci_spec).unwrap();
+        let args = serde_json::from_value(spec["process"]["args"].clone()).unwrap();
+        self.with(|state| {
+            for layer in &request.layers {
+                assert!(state.disks.contains(layer), "{layer} is not there");
+            }
+            let process = Process {
+                args,
+                ..Default::default()
+            };
+            state
+                .processes
+                .insert((request.container_id, String::new()), process);
+        });
+        let user = api::ResolvedUser {
+            uid: 5,
+            gid: 6,
+            gids: vec![6, 7],
+        };
+        Ok(Response::new(api::CreateContainerResponse {
+            pid: 1,
+            user: Some(user),
+        }))
+    }
+    async fn start_container(
+        &self,
+        request: Request<api::StartContainerRequest>,
+    ) -> Answer<api::StartContainerResponse> {
+        self.call("start")?;
+        self.with(|state| state.run(&request.get_ref().container_id, ""));
+        Ok(Response::new(api::StartContainerResponse {
+            started_at_unix_ns: 3,
+        }))
+    }
+    async fn signal_process(
+        &self,
+        request: Request<api::SignalProcessRequest>,
+    ) -> Answer<api::SignalProcessResponse> {
+        let request = request.into_inner();
+        self.call(&format!("signal {}", request.signal))?;
+        let process = request.process.unwrap();
+        self.with(|state| {
+            let id = process.container_id.clone();
+            let stubborn = state
+                .process(&id, "")
+                .args
+                .first()
+                .is_some_and(|arg| arg == "stubborn");
+            if request.signal == 9 || !stubborn {
+                state.end(&id, "", 128 + i32::try_from(request.signal).unwrap());
+            }
+        });
+        Ok(Response::new(api::SignalProcessResponse {}))
+    }
+    async fn delete_container(
+        &self,
+        request: Request<api::DeleteContainerRequest>,
+    ) -> Answer<api::DeleteContainerResponse> {
+        self.call("delete")?;
+        let id = request.into_inner().container_id;
+        self.with(|state| state.processes.retain(|(container, _), _| *container != id));
+        Ok(Response::new(api::DeleteContainerResponse {}))
+    }
+    async fn list_containers(
+        &self,
+        _: Request<api::ListContainersRequest>,
+    ) -> Answer<api::ListContainersResponse> {
+        self.call("list")?;
+        let containers = self.with(|state| {
+            let containers = state
+                .processes
+                .iter()
+                .filter(|((_, exec), _)| exec.is_empty());
+            let describe =
+                |((id, _), process): (&(String, String), &Process)| api::ContainerState {
+                    container_id: id.clone(),
+                    phase: process.phase,
+                    started_at_unix_ns: 3,
+                    exit: process.exit,
+                    ..Default::default()
+                };
+            containers.map(describe).collect()
+        });
+        Ok(Response::new(api::ListContainersResponse { containers }))
+    }
+    async fn update_container(
+        &self,
+        request: Request<api::UpdateContainerRequest>,
+    ) -> Answer<api::UpdateContainerResponse> {
+        let text = String::from_utf8(request.into_inner().resources.to_vec()).unwrap();
+        self.call(&format!("update {text}"))?;
+        Ok(Response::new(api::UpdateContainerResponse {}))
+    }
+    async fn exec(&self, request: Request<api::ExecRequest>) -> Answer<api::ExecResponse> {
+        self.call("exec")?;
+        let request = request.into_inner();
+        self.with(|state| {
+            let process = Process {
+                args: request.args,
+                ..Default::default()
+            };
+            let key = (request.container_id.clone(), request.exec_id.clone());
+            state.processes.insert(key, process);
+            state.run(&request.container_id, &request.exec_id);
+        });
+        Ok(Response::new(api::ExecResponse { pid: 2 }))
+    }
+    async fn delete_exec(
+        &self,
+        request: Request<api::DeleteExecRequest>,
+    ) -> Answer<api::DeleteExecResponse> {
+        let request = request.into_inner();
+        self.with(|state| {
+            state
+                .processes
+                .remove(&(request.container_id, request.exec_id))
+        });
+        Ok(Response::new(api::DeleteExecResponse {}))
+    }
+
+    type OutputStream = Answers<api::OutputChunk>;
+    async fn output(
+        &self,
+        request: Request<Streaming<api::OutputRequest>>,
+    ) -> Answer<Self::OutputStream> {
+        self.call("output")?;
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.unwrap();
+        let process = first.process.unwrap();
+        let key = (process.container_id, process.exec_id);
+        let (guest, of) = (self.clone(), key.clone());
+        tokio::spawn(async move {
+            while let Ok(Some(request)) = requests.message().await {
+                guest.with(|state| {
+                    if let Some(process) = state.processes.get_mut(&of) {
+                        process.acknowledged = process.acknowledged.max(request.stdout_offset);
+                    }
+                });
+            }
+        });
+        let (sender, receiver) = mpsc::channel(4);
+        let mut changed = self.0.changed.subscribe();
+        let guest = self.clone();
+        let mut offset = first.stdout_offset;
+        tokio::spawn(async move {
+            loop {
+                changed.borrow_and_update();
+                let found = guest.0.state.lock().unwrap().processes.get(&key).cloned();
+                let Some(process) = found else { return };
+                assert!(
+                    offset >= process.acknowledged,
+                    "asked for what was acknowledged"
+                );
+                let from = usize::try_from(offset).unwrap();
+                let data = process.stdout[from..]
+                    .iter()
+                    .take(50_000)
+                    .copied()
+                    .collect::<Vec<_>>();
+                let event = if !data.is_empty() {
+                    let start = offset;
+                    offset += data.len() as u64;
+                    output_chunk::Event::Data(output_chunk::Data {
+                        stream: 0,
+                        offset: start,
+                        data: data.into(),
+                        time_unix_ns: 1,
+                    })
+                } else if let Some(exit) = process.exit {
+                    output_chunk::Event::Exit(exit)
+                } else {
+                    tokio::select! {
+                        _ = changed.changed() => continue,
+                        () = sender.closed() => return,
+                    }
+                };
+                let last = matches!(event, output_chunk::Event::Exit(_));
+                let chunk = api::OutputChunk { event: Some(event) };
+                if sender.send(Ok(chunk)).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+    async fn input(&self, _: Request<Streaming<api::InputRequest>>) -> Answer<api::InputResponse> {
+        absent()
+    }
+    async fn resize_terminal(
+        &self,
+        _: Request<api::ResizeTerminalRequest>,
+    ) -> Answer<api::ResizeTerminalResponse> {
+        absent()
+    }
+
+    type EventsStream = Answers<api::Event>;
+    async fn events(&self, request: Request<api::EventsRequest>) -> Answer<Self::EventsStream> {
+        let mut next = usize::try_from(request.into_inner().from_sequence).unwrap();
+        let (sender, receiver) = mpsc::channel(4);
+        let mut changed = self.0.changed.subscribe();
+        let guest = self.clone();
+        tokio::spawn(async move {
+            loop {
+                changed.borrow_and_update();
+                let event = guest.0.state.lock().unwrap().events.get(next).cloned();
+                let Some(event) = event else {
+                    tokio::select! {
+                        _ = changed.changed() => continue,
+                        () = sender.closed() => return,
+                    }
+                };
+                next += 1;
+                if sender.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+    async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
+        self.call("stats")?;
+        let of = |id: &String| api::ContainerStats {
+            container_id: id.clone(),
+            time_unix_ns: 9,
+            cpu_usage_ns: 100,
+            memory_working_set_bytes: 40,
+            memory_limit_bytes: 100,
+            ..Default::default()
+        };
+        let containers = request.get_ref().container_ids.iter().map(of).collect();
+        Ok(Response::new(api::StatsResponse {
+            containers,
+            guest: None,
+        }))
+    }
+    async fn power_off(&self, _: Request<api::PowerOffRequest>) -> Answer<api::PowerOffResponse> {
+        absent()
+    }
+}
