@@ -3,6 +3,8 @@
 mod check;
 mod client;
 mod console;
+mod images;
+mod pull;
 mod run;
 mod serve;
 
@@ -24,6 +26,10 @@ enum Command {
     Serve(serve::Serve),
     /// Say what this host lacks to run pods, and how to get it
     Check(check::Check),
+    /// Pull an image from its registry
+    Pull(pull::Pull),
+    /// List the images of this node
+    Images(images::ImagesArgs),
     /// Run one container in a pod of its own, attached; the exit code is the container's
     Run(run::Run),
     /// Show a pod's serial console, and go on as it grows
@@ -37,6 +43,8 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(args),
+        Command::Pull(args) => pull::run(args),
+        Command::Images(args) => images::run(args),
         Command::Run(args) => run::run(args),
         Command::Console(args) => console::run(args),
         Command::Version => version(),

@@ -58,7 +58,10 @@ impl Digest {
 
     /// The sha256 digest from its raw value.
     pub fn from_sha256(raw: &[u8; 32]) -> Self {
-        Self { algorithm: Algorithm::Sha256, hex: hex::encode(raw) }
+        Self {
+            algorithm: Algorithm::Sha256,
+            hex: hex::encode(raw),
+        }
     }
 
     /// The hex digits, without the algorithm.
@@ -81,7 +84,9 @@ impl FromStr for Digest {
     type Err = BadDigest;
 
     fn from_str(text: &str) -> Result<Self, BadDigest> {
-        let bad = || BadDigest { given: text.chars().take(160).collect() };
+        let bad = || BadDigest {
+            given: text.chars().take(160).collect(),
+        };
         let (name, hex) = text.split_once(':').ok_or_else(bad)?;
         let algorithm = match name {
             "sha256" => Algorithm::Sha256,
@@ -92,7 +97,10 @@ impl FromStr for Digest {
         if !digits || hex.len() != algorithm.hex_length() {
             return Err(bad());
         }
-        Ok(Self { algorithm, hex: hex.to_owned() })
+        Ok(Self {
+            algorithm,
+            hex: hex.to_owned(),
+        })
     }
 }
 
@@ -144,12 +152,14 @@ impl Hasher {
     /// The digest of all that was taken in.
     pub fn finish(self) -> Digest {
         match self {
-            Self::Sha256(hasher) => {
-                Digest { algorithm: Algorithm::Sha256, hex: hex::encode(hasher.finalize()) }
-            }
-            Self::Sha512(hasher) => {
-                Digest { algorithm: Algorithm::Sha512, hex: hex::encode(hasher.finalize()) }
-            }
+            Self::Sha256(hasher) => Digest {
+                algorithm: Algorithm::Sha256,
+                hex: hex::encode(hasher.finalize()),
+            },
+            Self::Sha512(hasher) => Digest {
+                algorithm: Algorithm::Sha512,
+                hex: hex::encode(hasher.finalize()),
+            },
         }
     }
 }

@@ -151,8 +151,16 @@ pub fn endpoints(config_dir: &Path, registry: &str) -> Result<Vec<Endpoint>, Hos
 
 /// The registry's own endpoint when nothing else is said.
 fn default_endpoint(registry: &str, tls: Tls) -> Endpoint {
-    let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
-    let scheme = if is_loopback(host) && !host.ends_with(":443") { "http" } else { "https" };
+    let host = if registry == "docker.io" {
+        "registry-1.docker.io"
+    } else {
+        registry
+    };
+    let scheme = if is_loopback(host) && !host.ends_with(":443") {
+        "http"
+    } else {
+        "https"
+    };
     let base = Url::parse(&format!("{scheme}://{host}/v2")).unwrap_or_else(|_| {
         // The grammar of references allows no host that is not a URL's host, but for a port
         // beyond 65535; such a one gets an address that refuses connections.
@@ -182,7 +190,9 @@ pub fn is_loopback(host: &str) -> bool {
         None => host.split(':').next().unwrap_or(host),
     };
     name == "localhost"
-        || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        || name
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 fn host_dir(config_dir: &Path, registry: &str) -> Option<PathBuf> {
@@ -192,15 +202,23 @@ fn host_dir(config_dir: &Path, registry: &str) -> Option<PathBuf> {
         names.push(format!("{host}_{port}_"));
     }
     names.push("_default".to_owned());
-    names.into_iter().map(|name| config_dir.join(name)).find(|dir| dir.is_dir())
+    names
+        .into_iter()
+        .map(|name| config_dir.join(name))
+        .find(|dir| dir.is_dir())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, HostsError> {
     use io::Read as _;
-    let failed = |source| HostsError::Read { path: path.to_owned(), source };
+    let failed = |source| HostsError::Read {
+        path: path.to_owned(),
+        source,
+    };
     let file = fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
-    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(LARGEST_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     if bytes.len() as u64 > LARGEST_FILE {
         return Err(failed(io::Error::new(
             io::ErrorKind::FileTooLarge,
@@ -211,8 +229,10 @@ fn read(path: &Path) -> Result<Vec<u8>, HostsError> {
 }
 
 fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Endpoint>, HostsError> {
-    let raw: RawFile = toml::from_str(text)
-        .map_err(|source| HostsError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+    let raw: RawFile = toml::from_str(text).map_err(|source| HostsError::Parse {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })?;
     if raw.host.len() > MOST_HOSTS {
         return Err(HostsError::Value {
             path: path.to_owned(),
@@ -256,8 +276,13 @@ fn resolve_host(
         value: value.to_owned(),
         allowed,
     };
-    let bad_address =
-        || wrong("a host's address", address, "it must be http(s)://host[:port][/path]");
+    let bad_address = || {
+        wrong(
+            "a host's address",
+            address,
+            "it must be http(s)://host[:port][/path]",
+        )
+    };
     let full = if address.contains("://") {
         address.to_owned()
     } else if is_loopback(address.split('/').next().unwrap_or(address)) {
@@ -303,13 +328,18 @@ fn resolve_host(
     let mut headers = HeaderMap::new();
     for (name, value) in &raw.header {
         let key = || format!("header {name} of {address}");
-        let name: HeaderName =
-            name.parse().map_err(|_| wrong(&key(), name, "this is no name of an HTTP header"))?;
+        let name: HeaderName = name
+            .parse()
+            .map_err(|_| wrong(&key(), name, "this is no name of an HTTP header"))?;
         let values = match value {
             toml::Value::String(one) => vec![one.as_str()],
             toml::Value::Array(more) => more.iter().filter_map(toml::Value::as_str).collect(),
             other => {
-                return Err(wrong(&key(), &other.to_string(), "it must be a string or strings"));
+                return Err(wrong(
+                    &key(),
+                    &other.to_string(),
+                    "it must be a string or strings",
+                ));
             }
         };
         for value in values {
@@ -321,7 +351,10 @@ fn resolve_host(
     }
 
     let dir = path.parent().unwrap_or(Path::new("/"));
-    let mut tls = Tls { skip_verify: raw.skip_verify, ..Tls::default() };
+    let mut tls = Tls {
+        skip_verify: raw.skip_verify,
+        ..Tls::default()
+    };
     let authorities = match raw.ca {
         None => Vec::new(),
         Some(OneOrMore::One(file)) => vec![file],
@@ -338,15 +371,30 @@ fn resolve_host(
     };
     for (certificate, key) in clients {
         // An empty key file means that the key is in the certificate's file (containerd).
-        let key = if key.is_empty() { certificate.clone() } else { key };
-        tls.clients.push((read(&dir.join(certificate))?, read(&dir.join(key))?));
+        let key = if key.is_empty() {
+            certificate.clone()
+        } else {
+            key
+        };
+        tls.clients
+            .push((read(&dir.join(certificate))?, read(&dir.join(key))?));
     }
-    Ok(Endpoint { base, resolve, pull, headers, tls, mirror })
+    Ok(Endpoint {
+        base,
+        resolve,
+        pull,
+        headers,
+        tls,
+        mirror,
+    })
 }
 
 /// Docker's layout: `ca.crt` (any `*.crt`) and pairs of `*.cert` and `*.key`.
 fn docker_certs(dir: &Path) -> Result<Tls, HostsError> {
-    let failed = |source| HostsError::Read { path: dir.to_owned(), source };
+    let failed = |source| HostsError::Read {
+        path: dir.to_owned(),
+        source,
+    };
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         files.push(entry.map_err(failed)?.path());

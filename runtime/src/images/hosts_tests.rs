@@ -9,7 +9,10 @@ fn at(dir: &Path, host: &str, text: &str) -> PathBuf {
 }
 
 fn bases(endpoints: &[Endpoint]) -> Vec<&str> {
-    endpoints.iter().map(|endpoint| endpoint.base.as_str()).collect()
+    endpoints
+        .iter()
+        .map(|endpoint| endpoint.base.as_str())
+        .collect()
 }
 
 #[test]
@@ -27,7 +30,12 @@ fn without_any_file() {
         assert_eq!(bases(&endpoints(dir.path(), registry).unwrap()), [base]);
     }
     // No such directory at all is the same as an empty one.
-    assert_eq!(endpoints(Path::new("/nowhere/at/all"), "a.example").unwrap().len(), 1);
+    assert_eq!(
+        endpoints(Path::new("/nowhere/at/all"), "a.example")
+            .unwrap()
+            .len(),
+        1
+    );
     // A port that is none must not panic.
     assert_eq!(endpoints(dir.path(), "example.com:99999").unwrap().len(), 1);
 }
@@ -62,8 +70,14 @@ fn mirrors_in_the_order_of_the_file_then_the_server() {
             "https://registry.k8s.io/v2",
         ]
     );
-    assert_eq!(found.iter().map(|e| e.mirror).collect::<Vec<_>>(), [true, true, true, false]);
-    assert_eq!(found.iter().map(|e| e.resolve).collect::<Vec<_>>(), [true, false, true, true]);
+    assert_eq!(
+        found.iter().map(|e| e.mirror).collect::<Vec<_>>(),
+        [true, true, true, false]
+    );
+    assert_eq!(
+        found.iter().map(|e| e.resolve).collect::<Vec<_>>(),
+        [true, false, true, true]
+    );
     assert!(found[1].tls.skip_verify && found[1].pull);
     assert_eq!(found[1].headers.get_all("x-more").iter().count(), 2);
     assert!(!format!("{:?}", found[1].headers).contains("secret"));
@@ -72,8 +86,16 @@ fn mirrors_in_the_order_of_the_file_then_the_server() {
 #[test]
 fn the_default_directory_and_ports() {
     let dir = tempfile::tempdir().unwrap();
-    at(dir.path(), "_default", "[host.\"http://mirror.example:5000\"]\n");
-    at(dir.path(), "example.com_8443_", "server = \"http://example.com:8443\"\n");
+    at(
+        dir.path(),
+        "_default",
+        "[host.\"http://mirror.example:5000\"]\n",
+    );
+    at(
+        dir.path(),
+        "example.com_8443_",
+        "server = \"http://example.com:8443\"\n",
+    );
     assert_eq!(
         bases(&endpoints(dir.path(), "quay.io").unwrap()),
         ["http://mirror.example:5000/v2", "https://quay.io/v2"]
@@ -98,8 +120,14 @@ fn certificates_are_read_beside_the_file() {
         fs::write(dir.path().join("example.com").join(name), name).unwrap();
     }
     let found = endpoints(dir.path(), "example.com").unwrap();
-    assert_eq!(found[0].tls.authorities, [b"one.pem".to_vec(), b"two.pem".to_vec()]);
-    assert_eq!(found[0].tls.clients, [(b"c.pem".to_vec(), b"k.pem".to_vec())]);
+    assert_eq!(
+        found[0].tls.authorities,
+        [b"one.pem".to_vec(), b"two.pem".to_vec()]
+    );
+    assert_eq!(
+        found[0].tls.clients,
+        [(b"c.pem".to_vec(), b"k.pem".to_vec())]
+    );
 
     // Docker's layout, without a hosts.toml.
     let docker = dir.path().join("docker.example");
@@ -109,7 +137,10 @@ fn certificates_are_read_beside_the_file() {
     }
     let found = endpoints(dir.path(), "docker.example").unwrap();
     assert_eq!(found[0].tls.authorities, [b"ca.crt".to_vec()]);
-    assert_eq!(found[0].tls.clients, [(b"me.cert".to_vec(), b"me.key".to_vec())]);
+    assert_eq!(
+        found[0].tls.clients,
+        [(b"me.cert".to_vec(), b"me.key".to_vec())]
+    );
 }
 
 #[test]
@@ -120,14 +151,25 @@ fn bad_files_are_errors_that_name_the_file() {
         ("server = \"ftp://example.com\"", "http(s)://"),
         ("server = \"https://user:pass@example.com\"", "http(s)://"),
         ("[host.\"https://\"]", "http(s)://"),
-        ("[host.\"https://a.example\"]\ncapabilities = [\"fly\"]", "\"pull\""),
-        ("[host.\"https://a.example\"]\nskip_verify = \"yes\"", "hosts.toml"),
-        ("[host.\"https://a.example\".header]\n\"b d\" = \"x\"", "HTTP header"),
+        (
+            "[host.\"https://a.example\"]\ncapabilities = [\"fly\"]",
+            "\"pull\"",
+        ),
+        (
+            "[host.\"https://a.example\"]\nskip_verify = \"yes\"",
+            "hosts.toml",
+        ),
+        (
+            "[host.\"https://a.example\".header]\n\"b d\" = \"x\"",
+            "HTTP header",
+        ),
         ("ca = \"none.pem\"", "none.pem"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         at(dir.path(), "example.com", text);
-        let error = endpoints(dir.path(), "example.com").unwrap_err().to_string();
+        let error = endpoints(dir.path(), "example.com")
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(hint), "{text}: {error}");
         assert!(error.contains("example.com"), "{text}: {error}");
     }

@@ -115,17 +115,39 @@ mod tests {
             ("busybox", "docker.io/library/busybox:latest".to_owned()),
             ("busybox:1.36", "docker.io/library/busybox:1.36".to_owned()),
             ("user/app", "docker.io/user/app:latest".to_owned()),
-            ("index.docker.io/library/busybox", "docker.io/library/busybox:latest".to_owned()),
+            (
+                "index.docker.io/library/busybox",
+                "docker.io/library/busybox:latest".to_owned(),
+            ),
             ("localhost/app", "localhost/app:latest".to_owned()),
             ("localhost:5000/a/b:c", "localhost:5000/a/b:c".to_owned()),
-            ("registry.k8s.io/pause:3.9", "registry.k8s.io/pause:3.9".to_owned()),
-            ("Registry.K8s.io/pause:3.9", "registry.k8s.io/pause:3.9".to_owned()),
-            (&format!("gcr.io/x/y@sha256:{HEX}"), format!("gcr.io/x/y@sha256:{HEX}")),
+            (
+                "registry.k8s.io/pause:3.9",
+                "registry.k8s.io/pause:3.9".to_owned(),
+            ),
+            (
+                "Registry.K8s.io/pause:3.9",
+                "registry.k8s.io/pause:3.9".to_owned(),
+            ),
+            (
+                &format!("gcr.io/x/y@sha256:{HEX}"),
+                format!("gcr.io/x/y@sha256:{HEX}"),
+            ),
             // The digest decides: the tag beside it says nothing that can be checked.
-            (&format!("gcr.io/x/y:v1@sha256:{HEX}"), format!("gcr.io/x/y@sha256:{HEX}")),
-            (&format!("y@sha256:{HEX}"), format!("docker.io/library/y@sha256:{HEX}")),
+            (
+                &format!("gcr.io/x/y:v1@sha256:{HEX}"),
+                format!("gcr.io/x/y@sha256:{HEX}"),
+            ),
+            (
+                &format!("y@sha256:{HEX}"),
+                format!("docker.io/library/y@sha256:{HEX}"),
+            ),
         ] {
-            assert_eq!(ImageName::parse(given).unwrap().to_string(), normal, "{given}");
+            assert_eq!(
+                ImageName::parse(given).unwrap().to_string(),
+                normal,
+                "{given}"
+            );
         }
     }
 

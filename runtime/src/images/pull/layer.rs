@@ -22,7 +22,7 @@ use crate::images::{
     layer::{self, LayerError, LayerInfo, Limits},
     reference::ImageName,
     registry::{Blob, RegistryError, Session},
-    store::{FileInfo, LayerRecord, Lease, Store},
+    store::{FileInfo, LayerRecord, Store},
 };
 
 /// Joins another pull's work at most this often before doing it alone.
@@ -47,7 +47,7 @@ pub(super) struct Wanted {
 }
 
 impl Flights {
-    /// Gets one layer into the store, or finds it there.
+    /// Gets one layer, expected and leased, into the store, or finds it there.
     pub(super) async fn get(
         &self,
         store: &Arc<Store>,
@@ -56,8 +56,7 @@ impl Flights {
         limits: &Arc<Limits>,
         wanted: Wanted,
         progress: &PullProgress,
-    ) -> Result<(LayerRecord, Lease), SharedError> {
-        let lease = store.lease(&wanted.diff_id);
+    ) -> Result<LayerRecord, SharedError> {
         let mut joins = 0;
         let info = loop {
             let (work, layer_progress, mine) = {
@@ -96,14 +95,13 @@ impl Flights {
                 Err(_) => joins += 1,
             }
         };
-        let record = LayerRecord {
+        Ok(LayerRecord {
             diff_id: wanted.diff_id,
             digest: wanted.blob.digest,
             blob_size: wanted.blob.size,
             file_size: info.size,
             opaque_root: info.opaque_root,
-        };
-        Ok((record, lease))
+        })
     }
 }
 
@@ -116,8 +114,8 @@ async fn fetch(
     progress: Arc<LayerProgress>,
 ) -> Result<FileInfo, SharedError> {
     let (look, lease) = (Arc::clone(&store), store.lease(&wanted.diff_id));
-    let looked = tokio::task::spawn_blocking(move || (look.layer(&lease), lease)).await;
-    let Ok((present, lease)) = looked else {
+    let looked = tokio::task::spawn_blocking(move || look.layer(&lease)).await;
+    let Ok(present) = looked else {
         return Err(ImagesError::Ending {
             what: "looking for a layer",
         }
@@ -128,7 +126,6 @@ async fn fetch(
         return Ok(info);
     }
     progress.set(LayerState::Fetching);
-    store.expect_layer(&lease).await?;
 
     let (mut sender, receiver) = stream::channel(Arc::clone(&progress));
     let download = async {
@@ -137,10 +134,9 @@ async fn fetch(
         sender.end().await;
         Ok::<(), RegistryError>(())
     };
-    let dir = store.layers_dir().to_owned();
     let expected = wanted.diff_id.clone();
     let conversion =
-        tokio::task::spawn_blocking(move || convert(receiver, &dir, &expected, &limits));
+        tokio::task::spawn_blocking(move || convert(receiver, &store, &expected, &limits));
     let (downloaded, converted) = futures::join!(download, conversion);
 
     match downloaded {
@@ -170,6 +166,7 @@ async fn fetch(
             }
             .into());
         }
+        Ok(Err(Unusable::Store(source))) => return Err(source.into()),
         Err(_) => {
             return Err(ImagesError::Ending {
                 what: "unpacking a layer",
@@ -192,7 +189,6 @@ async fn fetch(
         size: info.erofs_size,
         opaque_root: info.opaque_root,
     };
-    store.finish_layer(&lease, info).await?;
     progress.set(LayerState::Done);
     Ok(info)
 }
@@ -200,20 +196,22 @@ async fn fetch(
 enum Unusable {
     Layer(Box<LayerError>),
     DiffId(Digest),
+    Store(ImagesError),
 }
 
 /// The blocking half: reads to the true end, which is told only if the blob's digest was right,
 /// then compares the diff_id, and only then gives the file its name.
 fn convert(
     receiver: stream::Receiver,
-    dir: &std::path::Path,
+    store: &Store,
     expected: &Digest,
     limits: &Limits,
 ) -> Result<LayerInfo, Unusable> {
     let failed = |error| Unusable::Layer(Box::new(error));
     let input = |offset| move |source| failed(LayerError::Input { offset, source });
     let mut unpacked = stream::unpack(receiver).map_err(input(0))?;
-    let pending = layer::convert(&mut unpacked, dir, limits, &mut |_| ()).map_err(failed)?;
+    let pending =
+        layer::convert(&mut unpacked, store.layers_dir(), limits, &mut |_| ()).map_err(failed)?;
     let bytes = pending.info().bytes;
     // Of what stands behind the packed data only the digest counts; nothing of it is kept.
     let mut rest = unpacked.into_inner();
@@ -229,6 +227,9 @@ fn convert(
     let actual = Digest::from_sha256(&pending.info().diff_id);
     if actual != *expected {
         return Err(Unusable::DiffId(actual));
+    }
+    if pending.info().opaque_root {
+        store.expect_opaque(expected).map_err(Unusable::Store)?;
     }
     let name = format!("{}.erofs", expected.hex());
     let (_, info) = pending.commit(&name).map_err(failed)?;

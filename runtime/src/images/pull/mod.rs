@@ -29,7 +29,7 @@ use super::{
     manifest::{self, Manifest, ManifestError},
     reference::ImageName,
     registry::{Blob, Credentials, Document, Registry, RegistryError, Session},
-    store::{ImageRecord, Store, now},
+    store::{ImageRecord, Lease, Store, now},
 };
 
 /// How deep an index may hold indexes.
@@ -176,7 +176,7 @@ impl Puller {
         let (config, diff_ids) = manifest::parse_config(&config_file.bytes).map_err(refused)?;
         let pairs = manifest::pair_layers(found.layers, diff_ids, self.settings.max_layers)
             .map_err(refused)?;
-        self.check_size(name, &pairs).await?;
+        let leases = self.expect(name, &pairs).await?;
 
         let waiting = pairs
             .iter()
@@ -197,12 +197,10 @@ impl Puller {
         // Boxed: the borrowed state of the closures would not be general enough for a 'static
         // future otherwise.
         let fetches: Vec<BoxFuture<'_, _>> = fetches.map(|fetch| fetch.boxed()).collect();
-        let (mut layers, leases): (Vec<_>, Vec<_>) = futures::stream::iter(fetches)
+        let mut layers: Vec<_> = futures::stream::iter(fetches)
             .buffered(self.settings.parallel_layers)
-            .try_collect::<Vec<_>>()
-            .await?
-            .into_iter()
-            .unzip();
+            .try_collect()
+            .await?;
         if let Some(top) = layers.iter().rposition(|layer| layer.opaque_root) {
             layers.drain(..top);
         }
@@ -226,12 +224,13 @@ impl Puller {
         Ok(image)
     }
 
-    /// Whether the layers are within the limit, and have a chance to fit on the disk.
-    async fn check_size(
+    /// Leases the layers, and records those that are not here, if they are within the limit and
+    /// have a chance to fit on the disk.
+    async fn expect(
         &self,
         name: &ImageName,
         pairs: &[(Digest, Blob)],
-    ) -> Result<(), ImagesError> {
+    ) -> Result<Vec<Lease>, ImagesError> {
         let size = pairs
             .iter()
             .fold(0_u64, |sum, (_, blob)| sum.saturating_add(blob.size));
@@ -243,30 +242,44 @@ impl Puller {
                 limit,
             });
         }
-        let missing: Vec<_> = pairs
+        let leased: Vec<_> = pairs
             .iter()
             .map(|(diff_id, blob)| (self.store.lease(diff_id), blob.size))
             .collect();
         let store = Arc::clone(&self.store);
-        let checked = tokio::task::spawn_blocking(move || {
-            let missing = missing
-                .iter()
-                .filter(|(lease, _)| store.layer(lease).is_none())
-                .fold(0_u64, |sum, (_, size)| sum.saturating_add(*size));
+        let looked = tokio::task::spawn_blocking(move || {
             let stat = rustix::fs::statvfs(store.layers_dir());
-            stat.map(|stat| (missing, stat.f_bavail.saturating_mul(stat.f_frsize)))
-        })
-        .await;
-        match checked {
-            Ok(Ok((missing, free))) if missing > free => Err(ImagesError::NoSpace {
+            // A file system that does not tell is tried.
+            let free = stat.map_or(u64::MAX, |s| s.f_bavail.saturating_mul(s.f_frsize));
+            let (present, missing): (Vec<_>, Vec<_>) = leased
+                .into_iter()
+                .partition(|(lease, _)| store.layer(lease).is_some());
+            (present, missing, free)
+        });
+        let Ok((present, missing, free)) = looked.await else {
+            return Err(ImagesError::Ending {
+                what: "looking for layers",
+            });
+        };
+        let size = missing
+            .iter()
+            .fold(0_u64, |sum, (_, size)| sum.saturating_add(*size));
+        if size > free {
+            return Err(ImagesError::NoSpace {
                 image: name.to_string(),
-                size: missing,
+                size,
                 free,
                 dir: self.store.layers_dir().to_owned(),
-            }),
-            // A file system that does not tell is tried.
-            _ => Ok(()),
+            });
         }
+        self.store
+            .expect_layers(missing.iter().map(|(lease, _)| lease))
+            .await?;
+        Ok(present
+            .into_iter()
+            .chain(missing)
+            .map(|(lease, _)| lease)
+            .collect())
     }
 }
 

@@ -13,10 +13,15 @@ use super::{Policy, RegistryError};
 use crate::images::hosts::{Endpoint, Tls, is_loopback};
 
 /// A client for one host.
-pub(super) fn client(endpoint: &Endpoint, policy: &Policy) -> Result<reqwest::Client, RegistryError> {
+pub(super) fn client(
+    endpoint: &Endpoint,
+    policy: &Policy,
+) -> Result<reqwest::Client, RegistryError> {
     let host = endpoint.base.host_str().unwrap_or_default().to_owned();
-    let config =
-        config(&endpoint.tls).map_err(|why| RegistryError::Tls { host: host.clone(), why })?;
+    let config = config(&endpoint.tls).map_err(|why| RegistryError::Tls {
+        host: host.clone(),
+        why,
+    })?;
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(config)
         // Redirects are followed by our own loop, which knows what not to send along.
@@ -26,7 +31,9 @@ pub(super) fn client(endpoint: &Endpoint, policy: &Policy) -> Result<reqwest::Cl
     if is_loopback(&host) {
         builder = builder.no_proxy();
     }
-    builder.build().map_err(|source| RegistryError::Client { host, source })
+    builder
+        .build()
+        .map_err(|source| RegistryError::Client { host, source })
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -54,14 +61,18 @@ fn config(tls: &Tls) -> Result<ClientConfig, String> {
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
     let builder = if tls.skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerification))
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(NoVerification))
     } else {
         let mut roots = system_roots().clone();
         for pem in &tls.authorities {
             let mut some = false;
             for certificate in CertificateDer::pem_slice_iter(pem) {
                 let certificate = certificate.map_err(|error| format!("ca: {error}"))?;
-                roots.add(certificate).map_err(|error| format!("ca: {error}"))?;
+                roots
+                    .add(certificate)
+                    .map_err(|error| format!("ca: {error}"))?;
                 some = true;
             }
             if !some {
@@ -79,7 +90,9 @@ fn config(tls: &Tls) -> Result<ClientConfig, String> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| format!("client certificate: {error}"))?;
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("client key: {error}"))?;
-    builder.with_client_auth_cert(chain, key).map_err(|error| format!("client: {error}"))
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| format!("client: {error}"))
 }
 
 /// `skip_verify = true`: the operator asked for it. Signatures of the handshake are checked even
@@ -120,6 +133,8 @@ impl ServerCertVerifier for NoVerification {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -109,7 +109,7 @@ impl Store {
             .parts
             .list()
             .iter()
-            .filter(|part| expired(part) || part.done.is_none())
+            .filter(|part| expired(part) || !self.layers_dir.join(file_name(&part.layer)).exists())
             .map(|part| part.layer.clone())
             .collect();
         self.parts.batch_blocking(Vec::new(), expired)?;
@@ -198,42 +198,47 @@ impl Store {
         }
     }
 
-    /// A leased layer's file, if it is there and whole. Blocks.
+    /// A leased layer's file, if it is there: a file with that name is whole. Blocks.
     pub fn layer(&self, lease: &Lease) -> Option<FileInfo> {
+        let meta = fs::metadata(self.layers_dir.join(file_name(&lease.layer))).ok()?;
+        let size = meta.len();
         let images = self.images.list();
         let of_image = images
             .iter()
             .flat_map(|image| &image.layers)
-            .find(|layer| layer.diff_id.hex() == lease.layer)
-            .map(|layer| FileInfo {
-                size: layer.file_size,
-                opaque_root: layer.opaque_root,
-            });
-        let known = of_image.or_else(|| self.parts.get(&lease.layer)?.done)?;
-        let meta = fs::metadata(self.layers_dir.join(file_name(&lease.layer))).ok()?;
-        (meta.is_file() && meta.len() == known.size).then_some(known)
+            .find(|layer| layer.diff_id.hex() == lease.layer);
+        let opaque_root = match of_image {
+            Some(layer) if layer.file_size == size => layer.opaque_root,
+            Some(_) => return None,
+            None => self.parts.get(&lease.layer)?.opaque_root,
+        };
+        meta.is_file().then_some(FileInfo { size, opaque_root })
     }
 
-    /// Says, before its file is made, that a pull is about to make it.
-    pub async fn expect_layer(&self, lease: &Lease) -> Result<(), ImagesError> {
-        let part = PartRecord {
+    /// Says, before their files are made, that a pull is about to make them.
+    pub async fn expect_layers(
+        &self,
+        leases: impl Iterator<Item = &Lease>,
+    ) -> Result<(), ImagesError> {
+        let part = |lease: &Lease| PartRecord {
             layer: lease.layer.clone(),
             wanted_at: now(),
-            done: None,
+            opaque_root: false,
         };
-        self.parts.put(part).await?;
-        Ok(())
+        Ok(self
+            .parts
+            .batch(leases.map(part).collect(), Vec::new())
+            .await?)
     }
 
-    /// Says that the file is made.
-    pub async fn finish_layer(&self, lease: &Lease, info: FileInfo) -> Result<(), ImagesError> {
+    /// Says, before its file gets its name, that an expected layer hides all below it. Blocks.
+    pub fn expect_opaque(&self, diff_id: &Digest) -> Result<(), ImagesError> {
         let part = PartRecord {
-            layer: lease.layer.clone(),
+            layer: diff_id.hex().to_owned(),
             wanted_at: now(),
-            done: Some(info),
+            opaque_root: true,
         };
-        self.parts.put(part).await?;
-        Ok(())
+        Ok(self.parts.batch_blocking(vec![part], Vec::new())?)
     }
 
     /// Makes an image, whose layers are all there and leased, an image of this node. Its tags are

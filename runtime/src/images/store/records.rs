@@ -79,12 +79,12 @@ pub struct PartRecord {
     pub layer: String,
     /// When a pull last wanted it, seconds since 1970.
     pub wanted_at: u64,
-    /// What it turned out to be, once it is whole.
-    pub done: Option<FileInfo>,
+    /// See [`LayerRecord::opaque_root`]; written before the file gets its name.
+    pub opaque_root: bool,
 }
 
 /// What is known of a layer's finished file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileInfo {
     /// Its size.
     pub size: u64,

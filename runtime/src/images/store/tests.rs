@@ -34,13 +34,12 @@ fn digest(n: u8) -> Digest {
 /// Puts a layer's file in place, as a pull does.
 async fn make_layer(store: &Arc<Store>, n: u8) -> (LayerRecord, Lease) {
     let lease = store.lease(&digest(n));
-    store.expect_layer(&lease).await.unwrap();
+    store.expect_layers(std::iter::once(&lease)).await.unwrap();
     fs::write(store.layer_path(&digest(n)), [n; 100]).unwrap();
     let info = FileInfo {
         size: 100,
         opaque_root: false,
     };
-    store.finish_layer(&lease, info).await.unwrap();
     assert_eq!(store.layer(&lease), Some(info));
     let record = LayerRecord {
         diff_id: digest(n),
@@ -172,9 +171,8 @@ async fn the_sweep_at_start() {
         make_layer(&store, 4).await;
         // One that was begun only.
         let lease = store.lease(&digest(5));
-        store.expect_layer(&lease).await.unwrap();
+        store.expect_layers(std::iter::once(&lease)).await.unwrap();
         let layers = fixture.dir.path().join("layers");
-        fs::write(store.layer_path(&digest(5)), "half, as after a power loss").unwrap();
         fs::write(layers.join(".layer-abc.tmp"), "temporary").unwrap();
         fs::write(store.layer_path(&digest(6)), "nobody's").unwrap();
         // And an image one of whose files was damaged.

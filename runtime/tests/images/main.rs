@@ -1,0 +1,16 @@
+//! The image service against a real registry (Debian's docker-registry) and against a hostile one
+//! that the test is itself. Nothing outside this machine is asked.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "helpers of tests may fail by panicking"
+)]
+
+mod fixture;
+mod hostile;
+mod proxy;
+mod real;
+mod server;
+mod sharing;
