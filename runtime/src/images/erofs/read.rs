@@ -9,6 +9,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Sparse files over this size are checked, but their data is not kept.
+const MAX_DATA: u64 = 256 << 20;
+
 /// What is wrong with an image.
 pub type Fault = String;
 
@@ -178,12 +181,15 @@ impl Image<'_> {
                 for n in 0..size.div_ceil(chunk) {
                     let len = chunk.min(size - n * chunk);
                     let block = le(self.bytes(behind + 4 * n, 4)?);
-                    if block == u64::from(u32::MAX) {
-                        file.holes += len;
+                    let data = (block != u64::from(u32::MAX))
+                        .then(|| self.bytes(block * 4096, len))
+                        .transpose()?;
+                    file.holes += if data.is_none() { len } else { 0 };
+                    // A file that is mostly holes can be larger than memory.
+                    if size <= MAX_DATA {
                         let end = file.data.len() + usize::try_from(len).unwrap();
+                        file.data.extend_from_slice(data.unwrap_or_default());
                         file.data.resize(end, 0);
-                    } else {
-                        file.data.extend_from_slice(self.bytes(block * 4096, len)?);
                     }
                 }
             }
