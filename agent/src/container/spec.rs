@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bulkhead_proto::agent::{PidMode, ResolvedUser};
 use oci_spec::runtime::{
     LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp,
-    Process, RootBuilder, Spec, UserBuilder,
+    LinuxSeccompArgBuilder, LinuxSeccompOperator, Process, RootBuilder, Spec, UserBuilder,
 };
 
 use crate::paths::CGROUP_PARENT;
@@ -188,8 +188,43 @@ pub fn prepare(mut spec: Spec, decisions: &Decisions<'_>) -> Result<Prepared, Sp
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
     linux.set_intel_rdt(None);
+    linux.set_seccomp(
+        linux
+            .seccomp()
+            .clone()
+            .map(masks_for_libcontainer)
+            .transpose()?,
+    );
     spec.set_linux(Some(linux));
     Ok(Prepared { spec, resources })
+}
+
+/// libcontainer (0.7) takes the two numbers of a masked comparison the wrong way round: OCI's
+/// `value` is the mask and `valueTwo` what must be left of it, it makes `valueTwo` the mask. A
+/// filter that lets a `clone` through by its flags would let none through.
+fn masks_for_libcontainer(mut filter: LinuxSeccomp) -> Result<LinuxSeccomp, SpecError> {
+    let mut rules = filter.syscalls().clone().unwrap_or_default();
+    for rule in &mut rules {
+        let Some(args) = rule.args().clone() else {
+            continue;
+        };
+        let mut fitted = Vec::with_capacity(args.len());
+        for arg in args {
+            fitted.push(if arg.op() == LinuxSeccompOperator::ScmpCmpMaskedEq {
+                LinuxSeccompArgBuilder::default()
+                    .index(arg.index())
+                    .op(arg.op())
+                    .value(arg.value_two().unwrap_or(0))
+                    .value_two(arg.value())
+                    .build()?
+            } else {
+                arg
+            });
+        }
+        rule.set_args(Some(fitted));
+    }
+    filter.set_syscalls(Some(rules));
+    Ok(filter)
 }
 
 /// The namespaces of a container: its own mounts and cgroups; network, IPC and UTS are the
@@ -393,6 +428,24 @@ mod tests {
         let env = process.env().as_ref().unwrap();
         assert_eq!(env, &["HOME=/home/u", "PATH=/x", "TERM=xterm"]);
         assert!(exec_process(&template.process, &[], &[], "", false).is_err());
+    }
+
+    #[test]
+    fn masked_comparisons_are_turned_for_libcontainer() {
+        let json = r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["clone"],
+            "action":"SCMP_ACT_ALLOW","args":[
+            {"index":0,"value":2114060288,"valueTwo":0,"op":"SCMP_CMP_MASKED_EQ"},
+            {"index":1,"value":5,"op":"SCMP_CMP_EQ"}]}]}"#;
+        let filter = masks_for_libcontainer(serde_json::from_str(json).unwrap()).unwrap();
+        let args = filter.syscalls().as_ref().unwrap()[0]
+            .args()
+            .clone()
+            .unwrap();
+        assert_eq!(
+            (args[0].value(), args[0].value_two()),
+            (0, Some(2_114_060_288))
+        );
+        assert_eq!((args[1].value(), args[1].value_two()), (5, None));
     }
 
     proptest! {

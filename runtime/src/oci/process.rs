@@ -53,7 +53,8 @@ pub fn env(
     if config.tty {
         result.set("TERM=xterm".to_owned());
     }
-    for entry in &image.env {
+    // An entry without '=' sets nothing; old images have some.
+    for entry in image.env.iter().filter(|entry| entry.contains('=')) {
         no_nul("the image's Env", entry)?;
         result.set(entry.clone());
     }

@@ -252,7 +252,8 @@ mod tests {
 
     #[test]
     fn impossible_numbers_are_refused() {
-        let bad: Vec<Box<dyn FnOnce(&mut LinuxContainerResources)>> = vec![
+        type Change = Box<dyn FnOnce(&mut LinuxContainerResources)>;
+        let bad: Vec<Change> = vec![
             Box::new(|r| r.cpu_shares = -1),
             Box::new(|r| r.cpu_shares = 262_145),
             Box::new(|r| r.cpu_quota = 999),
