@@ -121,6 +121,13 @@ pub struct SparseData {
     open: bool,
 }
 
+impl SparseData {
+    /// Bytes of the index that the file will have in the image, whatever its data.
+    pub fn index_bytes(&self) -> u64 {
+        self.index.len() as u64 * 4
+    }
+}
+
 /// Writes one image. See the module for the layout.
 #[derive(Debug)]
 pub struct Writer<W> {

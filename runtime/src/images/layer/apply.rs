@@ -102,7 +102,7 @@ impl<'a, W: Write + Seek> Applier<'a, W> {
                 self.leaf(inode, FileType::Regular, None, path)?
             }
             EntryKind::Sparse { size, map } => {
-                let inode = self.sparse(*size, map, &attr, &xattrs, entries)?;
+                let inode = self.sparse((*size, map), path, &attr, &xattrs, entries)?;
                 self.leaf(inode, FileType::Regular, None, path)?
             }
             EntryKind::Symlink(target) => {
@@ -264,13 +264,18 @@ impl<'a, W: Write + Seek> Applier<'a, W> {
 
     fn sparse<R: Read>(
         &mut self,
-        size: u64,
-        map: &[Extent],
+        (size, map): (u64, &[Extent]),
+        path: &[u8],
         attr: &Attr,
         xattrs: &Xattrs,
         entries: &mut Entries<'_, R>,
     ) -> Result<InodeId, LayerError> {
         let mut file = self.writer.begin_sparse(size)?;
+        // A header of a few hundred bytes can ask for an index of a MiB: all of them together are
+        // held against the budget for what a layer describes.
+        self.tree
+            .charge(file.index_bytes())
+            .map_err(|refusal| refusal.at(path))?;
         for extent in map {
             let (mut at, end) = (extent.offset, extent.offset.saturating_add(extent.len));
             while at < end {

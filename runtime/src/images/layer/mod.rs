@@ -44,7 +44,7 @@ pub struct Limits {
     /// Pieces of data of a sparse file.
     pub max_sparse_extents: usize,
     /// Bytes of names, link targets and attributes of directories, which stay in memory until
-    /// the end of the layer.
+    /// the end of the layer, and of the indexes of sparse files.
     pub max_memory_bytes: u64,
 }
 

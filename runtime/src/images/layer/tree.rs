@@ -285,12 +285,13 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    fn charge(&mut self, bytes: u64) -> Result<(), Refusal> {
+    /// Counts bytes against [`Limits::max_memory_bytes`].
+    pub(super) fn charge(&mut self, bytes: u64) -> Result<(), Refusal> {
         let limit = self.limits.max_memory_bytes;
         self.memory = self.memory.saturating_add(bytes);
         if self.memory > limit {
             return Err(Refusal::Limit {
-                what: "bytes of names and attributes",
+                what: "bytes of names, attributes and indexes",
                 limit,
             });
         }

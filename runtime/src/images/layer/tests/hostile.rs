@@ -171,7 +171,20 @@ fn too_much_of_everything() {
         max_memory_bytes: 5000,
         ..Limits::default()
     };
-    assert_eq!(limit(&many, &memory), "bytes of names and attributes");
+    assert_eq!(
+        limit(&many, &memory),
+        "bytes of names, attributes and indexes"
+    );
+    let holes = [
+        ("GNU.sparse.size", &b"1073741824"[..]),
+        ("GNU.sparse.map", b""),
+    ];
+    let holes = Tar::default().pax(&holes).file("f", "").end();
+    assert!(run(&holes).is_ok());
+    assert_eq!(
+        limit(&holes, &memory),
+        "bytes of names, attributes and indexes"
+    );
     let xattr = |n: usize| {
         let value = vec![b'x'; n];
         Tar::default()
