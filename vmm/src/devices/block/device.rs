@@ -220,11 +220,10 @@ impl BlockDevice {
         };
         let deadline = Instant::now() + DRAIN;
         loop {
-            running.complete(&mut self.metrics);
+            running.pump(&mut self.metrics);
             if running.idle() {
                 return Ok(());
             }
-            running.engine.submit()?;
             running.engine.wait(deadline)?;
         }
     }

@@ -133,10 +133,8 @@ impl Engine {
         }
     }
 
-    /// Takes finished jobs.
+    /// Takes finished jobs. Those that finish after it signal the descriptor.
     pub fn reap(&mut self, done: &mut Vec<Completion>) {
-        // Read before looking, so that a completion after the look makes it readable again.
-        let _ = self.event().read();
         match self {
             Engine::Uring(e) => e.reap(done),
             Engine::Worker(e) => e.reap(done),
@@ -150,7 +148,7 @@ impl Engine {
         }
     }
 
-    /// Becomes readable when jobs finish.
+    /// Signalled when jobs finish. To be watched edge-triggered: it is not read in between.
     #[must_use]
     pub fn fd(&self) -> RawFd {
         self.event().as_raw_fd()
@@ -175,7 +173,11 @@ impl Engine {
             // SAFETY: one valid pollfd of ours.
             match unsafe { libc::poll(&raw mut fd, 1, millis) } {
                 0 => {}
-                n if n > 0 => return Ok(()),
+                n if n > 0 => {
+                    // A job that finishes after this makes it readable again.
+                    let _ = self.event().read();
+                    return Ok(());
+                }
                 _ => {
                     let e = io::Error::last_os_error();
                     if e.kind() != io::ErrorKind::Interrupted {

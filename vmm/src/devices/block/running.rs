@@ -188,8 +188,9 @@ impl Running {
         }
     }
 
-    /// Handles what the engine finished.
-    pub(super) fn complete(&mut self, metrics: &mut BlockMetrics) {
+    /// Handles what the engine finished; true when something was queued again.
+    fn complete(&mut self, metrics: &mut BlockMetrics) -> bool {
+        let mut more = false;
         let mut done = std::mem::take(&mut self.done);
         self.engine.reap(&mut done);
         for (number, result) in done.drain(..) {
@@ -212,6 +213,7 @@ impl Running {
                         _ => Operation::Read { offset },
                     };
                     self.start(number, job, metrics);
+                    more = true;
                 }
                 (Operation::Read { .. } | Operation::Write { .. }, Ok(moved)) => {
                     // Nothing moved: the file became shorter than it was.
@@ -230,15 +232,18 @@ impl Running {
                         len,
                     };
                     self.start(number, job, metrics);
+                    more = true;
                 }
                 (_, Err(_)) if result == -libc::EINTR => {
                     self.start(number, job, metrics);
+                    more = true;
                 }
                 (_, Err(_)) => self.finish(number, &job, STATUS_IOERR, metrics),
             }
         }
         self.done = done;
         self.tell();
+        more
     }
 
     fn finish(&mut self, number: u16, job: &Job, status: u8, metrics: &mut BlockMetrics) {
@@ -294,12 +299,21 @@ impl Running {
     /// After requests were taken: starts them, and handles those done at once (cached data). True
     /// when rings have to be looked at again because job numbers came free.
     pub(super) fn launch(&mut self, metrics: &mut BlockMetrics) -> bool {
-        // When the kernel refuses, the entries stay queued; the next event tries again.
-        let _ = self.engine.submit();
-        self.complete(metrics);
-        // What was cut short was queued again.
-        let _ = self.engine.submit();
+        self.pump(metrics);
         !self.free.is_empty() && std::mem::take(&mut self.starved)
+    }
+
+    /// Starts what is queued and handles what is finished. Afterwards every job in flight will
+    /// signal the engine's descriptor.
+    pub(super) fn pump(&mut self, metrics: &mut BlockMetrics) {
+        loop {
+            // When the kernel refuses, the entries stay queued; the next event tries again.
+            let submitted = self.engine.submit();
+            let more = self.complete(metrics);
+            if !more || submitted.is_err() {
+                return;
+            }
+        }
     }
 
     pub(super) fn stop_watching(&mut self) {
