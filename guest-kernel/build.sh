@@ -28,7 +28,9 @@ result_dir() {
         die "the package linux-source-$series is not installed; run: make -C guest-kernel deps"
     hash=$({
         echo "$version"
-        cat "${fragments[@]}" "$here/build.sh" "$here/check-config.sh"
+        # Options only: a better comment is no new kernel.
+        grep -hE '^(CONFIG_|# CONFIG_[A-Za-z0-9_]+ is not set$)' "${fragments[@]}"
+        cat "$here/build.sh" "$here/check-config.sh"
     } | sha256sum | cut -c1-16)
     echo "$cache/$hash"
 }
@@ -55,7 +57,7 @@ compile() {
         KBUILD_BUILD_TIMESTAMP='1970-01-01 00:00:00 UTC' >"$log" 2>&1 9>&- &
     builder=$!
     until timeout 20 tail --pid=$builder -f /dev/null; do
-        say "$((SECONDS - start)) s: $(grep -c '^  [A-Z]' "$log") steps of about 1900, now $(tail -n 1 "$log" | tr -s ' ')"
+        say "$((SECONDS - start)) s: $(grep -c '^  [A-Z]' "$log") steps of about 2400, now $(tail -n 1 "$log" | tr -s ' ')"
     done
     wait $builder || {
         tail -n 30 "$log" >&2
