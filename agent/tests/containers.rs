@@ -340,10 +340,14 @@ async fn execs_join_the_container_and_fail_with_codes() {
         Code::InvalidArgument
     );
     let (cgroup, ..) = agent
-        .exec_sh("x", "3", "cat /proc/self/cgroup; ps | grep -c sleep")
+        .exec_sh(
+            "x",
+            "3",
+            "cat /proc/self/cgroup; ps | grep -q [s]leep.1000 && echo seen",
+        )
         .await;
     // Seen from its own cgroup namespace, the container's cgroup is the root.
-    assert_eq!(cgroup, "0::/\n2\n");
+    assert_eq!(cgroup, "0::/\nseen\n");
     let forget = DeleteExecRequest {
         container_id: "x".into(),
         exec_id: "1".into(),

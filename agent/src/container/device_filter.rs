@@ -219,6 +219,9 @@ fn program(rules: &[Rule]) -> Vec<Instruction> {
         }
         body.push(instruction(SET, RESULT, 0, 0, rule.allow.into()));
         body.push(instruction(EXIT, 0, 0, 0, 0));
+        // The verifier refuses instructions that are never reached, such as what would follow a
+        // rule that matches everything.
+        let last = body.len() == 2;
         let length = body.len();
         for (at, step) in body.iter_mut().enumerate() {
             if matches!(step.code, JUMP_EQUAL | JUMP_NOT_EQUAL) {
@@ -227,6 +230,9 @@ fn program(rules: &[Rule]) -> Vec<Instruction> {
             }
         }
         code.extend(body);
+        if last {
+            return code;
+        }
     }
     code.push(instruction(SET, RESULT, 0, 0, 0));
     code.push(instruction(EXIT, 0, 0, 0, 0));

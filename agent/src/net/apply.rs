@@ -89,13 +89,13 @@ pub async fn apply(network: &Network) -> Result<(), NetError> {
         .map_err(failed("listing network devices"))?;
     let mut indexes = HashMap::new();
     for interface in &network.interfaces {
-        let link = links
-            .iter()
-            .find(|link| link.mac == Some(interface.mac))
-            .ok_or_else(|| {
-                let mac = interface.mac.map(|byte| format!("{byte:02x}")).join(":");
-                NetError::NoDevice { mac }
-            })?;
+        // An earlier call may have given it its other address.
+        let by = |mac: Option<[u8; 6]>| links.iter().find(|link| mac.is_some() && link.mac == mac);
+        let link = by(Some(interface.mac)).or_else(|| by(interface.hardware_address));
+        let link = link.ok_or_else(|| {
+            let mac = interface.mac.map(|byte| format!("{byte:02x}")).join(":");
+            NetError::NoDevice { mac }
+        })?;
         set_link(&handle, link, interface).await?;
         set_addresses(&handle, link.index, interface).await?;
         indexes.insert(interface.name.as_str(), link.index);
@@ -141,6 +141,15 @@ async fn set_link(handle: &Handle, link: &Link, interface: &Interface) -> Result
             .name(name.clone())
             .build();
         set(rename, format!("renaming {} to {name}", link.name)).await?;
+    }
+    if let Some(address) = interface
+        .hardware_address
+        .filter(|new| link.mac != Some(*new))
+    {
+        let change = LinkUnspec::new_with_index(link.index)
+            .address(address.to_vec())
+            .build();
+        set(change, format!("changing the hardware address of {name}")).await?;
     }
     if interface.mtu != 0 && interface.mtu != link.mtu {
         let mtu = LinkUnspec::new_with_index(link.index)

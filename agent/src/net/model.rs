@@ -23,6 +23,8 @@ pub struct Prefix {
 pub struct Interface {
     /// Which device.
     pub mac: [u8; 6],
+    /// The address it gets in its place, if another.
+    pub hardware_address: Option<[u8; 6]>,
     /// The name it gets.
     pub name: String,
     /// 0 leaves the device's.
@@ -97,7 +99,7 @@ pub fn parse_mac(text: &str) -> Result<[u8; 6], NetError> {
     for byte in &mut mac {
         let part = parts
             .next()
-            .filter(|part| part.len() == 2)
+            .filter(|part| part.len() == 2 && !part.starts_with('+'))
             .ok_or_else(bad)?;
         *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
     }
@@ -170,6 +172,10 @@ impl TryFrom<&agent::Network> for Network {
             .map(|interface| {
                 Ok(Interface {
                     mac: parse_mac(&interface.mac)?,
+                    hardware_address: match interface.hardware_address.as_str() {
+                        "" => None,
+                        address => Some(parse_mac(address)?),
+                    },
                     name: parse_name(&interface.name)?,
                     mtu: interface.mtu,
                     addresses: interface
@@ -272,6 +278,7 @@ mod tests {
                 name: "eth0".into(),
                 mtu: 1450,
                 addresses: vec!["10.88.0.5/16".into(), "fd00::5/64".into()],
+                hardware_address: String::new(),
             }],
             routes: vec![
                 agent::Route {

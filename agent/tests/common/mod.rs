@@ -91,7 +91,10 @@ impl TestAgent {
         .unwrap();
 
         let socket = directory.path().join("agent.sock");
-        let child = Command::new(env!("CARGO_BIN_EXE_bulkhead-agent"))
+        // The test host gives a copy where programs can be replaced while they run.
+        let program = std::env::var_os("BULKHEAD_AGENT")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_bulkhead-agent").into());
+        let child = Command::new(program)
             .arg("--listen")
             .arg(format!("unix:{}", socket.display()))
             .arg("--state")
@@ -99,7 +102,9 @@ impl TestAgent {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let client = timeout(DEADLINE, connect(socket)).await.unwrap();
+        let client = timeout(DEADLINE, connect(socket))
+            .await
+            .expect("the agent does not serve");
         Some(Self {
             client,
             child,
