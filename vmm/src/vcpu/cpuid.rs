@@ -1,7 +1,7 @@
 //! What the guest is told of its CPU: what KVM supports of the host's, with a topology of one
 //! socket, one core per vCPU, one thread per core.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 const HYPERVISOR: u32 = 1 << 31;
 const TSC_DEADLINE: u32 = 1 << 24;
@@ -9,17 +9,45 @@ const VMX: u32 = 1 << 5;
 const HTT: u32 = 1 << 28;
 /// AMD's leaf 0x8000_0001 ECX: secure virtual machine.
 const SVM: u32 = 1 << 2;
+/// The same leaf: several logical processors are cores, not threads.
+const CMP_LEGACY: u32 = 1 << 1;
+const EXTENDED_TOPOLOGY: u32 = 0xb;
+const EXTENDED_TOPOLOGY_V2: u32 = 0x1f;
 
 /// What KVM supports, made fit for vCPU `id` of `count`.
 #[must_use]
 pub fn for_vcpu(supported: &CpuId, id: u8, count: u8, tsc_deadline: bool) -> CpuId {
-    let mut cpuid = supported.clone();
     let apic_id = u32::from(id);
     let count = u32::from(count.max(1));
-    for entry in cpuid.as_mut_slice() {
+    let mut entries: Vec<_> = supported
+        .as_slice()
+        .iter()
+        .filter(|e| !matches!(e.function, EXTENDED_TOPOLOGY | EXTENDED_TOPOLOGY_V2))
+        .copied()
+        .collect();
+    let highest = entries
+        .iter()
+        .find(|e| e.function == 0)
+        .map_or(0, |e| e.eax);
+    // "Auth" of AuthenticAMD, or "Hygo" of HygonGenuine.
+    let vendor = entries
+        .iter()
+        .find(|e| e.function == 0)
+        .map_or(0, |e| e.ebx);
+    let amd = [u32::from_le_bytes(*b"Auth"), u32::from_le_bytes(*b"Hygo")].contains(&vendor);
+    for entry in &mut entries {
         adjust(entry, apic_id, count, tsc_deadline);
+        if entry.function == 0x8000_0001 {
+            set(&mut entry.ecx, CMP_LEGACY, amd && count > 1);
+        }
     }
-    cpuid
+    // KVM leaves these leaves to us, and lists them without their levels.
+    for function in [EXTENDED_TOPOLOGY, EXTENDED_TOPOLOGY_V2] {
+        if function <= highest {
+            entries.extend((0..3).map(|level| topology(function, level, apic_id, count)));
+        }
+    }
+    CpuId::from_entries(&entries).unwrap_or_else(|_| supported.clone())
 }
 
 /// Bits of an APIC id that count cores.
@@ -43,7 +71,6 @@ fn adjust(entry: &mut kvm_cpuid_entry2, apic_id: u32, count: u32, tsc_deadline: 
             let sharers = if level >= 3 { count - 1 } else { 0 };
             entry.eax = entry.eax & 0x0000_3fff | (count - 1).min(63) << 26 | sharers << 14;
         }
-        0xb | 0x1f => topology(entry, apic_id, count),
         // AMD's.
         0x8000_0001 => entry.ecx &= !SVM,
         0x8000_0008 => {
@@ -64,14 +91,24 @@ fn adjust(entry: &mut kvm_cpuid_entry2, apic_id: u32, count: u32, tsc_deadline: 
     }
 }
 
-/// The extended topology leaves (Intel SDM vol. 2, CPUID leaf 0BH).
-fn topology(entry: &mut kvm_cpuid_entry2, apic_id: u32, count: u32) {
-    entry.edx = apic_id;
-    (entry.eax, entry.ebx, entry.ecx) = match entry.index {
-        0 => (0, 1, 1 << 8),
-        1 => (core_bits(count), count, 2 << 8 | 1),
-        index => (0, 0, index),
+/// One level of the extended topology leaves (Intel SDM vol. 2, CPUID leaf 0BH): threads, then
+/// cores, then the end.
+fn topology(function: u32, level: u32, apic_id: u32, count: u32) -> kvm_cpuid_entry2 {
+    let (eax, ebx, kind) = match level {
+        0 => (0, 1, 1),
+        1 => (core_bits(count), count, 2),
+        _ => (0, 0, 0),
     };
+    kvm_cpuid_entry2 {
+        function,
+        index: level,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax,
+        ebx,
+        ecx: kind << 8 | level,
+        edx: apic_id,
+        ..Default::default()
+    }
 }
 
 fn set(word: &mut u32, bit: u32, on: bool) {
@@ -96,11 +133,17 @@ mod tests {
 
     #[test]
     fn topology_is_one_socket_of_single_threaded_cores() {
-        let supported = CpuId::from_entries(&[entry(1, 0), entry(0xb, 0), entry(0xb, 1)]).unwrap();
+        let mut zero = entry(0, 0);
+        zero.eax = 0xd;
+        zero.ebx = u32::from_le_bytes(*b"Auth");
+        let all = [zero, entry(1, 0), entry(0xb, 0), entry(0x8000_0001, 0)];
+        let supported = CpuId::from_entries(&all).unwrap();
         let cpuid = for_vcpu(&supported, 5, 6, true);
-        let [one, smt, core] = cpuid.as_slice() else {
+        let [_, one, amd, smt, core, end] = cpuid.as_slice() else {
             panic!()
         };
+        assert_eq!(amd.ecx, CMP_LEGACY);
+        assert_eq!((end.index, end.ecx), (2, 2));
         assert_eq!(one.ebx >> 24, 5);
         assert_eq!(one.ebx >> 16 & 0xff, 6);
         assert_eq!(
