@@ -23,7 +23,10 @@ impl Ports {
     /// The ports; ends of the VM are reported to `lifecycle`.
     #[must_use]
     pub fn new(serial: SerialPort, lifecycle: Arc<Lifecycle>) -> Self {
-        Ports { serial: Mutex::new(serial), lifecycle }
+        Ports {
+            serial: Mutex::new(serial),
+            lifecycle,
+        }
     }
 
     /// The serial port.
@@ -54,13 +57,16 @@ impl Ports {
         };
         match port {
             layout::SLEEP_CONTROL_PORT if acpi::is_power_off(value) => {
-                self.lifecycle.end(Reason::PowerOff, "the guest powered off");
+                self.lifecycle
+                    .end(Reason::PowerOff, "the guest powered off");
             }
             layout::RESET_PORT if value == acpi::RESET_VALUE => {
-                self.lifecycle.end(Reason::Reboot, "the guest asked for a reset");
+                self.lifecycle
+                    .end(Reason::Reboot, "the guest asked for a reset");
             }
             layout::PVPANIC_PORT if value & (PANICKED | CRASH_LOADED) != 0 => {
-                self.lifecycle.end(Reason::Panic, "the guest's kernel panicked");
+                self.lifecycle
+                    .end(Reason::Panic, "the guest's kernel panicked");
             }
             _ => {
                 if let Some(offset) = serial_register(port) {

@@ -6,8 +6,8 @@ use std::fmt;
 use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
-use vm_superio::serial::{NoEvents, Serial, SerialState};
 use vm_superio::Trigger;
+use vm_superio::serial::{NoEvents, Serial, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::ConsoleLog;
@@ -78,7 +78,11 @@ impl SerialPort {
     ///
     /// # Errors
     /// When the saved form is not possible.
-    pub fn restore(line: EventFd, log: ConsoleLog, saved: &SavedSerial) -> Result<Self, SerialError> {
+    pub fn restore(
+        line: EventFd,
+        log: ConsoleLog,
+        saved: &SavedSerial,
+    ) -> Result<Self, SerialError> {
         let state = SerialState {
             baud_divisor_low: saved.baud_divisor.0,
             baud_divisor_high: saved.baud_divisor.1,

@@ -39,23 +39,36 @@ pub(super) struct Running {
 impl Running {
     /// An idle one.
     pub(super) fn new(active: Active, engine: Engine, disk: Disk, write_through: bool) -> Self {
-        let numbers = u16::try_from(MAX_JOBS).unwrap_or(0);
         Running {
             used: vec![false; active.rings.len()],
             active,
             engine,
             disk,
             write_through,
-            jobs: (0..numbers).map(|_| None).collect(),
-            free: (0..numbers).rev().collect(),
+            jobs: Vec::new(),
+            free: Vec::new(),
             starved: false,
             done: Vec::new(),
         }
     }
 
+    /// A free job number. Their table grows as it is needed: most disks of a pod, its image's
+    /// layers, never have more than a few requests at a time.
+    fn number(&mut self) -> Option<u16> {
+        if let Some(number) = self.free.pop() {
+            return Some(number);
+        }
+        let number = u16::try_from(self.jobs.len()).ok()?;
+        if self.jobs.len() >= MAX_JOBS {
+            return None;
+        }
+        self.jobs.push(None);
+        Some(number)
+    }
+
     /// No job is in flight.
     pub(super) fn idle(&self) -> bool {
-        self.free.len() == MAX_JOBS
+        self.free.len() == self.jobs.len()
     }
 
     /// Takes requests from a ring, as many as there are job numbers.
@@ -68,7 +81,7 @@ impl Running {
             ring.silence(&self.active.mem);
             let mut progress = false;
             loop {
-                let Some(number) = self.free.pop() else {
+                let Some(number) = self.number() else {
                     // Completions look at the rings again; until then kicks are of no use.
                     self.starved = true;
                     return;

@@ -59,6 +59,8 @@ pub struct Connection {
     pub state: State,
     /// When it ends if nothing happens.
     pub deadline: Option<Instant>,
+    /// The guest opened it.
+    pub by_guest: bool,
     /// It is in the muxer's queue of those with something for the guest.
     pub queued: bool,
     stream: UnixStream,
@@ -110,6 +112,7 @@ impl Connection {
             key,
             state,
             deadline: None,
+            by_guest: false,
             queued: false,
             stream,
             readable: true,
@@ -145,6 +148,7 @@ impl Connection {
     pub fn from_guest(stream: UnixStream, key: Key, buf_alloc: u32, request: &Header) -> Self {
         let mut c = Connection::new(stream, key, State::Established, buf_alloc);
         c.pending.response = true;
+        c.by_guest = true;
         c.learn(request);
         c
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::connection::{Connection, Key, State, Verdict};
@@ -24,6 +25,8 @@ use crate::devices::buffers::Segments;
 
 /// The most connections and handshakes together.
 pub const MAX_PEERS: usize = 512;
+/// The most connections the guest may open: it cannot take the host's way in from the host.
+pub const MAX_FROM_GUEST: usize = 256;
 /// The most refusals waiting for a buffer of the guest; at this many, its packets wait.
 const MAX_REFUSALS: usize = 256;
 /// How long a host client may take for its line.
@@ -61,6 +64,8 @@ pub struct Muxer {
     cid: u64,
     path: PathBuf,
     listener: UnixListener,
+    /// Given up for a moment to turn a client away when descriptors have run out.
+    spare: Option<EventFd>,
     epoll: Epoll,
     timer: TimerFd,
     timer_on: bool,
@@ -111,6 +116,7 @@ impl Muxer {
             cid,
             path: path.to_path_buf(),
             listener,
+            spare: spare().ok(),
             epoll,
             timer,
             timer_on: false,
@@ -172,8 +178,17 @@ impl Muxer {
     fn accept(&mut self) {
         // A bounded number at a time; the listener stays readable when more wait.
         for _ in 0..16 {
-            let Ok((stream, _)) = self.listener.accept() else {
-                return;
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                    // Left in its queue, the client would keep the event loop spinning.
+                    self.spare = None;
+                    drop(self.listener.accept());
+                    self.spare = spare().ok();
+                    self.metrics.refused += 1;
+                    return;
+                }
+                Err(_) => return,
             };
             if self.peers.len() >= MAX_PEERS || stream.set_nonblocking(true).is_err() {
                 // Dropped: the client sees the end.
@@ -354,7 +369,7 @@ impl Muxer {
 
     /// The guest wants to reach a host port.
     fn connect_host(&mut self, key: Key, header: &Header) {
-        let stream = if self.peers.len() < MAX_PEERS {
+        let stream = if self.peers.len() < MAX_PEERS && self.opened_by_guest() < MAX_FROM_GUEST {
             connect(&port_path(&self.path, key.host_port)).ok()
         } else {
             None
@@ -376,6 +391,12 @@ impl Muxer {
             }
             None => self.refuse(header),
         }
+    }
+
+    /// How many connections the guest has opened.
+    fn opened_by_guest(&self) -> usize {
+        let by_guest = |p: &&Peer| matches!(p, Peer::Connection(c) if c.by_guest);
+        self.peers.values().filter(by_guest).count()
     }
 
     /// Plans a reset as the answer to `header`.
@@ -487,6 +508,10 @@ impl Drop for Muxer {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+fn spare() -> io::Result<EventFd> {
+    EventFd::new(libc::EFD_CLOEXEC)
 }
 
 /// Where a listener for host port `port` is.

@@ -513,3 +513,28 @@ fn while_paused_nothing_moves_and_afterwards_all_does() {
     guest.machine.device().resume().unwrap();
     assert_eq!(guest.next().1, b"later");
 }
+
+#[test]
+fn the_guest_cannot_take_the_hosts_way_in() {
+    let mut guest = Guest::new();
+    let listener = UnixListener::bind(format!("{}_1025", guest.path.display())).unwrap();
+    let mut accepted = Vec::new();
+    let (mut granted, mut refused) = (0, 0);
+    for port in 0..300 {
+        guest.send(Op::Request, port, 1025, 0, &[]);
+        match guest.next().0.op {
+            op if op == Op::Response as u16 => {
+                granted += 1;
+                accepted.push(listener.accept().unwrap().0);
+            }
+            op if op == Op::Rst as u16 => refused += 1,
+            op => panic!("operation {op}"),
+        }
+    }
+    assert_eq!((granted, refused), (256, 44));
+    let _client = guest.connect(1024);
+    // What the guest ends it can open again.
+    guest.send(Op::Rst, 0, 1025, 0, &[]);
+    guest.send(Op::Request, 1000, 1025, 0, &[]);
+    assert_eq!(guest.next().0.op, Op::Response as u16);
+}
