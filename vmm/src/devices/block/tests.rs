@@ -225,9 +225,6 @@ fn many_requests_on_two_queues_all_come_back_right() {
                 }
             }
         }
-        for q in &queues {
-            assert!(q.interrupts > 0);
-        }
     });
 }
 
