@@ -133,7 +133,7 @@ pub async fn serve_until(
     let server = Server::new(Arc::clone(&app));
     let mut ending = stopped.clone();
     let graceful = async move {
-        let _said = ending.wait_for(|stop| *stop).await;
+        drop(ending.wait_for(|stop| *stop).await);
     };
     let serving = tonic::transport::Server::builder()
         .add_service(
@@ -148,7 +148,7 @@ pub async fn serve_until(
         )
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), graceful);
     let drained = async {
-        let _said = stopped.wait_for(|stop| *stop).await;
+        drop(stopped.wait_for(|stop| *stop).await);
         // The one timer of the end: clients that keep their connection are not waited for.
         let _late = tokio::time::timeout(DRAIN, std::future::pending::<()>()).await;
     };

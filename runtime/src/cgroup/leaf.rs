@@ -1,6 +1,7 @@
 //! The leaf cgroup a pod's VMM runs in, below `cgroup_parent`.
 
 use std::{
+    collections::HashSet,
     fs::{self, File, OpenOptions},
     io,
     os::fd::OwnedFd,
@@ -11,12 +12,13 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     io::Errno,
+    process::{Pid, WaitId, WaitIdOptions, waitid},
 };
 
 use super::CgroupError;
 
 /// Leaves are called this and the sandbox id.
-pub const NAME_PREFIX: &str = "bulkhead-";
+const NAME_PREFIX: &str = "bulkhead-";
 /// SIGKILL is on its way; what remains is the kernel's teardown of a guest's memory.
 const EMPTY_DEADLINE: Duration = Duration::from_secs(10);
 /// kubepods / QoS class / pod / leaf, each a level; systemd's slices nest one deeper.
@@ -115,17 +117,30 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
         Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) => {}
         Err(e) => return Err(io("remove", e)),
     }
+    let inside = processes(path);
     match fs::write(path.join("cgroup.kill"), "1") {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound && !path.exists() => return Ok(()),
         Err(e) => return Err(io("kill what is in", e)),
     }
     wait_empty(path)?;
+    for pid in inside {
+        // What a VMM that failed to start has left is our child by now (the daemon is a
+        // subreaper) and would stay a zombie. Everything else is not ours: ECHILD, at once.
+        let _reaped = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
+    }
     match fs::remove_dir(path) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(io("remove", e)),
     }
+}
+
+fn processes(path: &Path) -> Vec<Pid> {
+    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.parse().ok().and_then(Pid::from_raw))
+        .collect()
 }
 
 /// Waits until cgroup.events says `populated 0`; the kernel raises POLLPRI at each change.
@@ -164,8 +179,8 @@ fn wait_empty(path: &Path) -> Result<(), CgroupError> {
     }
 }
 
-/// Leaves below the root whose sandbox id is not known. Blocks.
-pub fn strays(root: &Path, known: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
+/// The leaves of these sandboxes, wherever below the root they are. Blocks.
+pub fn find(root: &Path, ids: &HashSet<String>) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut level = vec![root.to_owned()];
     for _ in 0..STRAY_DEPTH {
@@ -177,11 +192,7 @@ pub fn strays(root: &Path, known: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
                 }
                 let name = entry.file_name();
                 match name.to_str().and_then(|n| n.strip_prefix(NAME_PREFIX)) {
-                    Some(id) if crate::sandbox::is_id(id) => {
-                        if !known(id) {
-                            found.push(entry.path());
-                        }
-                    }
+                    Some(id) if ids.contains(id) => found.push(entry.path()),
                     _ => next.push(entry.path()),
                 }
             }

@@ -10,6 +10,6 @@ mod limit;
 mod parent;
 
 pub use error::CgroupError;
-pub use leaf::{Leaf, NAME_PREFIX, check_v2, remove, strays};
+pub use leaf::{Leaf, check_v2, find, remove};
 pub use limit::memory_limit;
 pub use parent::{ParentError, parent_path};

@@ -1,6 +1,6 @@
 //! `bulkhead serve`: the daemon.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use tracing_subscriber::{EnvFilter, filter::Directive};
@@ -46,6 +46,7 @@ pub fn run(args: Serve) -> ExitCode {
     let quiet = format!("h2=info,hyper=info,tower=info,{}", args.log_level);
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(quiet))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .with_target(false)
         .init();

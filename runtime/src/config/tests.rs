@@ -65,7 +65,7 @@ fn bad_files_name_file_line_key_and_what_is_allowed() {
         ),
         (
             "[sandbox]\nmemory_mib = 8",
-            &["sandbox.memory_mib = 8", "from 96"],
+            &["sandbox.memory_mib = 8", "from 80"],
         ),
         (
             "[sandbox]\nmax_vcpus = 2\nvcpus = 3",

@@ -122,17 +122,23 @@ pub enum SandboxError {
     Ending,
 }
 
+/// What a console's end says, shortly: the line of a kernel's panic, else the last lines. Only for
+/// people; nothing is decided by it.
 fn console(tail: &str) -> String {
+    if let Some(panic) = tail.lines().find(|line| line.contains("Kernel panic")) {
+        return format!("; the guest's console: {}", panic.trim());
+    }
     let last: Vec<&str> = tail
         .lines()
         .rev()
-        .filter(|l| !l.trim().is_empty())
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
         .take(3)
         .collect();
     if last.is_empty() {
-        return String::new();
+        return "; the guest's console is empty".to_owned();
     }
-    let last: Vec<&str> = last.into_iter().rev().map(str::trim_end).collect();
+    let last: Vec<&str> = last.into_iter().rev().collect();
     format!("; the guest's console ends: {}", last.join(" | "))
 }
 

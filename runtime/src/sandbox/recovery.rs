@@ -1,7 +1,7 @@
 //! The daemon's start: pods of the last daemon that still run are taken up again, those that ended
 //! meanwhile are marked so, what was half made is undone, and what no record owns is removed.
 
-use std::{collections::HashSet, fs, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, fs, path::Path, sync::Arc, time::Duration};
 
 use bulkhead_proto::agent::HelloRequest;
 use tokio::sync::watch;
@@ -111,7 +111,8 @@ async fn take_up(app: &Arc<App>, id: &str, process: Process) {
 }
 
 /// Removes what no record owns: of a database that was moved away, or of a start that failed
-/// between making and recording (which is a bug).
+/// between making and recording (which is a bug). A pod's directories are the last to be released,
+/// so they name all that can be left; what other daemons have on this host is not touched.
 async fn sweep(app: &Arc<App>) {
     let known: HashSet<String> = app
         .records
@@ -120,23 +121,33 @@ async fn sweep(app: &Arc<App>) {
         .iter()
         .map(|record| record.id.clone())
         .collect();
+    let ids: Vec<String> = known.iter().cloned().collect();
     let paths = app.config.paths.clone();
     let root = app.config.cgroup.root.clone();
-    let ids: Vec<String> = known.iter().cloned().collect();
     let swept = tokio::task::spawn_blocking(move || {
+        let bases = [paths.run_dir.join("pods"), paths.state_dir.join("pods")];
+        let strays: HashSet<String> = bases
+            .iter()
+            .flat_map(|base| ids_in(base))
+            .filter(|id| !known.contains(id))
+            .collect();
+        if strays.is_empty() {
+            return;
+        }
         // Cgroups first: what runs in them uses the directories.
-        for path in cgroup::strays(&root, &|id| known.contains(id)) {
+        for path in cgroup::find(&root, &strays) {
             tracing::warn!(cgroup = %path.display(), "removing a cgroup no record owns");
             if let Err(error) = cgroup::remove(&path) {
                 tracing::warn!("{}", crate::error::chain(&error));
             }
         }
-        for dir in [paths.run_dir.join("pods"), paths.state_dir.join("pods")] {
-            for path in stray_dirs(&dir, &known) {
-                tracing::warn!(path = %path.display(), "removing a directory no record owns");
-                if let Err(error) = release::remove_dir(&path) {
-                    tracing::warn!("{}", crate::error::chain(&error));
-                }
+        for path in bases
+            .iter()
+            .flat_map(|base| strays.iter().map(|id| base.join(id)))
+        {
+            tracing::warn!(path = %path.display(), "removing a directory no record owns");
+            if let Err(error) = release::remove_dir(&path) {
+                tracing::warn!("{}", crate::error::chain(&error));
             }
         }
     });
@@ -151,12 +162,8 @@ async fn sweep(app: &Arc<App>) {
     }
 }
 
-fn stray_dirs(dir: &std::path::Path, known: &HashSet<String>) -> Vec<PathBuf> {
+fn ids_in(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let stray = entries.filter(|entry| {
-        let name = entry.file_name();
-        name.to_str()
-            .is_some_and(|name| is_id(name) && !known.contains(name))
-    });
-    stray.map(|entry| entry.path()).collect()
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| is_id(name)).collect()
 }

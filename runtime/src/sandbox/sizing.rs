@@ -10,6 +10,8 @@ use crate::{
 };
 
 const MIB: u64 = 1 << 20;
+/// Page tables take 8 bytes for each 4 KiB page, once in the process and once in KVM: 1/256.
+const TABLES: u64 = 256;
 /// The period of CPU limits where none is named, microseconds (cpu.max's default).
 const DEFAULT_PERIOD: i64 = 100_000;
 
@@ -61,14 +63,18 @@ fn memory(
     // pods have no sum.
     let given = (limit > 0).then(|| limit.saturating_add(extra));
     let own = vmm.overhead_mib;
-    let guest = |bytes: u64| (bytes / MIB).saturating_sub(own);
+    let guest = |bytes: u64| guest_share(bytes / MIB, own);
 
     let by_request = given.map_or(sandbox.memory_mib, guest);
     let memory_mib = cgroup.map_or(by_request, |c| by_request.min(guest(c.bytes)));
     if memory_mib >= sandbox.min_memory_mib {
         return Ok(memory_mib);
     }
-    let need = sandbox.min_memory_mib.saturating_add(own);
+    let tables = sandbox.min_memory_mib.div_ceil(TABLES);
+    let need = sandbox
+        .min_memory_mib
+        .saturating_add(own)
+        .saturating_add(tables);
     let bound = match (given, cgroup) {
         (given, Some(c)) if given.is_none_or(|g| c.bytes < g) => {
             format!("the cgroup {} allows {} MiB", c.whose, c.bytes / MIB)
@@ -84,11 +90,20 @@ fn memory(
     Err(SandboxError::Invalid {
         what: format!(
             "the pod has too little memory to boot: {bound}, and {need} MiB are needed ({} MiB for \
-             the guest, {own} MiB for its VMM); raise the limit or the RuntimeClass's \
+             the guest, {} MiB for its VMM); raise the limit or the RuntimeClass's \
              overhead.podFixed.memory",
-            sandbox.min_memory_mib
+            sandbox.min_memory_mib,
+            need.saturating_sub(sandbox.min_memory_mib)
         ),
     })
+}
+
+/// What a limit leaves the guest: the VMM's own need is taken off, and the page tables that map
+/// the guest's memory (the process's and KVM's), which the kernel charges to the same cgroup.
+fn guest_share(limit_mib: u64, own_mib: u64) -> u64 {
+    let left = limit_mib.saturating_sub(own_mib);
+    // guest + guest / TABLES <= left.
+    left.saturating_mul(TABLES) / (TABLES + 1)
 }
 
 fn vcpus(
@@ -165,7 +180,7 @@ mod tests {
             // resources, overhead, cgroup -> vcpus, memory
             (None, None, None, 2, 512),
             (resources(0, 0), resources(0, 0), None, 2, 512),
-            (resources(20_000, 128), resources(5_000, 64), None, 1, 172),
+            (resources(20_000, 128), resources(5_000, 64), None, 1, 171),
             (
                 resources(20_000, 128),
                 resources(5_000, 64),
@@ -180,10 +195,10 @@ mod tests {
                 1,
                 130,
             ),
-            (resources(150_000, 4096), None, None, 2, 4076),
-            (resources(300_000, 4096), resources(1, 0), None, 4, 4076),
-            (resources(10_000_000, 4096), None, None, 8, 4076),
-            (None, None, Some(300), 2, 280),
+            (resources(150_000, 4096), None, None, 2, 4060),
+            (resources(300_000, 4096), resources(1, 0), None, 4, 4060),
+            (resources(10_000_000, 4096), None, None, 8, 4060),
+            (None, None, Some(300), 2, 278),
             (None, resources(0, 64), Some(4096), 2, 512),
         ];
         for (res, over, cgroup, vcpus, memory_mib) in table {
@@ -202,7 +217,7 @@ mod tests {
             "96 MiB",
             "resources 64 MiB",
             "overhead 32 MiB",
-            "120 MiB are needed",
+            "121 MiB are needed",
         ] {
             assert!(error.contains(part), "{error}");
         }
