@@ -1,0 +1,75 @@
+//! The end-to-end tests: `bulkhead-tests [--list] [--shard I/N] [--results DIR] [FILTER…]`, as root
+//! in the test host (tests/run.sh does all that).
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use std::{env, path::PathBuf, process::ExitCode};
+
+use bulkhead_tests::{cases, suite};
+
+fn main() -> ExitCode {
+    let mut plan = suite::Plan {
+        filters: Vec::new(),
+        shard: (1, 1),
+        results: PathBuf::from("/tmp/bulkhead-results"),
+    };
+    let tests = cases::all();
+    let mut args = env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--list" => {
+                for test in &tests {
+                    println!("{}", test.name);
+                }
+                return ExitCode::SUCCESS;
+            }
+            "--shard" => match args.next().as_deref().and_then(shard) {
+                Some(shard) => plan.shard = shard,
+                None => return usage(),
+            },
+            "--results" => match args.next() {
+                Some(dir) => plan.results = dir.into(),
+                None => return usage(),
+            },
+            option if option.starts_with('-') => return usage(),
+            filter => plan.filters.push(filter.to_owned()),
+        }
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(suite::run(&tests, &plan)) {
+        Ok(sums) => {
+            println!(
+                "{} passed, {} failed, {} skipped",
+                sums.passed, sums.failed, sums.skipped
+            );
+            if sums.failed == 0 {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(error) => {
+            eprintln!("the node for the tests: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: bulkhead-tests [--list] [--shard I/N] [--results DIR] [FILTER…]");
+    ExitCode::from(2)
+}
+
+fn shard(text: &str) -> Option<(usize, usize)> {
+    let (part, parts) = text.split_once('/')?;
+    let (part, parts) = (part.parse().ok()?, parts.parse().ok()?);
+    (1..=parts).contains(&part).then_some((part, parts))
+}

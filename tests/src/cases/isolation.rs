@@ -1,0 +1,173 @@
+//! What the host shows of a pod: one unprivileged process, in the cgroup it was given, no larger
+//! than allowed.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use bulkhead_proto::cri::{LinuxContainerResources, PodSandboxConfig};
+use tonic::Code;
+
+use crate::{
+    Failure, Outcome, check,
+    cri::pod,
+    leaks::Snapshot,
+    suite::{Context, Test},
+    test,
+};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!("isolation", one_unprivileged_process_per_pod),
+        test!("isolation", the_guest_fits_its_cgroup),
+    ]
+}
+
+/// The VMM processes: pid and the fields of its status.
+fn machines() -> Result<BTreeMap<u32, BTreeMap<String, String>>, Failure> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Some(pid) = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n.parse().ok())
+        else {
+            continue;
+        };
+        let Ok(status) = fs::read_to_string(path.join("status")) else {
+            continue;
+        };
+        let fields: BTreeMap<String, String> = status
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .map(|(key, value)| (key.to_owned(), value.trim().to_owned()))
+            .collect();
+        if fields
+            .get("Name")
+            .is_some_and(|name| name.starts_with("bulkhead-vmm"))
+        {
+            found.insert(pid, fields);
+        }
+    }
+    Ok(found)
+}
+
+async fn one_unprivileged_process_per_pod(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    let ids = [
+        cri.run_pod(pod("one")).await?,
+        cri.run_pod(pod("two")).await?,
+    ];
+    let found = machines()?;
+    check!(found.len() == 2, "{} processes for two pods", found.len());
+    let mut users = Vec::new();
+    for (pid, fields) in &found {
+        let field = |name: &str| fields.get(name).cloned().unwrap_or_default();
+        let uid = field("Uid")
+            .split_whitespace()
+            .next()
+            .unwrap_or("0")
+            .to_owned();
+        check!(uid != "0", "process {pid} runs as root");
+        users.push(uid);
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            check!(field(set) == "0000000000000000", "{set} is {}", field(set));
+        }
+        check!(field("NoNewPrivs") == "1", "no_new_privs is not set");
+        for namespace in ["user", "mnt", "pid", "net", "ipc", "uts"] {
+            let theirs = fs::read_link(format!("/proc/{pid}/ns/{namespace}"))?;
+            let ours = fs::read_link(format!("/proc/self/ns/{namespace}"))?;
+            check!(theirs != ours, "the {namespace} namespace is the host's");
+        }
+        // Nothing of the host's files but the pod's own directory.
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+        let roots: Vec<&str> = mounts.lines().filter_map(|l| l.split(' ').nth(3)).collect();
+        check!(
+            roots.len() == 1 && roots[0].ends_with("/vm"),
+            "it sees {mounts}"
+        );
+    }
+    check!(users[0] != users[1], "two pods share the user {}", users[0]);
+    // Besides them, the daemon alone.
+    let daemon = context.host.daemon_pid().ok_or("no daemon")?;
+    let children = fs::read_to_string(format!("/proc/{daemon}/task/{daemon}/children"))?;
+    for child in children.split_whitespace() {
+        check!(
+            found.contains_key(&child.parse()?),
+            "the daemon has a child {child} besides"
+        );
+    }
+    for id in ids {
+        cri.remove_pod(&id).await?;
+    }
+    Ok(())
+}
+
+fn sized(name: &str, parent: &str, memory: i64, overhead: i64) -> PodSandboxConfig {
+    let mut config = pod(name);
+    let memory_of = |bytes| {
+        Some(LinuxContainerResources {
+            memory_limit_in_bytes: bytes,
+            ..LinuxContainerResources::default()
+        })
+    };
+    if let Some(linux) = &mut config.linux {
+        parent.clone_into(&mut linux.cgroup_parent);
+        linux.resources = memory_of(memory);
+        linux.overhead = memory_of(overhead);
+    }
+    config
+}
+
+async fn the_guest_fits_its_cgroup(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    // As the kubelet does: it makes and limits the pod's cgroup, the runtime goes inside.
+    let parent = "/kubepods/burstable/poduid-sized";
+    let path = PathBuf::from(format!("/sys/fs/cgroup{parent}"));
+    fs::create_dir_all(&path)?;
+    let mut at = PathBuf::from("/sys/fs/cgroup");
+    for part in ["", "kubepods", "burstable"] {
+        at.push(part);
+        fs::write(at.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
+    }
+    let (memory, overhead) = (192_i64 << 20, 64_i64 << 20);
+    fs::write(path.join("memory.max"), (memory + overhead).to_string())?;
+    let id = cri
+        .run_pod(sized("sized", parent, memory, overhead))
+        .await?;
+    let (pid, _) = machines()?.pop_first().ok_or("no process")?;
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    check!(cgroup.contains(parent), "the process is in {cgroup}");
+    let (_, info) = cri.pod_status(&id).await?;
+    let text = info.values().cloned().collect::<String>();
+    check!(
+        text.contains("memory"),
+        "the status does not tell the guest's memory: {text}"
+    );
+    let events = fs::read_to_string(path.join("memory.events"))?;
+    check!(events.contains("oom_kill 0"), "{events}");
+    cri.remove_pod(&id).await?;
+    // Less than boots: said at once, with nothing left.
+    let before = Snapshot::take(&context.host)?;
+    let refused = cri.run_pod(sized("small", parent, 8 << 20, 0)).await;
+    let codes = [Code::InvalidArgument, Code::FailedPrecondition];
+    check!(
+        refused.as_ref().is_err_and(|s| codes.contains(&s.code())),
+        "{refused:?}"
+    );
+    before.compare(&context.host).await?;
+    // A limit in the cgroup counts also when the request does not tell it.
+    fs::write(path.join("memory.max"), (32 << 20).to_string())?;
+    let refused = cri.run_pod(sized("tight", parent, 0, 0)).await;
+    check!(
+        refused.as_ref().is_err_and(|s| codes.contains(&s.code())),
+        "{refused:?}"
+    );
+    for part in [
+        "kubepods/burstable/poduid-sized",
+        "kubepods/burstable",
+        "kubepods",
+    ] {
+        fs::remove_dir(PathBuf::from("/sys/fs/cgroup").join(part))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! The tests, by theme. A theme's tests share a pod where that is honest.
+
+mod bad_input;
+mod basics;
+mod crictl;
+mod exec;
+mod images;
+mod isolation;
+mod logs;
+mod network;
+mod recovery;
+mod scale;
+mod security;
+
+use crate::suite::Test;
+
+/// Every test, in the order they run.
+#[must_use]
+pub fn all() -> Vec<Test> {
+    [
+        basics::tests(),
+        exec::tests(),
+        logs::tests(),
+        network::tests(),
+        images::tests(),
+        security::tests(),
+        isolation::tests(),
+        recovery::tests(),
+        bad_input::tests(),
+        crictl::tests(),
+        scale::tests(),
+    ]
+    .concat()
+}
+
+/// The small image most tests run.
+pub(crate) const BUSYBOX: &str = "127.0.0.1:5000/busybox:latest";
+
+/// An image of the tests' registry by its short name.
+pub(crate) fn image(name: &str) -> String {
+    format!("{}/{name}:latest", crate::host::REGISTRY)
+}

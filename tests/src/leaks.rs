@@ -1,0 +1,161 @@
+//! What a test may not leave behind: the state of the machine in words, taken before and after.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use tokio::time::Instant;
+
+use crate::{Failure, Outcome, cri, host::Host};
+
+/// The machine, as far as the daemon can leave things in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    things: BTreeSet<String>,
+    descriptors: usize,
+}
+
+/// How many descriptors more than before are still no leak: connections that are being closed.
+const DESCRIPTOR_SLACK: usize = 3;
+
+impl Snapshot {
+    /// Looks at everything.
+    ///
+    /// # Errors
+    /// If the machine cannot be looked at.
+    pub fn take(host: &Host) -> Result<Self, Failure> {
+        let mut things = BTreeSet::new();
+        processes(&mut things)?;
+        for line in fs::read_to_string("/proc/self/mountinfo")?.lines() {
+            let point = line.split(' ').nth(4).unwrap_or(line);
+            // The directory of the namespaces becomes a mount with the first pod and stays one.
+            if !point.ends_with("/netns") {
+                things.insert(format!("mount {point}"));
+            }
+        }
+        for line in output("ip", &["-o", "link"])?.lines() {
+            let name = line.split(": ").nth(1).unwrap_or(line);
+            let name = name.split('@').next().unwrap_or(name);
+            // The bridge is the network's, made with the first pod.
+            if name != host.bridge() {
+                things.insert(format!("link {name}"));
+            }
+        }
+        for command in ["iptables-save", "ip6tables-save"] {
+            for line in output(command, &["-t", "nat"])?
+                .lines()
+                .filter(|l| l.starts_with("-A"))
+            {
+                // Rules of a pod name its id or its ports; chains the plugins keep are theirs.
+                if line.contains("CNI-DN-") || line.contains("--comment \"name:") {
+                    things.insert(format!("{command} {line}"));
+                }
+            }
+        }
+        let (run, state) = (host.run_dir(), host.state_dir());
+        for dir in ["pods", "netns"] {
+            tree(&run.join(dir), &mut things, "file")?;
+        }
+        for dir in ["pods", "cni"] {
+            tree(&state.join(dir), &mut things, "file")?;
+        }
+        for entry in list(&host.leases())? {
+            if entry
+                .file_name()
+                .is_some_and(|n| n.to_string_lossy().contains(['.', ':']))
+            {
+                things.insert(format!("lease {}", entry.display()));
+            }
+        }
+        cgroups(Path::new("/sys/fs/cgroup"), &mut things)?;
+        let descriptors = match host.daemon_pid() {
+            Some(pid) => fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+            None => 0,
+        };
+        Ok(Self {
+            things,
+            descriptors,
+        })
+    }
+
+    /// Waits until nothing is there that was not there before.
+    ///
+    /// # Errors
+    /// What was left.
+    pub async fn compare(&self, host: &Host) -> Outcome {
+        let deadline = Instant::now() + std::time::Duration::from_secs(15);
+        loop {
+            let now = Self::take(host)?;
+            let left: Vec<_> = now.things.difference(&self.things).cloned().collect();
+            let more = now.descriptors.saturating_sub(self.descriptors);
+            if left.is_empty() && more <= DESCRIPTOR_SLACK {
+                return Ok(());
+            }
+            let what = format!("leaks to go: {left:?}, {more} descriptors of the daemon");
+            cri::pause(deadline, &what).await?;
+        }
+    }
+}
+
+/// Pods' processes; not those of the tests.
+fn processes(things: &mut BTreeSet<String>) -> Outcome {
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let Ok(name) = fs::read_to_string(path.join("comm")) else {
+            continue;
+        };
+        let name = name.trim();
+        if name.starts_with("bulkhead-vmm") || ["bridge", "portmap", "host-local"].contains(&name) {
+            things.insert(format!("process {name} {}", path.display()));
+        }
+    }
+    Ok(())
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
+    match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect(),
+    }
+}
+
+fn tree(dir: &Path, things: &mut BTreeSet<String>, kind: &str) -> Outcome {
+    for path in list(dir)? {
+        // The templates of writable disks are made once per size and kept.
+        if path.is_dir() && !path.is_symlink() {
+            tree(&path, things, kind)?;
+        }
+        things.insert(format!("{kind} {}", path.display()));
+    }
+    Ok(())
+}
+
+fn cgroups(dir: &Path, things: &mut BTreeSet<String>) -> Outcome {
+    for path in list(dir)? {
+        if path.is_dir() {
+            things.insert(format!("cgroup {}", path.display()));
+            // One that goes while it is read is gone.
+            let _ = cgroups(&path, things);
+        }
+    }
+    Ok(())
+}
+
+/// What a command prints.
+///
+/// # Errors
+/// If it cannot be run or fails.
+pub fn output(program: &str, args: &[&str]) -> Result<String, Failure> {
+    let done = Command::new(program)
+        .args(args)
+        .output()
+        .map_err(|error| format!("running {program}: {error}"))?;
+    if !done.status.success() {
+        let complaint = String::from_utf8_lossy(&done.stderr);
+        return Err(format!("{program} {args:?}: {}: {complaint}", done.status).into());
+    }
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}
