@@ -19,15 +19,14 @@ cd "$top"
 say "building bulkhead and bulkhead-vmm (profile $profile)"
 cargo build --locked --profile "$profile" -p bulkhead -p bulkhead-vmm >&2
 say "building the agent, static, and its initramfs"
-agent=$(agent/build.sh "$profile")
+initramfs=$(PROFILE="$profile" CARGO_TARGET_DIR="$target" agent/build.sh | tail -n 1)
 
 mkdir -p "$out"
 # Renamed into place: a test host may be reading the old ones.
 place() { cp "$1" "$out/.$2.new" && mv "$out/.$2.new" "$out/$2"; }
 place "$target/$profile/bulkhead" bulkhead
 place "$target/$profile/bulkhead-vmm" bulkhead-vmm
-place "$agent" bulkhead-agent
-agent/initramfs.sh "$agent" "$out/.initramfs.new"
-mv "$out/.initramfs.new" "$out/initramfs.cpio"
+place "$(dirname "$initramfs")/bulkhead-agent" bulkhead-agent
+place "$initramfs" initramfs.cpio
 cmp -s "$kernel" "$out/vmlinux" || place "$kernel" vmlinux
 echo "$out"
