@@ -58,8 +58,7 @@ impl ImageName {
             (None, None) => Target::Tag("latest".to_owned()),
         };
         Ok(Self {
-            // Host names do not differ by case, and the hosts' directories are looked up by them.
-            registry: reference.registry().to_ascii_lowercase(),
+            registry: registry(reference.registry()),
             repository: reference.repository().to_owned(),
             target,
         })
@@ -91,6 +90,16 @@ impl ImageName {
     /// `registry/repository@digest`: an entry of CRI `repo_digests`.
     pub fn repo_digest(&self, digest: &Digest) -> String {
         format!("{}/{}@{digest}", self.registry, self.repository)
+    }
+}
+
+/// Host names do not differ by case, and the hosts' directories are looked up by them. One without
+/// dot and port is told from a repository only by its capital letters, so it keeps them.
+fn registry(name: &str) -> String {
+    if name.contains(['.', ':']) {
+        name.to_ascii_lowercase()
+    } else {
+        name.to_owned()
     }
 }
 
@@ -157,7 +166,7 @@ mod tests {
         for bad in [
             "",
             " ",
-            "UPPER/case",
+            "quay.io/UPPER/case",
             "a:b:c",
             "a@sha256:12",
             "http://example.com/a",
@@ -178,7 +187,9 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn parsing_is_total_and_printing_is_its_inverse(text in "\\PC{0,80}") {
+        fn parsing_is_total_and_printing_is_its_inverse(
+            text in "\\PC{0,80}|[a-zA-Z.]{1,5}(:[0-9]{1,5})?(/[a-zA-Z]{1,3}){0,3}(:[a-z])?",
+        ) {
             if let Ok(name) = ImageName::parse(&text) {
                 let again = ImageName::parse(&name.to_string()).unwrap();
                 proptest::prop_assert_eq!(name, again);

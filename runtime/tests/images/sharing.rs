@@ -35,9 +35,12 @@ async fn pulls_of_one_image_are_one_pull() {
     }
     assert_eq!(server.count("/manifests/"), 1);
     assert_eq!(server.count("/blobs/"), 3);
-    // Pulled again: the tag is asked about, no layer is fetched.
-    service.pull(&reference).await.unwrap();
-    assert_eq!(server.count(&image.layers[0].digest().to_string()), 1);
+    // Pulled again: the tag is asked about, nothing is fetched.
+    let again = service.pull(&reference).await.unwrap();
+    assert_eq!(again.id, image.id());
+    assert_eq!(server.asked().last().unwrap().method, "HEAD");
+    assert_eq!(server.count("/manifests/"), 2);
+    assert_eq!(server.count("/blobs/"), 3);
     assert_eq!(service.images.list().len(), 1);
 }
 

@@ -167,10 +167,26 @@ impl Puller {
             .await
             .map_err(registry)?;
         let session = Arc::new(session);
-        let found = resolve(&session).await.map_err(|error| error.of(name))?;
-        let limit = manifest::LARGEST_CONFIG;
+        // What the kubelet does for every container with imagePullPolicy Always.
+        if self.store.find(&name.to_string())?.is_some()
+            && let Some(digest) = session.tag_digest(manifest::ACCEPT).await
+            && let Some(image) = self.renew(name, &digest).await?
+        {
+            return Ok(image);
+        }
+        let limit = manifest::LARGEST_MANIFEST;
+        let top = session
+            .manifest(manifest::ACCEPT, limit)
+            .await
+            .map_err(registry)?;
+        if let Some(image) = self.renew(name, &top.digest).await? {
+            return Ok(image);
+        }
+        let found = resolve(&session, top)
+            .await
+            .map_err(|error| error.of(name))?;
         let config_file = session
-            .blob_whole(&found.config.digest, limit)
+            .blob_whole(&found.config.digest, manifest::LARGEST_CONFIG)
             .await
             .map_err(registry)?;
         let (config, diff_ids) = manifest::parse_config(&config_file.bytes).map_err(refused)?;
@@ -222,6 +238,34 @@ impl Puller {
         let image = self.store.commit(image).await?;
         drop(leases);
         Ok(image)
+    }
+
+    /// If the image with this digest is here, gives it the name it was pulled by now.
+    async fn renew(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+    ) -> Result<Option<Arc<ImageRecord>>, ImagesError> {
+        let repo_digest = name.repo_digest(digest);
+        let Some(image) = self.store.find(&repo_digest)? else {
+            return Ok(None);
+        };
+        let leases: Vec<_> = image
+            .layers
+            .iter()
+            .map(|layer| self.store.lease(&layer.diff_id))
+            .collect();
+        // It may have been removed before the leases were there.
+        if self.store.find(&repo_digest)?.is_none() {
+            return Ok(None);
+        }
+        let image = ImageRecord {
+            repo_tags: name.repo_tag().into_iter().collect(),
+            ..ImageRecord::clone(&image)
+        };
+        let image = self.store.commit(image).await?;
+        drop(leases);
+        Ok(Some(image))
     }
 
     /// Leases the layers, and records those that are not here, if they are within the limit and
@@ -309,15 +353,14 @@ impl ResolveError {
     }
 }
 
-async fn resolve(session: &Session) -> Result<Found, ResolveError> {
-    let limit = manifest::LARGEST_MANIFEST;
+async fn resolve(session: &Session, top: Document) -> Result<Found, ResolveError> {
     let parse = |document: &Document| {
         manifest::parse_manifest(&document.bytes, &document.media_type)
             .map_err(ResolveError::Manifest)
     };
-    let fetched = session.manifest(manifest::ACCEPT, limit).await;
-    let mut document = fetched.map_err(ResolveError::Registry)?;
-    let digest = document.digest.clone();
+    let limit = manifest::LARGEST_MANIFEST;
+    let digest = top.digest.clone();
+    let mut document = top;
     for _ in 0..DEEPEST_INDEX {
         match parse(&document)? {
             Manifest::Image { config, layers } => {

@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 use super::progress::LayerProgress;
 use crate::images::registry::Sink;
 
-/// Pieces in flight; each is what one read of the connection gave, some KiB.
-const IN_FLIGHT: usize = 64;
+/// Pieces in flight; each is what one read of the connection gave, at most some hundred KiB.
+const IN_FLIGHT: usize = 16;
 
 enum Piece {
     Data(Bytes),

@@ -196,11 +196,31 @@ impl Session {
                 let asked = Asked {
                     path: format!("manifests/{tag}"),
                     what: format!("manifest {}", self.name),
+                    head_only: false,
                     accept: Some(accept.to_owned()),
                 };
                 self.document(Need::Resolve, &asked, None, limit).await
             }
         }
+    }
+
+    /// The digest that the reference's tag points at now, by a HEAD, which registries with limits
+    /// do not count as a pull. `None` for whatever reason: then [`Self::manifest`] tells more.
+    pub async fn tag_digest(&self, accept: &str) -> Option<Digest> {
+        let Target::Tag(tag) = self.name.target() else {
+            return None;
+        };
+        let asked = Asked {
+            path: format!("manifests/{tag}"),
+            what: format!("digest of {}", self.name),
+            head_only: true,
+            accept: Some(accept.to_owned()),
+        };
+        let (_, place) = self.places(Need::Resolve).ok()?.into_iter().next()?;
+        let mut patience = Patience::new(&self.policy);
+        let response = self.get(place, &asked, 0, &mut patience).await.ok()?;
+        let claimed = response.headers().get("docker-content-digest")?;
+        claimed.to_str().ok()?.parse().ok()
     }
 
     /// A manifest by digest: one an index names.
@@ -213,6 +233,7 @@ impl Session {
         let asked = Asked {
             path: format!("manifests/{digest}"),
             what: format!("manifest {}", self.name.repo_digest(digest)),
+            head_only: false,
             accept: Some(accept.to_owned()),
         };
         self.document(Need::Pull, &asked, Some(digest), limit).await
@@ -228,6 +249,7 @@ impl Session {
         Asked {
             path: format!("blobs/{digest}"),
             what: format!("blob {}", self.name.repo_digest(digest)),
+            head_only: false,
             accept: None,
         }
     }

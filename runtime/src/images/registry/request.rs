@@ -7,7 +7,7 @@ use std::{
 };
 
 use reqwest::{
-    Response, StatusCode, Url,
+    Method, Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderValue},
 };
 
@@ -26,6 +26,8 @@ pub(super) struct Asked {
     pub path: String,
     /// For messages.
     pub what: String,
+    /// Only the head of the answer.
+    pub head_only: bool,
     /// The `Accept` header.
     pub accept: Option<String>,
 }
@@ -118,7 +120,13 @@ impl Session {
                     headers.insert(header::AUTHORIZATION, authorization.clone());
                 }
             }
-            let sent = place.client.get(url.clone()).headers(headers).send();
+            let method = if asked.head_only {
+                Method::HEAD
+            } else {
+                Method::GET
+            };
+            let request = place.client.request(method, url.clone());
+            let sent = request.headers(headers).send();
             let response = patience
                 .wait(sent)
                 .await
@@ -254,6 +262,7 @@ impl Session {
         let asked_token = Asked {
             path: String::new(),
             what: format!("a token for {}", asked.what),
+            head_only: false,
             accept: None,
         };
         let mut response = patience
