@@ -12,9 +12,12 @@ const FRESH: Duration = Duration::from_secs(10);
 /// How many files one walk looks at. Beyond, the answer is too small, never late.
 const MAX_ENTRIES: u64 = 200_000;
 
+/// When it was counted, and what: bytes and inodes.
+type Counted = (Instant, (u64, u64));
+
 /// Remembered answers by container.
 #[derive(Debug, Default)]
-pub struct Usage(Mutex<HashMap<String, (Instant, (u64, u64))>>);
+pub struct Usage(Mutex<HashMap<String, Counted>>);
 
 impl Usage {
     /// Bytes and inodes of a container's upper directory.
@@ -37,7 +40,7 @@ impl Usage {
         self.lock().retain(|id, _| known(id));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Instant, (u64, u64))>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Counted>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,14 +3,23 @@
 //! Needs root and cgroup v2 with all controllers (the test host has both); elsewhere each test
 //! says why it does not run.
 
+// Tests fail by panicking, and say why they are skipped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::panic
+)]
+
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bulkhead_proto::agent::agent_client::AgentClient;
 use bulkhead_proto::agent::*;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -21,8 +30,8 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 
 pub struct TestAgent {
     pub client: AgentClient<Channel>,
-    child: Child,
-    directory: tempfile::TempDir,
+    pub child: Child,
+    pub directory: tempfile::TempDir,
 }
 
 impl Drop for TestAgent {
@@ -45,7 +54,7 @@ impl Drop for TestAgent {
 }
 
 /// Why the tests cannot run here, if so.
-fn obstacle() -> Option<&'static str> {
+pub fn obstacle() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root");
     }
@@ -62,39 +71,30 @@ fn obstacle() -> Option<&'static str> {
 impl TestAgent {
     /// An agent, or `None` (and a line that says why) where tests of containers cannot run.
     pub async fn start() -> Option<Self> {
+        Self::start_in(None).await
+    }
+
+    /// An agent in a network namespace.
+    pub async fn start_in(namespace: Option<&str>) -> Option<Self> {
         if let Some(reason) = obstacle() {
             eprintln!("SKIPPED: {reason}");
             return None;
         }
         let directory = tempfile::tempdir_in("/run").unwrap();
-        let layer = directory.path().join("state/layers/busybox");
-        for name in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
-            std::fs::create_dir_all(layer.join(name)).unwrap();
-        }
-        std::fs::copy("/bin/busybox", layer.join("bin/busybox")).unwrap();
-        for name in [
-            "sh", "cat", "echo", "sleep", "id", "ls", "env", "head", "dd", "tty", "stty", "ps",
-            "wc", "grep", "kill", "mknod", "pwd", "true", "seq", "md5sum", "tail", "mount",
-        ] {
-            symlink("busybox", layer.join("bin").join(name)).unwrap();
-        }
-        std::fs::write(layer.join("bin/plain"), "text\n").unwrap();
-        std::fs::write(
-            layer.join("etc/passwd"),
-            "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n",
-        )
-        .unwrap();
-        std::fs::write(
-            layer.join("etc/group"),
-            "root:x:0:\nweb:x:1000:\nadm:x:4:web\n",
-        )
-        .unwrap();
-
+        make_layer(&directory.path().join("state/layers/busybox"));
         let socket = directory.path().join("agent.sock");
         // The test host gives a copy where programs can be replaced while they run.
         let program = std::env::var_os("BULKHEAD_AGENT")
             .unwrap_or_else(|| env!("CARGO_BIN_EXE_bulkhead-agent").into());
-        let child = Command::new(program)
+        let mut command = match namespace {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(program);
+                command
+            }
+        };
+        let child = command
             .arg("--listen")
             .arg(format!("unix:{}", socket.display()))
             .arg("--state")
@@ -102,7 +102,8 @@ impl TestAgent {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let client = timeout(DEADLINE, connect(socket))
+        let connected = connect(move || UnixStream::connect(socket.clone()));
+        let client = timeout(DEADLINE, connected)
             .await
             .expect("the agent does not serve");
         Some(Self {
@@ -228,14 +229,19 @@ impl TestAgent {
     }
 }
 
-async fn connect(socket: PathBuf) -> AgentClient<Channel> {
+/// A client on streams that `open` makes, tried until the agent answers.
+pub async fn connect<F, S>(open: impl Fn() -> F + Clone + Send + 'static) -> AgentClient<Channel>
+where
+    F: Future<Output = std::io::Result<S>> + Send,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let mut tick = tokio::time::interval(Duration::from_millis(20));
     loop {
         tick.tick().await;
-        let socket = socket.clone();
+        let open = open.clone();
         let connector = service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+            let open = open.clone();
+            async move { open().await.map(TokioIo::new) }
         });
         let endpoint = Endpoint::from_static("http://agent");
         if let Ok(channel) = endpoint.connect_with_connector(connector).await {
@@ -308,4 +314,30 @@ pub fn request_with(id: &str, spec: &serde_json::Value) -> CreateContainerReques
         layers: vec!["busybox".into()],
         ..Default::default()
     }
+}
+
+/// An image of one layer: busybox, its names, and two users.
+pub fn make_layer(layer: &Path) {
+    for name in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
+        std::fs::create_dir_all(layer.join(name)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", layer.join("bin/busybox")).unwrap();
+    for name in [
+        "sh", "cat", "echo", "sleep", "id", "ls", "env", "head", "dd", "tty", "stty", "ps", "wc",
+        "grep", "kill", "mknod", "pwd", "true", "seq", "md5sum", "tail", "mount", "hostname",
+        "date", "test",
+    ] {
+        symlink("busybox", layer.join("bin").join(name)).unwrap();
+    }
+    std::fs::write(layer.join("bin/plain"), "text\n").unwrap();
+    std::fs::write(
+        layer.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n",
+    )
+    .unwrap();
+    std::fs::write(
+        layer.join("etc/group"),
+        "root:x:0:\nweb:x:1000:\nadm:x:4:web\n",
+    )
+    .unwrap();
 }

@@ -1,0 +1,333 @@
+//! The agent as PID 1 of a real guest: boot, scratch disk, image layers plugged in while it runs,
+//! power-off. BULKHEAD_VMM, BULKHEAD_KERNEL and BULKHEAD_INITRAMFS name the parts.
+
+#[allow(dead_code)] // each test program uses a part
+mod common;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use bulkhead_agent::launcher::message;
+use bulkhead_proto::agent::*;
+use common::{DEADLINE, TestAgent, connect, make_layer, request};
+use prost::Message;
+use rustix::io::FdFlags;
+use rustix::process::{Pid, Signal};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tonic::Code;
+
+fn part(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os(name)
+        .map(PathBuf::from)
+        .filter(|path| path.exists());
+    if path.is_none() {
+        eprintln!("SKIPPED: {name} names no file");
+    }
+    path
+}
+
+fn run(program: &str, args: &[&Path]) {
+    let status = Command::new(program)
+        .args(args)
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{program}");
+}
+
+/// Opens a file the VMM inherits.
+fn give(path: &Path, write: bool, kept: &mut Vec<File>) -> i32 {
+    let file = File::options().read(true).write(write).open(path).unwrap();
+    rustix::io::fcntl_setfd(&file, FdFlags::empty()).unwrap();
+    let fd = file.as_raw_fd();
+    kept.push(file);
+    fd
+}
+
+/// One request to the VMM, with a descriptor.
+fn control(socket: &Path, request: &Value, file: Option<&File>) -> Value {
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let body = serde_json::to_vec(request).unwrap();
+    let mut bytes = u32::try_from(body.len()).unwrap().to_le_bytes().to_vec();
+    bytes.extend_from_slice(&body);
+    let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
+    message::send(&stream, &bytes, &fds).unwrap();
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).unwrap();
+    let mut answer = vec![0; usize::try_from(u32::from_le_bytes(length)).unwrap()];
+    stream.read_exact(&mut answer).unwrap();
+    serde_json::from_slice(&answer).unwrap()
+}
+
+/// The agent's port behind the VMM's vsock socket.
+async fn dial(socket: PathBuf) -> std::io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(b"CONNECT 1024\n").await?;
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        line.push(stream.read_u8().await?);
+    }
+    assert!(line.starts_with(b"OK "));
+    Ok(stream)
+}
+
+struct Guest {
+    agent: TestAgent,
+    ready: Ready,
+    _vmm: Vmm,
+}
+
+/// The VMM's process, which is not the test's child; it goes with the test.
+struct Vmm(Pid);
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, Signal::KILL);
+    }
+}
+
+impl Guest {
+    async fn boot() -> Option<Self> {
+        let (vmm, kernel, initramfs) = (
+            part("BULKHEAD_VMM")?,
+            part("BULKHEAD_KERNEL")?,
+            part("BULKHEAD_INITRAMFS")?,
+        );
+        let directory = tempfile::tempdir_in("/tmp").unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let mut kept = Vec::new();
+        File::create(at("scratch.img"))
+            .unwrap()
+            .set_len(256 << 20)
+            .unwrap();
+        run("mkfs.ext4", &[Path::new("-q"), &at("scratch.img")]);
+        let listener = UnixListener::bind(at("vsock.sock_1025")).unwrap();
+        let config = json!({
+            "id": "test",
+            "kvm_fd": give(Path::new("/dev/kvm"), true, &mut kept),
+            "kernel_fd": give(&kernel, false, &mut kept),
+            "initramfs_fd": give(&initramfs, false, &mut kept),
+            "vcpus": 2,
+            "memory_mib": 256,
+            "disks": [{"id": "scratch", "fd": give(&at("scratch.img"), true, &mut kept),
+                       "read_only": false, "queues": 1}],
+            "vsock": {"cid": 3, "path": at("vsock.sock")},
+            "console": {"path": at("console.log"), "limit_bytes": 1 << 20},
+            "control": {"path": at("control.sock")},
+        });
+        let mut child = Command::new(vmm)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(&serde_json::to_vec(&config).unwrap())
+            .unwrap();
+        let mut line = String::new();
+        child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut line)
+            .unwrap();
+        let started: Value = serde_json::from_str(&line).unwrap();
+        let vmm = started["pid"]
+            .as_i64()
+            .unwrap_or_else(|| panic!("{started}"));
+        let vmm = Vmm(Pid::from_raw(i32::try_from(vmm).unwrap()).unwrap());
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+        let console = at("console.log");
+        let heard = timeout(DEADLINE, async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).await.unwrap();
+            Ready::decode_length_delimited(bytes.as_slice()).unwrap()
+        });
+        let Ok(ready) = heard.await else {
+            panic!(
+                "not ready: {}",
+                std::fs::read_to_string(console).unwrap_or_default()
+            );
+        };
+        let socket = at("vsock.sock");
+        let client = timeout(DEADLINE, connect(move || dial(socket.clone())))
+            .await
+            .unwrap();
+        Some(Self {
+            agent: TestAgent {
+                client,
+                child,
+                directory,
+            },
+            ready,
+            _vmm: vmm,
+        })
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.agent.directory.path().join(name)
+    }
+
+    /// Makes an EROFS file of a directory and plugs it in.
+    fn plug(&self, serial: &str, content: &Path) {
+        let image = self.at(&format!("{serial}.erofs"));
+        run("mkfs.erofs", &[&image, content]);
+        let attach = json!({"attach": {"disk": {"id": serial, "read_only": true, "queues": 1}}});
+        let file = File::open(image).unwrap();
+        let answer = control(&self.at("control.sock"), &attach, Some(&file));
+        assert!(answer.get("ok").is_some(), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_guest_boots_runs_a_container_from_plugged_layers_and_goes_down() {
+    let Some(mut guest) = Guest::boot().await else {
+        return;
+    };
+    let hello = guest
+        .agent
+        .client
+        .hello(HelloRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let milliseconds = |ns: u64| ns / 1_000_000;
+    eprintln!(
+        "agent began {} ms after the kernel, served after {} ms more",
+        milliseconds(guest.ready.agent_started_ns),
+        milliseconds(guest.ready.agent_ready_ns - guest.ready.agent_started_ns)
+    );
+    for step in &hello.steps {
+        eprintln!("  {:10} {} us", step.name, step.ended_ns / 1000);
+    }
+    let begun = std::time::Instant::now();
+    let setup = SetupSandboxRequest {
+        sandbox_id: "pod".into(),
+        hostname: "pod-one".into(),
+        machine_id: "0123456789abcdef0123456789abcdef".into(),
+        clock_unix_ns: 1_790_000_000_000_000_000,
+        entropy: vec![7; 64].into(),
+        scratch_disk: "scratch".into(),
+        sysctls: [("net.ipv4.ip_unprivileged_port_start".into(), "0".into())].into(),
+        ..SetupSandboxRequest::default()
+    };
+    guest.agent.client.setup_sandbox(setup).await.unwrap();
+    eprintln!("SetupSandbox {} ms", begun.elapsed().as_millis());
+    let hello = guest
+        .agent
+        .client
+        .hello(HelloRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(hello.online_cpus, 2);
+
+    let (lower, upper) = (guest.at("lower"), guest.at("upper"));
+    make_layer(&lower);
+    std::fs::create_dir_all(upper.join("etc")).unwrap();
+    std::fs::write(upper.join("etc/motd"), "two layers\n").unwrap();
+    guest.plug("llower", &lower);
+    guest.plug("lupper", &upper);
+    let script = "cat /etc/motd; hostname; date +%Y; echo written > /file; cat /file; \
+                  cat /proc/sys/net/ipv4/ip_unprivileged_port_start; head -c 1m /dev/urandom | wc -c";
+    let mut wanted = request("c1", &["sh", "-c", script]);
+    wanted.layers = vec!["llower".into(), "lupper".into()];
+    let begun = std::time::Instant::now();
+    guest.agent.create_with(wanted.clone()).await.unwrap();
+    eprintln!("CreateContainer {} ms", begun.elapsed().as_millis());
+    let begun = std::time::Instant::now();
+    guest.agent.begin("c1").await.unwrap();
+    eprintln!("StartContainer {} ms", begun.elapsed().as_millis());
+    let (stdout, stderr, exit) = guest.agent.collect("c1", "").await;
+    eprintln!(
+        "exit seen {} ms after the start",
+        begun.elapsed().as_millis()
+    );
+    assert_eq!(
+        stdout, "two layers\npod-one\n2026\nwritten\n0\n1048576\n",
+        "{stderr}"
+    );
+    assert_eq!(exit.code, 0);
+
+    // The second has its layers mounted already, and its own files.
+    wanted.container_id = "c2".into();
+    wanted.oci_spec = request("c2", &["sh", "-c", "test ! -e /file; sleep 1000"]).oci_spec;
+    let begun = std::time::Instant::now();
+    guest.agent.create_with(wanted).await.unwrap();
+    eprintln!(
+        "a second CreateContainer {} ms",
+        begun.elapsed().as_millis()
+    );
+    guest.agent.begin("c2").await.unwrap();
+    let begun = std::time::Instant::now();
+    let (stdout, ..) = guest.agent.exec_sh("c2", "x", "echo hi").await;
+    eprintln!("exec to its exit {} ms", begun.elapsed().as_millis());
+    assert_eq!(stdout, "hi\n");
+    let serials = vec!["lupper".to_owned()];
+    let busy = RemoveDisksRequest {
+        serials: serials.clone(),
+    };
+    let refused = guest
+        .agent
+        .client
+        .remove_disks(busy.clone())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    for id in ["c1", "c2"] {
+        let request = DeleteContainerRequest {
+            container_id: id.into(),
+            release_disks: serials.clone(),
+        };
+        guest.agent.client.delete_container(request).await.unwrap();
+    }
+    guest.agent.client.remove_disks(busy).await.unwrap();
+    let detach = json!({"detach": {"id": "lupper"}});
+    let answer = control(&guest.at("control.sock"), &detach, None);
+    assert!(answer.get("ok").is_some(), "{answer}");
+    let missing = AddDisksRequest {
+        disks: vec![Disk {
+            serial: "lnever".into(),
+            ..Disk::default()
+        }],
+        timeout_ms: 200,
+    };
+    let late = guest.agent.client.add_disks(missing).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded);
+
+    guest
+        .agent
+        .client
+        .power_off(PowerOffRequest { grace_ms: 1000 })
+        .await
+        .unwrap();
+    // The VMM tells how the guest ended, just before it ends itself.
+    let report = guest.at("exit.json");
+    let ended = timeout(DEADLINE, async {
+        let mut tick = tokio::time::interval(std::time::Duration::from_millis(50));
+        loop {
+            tick.tick().await;
+            if let Ok(text) = std::fs::read(&report) {
+                return serde_json::from_slice::<Value>(&text).unwrap();
+            }
+        }
+    });
+    let ended = ended.await;
+    let console = std::fs::read_to_string(guest.at("console.log")).unwrap_or_default();
+    assert_eq!(
+        ended.expect("the guest did not go down")["reason"],
+        "power_off",
+        "{console}"
+    );
+}
