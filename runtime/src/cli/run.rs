@@ -261,6 +261,11 @@ async fn in_pod(
 fn container(args: &Run, image: cri::ImageSpec) -> cri::ContainerConfig {
     let mut context = cri::LinuxContainerSecurityContext {
         privileged: args.privileged,
+        // Alone in its pod, the command is process 1, as it would be elsewhere.
+        namespace_options: Some(cri::NamespaceOption {
+            pid: cri::NamespaceMode::Container as i32,
+            ..Default::default()
+        }),
         seccomp: Some(cri::SecurityProfile::default()),
         ..Default::default()
     };

@@ -1,6 +1,12 @@
 //! StartContainer: open the log, one call to the agent, record it, follow the output to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bulkhead_proto::agent::{Exit, ProcessRef, SignalProcessRequest, StartContainerRequest};
 
@@ -163,6 +169,8 @@ pub(super) async fn record_exit(app: &App, id: &str, exit: Exit, message: String
     } else {
         now_ns()
     };
+    let told = Arc::new(AtomicBool::new(false));
+    let first = Arc::clone(&told);
     let updated = app
         .records
         .containers
@@ -171,6 +179,7 @@ pub(super) async fn record_exit(app: &App, id: &str, exit: Exit, message: String
             if status.state == ContainerState::Exited {
                 return;
             }
+            first.store(true, Ordering::Relaxed);
             status.state = ContainerState::Exited;
             status.exit_code = exit.code;
             status.oom_killed = exit.oom_killed;
@@ -179,13 +188,14 @@ pub(super) async fn record_exit(app: &App, id: &str, exit: Exit, message: String
         })
         .await;
     match updated {
-        Ok(_) => tracing::info!(
+        Ok(_) if told.load(Ordering::Relaxed) => tracing::info!(
             container = id,
             code = exit.code,
             signal = exit.signal,
             oom = exit.oom_killed,
             "container exited"
         ),
+        Ok(_) => {}
         // It was removed meanwhile, or the daemon is ending and the next one finds out again.
         Err(error) => tracing::debug!(container = id, %error, "exit not recorded"),
     }
