@@ -37,6 +37,20 @@ if [ $# = 0 ]; then
     fi
 fi
 
+if [ $# = 0 ]; then
+    say "the VMM's devices with a Linux guest, in a test host"
+    vmm/tests/devices.sh 2>&1 | tee "$results/devices.log" \
+        | grep -E '^(test .* FAILED|test result|thread .* panicked)|^skipped: ' || true
+    read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p+0, f+0 }' "$results/devices.log")
+    said=$(grep -cE '^skipped: ' "$results/devices.log")
+    if [ $((p + f)) = 0 ]; then
+        say "they did not run:"
+        tail -n 30 "$results/devices.log" >&2
+        f=1
+    fi
+    passed=$((passed + p - said)) failed=$((failed + f)) skipped=$((skipped + said))
+fi
+
 say "end-to-end tests"
 export BULKHEAD_BIN_DIR=$bin BULKHEAD_REGISTRY=$registry BULKHEAD_GO_TOOLS=$go_tools
 shards=2
@@ -67,12 +81,12 @@ done
 echo
 if [ $skipped != 0 ]; then
     echo "Skipped:"
-    grep -hE '^skipped: ' "$results/unit.log" 2>/dev/null | sort | uniq -c
+    grep -hE '^skipped: ' "$results/unit.log" "$results/devices.log" 2>/dev/null | sort | uniq -c
     grep -hE '^skip ' "$results"/[0-9]*.log
 fi
 if [ $failed != 0 ]; then
     echo "Failed (logs in $results):"
-    grep -hE '^test .* FAILED' "$results/unit.log" 2>/dev/null
+    grep -hE '^test .* FAILED' "$results/unit.log" "$results/devices.log" 2>/dev/null
     grep -hE '^FAIL ' "$results"/[0-9]*.log
 else
     rm -rf "$results"

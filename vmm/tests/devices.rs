@@ -81,7 +81,7 @@ fn linux() -> Option<Guest> {
     let path = |name| std::env::var_os(name).map(PathBuf::from);
     let (Some(kernel), Some(init)) = (path("BULKHEAD_GUEST_KERNEL"), path("BULKHEAD_DEVICE_GUEST"))
     else {
-        eprintln!("SKIPPED: needs a guest kernel and program (vmm/tests/devices.sh)");
+        eprintln!("skipped: needs a guest kernel and program (vmm/tests/devices.sh)");
         return None;
     };
     if !is_root() {
@@ -326,7 +326,7 @@ fn frames_go_through_the_vmm() {
 fn frames_go_through_vhost_net() {
     let Some(mut guest) = linux() else { return };
     if !Path::new("/dev/vhost-net").exists() {
-        eprintln!("SKIPPED: no /dev/vhost-net");
+        eprintln!("skipped: no /dev/vhost-net");
         return;
     }
     add_net(&mut guest, "bhtest1", 21, true);

@@ -7,11 +7,15 @@ musl=x86_64-unknown-linux-musl
 kernel=$(make --no-print-directory -s -C guest-kernel path)
 [ -e "$kernel" ] || { echo "devices.sh: no guest kernel: make -C guest-kernel" >&2; exit 1; }
 nice cargo build --quiet --locked --release --manifest-path vmm/tests/guest/Cargo.toml --target "$musl"
-test=$(nice cargo test --quiet --locked --profile fast -p bulkhead-vmm --test devices --no-run \
-    --message-format=json | sed -n 's/.*"executable":"\([^"]*devices-[^"]*\)".*/\1/p' | tail -n 1)
+# The unit tests of the network device come along: here is a vhost-net for them.
+programs=$(nice cargo test --quiet --locked --profile fast -p bulkhead-vmm --lib --test devices --no-run \
+    --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+unit=$(grep '/bulkhead_vmm-' <<<"$programs")
+test=$(grep '/devices-' <<<"$programs")
 export BULKHEAD_GUEST_KERNEL=$kernel
 export BULKHEAD_DEVICE_GUEST=$CARGO_TARGET_DIR/$musl/release/device-guest
+run=(bash -c '"$1" devices::net; first=$?; "$2" --test-threads=1 --show-output "${@:3}"; exit $((first | $?))' -- "$unit" "$test" "$@")
 if [ -n "${BULKHEAD_TEST_HOST_NAME:-}" ]; then
-    exec tests/host/exec.sh "$BULKHEAD_TEST_HOST_NAME" -- "$test" --test-threads=1 "$@"
+    exec tests/host/exec.sh "$BULKHEAD_TEST_HOST_NAME" -- "${run[@]}"
 fi
-exec tests/host/run.sh -- "$test" --test-threads=1 "$@"
+exec tests/host/run.sh -- "${run[@]}"

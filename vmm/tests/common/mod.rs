@@ -93,7 +93,7 @@ pub fn kvm() -> Option<File> {
     match File::options().read(true).write(true).open("/dev/kvm") {
         Ok(file) => Some(file),
         Err(error) => {
-            eprintln!("SKIPPED: /dev/kvm: {error}");
+            eprintln!("skipped: /dev/kvm: {error}");
             None
         }
     }
@@ -103,7 +103,7 @@ pub fn is_root() -> bool {
     // SAFETY: no preconditions.
     let root = unsafe { libc::geteuid() } == 0;
     if !root {
-        eprintln!("SKIPPED: needs root");
+        eprintln!("skipped: needs root");
     }
     root
 }
