@@ -4,6 +4,14 @@
 //! Needs root, a cgroup version 2 hierarchy and /dev/kvm to open (no VM is made); without them
 //! each test says so and counts as skipped.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "helpers of tests may fail by panicking, and say why they skip"
+)]
+
 mod common;
 
 use std::time::{Duration, Instant};

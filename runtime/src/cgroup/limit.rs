@@ -29,6 +29,15 @@ pub fn memory_limit(root: &Path, cgroup: &Path) -> io::Result<Option<(u64, PathB
     Ok(least)
 }
 
+/// How many processes of a cgroup the kernel has killed for want of memory; 0 if that cannot be
+/// read. Blocks.
+pub fn oom_kills(cgroup: &Path) -> u64 {
+    let text = fs::read_to_string(cgroup.join("memory.events")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    line.and_then(|count| count.trim().parse().ok())
+        .unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,5 +54,9 @@ mod tests {
         fs::write(root.join("kubepods/pod/memory.max"), "max\n").unwrap();
         let (bytes, whose) = memory_limit(root, &leaf).unwrap().unwrap();
         assert_eq!((bytes, whose), (1000, root.join("kubepods")));
+
+        assert_eq!(oom_kills(&leaf), 0);
+        fs::write(leaf.join("memory.events"), "low 0\noom 1\noom_kill 2\n").unwrap();
+        assert_eq!(oom_kills(&leaf), 2);
     }
 }

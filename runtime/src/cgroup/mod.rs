@@ -11,5 +11,5 @@ mod parent;
 
 pub use error::CgroupError;
 pub use leaf::{Leaf, check_v2, find, remove};
-pub use limit::memory_limit;
+pub use limit::{memory_limit, oom_kills};
 pub use parent::{ParentError, parent_path};

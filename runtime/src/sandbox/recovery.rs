@@ -58,7 +58,7 @@ async fn recover_one(app: &Arc<App>, record: &SandboxRecord) {
             Ok(Some(process)) => take_up(app, id, process).await,
             Ok(None) => {
                 let jail = JailDir::of_pod(&app.config.paths.pod(id));
-                let exit = watcher::exit_of(&jail).await;
+                let exit = watcher::exit_of_pod(app, id, &jail).await;
                 watcher::gone(app, id, &exit).await;
                 if let Err(error) = release::release(app, id).await {
                     tracing::warn!(pod = %id, "not released: {}", crate::error::chain(&error));

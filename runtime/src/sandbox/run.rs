@@ -186,17 +186,18 @@ impl Start<'_> {
             .step("vmm process", vmm::spawn(&app.config.vmm, plan))
             .await?;
         let process = Arc::new(process);
-        self.record_process(&process).await?;
 
-        // CNI works while the guest boots. Both end in bounded time; neither is cut off by the
-        // other's failure, so that what they made is whole when it is undone.
-        let attach = app.network.attach(id, &record.config, &interfaces);
-        let boot = self.boot(&jail, &process, listener);
-        let (attached, ready) = tokio::join!(
-            timeline.step("network", attach),
-            timeline.step("boot", boot)
+        // CNI works and the process is recorded while the guest boots. All end in bounded time;
+        // none is cut off by another's failure, so that what they made is whole when it is undone.
+        let recorded = timeline.step("record process", self.record_process(&process));
+        let attach = timeline.step(
+            "network",
+            app.network.attach(id, &record.config, &interfaces),
         );
+        let boot = timeline.step("boot", self.boot(&jail, &process, listener));
+        let (recorded, attached, ready) = tokio::join!(recorded, attach, boot);
         let (ready, attached) = (ready?, attached?);
+        recorded?;
         self.note_guest(&ready);
 
         let set_up = self.set_up(&jail, &attached);
@@ -247,8 +248,8 @@ impl Start<'_> {
             .map_err(|_| SandboxError::Ending)?
     }
 
-    /// A process whose record is not on disk would be nobody's after a crash of the daemon here,
-    /// but for the cgroup, which is on record: its release kills what is in it.
+    /// Until its record is on disk the process is owned by its cgroup, which is on record: the
+    /// release of that kills what is in it.
     async fn record_process(&self, process: &Process) -> Result<(), SandboxError> {
         let identity = process.identity();
         let recorded = self
@@ -262,7 +263,7 @@ impl Start<'_> {
                     }
                 }
             });
-        self.timeline.step("record process", recorded).await?;
+        recorded.await?;
         Ok(())
     }
 
@@ -300,13 +301,13 @@ impl Start<'_> {
         let result = tokio::select! {
             biased;
             result = work => result,
-            _ended = process.wait() => return Err(watcher::died(jail).await),
+            _ended = process.wait() => return Err(watcher::died(self.app, &self.record.id, jail).await),
         };
         let Err(error) = result else { return result };
         // A connection breaks a moment before its process is gone.
         let grace = Duration::from_millis(500);
         match tokio::time::timeout(grace, process.wait()).await {
-            Ok(_ended) => Err(watcher::died(jail).await),
+            Ok(_ended) => Err(watcher::died(self.app, &self.record.id, jail).await),
             Err(_runs) => Err(error),
         }
     }

@@ -7,10 +7,13 @@ use tokio::sync::watch;
 use super::{Pod, SandboxError, now_ns};
 use crate::{
     app::App,
-    container,
-    records::{SandboxState, VmExit},
+    cgroup, container,
+    records::{Resource, SandboxState, VmExit},
     vmm::{self, JailDir},
 };
+
+/// As `vmm::read_exit` calls the end of a VMM that wrote none.
+const KILLED: &str = "killed";
 
 /// Tells the pod's handle how its VM ended.
 pub type Ended = watch::Sender<Option<VmExit>>;
@@ -24,7 +27,7 @@ pub(super) fn watch(app: &Arc<App>, pod: &Arc<Pod>, ended: Ended) {
             tracing::error!(pod = %pod.id, "cannot wait for the VMM: {error}");
             let _gone = pod.process.kill();
         }
-        let exit = exit_of(&pod.jail).await;
+        let exit = exit_of_pod(&app, &pod.id, &pod.jail).await;
         gone(&app, &pod.id, &exit).await;
         ended.send_replace(Some(exit));
     });
@@ -58,14 +61,37 @@ pub(super) async fn gone(app: &Arc<App>, id: &str, exit: &VmExit) {
     container::pod_gone(app, id, &why).await;
 }
 
+/// How the VM of a pod on record ended; a process killed by the pod's memory limit is named so.
+pub(super) async fn exit_of_pod(app: &App, id: &str, jail: &JailDir) -> VmExit {
+    let mut exit = exit_of(jail).await;
+    if exit.reason != KILLED {
+        return exit;
+    }
+    let record = app.records.sandboxes.get(id);
+    let resources = record.iter().flat_map(|record| record.resources.iter());
+    let cgroup = resources.into_iter().find_map(|resource| match resource {
+        Resource::Cgroup { path } => Some(path.clone()),
+        _ => None,
+    });
+    if let Some(path) = cgroup {
+        let kills = tokio::task::spawn_blocking(move || cgroup::oom_kills(&path)).await;
+        if kills.unwrap_or(0) > 0 {
+            exit.message = "the kernel killed the VMM process because the memory limit of the \
+                            pod's cgroup was reached"
+                .to_owned();
+        }
+    }
+    exit
+}
+
 /// The end of a VM that was being started, as an error.
-pub(super) async fn died(jail: &JailDir) -> SandboxError {
+pub(super) async fn died(app: &App, id: &str, jail: &JailDir) -> SandboxError {
     let VmExit {
         reason,
         message,
         console_tail,
         ..
-    } = exit_of(jail).await;
+    } = exit_of_pod(app, id, jail).await;
     SandboxError::Died {
         reason,
         message,
@@ -73,11 +99,11 @@ pub(super) async fn died(jail: &JailDir) -> SandboxError {
     }
 }
 
-pub(super) async fn exit_of(jail: &JailDir) -> VmExit {
+async fn exit_of(jail: &JailDir) -> VmExit {
     let (jail, at) = (jail.clone(), now_ns());
     let read = tokio::task::spawn_blocking(move || vmm::read_exit(&jail, at));
     read.await.unwrap_or_else(|e| VmExit {
-        reason: "killed".to_owned(),
+        reason: KILLED.to_owned(),
         message: e.to_string(),
         console_tail: String::new(),
         at,

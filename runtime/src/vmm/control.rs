@@ -43,7 +43,7 @@ pub struct DiskSpec {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Request<'a> {
+pub(super) enum Request<'a> {
     Attach { disk: &'a DiskSpec },
     Detach { id: &'a str },
     Metrics {},
@@ -52,13 +52,13 @@ enum Request<'a> {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
+pub(super) enum Answer {
     Ok(Done),
     Error { kind: Kind, message: String },
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct Done {
+pub(super) struct Done {
     slot: Option<String>,
     metrics: Option<serde_json::Value>,
 }

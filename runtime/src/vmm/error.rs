@@ -22,7 +22,7 @@ pub enum VmmError {
         source: std::io::Error,
     },
     /// The process does not start.
-    #[error("cannot start the VMM {binary}")]
+    #[error("cannot start the VMM {binary} (vmm.binary)")]
     Spawn {
         /// The program.
         binary: PathBuf,

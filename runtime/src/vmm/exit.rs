@@ -13,7 +13,7 @@ const TAIL: u32 = 4 * 1024;
 const LONGEST_WORD: usize = 4 * 1024;
 
 #[derive(Debug, Deserialize)]
-struct Written {
+pub(super) struct Written {
     reason: String,
     #[serde(default)]
     message: String,

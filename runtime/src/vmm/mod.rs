@@ -2,6 +2,8 @@
 //! contract is docs/vmm-api.md; nothing of the VMM's code is linked here.
 
 mod config;
+#[cfg(test)]
+mod contract_tests;
 mod control;
 mod error;
 mod exit;

@@ -158,7 +158,7 @@ async fn start(child: &mut Child, document: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// The pid or the error of the line the outer process wrote.
-fn outcome(line: &[u8]) -> Result<i32, VmmError> {
+pub(super) fn outcome(line: &[u8]) -> Result<i32, VmmError> {
     if let Ok(Started { pid }) = serde_json::from_slice(line) {
         // 0 and below address groups and everyone (kill(2)); 1 is never a VMM.
         if pid > 1 {

@@ -2,6 +2,14 @@
 //! a process behind, serves the control socket, and behind the vsock socket an agent that answers
 //! but runs nothing. How it misbehaves is a word on the guest's command line (`vmm.cmdline`).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a part of tests: it may fail by panicking, and speaks on standard output"
+)]
+
 mod agent;
 
 use std::{
@@ -35,6 +43,7 @@ fn main() {
 }
 
 /// The first process: reads the configuration, starts the second, says who it is, ends.
+#[allow(clippy::zombie_processes, reason = "it outlives this process: the daemon reaps it")]
 fn outer() {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).unwrap();
