@@ -211,9 +211,11 @@ impl Connection {
                 // The first bytes into an empty socket buffer: they fit.
                 let line = format!("OK {}\n", self.key.host_port);
                 match (&self.stream).write(line.as_bytes()) {
-                    Ok(n) if n == line.len() => Verdict::Keep,
-                    _ => Verdict::Violation,
+                    Ok(n) if n == line.len() => {}
+                    // The client has gone meanwhile.
+                    _ => self.reset(),
                 }
+                Verdict::Keep
             }
             (Op::Rw, State::Established) => self.take_data(payload),
             (Op::Shutdown, State::Established) => {
@@ -345,7 +347,7 @@ impl Connection {
     }
 
     /// Ends the connection with a reset to the guest.
-    pub fn reset(&mut self) {
+    fn reset(&mut self) {
         self.pending = Pending {
             reset: true,
             ..Pending::default()

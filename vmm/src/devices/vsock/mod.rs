@@ -12,6 +12,7 @@ mod metrics;
 mod muxer;
 pub mod packet;
 mod persist;
+mod sockets;
 
 pub use device::{VsockConfig, VsockDevice, VsockError};
 pub use metrics::VsockMetrics;

@@ -7,9 +7,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,7 @@ use super::connection::{Connection, Key, State, Verdict};
 use super::handshake::{Handshake, Progress};
 use super::metrics::VsockMetrics;
 use super::packet::{BadPacket, HEADER, HOST_CID, Header, Op, TYPE_STREAM, check};
+use super::sockets::{connect, port_path, spare};
 use crate::devices::buffers::Segments;
 
 /// The most connections and handshakes together.
@@ -401,18 +401,26 @@ impl Muxer {
 
     /// Plans a reset as the answer to `header`.
     fn refuse(&mut self, header: &Header) {
-        if header.op == Op::Rst as u16 || self.must_wait() {
-            return;
+        if header.op != Op::Rst as u16 {
+            self.plan_reset(Key {
+                host_port: header.dst_port,
+                guest_port: header.src_port,
+            });
         }
-        self.refusals.push_back(Header {
-            src_cid: HOST_CID,
-            dst_cid: self.cid,
-            src_port: header.dst_port,
-            dst_port: header.src_port,
-            kind: TYPE_STREAM,
-            op: Op::Rst as u16,
-            ..Header::default()
-        });
+    }
+
+    fn plan_reset(&mut self, key: Key) {
+        if !self.must_wait() {
+            self.refusals.push_back(Header {
+                src_cid: HOST_CID,
+                dst_cid: self.cid,
+                src_port: key.host_port,
+                dst_port: key.guest_port,
+                kind: TYPE_STREAM,
+                op: Op::Rst as u16,
+                ..Header::default()
+            });
+        }
     }
 
     /// Writes the next packet for the guest into `buffer` (at least a header long), and says how
@@ -466,17 +474,17 @@ impl Muxer {
             .collect();
         for id in late {
             self.metrics.timeouts += 1;
-            match self.peers.get_mut(&id) {
-                Some(Peer::Connection(c)) if c.state != State::Draining => {
-                    c.deadline = None;
-                    c.reset();
-                    self.after(id);
-                }
-                _ => {
-                    self.peers.remove(&id);
-                }
+            // The host's side ends now; the guest hears of it when it takes the reset.
+            if let Some(Peer::Connection(c)) = self.peers.get(&id)
+                && c.state != State::Draining
+            {
+                let key = c.key;
+                self.keys.remove(&key);
+                self.plan_reset(key);
             }
+            self.peers.remove(&id);
         }
+        self.count();
     }
 
     /// Runs the timer while there are deadlines.
@@ -508,44 +516,4 @@ impl Drop for Muxer {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
-}
-
-fn spare() -> io::Result<EventFd> {
-    EventFd::new(libc::EFD_CLOEXEC)
-}
-
-/// Where a listener for host port `port` is.
-fn port_path(path: &Path, port: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_os_string();
-    name.push(format!("_{port}"));
-    PathBuf::from(name)
-}
-
-/// Connects without ever waiting: a listener whose queue is full counts as none.
-fn connect(path: &Path) -> io::Result<UnixStream> {
-    // SAFETY: plain data, for which zeroes are a valid value.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX.cast_unsigned().try_into().unwrap_or(1);
-    let name = path.as_os_str().as_bytes();
-    if name.len() >= address.sun_path.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in address.sun_path.iter_mut().zip(name) {
-        *to = from.cast_signed();
-    }
-    let flags = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: no pointers.
-    let fd = unsafe { libc::socket(libc::AF_UNIX, flags, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a fresh descriptor that nobody else has.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let len = libc::socklen_t::try_from(size_of_val(&address)).unwrap_or(0);
-    // SAFETY: the address is ours and as long as said.
-    let done = unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(UnixStream::from(fd))
 }

@@ -538,3 +538,23 @@ fn the_guest_cannot_take_the_hosts_way_in() {
     guest.send(Op::Request, 1000, 1025, 0, &[]);
     assert_eq!(guest.next().0.op, Op::Response as u16);
 }
+
+#[test]
+fn a_guest_that_does_not_answer_is_given_up_and_told() {
+    let mut guest = Guest::new();
+    let mut client = UnixStream::connect(&guest.path).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.write_all(b"CONNECT 80\n").unwrap();
+    let (request, _) = guest.next();
+    assert_eq!(request.op, Op::Request as u16);
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).unwrap();
+    assert!(got.is_empty());
+    let (reset, _) = guest.next();
+    assert_eq!(reset.op, Op::Rst as u16);
+    assert_eq!(reset.src_port, request.src_port);
+    assert_eq!(guest.metric("connections"), 0);
+    // Its late answer is of no connection.
+    guest.send(Op::Response, 80, request.src_port, 0, &[]);
+    assert_eq!(guest.next().0.op, Op::Rst as u16);
+}
