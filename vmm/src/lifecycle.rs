@@ -68,7 +68,10 @@ impl Lifecycle {
     pub fn end(&self, reason: Reason, message: impl Into<String>) {
         let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
         if end.is_none() {
-            *end = Some(End { reason, message: message.into() });
+            *end = Some(End {
+                reason,
+                message: message.into(),
+            });
             // Fails only when full, and then it is readable.
             let _ = self.ended.write(1);
         }
@@ -83,7 +86,10 @@ impl Lifecycle {
     /// The end, if it has come.
     #[must_use]
     pub fn get(&self) -> Option<End> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.end
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 

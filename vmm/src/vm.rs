@@ -98,15 +98,24 @@ impl Vm {
                 return Err(VmError::Lacks(name));
             }
         }
-        let fd = kvm_handle.create_vm().map_err(kvm("creating a virtual machine"))?;
-        fd.set_tss_address(layout::KVM_TSS).map_err(kvm("setting the task state's address"))?;
+        let fd = kvm_handle
+            .create_vm()
+            .map_err(kvm("creating a virtual machine"))?;
+        fd.set_tss_address(layout::KVM_TSS)
+            .map_err(kvm("setting the task state's address"))?;
         fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(kvm("setting the identity map's address"))?;
-        fd.create_irq_chip().map_err(kvm("creating the interrupt chip"))?;
+        fd.create_irq_chip()
+            .map_err(kvm("creating the interrupt chip"))?;
         let supported = kvm_handle
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(kvm("reading the supported CPUID"))?;
-        let vm = Vm { kvm: kvm_handle, fd: Arc::new(fd), mem, supported };
+        let vm = Vm {
+            kvm: kvm_handle,
+            fd: Arc::new(fd),
+            mem,
+            supported,
+        };
         vm.add_memory()?;
         Ok(vm)
     }
@@ -154,7 +163,10 @@ impl Vm {
     /// # Errors
     /// When KVM refuses.
     pub fn msr_list(&self) -> Result<Vec<u32>, VmError> {
-        let list = self.kvm.get_msr_index_list().map_err(kvm("listing the MSRs"))?;
+        let list = self
+            .kvm
+            .get_msr_index_list()
+            .map_err(kvm("listing the MSRs"))?;
         Ok(list.as_slice().to_vec())
     }
 
@@ -163,7 +175,9 @@ impl Vm {
     /// # Errors
     /// When KVM refuses.
     pub fn create_vcpu(&self, id: u8) -> Result<VcpuFd, VmError> {
-        self.fd.create_vcpu(id.into()).map_err(kvm("creating a vCPU"))
+        self.fd
+            .create_vcpu(id.into())
+            .map_err(kvm("creating a vCPU"))
     }
 
     /// Ties a write to `fd` to line `gsi` of the I/O APIC.
@@ -171,7 +185,9 @@ impl Vm {
     /// # Errors
     /// When KVM refuses.
     pub fn connect_line(&self, fd: &EventFd, gsi: u32) -> Result<(), VmError> {
-        self.fd.register_irqfd(fd, gsi).map_err(kvm("connecting an interrupt line"))
+        self.fd
+            .register_irqfd(fd, gsi)
+            .map_err(kvm("connecting an interrupt line"))
     }
 
     /// The PCI side's view.
@@ -179,7 +195,10 @@ impl Vm {
     /// # Errors
     /// When KVM does not take the first routing table.
     pub fn platform(&self) -> Result<KvmPlatform, PlatformError> {
-        let platform = KvmPlatform { fd: Arc::clone(&self.fd), routes: Mutex::default() };
+        let platform = KvmPlatform {
+            fd: Arc::clone(&self.fd),
+            routes: Mutex::default(),
+        };
         platform.set_routes(&[])?;
         Ok(platform)
     }
@@ -190,11 +209,19 @@ impl Vm {
     /// When KVM refuses.
     pub fn save(&self) -> Result<SavedVm, VmError> {
         let chip = |id| -> Result<SavedChip, VmError> {
-            let mut chip = kvm_irqchip { chip_id: id, ..Default::default() };
-            self.fd.get_irqchip(&mut chip).map_err(kvm("reading the interrupt chip"))?;
+            let mut chip = kvm_irqchip {
+                chip_id: id,
+                ..Default::default()
+            };
+            self.fd
+                .get_irqchip(&mut chip)
+                .map_err(kvm("reading the interrupt chip"))?;
             // SAFETY: every bit pattern of the union is valid as bytes.
             let bytes = unsafe { chip.chip.dummy };
-            Ok(SavedChip(id, bytes.iter().map(|b| b.to_le_bytes()[0]).collect()))
+            Ok(SavedChip(
+                id,
+                bytes.iter().map(|b| b.to_le_bytes()[0]).collect(),
+            ))
         };
         let mut clock = self.fd.get_clock().map_err(kvm("reading the clock"))?;
         // What goes with the flags is the host's time, which is another at the restore.
@@ -215,15 +242,22 @@ impl Vm {
     /// When KVM refuses.
     pub fn restore(&self, saved: &SavedVm) -> Result<(), VmError> {
         for SavedChip(id, bytes) in &saved.chips {
-            let mut chip = kvm_irqchip { chip_id: *id, ..Default::default() };
+            let mut chip = kvm_irqchip {
+                chip_id: *id,
+                ..Default::default()
+            };
             // SAFETY: every bit pattern of the union is valid as bytes.
             let target = unsafe { &mut chip.chip.dummy };
             for (target, byte) in target.iter_mut().zip(bytes) {
                 *target = i8::from_le_bytes([*byte]);
             }
-            self.fd.set_irqchip(&chip).map_err(kvm("setting the interrupt chip"))?;
+            self.fd
+                .set_irqchip(&chip)
+                .map_err(kvm("setting the interrupt chip"))?;
         }
-        self.fd.set_clock(&saved.clock).map_err(kvm("setting the clock"))
+        self.fd
+            .set_clock(&saved.clock)
+            .map_err(kvm("setting the clock"))
     }
 
     /// The first bytes of the generation id's page, for a restore to write anew.
@@ -271,8 +305,11 @@ impl KvmPlatform {
             entries.push(entry);
         }
         for (gsi, route) in (layout::IOAPIC_LINES..).zip(routes) {
-            let mut entry =
-                kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+            let mut entry = kvm_irq_routing_entry {
+                gsi,
+                type_: KVM_IRQ_ROUTING_MSI,
+                ..Default::default()
+            };
             entry.u.msi.address_lo = route.message.address_lo;
             entry.u.msi.address_hi = route.message.address_hi;
             entry.u.msi.data = route.message.data;
@@ -280,12 +317,17 @@ impl KvmPlatform {
         }
         let table = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| PlatformError::NoRoute(MAX_ROUTES))?;
-        self.fd.set_gsi_routing(&table).map_err(platform_error("setting the interrupt routes"))
+        self.fd
+            .set_gsi_routing(&table)
+            .map_err(platform_error("setting the interrupt routes"))
     }
 
     fn release(&self, gsi: Gsi) {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = gsi.0.checked_sub(layout::IOAPIC_LINES).and_then(|i| usize::try_from(i).ok());
+        let index = gsi
+            .0
+            .checked_sub(layout::IOAPIC_LINES)
+            .and_then(|i| usize::try_from(i).ok());
         if let Some(route) = index.and_then(|i| routes.get_mut(i)) {
             route.used = false;
         }
@@ -295,13 +337,18 @@ impl KvmPlatform {
     fn allocate(&self, message: MsiMessage) -> Result<Gsi, PlatformError> {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         let free = |wanted: Option<MsiMessage>| {
-            routes.iter().position(|r| !r.used && wanted.is_none_or(|m| m == r.message))
+            routes
+                .iter()
+                .position(|r| !r.used && wanted.is_none_or(|m| m == r.message))
         };
         let (index, known) = match (free(Some(message)), free(None)) {
             (Some(index), _) => (index, true),
             (None, Some(index)) => (index, false),
             (None, None) if routes.len() < MAX_ROUTES => {
-                routes.push(Route { message, used: false });
+                routes.push(Route {
+                    message,
+                    used: false,
+                });
                 (routes.len() - 1, false)
             }
             (None, None) => return Err(PlatformError::NoRoute(MAX_ROUTES)),

@@ -41,10 +41,8 @@ pub fn fork(jail: Option<&api::Jail>) -> Result<Child, JailError> {
         prepare_root(jail)?;
         // The groups of the daemon are not the VMM's, and the new namespace may not change them.
         // SAFETY: an empty list needs no pointer.
-        check(
-            unsafe { libc::setgroups(0, std::ptr::null()) },
-            "dropping groups",
-        )?;
+        let result = unsafe { libc::setgroups(0, std::ptr::null()) };
+        check(result, "dropping groups")?;
     }
     let namespaces = libc::CLONE_NEWUSER
         | libc::CLONE_NEWNS

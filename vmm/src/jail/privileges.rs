@@ -5,12 +5,11 @@ use super::{JailError, check};
 /// Takes the ids the outer process has mapped: zero in here, the VMM's own outside.
 pub(super) fn become_mapped_root() -> Result<(), JailError> {
     // SAFETY: no preconditions.
-    check(
-        unsafe { libc::setresgid(0, 0, 0) },
-        "taking the VMM's group",
-    )?;
+    let result = unsafe { libc::setresgid(0, 0, 0) };
+    check(result, "taking the VMM's group")?;
     // SAFETY: no preconditions.
-    check(unsafe { libc::setresuid(0, 0, 0) }, "taking the VMM's user")?;
+    let result = unsafe { libc::setresuid(0, 0, 0) };
+    check(result, "taking the VMM's user")?;
     Ok(())
 }
 
@@ -28,7 +27,8 @@ pub(super) fn drop_all(max_files: u64) -> Result<(), JailError> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1, "forbidding new privileges")?;
     prctl(libc::PR_SET_DUMPABLE, 0, "forbidding tracing")?;
     // SAFETY: there is one thread, and nothing holds a pointer into the environment.
-    check(unsafe { libc::clearenv() }, "clearing the environment")?;
+    let result = unsafe { libc::clearenv() };
+    check(result, "clearing the environment")?;
     Ok(())
 }
 
@@ -38,11 +38,8 @@ fn limit(what: libc::__rlimit_resource_t, value: u64, attempted: &str) -> Result
         rlim_max: value,
     };
     // SAFETY: a valid pointer.
-    check(
-        unsafe { libc::setrlimit(what, &raw const limit) },
-        attempted,
-    )
-    .map(|_| ())
+    let result = unsafe { libc::setrlimit(what, &raw const limit) };
+    check(result, attempted).map(|_| ())
 }
 
 fn prctl(option: libc::c_int, value: libc::c_int, attempted: &str) -> Result<(), JailError> {

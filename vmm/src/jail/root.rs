@@ -24,10 +24,8 @@ pub(super) fn enter() -> Result<(), JailError> {
     let tree = open_tree(directory)?;
     move_mount(tree, directory)?;
     // SAFETY: as above.
-    check(
-        unsafe { libc::fchdir(tree) },
-        "entering the pod's directory",
-    )?;
+    let result = unsafe { libc::fchdir(tree) };
+    check(result, "entering the pod's directory")?;
     // Nothing there is run or is a device; the pod's files are data.
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     mount(
@@ -41,15 +39,11 @@ pub(super) fn enter() -> Result<(), JailError> {
     let result = unsafe { libc::syscall(libc::SYS_pivot_root, here.as_ptr(), here.as_ptr()) };
     check(i32::try_from(result).unwrap_or(-1), "changing the root")?;
     // SAFETY: as above.
-    check(
-        unsafe { libc::umount2(here.as_ptr(), libc::MNT_DETACH) },
-        "leaving the old root",
-    )?;
+    let result = unsafe { libc::umount2(here.as_ptr(), libc::MNT_DETACH) };
+    check(result, "leaving the old root")?;
     // SAFETY: as above.
-    check(
-        unsafe { libc::chdir(root.as_ptr()) },
-        "entering the new root",
-    )?;
+    let result = unsafe { libc::chdir(root.as_ptr()) };
+    check(result, "entering the new root")?;
     for fd in [directory, tree] {
         // SAFETY: both were opened here and are used nowhere else.
         unsafe { libc::close(fd) };

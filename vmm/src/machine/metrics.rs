@@ -44,20 +44,20 @@ fn sum(text: &str, ranges: &[(u64, u64)]) -> (u64, u64) {
                 .unwrap_or(0);
             let total = if is_inside { &mut inside } else { &mut outside };
             *total += kib * 1024;
-        } else if let Some(start) = mapping_start(line) {
-            is_inside = ranges
-                .iter()
-                .any(|(from, to)| (*from..*to).contains(&start));
+        } else if let Some((start, end)) = mapping(line) {
+            // Overlap, as the kernel may join neighbouring mappings of one kind.
+            is_inside = ranges.iter().any(|(from, to)| start < *to && *from < end);
         }
     }
     (inside, outside)
 }
 
-/// The start of a mapping, when the line is the head of one.
-fn mapping_start(line: &str) -> Option<u64> {
+/// Start and end of a mapping, when the line is the head of one.
+fn mapping(line: &str) -> Option<(u64, u64)> {
     let (start, rest) = line.split_once('-')?;
-    rest.split_once(' ')?;
-    u64::from_str_radix(start, 16).ok()
+    let (end, _) = rest.split_once(' ')?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    Some((hex(start)?, hex(end)?))
 }
 
 fn host_ranges(mem: &GuestMemory) -> Vec<(u64, u64)> {
@@ -113,7 +113,7 @@ mod tests {
         mem.write_slice(&[1; 4096], GuestAddress(0x10000)).unwrap();
         let mut map = MemoryMap::open().unwrap();
         let (guest, vmm) = map.resident(&host_ranges(&mem)).unwrap();
-        assert!((4096..8 << 20).contains(&guest), "{guest}");
+        assert!(guest >= 4096, "{guest}");
         assert!(vmm > 100_000);
     }
 }
