@@ -12,4 +12,6 @@ pub mod serial;
 pub mod vsock;
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 pub(crate) mod testing;
