@@ -35,3 +35,10 @@ pub fn step_realtime(unix_ns: i64) -> rustix::io::Result<()> {
         },
     )
 }
+
+/// Lets time pass before something is tried again. Not for waiting until something has happened:
+/// wait for that.
+pub async fn back_off(time: std::time::Duration) {
+    // Nothing completes this; the deadline is the wait.
+    let _ = tokio::time::timeout(time, std::future::pending::<()>()).await;
+}

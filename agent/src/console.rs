@@ -5,10 +5,14 @@ use std::fmt::Write as _;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
-/// Writes warnings and errors, one line each. A subscriber of our own: the agent needs neither
-/// colours nor filters, and is a few hundred kilobytes smaller without them.
+use crate::clock;
+
+/// Writes events of a level and above, one line each. A subscriber of our own: the agent needs
+/// neither colours nor filters, and is a few hundred kilobytes smaller without them.
 #[derive(Debug)]
-struct Console;
+struct Console {
+    level: Level,
+}
 
 struct Line(String);
 
@@ -23,11 +27,14 @@ impl Visit for Line {
 
 impl Subscriber for Console {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() <= Level::WARN
+        let ours = ["bulkhead", "libcontainer", "libcgroups"]
+            .iter()
+            .any(|name| metadata.target().starts_with(name));
+        metadata.is_event() && *metadata.level() <= if ours { self.level } else { Level::WARN }
     }
 
     fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
-        Some(tracing::level_filters::LevelFilter::WARN)
+        Some(tracing::level_filters::LevelFilter::from_level(self.level))
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
@@ -40,6 +47,10 @@ impl Subscriber for Console {
 
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(format!("agent: {}:", event.metadata().level()));
+        if self.level > Level::WARN {
+            let microseconds = clock::boottime_ns() / 1000;
+            line.0 = format!("[{microseconds:>10} us] {} ", std::process::id()) + &line.0;
+        }
         event.record(&mut line);
         print(&line.0);
     }
@@ -54,10 +65,16 @@ fn print(line: &str) {
     let _ = rustix::io::write(rustix::stdio::stderr(), format!("{line}\n").as_bytes());
 }
 
-/// Sends the agent's warnings and errors to the console.
-pub fn log_to_stderr() {
+/// Sends the agent's warnings and errors to the console; for those who look for lost time, with
+/// everything in between and when it was.
+pub fn log_to_stderr(everything: bool) {
+    let level = if everything {
+        Level::DEBUG
+    } else {
+        Level::WARN
+    };
     // Fails only if it was done before.
-    let _ = tracing::subscriber::set_global_default(Console);
+    let _ = tracing::subscriber::set_global_default(Console { level });
 }
 
 /// The last line before the agent ends.

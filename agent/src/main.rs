@@ -9,7 +9,6 @@ use std::time::Duration;
 use bulkhead_agent::container::Containers;
 use bulkhead_agent::init::{self, steps};
 use bulkhead_agent::launcher::{Launcher, server};
-use bulkhead_agent::net::apply;
 use bulkhead_agent::paths::Paths;
 use bulkhead_agent::process::reaper::Reaper;
 use bulkhead_agent::rpc::Agent;
@@ -27,9 +26,10 @@ enum Mode {
     Socket { path: PathBuf, state: PathBuf },
 }
 
-fn parse_arguments() -> Result<Mode, String> {
+fn parse_arguments() -> Result<(Mode, bool), String> {
     let mut arguments = std::env::args().skip(1);
     let (mut listen, mut state) = (None, PathBuf::from("/run/bulkhead"));
+    let mut debug = false;
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
@@ -39,6 +39,8 @@ fn parse_arguments() -> Result<Mode, String> {
                 listen = Some(path.ok_or(format!("--listen {address}: not unix:PATH"))?);
             }
             "--state" => state = value()?.into(),
+            // On a guest's kernel command line, where it stands without the dashes.
+            "--agent-debug" | "agent_debug" => debug = true,
             // The kernel passes on what it does not know from its command line.
             _ if std::process::id() == 1 => {}
             _ => {
@@ -49,23 +51,23 @@ fn parse_arguments() -> Result<Mode, String> {
         }
     }
     match listen {
-        Some(path) => Ok(Mode::Socket { path, state }),
-        None if std::process::id() == 1 => Ok(Mode::Guest),
+        Some(path) => Ok((Mode::Socket { path, state }, debug)),
+        None if std::process::id() == 1 => Ok((Mode::Guest, debug)),
         None => Err("not PID 1 of a guest: --listen unix:PATH is needed".to_owned()),
     }
 }
 
 fn main() -> ExitCode {
     let started = clock::boottime_ns();
-    let mode = match parse_arguments() {
-        Ok(mode) => mode,
+    let (mode, debug) = match parse_arguments() {
+        Ok(parsed) => parsed,
         Err(error) => return fail(&error),
     };
     let guest = matches!(mode, Mode::Guest);
     if guest && let Err(error) = init::bring_up() {
         return fail(&error);
     }
-    console::log_to_stderr();
+    console::log_to_stderr(debug);
     // SAFETY: nothing has made a thread yet.
     let launcher = match unsafe { server::spawn() } {
         Ok(socket) => socket,
@@ -106,11 +108,7 @@ async fn run(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (paths, listener) = match &mode {
-        Mode::Guest => {
-            apply::loopback_up().await?;
-            steps::done("loopback");
-            (Paths::new("/run/bulkhead"), Listener::vsock(AGENT_PORT)?)
-        }
+        Mode::Guest => (Paths::new("/run/bulkhead"), Listener::vsock(AGENT_PORT)?),
         Mode::Socket { path, state } => {
             // On a machine without cgroup v2 everything but containers works.
             if let Err(error) = init::delegate_controllers(Path::new("/sys/fs/cgroup")) {
@@ -155,9 +153,8 @@ async fn run(
     Ok(())
 }
 
-/// Lets the answer to PowerOff leave the guest: the other tasks run until none has anything to do.
+/// Lets the answer to PowerOff leave the guest. Nothing tells when the host has it, and a host that
+/// misses it sees the guest go down all the same.
 async fn drain_answer() {
-    let quiet = Duration::from_millis(100);
-    // Nothing ever completes this; the deadline is the wait.
-    let _ = tokio::time::timeout(quiet, std::future::pending::<()>()).await;
+    clock::back_off(Duration::from_millis(100)).await;
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bulkhead_proto::agent::agent_server::AgentServer;
 use bulkhead_proto::agent::{READY_PORT, Ready};
@@ -13,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
+use crate::clock;
 use crate::rpc::Agent;
 
 /// The largest message the service takes: an OCI spec with a large environment.
@@ -97,10 +99,10 @@ impl Listener {
     }
 }
 
-/// After a failed accept (out of descriptors): lets the other tasks run, which may free some.
+/// After a failed accept (out of descriptors): backs off, so that others can free some.
 async fn pause(error: &io::Error) {
     tracing::warn!(%error, "a connection could not be accepted");
-    tokio::task::yield_now().await;
+    clock::back_off(Duration::from_millis(100)).await;
 }
 
 fn spawn_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, agent: &Agent) {

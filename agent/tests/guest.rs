@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 use bulkhead_agent::launcher::message;
 use bulkhead_proto::agent::*;
-use common::{DEADLINE, TestAgent, connect, make_layer, request};
+use common::{DEADLINE, TestAgent, connect, make_layer, request, request_with, spec};
 use prost::Message;
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
@@ -114,6 +114,7 @@ impl Guest {
             "kvm_fd": give(Path::new("/dev/kvm"), true, &mut kept),
             "kernel_fd": give(&kernel, false, &mut kept),
             "initramfs_fd": give(&initramfs, false, &mut kept),
+            "cmdline": std::env::var("BULKHEAD_CMDLINE").unwrap_or_default(),
             "vcpus": 2,
             "memory_mib": 256,
             "disks": [{"id": "scratch", "fd": give(&at("scratch.img"), true, &mut kept),
@@ -240,8 +241,23 @@ async fn a_guest_boots_runs_a_container_from_plugged_layers_and_goes_down() {
     guest.plug("llower", &lower);
     guest.plug("lupper", &upper);
     let script = "cat /etc/motd; hostname; date +%Y; echo written > /file; cat /file; \
-                  cat /proc/sys/net/ipv4/ip_unprivileged_port_start; head -c 1m /dev/urandom | wc -c";
-    let mut wanted = request("c1", &["sh", "-c", script]);
+                  cat /proc/sys/net/ipv4/ip_unprivileged_port_start; head -c 1m /dev/urandom | wc -c; \
+                  cat /etc/hostname; grep -c localhost /etc/hosts; echo s > /dev/shm/s && echo shm; \
+                  ls -d /sys/fs/cgroup/memory.max";
+    let mut spec = spec(&["sh", "-c", script]);
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    for (name, target) in [
+        ("hostname", "/etc/hostname"),
+        ("hosts", "/etc/hosts"),
+        ("resolv.conf", "/etc/resolv.conf"),
+        ("shm", "/dev/shm"),
+    ] {
+        mounts.push(json!({
+            "destination": target, "type": "bind", "source": format!("/run/bulkhead/sandbox/{name}"),
+            "options": ["rbind", "rprivate"]
+        }));
+    }
+    let mut wanted = request_with("c1", &spec);
     wanted.layers = vec!["llower".into(), "lupper".into()];
     let begun = std::time::Instant::now();
     guest.agent.create_with(wanted.clone()).await.unwrap();
@@ -255,7 +271,8 @@ async fn a_guest_boots_runs_a_container_from_plugged_layers_and_goes_down() {
         begun.elapsed().as_millis()
     );
     assert_eq!(
-        stdout, "two layers\npod-one\n2026\nwritten\n0\n1048576\n",
+        stdout,
+        "two layers\npod-one\n2026\nwritten\n0\n1048576\npod-one\n2\nshm\n/sys/fs/cgroup/memory.max\n",
         "{stderr}"
     );
     assert_eq!(exit.code, 0);
@@ -312,6 +329,10 @@ async fn a_guest_boots_runs_a_container_from_plugged_layers_and_goes_down() {
         .power_off(PowerOffRequest { grace_ms: 1000 })
         .await
         .unwrap();
+    if std::env::var_os("BULKHEAD_CMDLINE").is_some() {
+        let console = std::fs::read_to_string(guest.at("console.log"));
+        eprintln!("{}", console.unwrap_or_default());
+    }
     // The VMM tells how the guest ended, just before it ends itself.
     let report = guest.at("exit.json");
     let ended = timeout(DEADLINE, async {

@@ -130,7 +130,9 @@ impl Containers {
             state: self.paths.runtime_state(),
             tty: request.tty,
         });
+        tracing::debug!("create: ground laid");
         let launched = self.launcher.launch(launch, stdio).await?;
+        tracing::debug!("create: launched");
         let (sender, exit) = exit::channel();
         let process = Process::new(
             launched.pid,
@@ -243,8 +245,10 @@ fn lay_ground(
     cgroup: &Path,
     bundle: &Path,
 ) -> Result<Ground, ContainerError> {
+    tracing::debug!("create: layers are there");
     let parsed = spec::parse(&request.oci_spec)?;
     rootfs.mount(layers)?;
+    tracing::debug!("create: root file system");
     let identity = user::resolve(&rootfs.target, &request.user.clone().unwrap_or_default())?;
     let prepared = spec::prepare(
         parsed,
@@ -261,9 +265,11 @@ fn lay_ground(
     if let Some(process) = prepared.spec.process() {
         user::make_working_directory(&rootfs.target, process.cwd())?;
     }
+    tracing::debug!("create: user and spec");
     cgroup::make(cgroup)?;
     cgroup::apply(cgroup, &prepared.resources)?;
     device_filter::attach(cgroup, &prepared.resources)?;
+    tracing::debug!("create: cgroup");
     let config = bundle.join("config.json");
     let write = || -> std::io::Result<()> {
         fs::create_dir_all(bundle)?;

@@ -190,6 +190,7 @@ impl Disks {
             }
         }
         let devices = wait_for(&wanted, deadline).await?;
+        tracing::debug!("disks: found");
         for (serial, filesystem) in new {
             if mounted.contains_key(&serial) {
                 continue;
@@ -364,8 +365,10 @@ async fn wait_for(
         })
     };
     let mut found = look(false).await?;
+    tracing::debug!("disks: looked");
     if found.len() < wanted.len() {
         found = look(true).await?;
+        tracing::debug!("disks: rescanned");
     }
     while wanted.iter().any(|serial| !found.contains_key(serial)) {
         match timeout_at(end, events.block_device_added()).await {

@@ -3,6 +3,7 @@
 //! host-namespace pods) nothing here runs but [`steps`].
 
 pub mod entropy;
+pub mod loopback;
 pub mod mounts;
 pub mod power;
 pub mod steps;
@@ -39,6 +40,9 @@ pub enum InitError {
     /// The root could not be replaced.
     #[error("moving the guest's root file system failed: {0}")]
     Root(Errno),
+    /// The loopback device.
+    #[error("setting the loopback device up failed: {0}")]
+    Loopback(std::io::Error),
     /// cgroup controllers could not be delegated.
     #[error("enabling cgroup controllers at {} failed: {error}", path.display())]
     Cgroup {
@@ -64,6 +68,8 @@ pub fn bring_up() -> Result<(), InitError> {
     // SIGINT instead of a reboot behind our back.
     let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
     steps::done("limits");
+    loopback::up().map_err(InitError::Loopback)?;
+    steps::done("loopback");
     Ok(())
 }
 

@@ -16,8 +16,6 @@ use rtnetlink::{Handle, LinkUnspec};
 use super::NetError;
 use super::model::{Interface, Network, Prefix, Route};
 
-/// The index of the loopback device in every network namespace.
-const LOOPBACK: u32 = 1;
 const MAIN_TABLE: u32 = 254;
 
 fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetError {
@@ -30,20 +28,6 @@ fn connect() -> Result<Handle, NetError> {
     let (connection, handle, _) = rtnetlink::new_connection().map_err(NetError::Socket)?;
     tokio::spawn(connection);
     Ok(handle)
-}
-
-/// Sets the loopback device up.
-///
-/// # Errors
-/// The kernel's answer.
-pub async fn loopback_up() -> Result<(), NetError> {
-    let up = LinkUnspec::new_with_index(LOOPBACK).up().build();
-    connect()?
-        .link()
-        .set(up)
-        .execute()
-        .await
-        .map_err(failed("setting lo up"))
 }
 
 struct Link {

@@ -119,6 +119,7 @@ impl Agent {
         if request.clock_unix_ns > 0 {
             clock::step_realtime(request.clock_unix_ns).map_err(system("stepping the clock"))?;
         }
+        tracing::debug!("setup: clock");
         if !request.entropy.is_empty() {
             init::entropy::add(&request.entropy).map_err(|error| SandboxError::File {
                 what: "adding entropy by",
@@ -126,6 +127,7 @@ impl Agent {
                 error,
             })?;
         }
+        tracing::debug!("setup: entropy");
         if !request.hostname.is_empty() {
             rustix::system::sethostname(request.hostname.as_bytes())
                 .map_err(system("setting the hostname"))?;
@@ -135,7 +137,8 @@ impl Agent {
             files::write_machine_id(Path::new("/etc/machine-id"), &request.machine_id)?;
             files::write_machine_id(&directory.join("machine-id"), &request.machine_id)?;
         }
-        online_cpus(request.online_cpus)?;
+        tracing::debug!("setup: names");
+
         let shm = request.shm_bytes;
         mount_shm(
             &directory.join("shm"),
@@ -147,6 +150,7 @@ impl Agent {
         sandbox.extra_hosts = request.extra_hosts;
         write_hosts(&sandbox, &directory, network.as_ref())?;
 
+        tracing::debug!("setup: files");
         // The rest does not depend on each other; waiting for the disk overlaps with the network.
         let scratch = async {
             if !request.scratch_disk.is_empty() {
@@ -154,8 +158,18 @@ impl Agent {
                     .disks
                     .mount_scratch(&request.scratch_disk)
                     .await?;
+                tracing::debug!("setup: scratch disk");
             }
             Ok::<_, SandboxError>(())
+        };
+        // A processor comes up in milliseconds, in which this one can do something else.
+        let processors = async {
+            let bring_up = move || online_cpus(request.online_cpus);
+            tokio::task::spawn_blocking(bring_up)
+                .await
+                .map_err(|_| ContainerError::Cancelled)??;
+            tracing::debug!("setup: processors");
+            Ok(())
         };
         let net = async {
             if let Some(network) = &network {
@@ -163,6 +177,8 @@ impl Agent {
             }
             // After the devices have their names, which sysctls may contain.
             sysctl::set_all(&request.sysctls)?;
+            tracing::debug!("setup: network");
+
             Ok(())
         };
         let holder = async {
@@ -171,7 +187,7 @@ impl Agent {
             }
             Ok(())
         };
-        futures::try_join!(scratch, net, holder).map(drop)
+        futures::try_join!(scratch, processors, net, holder).map(drop)
     }
 
     /// Sets the network to what is given.
