@@ -81,7 +81,7 @@ async fn the_runtime_says_who_it_is(context: &mut Context) -> Outcome {
 
 async fn a_pod_and_its_containers_live_and_die(context: &mut Context) -> Outcome {
     let cri = &context.cri;
-    cri.pull(BUSYBOX).await?;
+    let image_id = cri.pull(BUSYBOX).await?;
     let mut config = pod("life");
     config.labels.insert("app".to_owned(), "life".to_owned());
     config.dns_config = Some(DnsConfig {
@@ -128,7 +128,7 @@ async fn a_pod_and_its_containers_live_and_die(context: &mut Context) -> Outcome
         "{status:?}"
     );
     check!(
-        !status.image_ref.is_empty() && status.image_ref == status.image_id,
+        !status.image_ref.is_empty() && status.image_id == image_id,
         "{status:?}"
     );
 
