@@ -136,7 +136,8 @@ inside() {
 
     heading "Exec, and what it costs"
     run crictl exec -s "$client" ps
-    run crictl stats
+    # crictl clears the screen first.
+    run crictl stats | sed 's,\x1b\[[0-9;]*[A-Z],,g'
     note "on the host: the daemon, and one unprivileged process for the pod"
     run ps -C bulkhead,bulkhead-vmm -o pid,user:12,rss:8,nlwp,args --cols 110
     [ "$(pgrep -c -x bulkhead-vmm)" = 1 ] || fail "not exactly one VMM process"
@@ -205,12 +206,15 @@ finish() {
     [ -z "$daemon" ] || kill -KILL "$daemon" 2>/dev/null || true
     [ -z "$registry" ] || kill "$registry" 2>/dev/null || true
     cd /
+    rmdir /sys/fs/cgroup/bulkhead-demo 2>/dev/null || true
     rm -rf "$dir"
     exit $status
 }
 
 configure() {
     mkdir -p "$dir/cni" "$dir/logs" "$dir/leases"
+    # A kubelet makes the pods' parents, and takes them away.
+    mkdir -p /sys/fs/cgroup/bulkhead-demo
     # The packaged network, its leases kept in this run's folder.
     jq --arg leases "$dir/leases" '.plugins[0].ipam.dataDir = $leases' "$top/packaging/cni/10-bulkhead.conflist" >"$dir/cni/10-bulkhead.conflist"
     cat >"$dir/config.toml" <<CONFIG
@@ -220,6 +224,8 @@ kernel = "$BULKHEAD_BIN_DIR/vmlinux"
 initramfs = "$BULKHEAD_BIN_DIR/initramfs.cpio"
 [network]
 cni_conf_dir = "$dir/cni"
+[cgroup]
+driver = "cgroupfs"
 [registry]
 config_dir = "$dir/certs.d"
 CONFIG
@@ -239,7 +245,7 @@ CONFIG
     export CRI_CONFIG_FILE=$dir/crictl.yaml
     cat >"$dir/pod.json" <<POD
 {"metadata": {"name": "web", "namespace": "demo", "uid": "demo-1", "attempt": 0}, "hostname": "web",
- "log_directory": "$dir/logs", "linux": {},
+ "log_directory": "$dir/logs", "linux": {"cgroup_parent": "/bulkhead-demo"},
  "port_mappings": [{"protocol": 0, "container_port": 80, "host_port": 8080}]}
 POD
     cat >"$dir/nginx.json" <<'CONTAINER'

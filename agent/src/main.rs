@@ -68,6 +68,7 @@ fn main() -> ExitCode {
         return fail(&error);
     }
     console::log_to_stderr(debug);
+    tracing::debug!("the first line");
     // SAFETY: nothing has made a thread yet.
     let launcher = match unsafe { server::spawn() } {
         Ok(socket) => socket,
