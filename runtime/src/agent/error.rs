@@ -73,6 +73,7 @@ impl Grpc for AgentError {
                 code @ (Code::NotFound
                 | Code::AlreadyExists
                 | Code::InvalidArgument
+                | Code::PermissionDenied
                 | Code::FailedPrecondition
                 | Code::DeadlineExceeded
                 | Code::ResourceExhausted

@@ -16,7 +16,9 @@ use crate::{
 };
 
 /// For the agent: the disks have to appear (10 s at most) and the launcher has a minute.
-const DEADLINE: Duration = Duration::from_secs(80);
+const DEADLINE: Duration = Duration::from_secs(100);
+/// Between two tries to take a failed creation back.
+const UNDO_EVERY: Duration = Duration::from_secs(2);
 
 /// Makes a container in a running pod; gives its id. Runs to its end even if the caller goes away.
 pub async fn create(
@@ -29,7 +31,7 @@ pub async fn create(
 }
 
 async fn create_now(
-    app: &App,
+    app: &Arc<App>,
     request: cri::CreateContainerRequest,
 ) -> Result<String, ContainerError> {
     let missing = |field| ContainerError::Invalid {
@@ -130,18 +132,49 @@ async fn create_now(
             Ok(id)
         }
         Err(error) => {
-            // What cannot be taken back now stays recorded, and goes with the pod.
             if let Err(undo) = dismantle(app, &record).await {
                 let undo = crate::error::chain(&undo);
                 tracing::warn!(
                     container = id,
                     undo,
-                    "a failed creation left something behind"
+                    "a failed creation is taken back later"
                 );
+                undo_later(app, record);
             }
             Err(error)
         }
     }
+}
+
+/// Takes a failed creation back as soon as the guest lets it (an agent that was too slow may still
+/// be at it), or the pod goes. Until then its record keeps the name taken and the image held.
+fn undo_later(app: &Arc<App>, record: Arc<ContainerRecord>) {
+    let app = Arc::clone(app);
+    tokio::spawn(async move {
+        let mut ending = app
+            .containers
+            .pod(&record.meta.sandbox_id)
+            .ending
+            .subscribe();
+        loop {
+            let ended = ending.wait_for(|ending| *ending);
+            let gone = tokio::time::timeout(UNDO_EVERY, ended).await.is_ok();
+            match dismantle(&app, &record).await {
+                Ok(()) => {
+                    tracing::info!(
+                        container = record.meta.id,
+                        "a failed creation is taken back"
+                    );
+                    return;
+                }
+                Err(error) => tracing::debug!(container = record.meta.id, %error, "not yet"),
+            }
+            if gone {
+                // The pod's removal, or the sweep at the next start, does the rest.
+                return;
+            }
+        }
+    });
 }
 
 /// The agent's part, and the record of it.

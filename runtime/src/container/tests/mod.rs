@@ -335,6 +335,21 @@ fn a_failure_at_any_step_of_a_creation_leaves_nothing() {
         assert_eq!(error.code(), code, "{step}: {error}");
         daemon.assert_clean(&node);
     }
+    // A guest that does not let go at once is asked again.
+    node.guest.fail("create", Code::Internal);
+    node.guest.fail("delete", Code::FailedPrecondition);
+    assert_eq!(daemon.create(good()).unwrap_err().code(), Code::Internal);
+    assert_eq!(
+        daemon.create(good()).unwrap_err().code(),
+        Code::AlreadyExists
+    );
+    daemon.block_on(async {
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        while !daemon.app.records.containers.is_empty() {
+            tick.tick().await;
+        }
+    });
+    daemon.assert_clean(&node);
     // And then it works, under the same name.
     let id = daemon.create(good()).unwrap();
     daemon.remove(&id).unwrap();
