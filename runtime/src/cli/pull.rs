@@ -108,7 +108,9 @@ async fn pull(args: &Pull, config: &Config) -> Result<String, PullError> {
             answer = &mut call => break answer.map_err(failed("pull the image"))?,
             _ = ticks.tick(), if !args.quiet => {
                 // No progress to be had is no reason to fail.
-                if let Some(layers) = progress(&daemon, &image).await {
+                if let Some(layers) = progress(&daemon, &image).await
+                    && !layers.is_empty()
+                {
                     display.show(&layers);
                 }
             }
@@ -236,7 +238,9 @@ impl Display {
                 layer.state = LayerState::Done;
             }
         }
-        self.show(&layers);
+        if !layers.is_empty() {
+            self.show(&layers);
+        }
         let seconds = self.begun.elapsed().as_secs_f64();
         let _ = writeln!(io::stderr(), "pulled in {seconds:.1} s");
     }

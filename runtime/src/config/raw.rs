@@ -1,6 +1,6 @@
 //! What the file may say: every section and key with its documentation and default, in one table
 //! from which the types, the defaults and the printed default file are made. What the values mean
-//! and which are allowed is in [`super::resolve`].
+//! and which are allowed is in `super::resolve`.
 
 use serde::Deserialize;
 

@@ -1,7 +1,7 @@
 //! Images: pulled from registries, kept as one read-only EROFS file per layer.
 //!
 //! [`Images`] is what the rest of the daemon sees: pull, list, find, remove, hold. Below it:
-//! [`reference`] (names), [`hosts`] (where a registry is), [`registry`] (the protocol),
+//! [`mod@reference`] (names), [`hosts`] (where a registry is), [`registry`] (the protocol),
 //! [`manifest`] (what registries say), [`pull`] (the work), [`layer`] and [`erofs`] (from tar to
 //! file), [`store`] (files and records), [`fs`] (how much disk that is). What a container makes of
 //! an image's configuration is not here but in `oci`.

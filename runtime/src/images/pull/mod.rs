@@ -12,7 +12,7 @@ mod stream;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::{
@@ -34,6 +34,9 @@ use super::{
 
 /// How deep an index may hold indexes.
 const DEEPEST_INDEX: usize = 3;
+
+/// How often a long pull is told of in the log.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// Limits and habits of pulls.
 #[derive(Debug, Clone)]
@@ -114,7 +117,11 @@ impl Puller {
                 work
             }
         };
-        work.await
+        let result = work.await;
+        // The key has the credentials in it: not kept for longer than the pull.
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|_, (work, _)| work.upgrade().is_some());
+        result
     }
 
     /// The progress of the pull of this image, if one is under way.
@@ -135,7 +142,15 @@ impl Puller {
         let start = Instant::now();
         tracing::info!(image = %name, "pull begins");
         self.store.prune_parts(false).await?;
-        let result = self.plan_and_fetch(&name, &credentials, &progress).await;
+        let work = self.plan_and_fetch(&name, &credentials, &progress);
+        tokio::pin!(work);
+        let mut ticks = tokio::time::interval_at((start + TELL_EVERY).into(), TELL_EVERY);
+        let result = loop {
+            tokio::select! {
+                result = &mut work => break result,
+                _ = ticks.tick() => progress.tell(&name),
+            }
+        };
         match &result {
             Ok(image) => tracing::info!(
                 image = %name, id = %image.id, layers = image.layers.len(),

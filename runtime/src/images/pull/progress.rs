@@ -7,7 +7,7 @@ use std::sync::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::images::digest::Digest;
+use crate::images::{digest::Digest, reference::ImageName};
 
 /// Progress of one pull.
 #[derive(Debug, Default)]
@@ -61,6 +61,20 @@ impl PullProgress {
         if let Some(place) = layers.get_mut(index) {
             *place = layer;
         }
+    }
+
+    /// One line for the log.
+    pub(super) fn tell(&self, image: &ImageName) {
+        let layers = self.snapshot();
+        let done = |state| matches!(state, LayerState::Present | LayerState::Done);
+        tracing::info!(
+            %image,
+            layers = layers.len(),
+            layers_done = layers.iter().filter(|layer| done(layer.state)).count(),
+            fetched = layers.iter().map(|layer| layer.fetched).sum::<u64>(),
+            size = layers.iter().map(|layer| layer.size).sum::<u64>(),
+            "pull goes on"
+        );
     }
 
     /// How far it is now; empty until the manifest is there.
