@@ -100,6 +100,12 @@ impl Host {
                 format!("{key} = \"{bin}/{file}\"\n")
             }
         });
+        let sections = if options.sections.contains("[sandbox]") {
+            options.sections.clone()
+        } else {
+            // The test host has one processor; a pod may ask for two all the same.
+            format!("[sandbox]\nmax_vcpus = 2\n{}", options.sections)
+        };
         let text = format!(
             "[paths]\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n[vmm]\n{}{}\n[network]\n\
              cni_conf_dir = \"{}\"\ncni_bin_dirs = [\"/usr/lib/cni\", \"{}\"]\n\
@@ -111,7 +117,7 @@ impl Host {
             self.dir.join("cni").display(),
             self.dir.join("plugins").display(),
             self.certs_dir().display(),
-            options.sections,
+            sections,
         );
         fs::write(self.dir.join("config.toml"), text)?;
         Ok(())

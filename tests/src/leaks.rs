@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -63,9 +64,10 @@ impl Snapshot {
             tree(&state.join(dir), &mut things, "file")?;
         }
         for entry in list(&host.leases())? {
+            // One file per leased address; `last_reserved_ip.N` and `lock` are the plugin's own.
             if entry
                 .file_name()
-                .is_some_and(|n| n.to_string_lossy().contains(['.', ':']))
+                .is_some_and(|n| n.to_string_lossy().parse::<IpAddr>().is_ok())
             {
                 things.insert(format!("lease {}", entry.display()));
             }
@@ -136,7 +138,10 @@ fn tree(dir: &Path, things: &mut BTreeSet<String>, kind: &str) -> Outcome {
 fn cgroups(dir: &Path, things: &mut BTreeSet<String>) -> Outcome {
     for path in list(dir)? {
         if path.is_dir() {
-            things.insert(format!("cgroup {}", path.display()));
+            // The parent of pods for which none is named is made with the first and stays.
+            if path != Path::new("/sys/fs/cgroup/bulkhead") {
+                things.insert(format!("cgroup {}", path.display()));
+            }
             // One that goes while it is read is gone.
             let _ = cgroups(&path, things);
         }

@@ -348,7 +348,6 @@ async fn wait_for(
     if serials.is_empty() {
         return Ok(HashMap::new());
     }
-    let end = Instant::now() + deadline;
     // Subscribed before the first look, so that nothing can come in between unseen.
     let events = Uevents::open().map_err(|error| DiskError::Scan {
         what: "uevents",
@@ -370,6 +369,9 @@ async fn wait_for(
         found = look(true).await?;
         tracing::debug!("disks: rescanned");
     }
+    // From here on: a rescan probes what it finds before it returns, and that takes as long as
+    // there are devices.
+    let end = Instant::now() + deadline;
     while wanted.iter().any(|serial| !found.contains_key(serial)) {
         match timeout_at(end, events.block_device_added()).await {
             Ok(result) => result.map_err(|error| DiskError::Scan {
