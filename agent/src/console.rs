@@ -1,6 +1,8 @@
 //! Lines on the guest's console (standard error), which the VMM keeps in the pod's console log.
 
 use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
@@ -60,14 +62,26 @@ impl Subscriber for Console {
     fn exit(&self, _: &span::Id) {}
 }
 
+/// The console, apart from standard error: a container's process has that turned to its own log
+/// before libcontainer is done with it, and the agent's words do not belong there.
+static CONSOLE: OnceLock<OwnedFd> = OnceLock::new();
+
 fn print(line: &str) {
+    let line = format!("{line}\n");
     // Without a console there is nobody to tell.
-    let _ = rustix::io::write(rustix::stdio::stderr(), format!("{line}\n").as_bytes());
+    let _ = match CONSOLE.get() {
+        Some(console) => rustix::io::write(console, line.as_bytes()),
+        None => rustix::io::write(rustix::stdio::stderr(), line.as_bytes()),
+    };
 }
 
 /// Sends the agent's warnings and errors to the console; for those who look for lost time, with
 /// everything in between and when it was.
 pub fn log_to_stderr(everything: bool) {
+    // Closed by the exec of a container's command.
+    if let Ok(console) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3) {
+        let _ = CONSOLE.set(console);
+    }
     let level = if everything {
         Level::DEBUG
     } else {
