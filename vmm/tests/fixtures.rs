@@ -11,7 +11,7 @@ fn same<T: DeserializeOwned + Serialize>(text: &str) -> Vec<T> {
     let values: Vec<Value> = serde_json::from_str(text).unwrap();
     let parsed: Vec<T> = values
         .iter()
-        .map(|v| serde_json::from_value(v.clone()).expect(&v.to_string()))
+        .map(|v| serde_json::from_value(v.clone()).unwrap())
         .collect();
     for (value, parsed) in values.iter().zip(&parsed) {
         assert_eq!(&serde_json::to_value(parsed).unwrap(), value);
