@@ -1,5 +1,14 @@
 //! Containers through the agent's service: life cycle, limits, users, errors.
 
+// Tests fail by panicking, and say what they measured or why they are skipped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::indexing_slicing
+)]
+
 #[allow(dead_code)] // each test program uses a part
 mod common;
 
@@ -386,4 +395,46 @@ async fn stats_count_the_containers_work() {
     assert!((3 << 20..4 << 20).contains(&one.writable_bytes), "{one:?}");
     assert!(stats.guest.unwrap().memory_total_bytes > 0);
     agent.delete("w").await;
+}
+
+#[tokio::test]
+async fn a_memory_kill_that_is_survived_is_an_event() {
+    let mut agent = agent!();
+    // Without memory.oom.group only the largest process dies; the shell goes on.
+    let mut limited = spec(&[
+        "sh",
+        "-c",
+        "head -c 200m /dev/zero | tail -c 100m > /dev/null; echo alive; sleep 1000",
+    ]);
+    limited["linux"]["resources"]["memory"] = json!({"limit": 33_554_432, "swap": 33_554_432});
+    agent
+        .create_with(request_with("o", &limited))
+        .await
+        .unwrap();
+    agent.begin("o").await.unwrap();
+    let mut events = agent
+        .client
+        .events(EventsRequest { from_sequence: 1 })
+        .await
+        .unwrap()
+        .into_inner();
+    let event = tokio::time::timeout(common::DEADLINE, events.message())
+        .await
+        .expect("no event");
+    let event = event.unwrap().unwrap();
+    assert_eq!(event.container_id, "o");
+    assert!(matches!(event.what, Some(event::What::Oom(_))), "{event:?}");
+    let states = agent
+        .client
+        .list_containers(ListContainersRequest {})
+        .await
+        .unwrap();
+    assert_eq!(states.into_inner().containers[0].phase(), Phase::Running);
+    let kill = SignalProcessRequest {
+        process: Some(process("o", "")),
+        signal: 15,
+        all: true,
+    };
+    agent.client.signal_process(kill).await.unwrap();
+    agent.delete("o").await;
 }

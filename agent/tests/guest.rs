@@ -1,6 +1,15 @@
 //! The agent as PID 1 of a real guest: boot, scratch disk, image layers plugged in while it runs,
 //! power-off. BULKHEAD_VMM, BULKHEAD_KERNEL and BULKHEAD_INITRAMFS name the parts.
 
+// Tests fail by panicking, and say what they measured or why they are skipped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::indexing_slicing
+)]
+
 #[allow(dead_code)] // each test program uses a part
 mod common;
 

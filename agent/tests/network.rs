@@ -1,5 +1,14 @@
 //! The pod's network, in a network namespace with a dummy device in place of virtio-net.
 
+// Tests fail by panicking, and say what they measured or why they are skipped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::indexing_slicing
+)]
+
 #[allow(dead_code)] // each test program uses a part
 mod common;
 

@@ -1,5 +1,14 @@
 //! Standard streams through the agent's service: everything once, in order, whatever the size.
 
+// Tests fail by panicking, and say what they measured or why they are skipped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::indexing_slicing
+)]
+
 #[allow(dead_code)] // each test program uses a part
 mod common;
 
