@@ -271,6 +271,7 @@ impl Body {
                 return Next::End;
             }
             Ok(VcpuExit::SystemEvent(kind, _)) => format!("system event {kind}"),
+            Ok(VcpuExit::InternalError) => internal_error(fd),
             Ok(other) => format!("{other:?}"),
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => return Next::Look,
             Err(e) => format!("KVM_RUN failed: {e}"),
@@ -279,6 +280,14 @@ impl Body {
         self.lifecycle.end(Reason::Error, message);
         Next::End
     }
+}
+
+/// What KVM could not do, by its number (KVM_INTERNAL_ERROR_*: 1 is an instruction it cannot
+/// emulate).
+fn internal_error(fd: &mut VcpuFd) -> String {
+    // SAFETY: the exit's reason says that this member of the union is the one that is filled.
+    let number = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+    format!("KVM internal error {number}")
 }
 
 /// The registers that say where a guest was.
