@@ -9,7 +9,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let set = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), set.encode_to_vec())?;
-    tonic_prost_build::configure().build_transport(false).bytes(".bulkhead.agent.v1").compile_fds(set)?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .bytes(".bulkhead.agent.v1")
+        .compile_fds(set)?;
     for file in files {
         println!("cargo:rerun-if-changed={file}");
     }

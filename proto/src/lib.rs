@@ -6,13 +6,25 @@
 #![forbid(unsafe_code)]
 
 /// CRI v1: `RuntimeService` and `ImageService` (Kubernetes 1.37, 43 RPCs).
-#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::nursery, clippy::restriction)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::nursery,
+    clippy::restriction
+)]
 pub mod cri {
     tonic::include_proto!("runtime.v1");
 }
 
 /// The agent's service, spoken over vsock between the daemon and a pod's guest.
-#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::nursery, clippy::restriction)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::nursery,
+    clippy::restriction
+)]
 pub mod agent {
     tonic::include_proto!("bulkhead.agent.v1");
 
