@@ -93,8 +93,10 @@ fn busybox(
     parts: &Path,
     name: &str,
     compression: Compression,
-    config: Config,
+    mut config: Config,
 ) -> Result<Image, ImageError> {
+    // Else two images of the same files would be one image: its id is its configuration's digest.
+    config.env.push(format!("IMAGE={name}"));
     Ok(Image {
         name: name.to_owned(),
         layers: vec![base(parts, compression)?],
