@@ -27,7 +27,10 @@ fn main() {
 fn measure() -> io::Result<u128> {
     let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("dev", "/dev", "devtmpfs", flags, None)?;
-    let mut disk: File = OpenOptions::new().read(true).custom_flags(DIRECT).open("/dev/vda")?;
+    let mut disk: File = OpenOptions::new()
+        .read(true)
+        .custom_flags(DIRECT)
+        .open("/dev/vda")?;
     let blocks = disk.seek(SeekFrom::End(0))? / BLOCK as u64;
     if blocks == 0 {
         return Err(io::Error::other("the disk is empty"));

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# `make bench`: builds, starts a test host, and runs bulkhead-bench in it. What is given goes to
+# bulkhead-bench: --pods N, --repeat N, --peer qemu, --peer firecracker=PATH, --only-peer,
+# --json FILE (on this machine).
+set -euo pipefail
+top=$(cd "$(dirname "$0")/.." && pwd)
+cd "$top"
+export PATH="$HOME/.cargo/bin:/usr/local/go/bin:$PATH"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$top/target}
+say() { printf '==> %s\n' "$*" >&2; }
+musl=x86_64-unknown-linux-musl
+
+json='' words=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    --json)
+        [ $# -ge 2 ] || { say "--json needs a file"; exit 2; }
+        json=$(realpath -m "$2")
+        shift 2
+        ;;
+    *)
+        words+=("$1")
+        shift
+        ;;
+    esac
+done
+
+if [ -z "${BULKHEAD_BIN_DIR:-}" ]; then
+    say "building what a node runs"
+    BULKHEAD_BIN_DIR=$(packaging/build.sh fast)
+fi
+say "building the benchmark"
+cargo build --locked --profile fast -p bulkhead-tests --bin bulkhead-bench --bin bulkhead-test-images >&2
+registry=$(tests/images/registry.sh "$CARGO_TARGET_DIR/fast/bulkhead-test-images")
+if [[ " ${words[*]-} " == *" --peer "* ]]; then
+    if command -v rustup >/dev/null; then rustup target add $musl >&2; fi
+    cargo build --locked --release --quiet --manifest-path tests/bench-guest/Cargo.toml --target $musl >&2
+fi
+if [[ " ${words[*]-} " == *" --peer qemu "* ]]; then
+    command -v qemu-system-x86_64 >/dev/null || { say "--peer qemu: apt-get install qemu-system-x86"; exit 2; }
+fi
+export BULKHEAD_BIN_DIR BULKHEAD_REGISTRY=$registry BULKHEAD_BENCH_GUEST=$CARGO_TARGET_DIR/$musl/release/bench-guest
+
+results=$(mktemp -d /tmp/bulkhead-bench.XXXXXX)
+trap 'rm -rf "$results"' EXIT
+status=0
+tests/host/run.sh --timeout 3000 --share "$results" --ro "$BULKHEAD_BIN_DIR" --ro "$registry" -- \
+    "$CARGO_TARGET_DIR/fast/bulkhead-bench" --results "$results" --json "$results/figures.json" ${words[@]+"${words[@]}"} || status=$?
+if [ $status = 2 ]; then
+    say "the daemon said last:"
+    tail -n 20 "$results/bench/daemon.log" >&2 2>/dev/null || true
+fi
+if [ -n "$json" ] && [ -f "$results/figures.json" ]; then cp "$results/figures.json" "$json"; fi
+exit $status

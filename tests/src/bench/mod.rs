@@ -1,0 +1,7 @@
+//! The benchmark: what a pod's start consists of, what things cost, and how the VMM stands beside
+//! others that boot the same kernel. [`figures`] collects and prints; [`node`] asks a daemon;
+//! [`peer`] starts virtual machines by themselves, of two kinds in turn.
+
+pub mod figures;
+pub mod node;
+pub mod peer;
