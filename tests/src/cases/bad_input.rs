@@ -11,7 +11,7 @@ use bulkhead_proto::cri::{
 };
 use tonic::{Code, Status};
 
-use super::{BUSYBOX, image};
+use super::{BUSYBOX, image, logs};
 use crate::{
     Failure, Outcome, check,
     cri::{container, pod, script},
@@ -107,7 +107,7 @@ async fn containers_that_cannot_be(context: &mut Context) -> Outcome {
     let cri = &context.cri;
     cri.pull(BUSYBOX).await?;
     cri.pull(&image("user-missing")).await?;
-    let config = pod("refusals");
+    let config = logs::logging_pod(context, "refusals").0;
     let id = cri.run_pod(config.clone()).await?;
     let plain = || script("refused", BUSYBOX, "true");
     let mut mounted = plain();
