@@ -265,5 +265,6 @@ impl Image {
 
 /// Says on the terminal, past the test's own capture, that a test was not run.
 pub fn skip(test: &str, reason: &str) {
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+    // With one thread the harness has begun a line with the name of the test.
+    let _ = writeln!(std::io::stderr(), "\nskipped: {test}: {reason}");
 }
