@@ -55,11 +55,11 @@ fn main() -> ExitCode {
         eprintln!("bulkhead-bench: {error}");
         return ExitCode::from(2);
     }
-    if let Some(path) = &args.json {
-        if let Err(error) = fs::write(path, format!("{:#}\n", figures.json())) {
-            eprintln!("bulkhead-bench: writing {}: {error}", path.display());
-            return ExitCode::from(2);
-        }
+    if let Some(path) = &args.json
+        && let Err(error) = fs::write(path, format!("{:#}\n", figures.json()))
+    {
+        eprintln!("bulkhead-bench: writing {}: {error}", path.display());
+        return ExitCode::from(2);
     }
     if figures.all_hold() {
         ExitCode::SUCCESS
