@@ -2,7 +2,7 @@
 //!
 //! [`images`] makes what is pulled; [`host`] starts a registry and a daemon around it; [`cri`] is
 //! the project's own client; [`leaks`] compares the machine before and after; [`suite`] runs the
-//! tests of [`cases`]; [`bench`] is the benchmark.
+//! tests of [`cases`]; [`mod@bench`] is the benchmark.
 #![forbid(unsafe_code)]
 // Tests: a wrong index is a failed test, printing is what they are for.
 #![allow(clippy::indexing_slicing, clippy::print_stdout, clippy::print_stderr)]
