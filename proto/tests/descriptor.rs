@@ -1,6 +1,11 @@
 //! The wire contract is what the table says: every message, field, enum value and RPC of the
 //! compiled CRI descriptor is in `cri-v1-fields.tsv`, and nothing of the table is missing.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
 
 use std::collections::BTreeSet;
 

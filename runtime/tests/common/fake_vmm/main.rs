@@ -43,7 +43,10 @@ fn main() {
 }
 
 /// The first process: reads the configuration, starts the second, says who it is, ends.
-#[allow(clippy::zombie_processes, reason = "it outlives this process: the daemon reaps it")]
+#[allow(
+    clippy::zombie_processes,
+    reason = "it outlives this process: the daemon reaps it"
+)]
 fn outer() {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).unwrap();
