@@ -58,7 +58,7 @@ grep -qwE 'vmx|svm' /proc/cpuinfo && shards=1
 pids=()
 for shard in $(seq $shards); do
     mkdir -p "$results/$shard"
-    tests/host/run.sh --timeout 2400 --share "$results/$shard" --ro "$bin" --ro "$registry" --ro "$go_tools" -- \
+    tests/host/run.sh --timeout 3600 --share "$results/$shard" --ro "$bin" --ro "$registry" --ro "$go_tools" -- \
         "$CARGO_TARGET_DIR/fast/bulkhead-tests" --shard "$shard/$shards" --results "$results/$shard" "$@" \
         > >(tee "$results/$shard.log" | sed "s|^|[$shard] |") 2>&1 &
     pids+=($!)

@@ -15,7 +15,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(
             "scale",
             a_hundred_pods_leave_nothing,
-            Duration::from_secs(1200)
+            Duration::from_secs(1800)
         ),
     ]
 }
