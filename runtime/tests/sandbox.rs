@@ -179,13 +179,25 @@ async fn the_next_daemon_takes_pods_up_and_marks_the_dead() {
     daemon.start_daemon().await;
 
     assert!(!stray.exists());
-    let states: Vec<_> = daemon
-        .pods()
+    // The kernel may take a moment to say that the killed process is gone.
+    let mut turn = tokio::time::interval(std::time::Duration::from_millis(100));
+    let taken_up = async {
+        loop {
+            let states: Vec<_> = daemon
+                .pods()
+                .await
+                .into_iter()
+                .map(|p| (p.id, p.state))
+                .collect();
+            if states.contains(&(lives.clone(), 0)) && states.contains(&(dies.clone(), 1)) {
+                return;
+            }
+            turn.tick().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), taken_up)
         .await
-        .into_iter()
-        .map(|p| (p.id, p.state))
-        .collect();
-    assert!(states.contains(&(lives.clone(), 0)) && states.contains(&(dies.clone(), 1)));
+        .unwrap();
     let again = daemon.run_pod("lives").await.unwrap_err();
     assert_eq!(again.code(), Code::AlreadyExists);
     daemon.remove_pod(&dies).await.unwrap();

@@ -57,11 +57,15 @@ impl ImageName {
             (None, Some(tag)) => Target::Tag(tag.to_owned()),
             (None, None) => Target::Tag("latest".to_owned()),
         };
-        Ok(Self {
+        let name = Self {
             registry: registry(reference.registry()),
             repository: reference.repository().to_owned(),
             target,
-        })
+        };
+        // The grammar lets a host have capital letters; a first part that turns out to be no host
+        // (it has neither dot nor port) is one of the repository's, which may not.
+        Reference::try_from(name.to_string())?;
+        Ok(name)
     }
 
     /// The registry's name as written, host and perhaps port (`docker.io` for Docker Hub).
