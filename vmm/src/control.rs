@@ -81,6 +81,7 @@ impl ControlError {
 pub fn machine_kind(error: &MachineError) -> ErrorKind {
     use crate::boot::BootError;
     use crate::pci::PciError;
+    use crate::virtio::pci::TransportError;
     match error {
         MachineError::NotFound(_) => ErrorKind::NotFound,
         MachineError::Exists(_) => ErrorKind::Exists,
@@ -88,6 +89,7 @@ pub fn machine_kind(error: &MachineError) -> ErrorKind {
         MachineError::Pci(PciError::NoSlot) => ErrorKind::NoSlot,
         MachineError::Io { .. }
         | MachineError::Memory(_)
+        | MachineError::Transport(TransportError::EventFd { .. })
         | MachineError::Boot(BootError::Initramfs(_)) => ErrorKind::Io,
         MachineError::Boot(_)
         | MachineError::Device { .. }
