@@ -74,6 +74,8 @@ struct Guest<'a> {
 #[derive(Debug)]
 struct Running {
     child: Child,
+    /// bulkhead-vmm's process is a child of the one that was started, which ends at once.
+    vmm: Option<u32>,
     console: PathBuf,
     log: PathBuf,
     began: Instant,
@@ -82,6 +84,11 @@ struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // Already ended is fine.
+        if let Some(pid) = self.vmm {
+            let _ = Command::new("kill")
+                .args(["-KILL", &pid.to_string()])
+                .status();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -202,14 +209,21 @@ impl Guest<'_> {
             Kind::Qemu => self.qemu(&console),
             Kind::Firecracker(path) => self.firecracker(path, &console)?,
         };
+        let stdout = self.dir.join("stdout");
         if !matches!(kind, Kind::Firecracker(_)) {
-            command.stdout(File::create(self.dir.join("stdout"))?);
+            command.stdout(File::create(&stdout)?);
         }
         command.stderr(File::create(&log)?);
         let began = Instant::now();
-        let child = command.spawn()?;
+        let mut child = command.spawn()?;
+        let vmm = if kind == Kind::Bulkhead {
+            Some(inner_pid(&mut child, &stdout)?)
+        } else {
+            None
+        };
         Ok(Running {
             child,
+            vmm,
             console,
             log,
             began,
@@ -332,9 +346,13 @@ impl Running {
                 return Ok(line.to_owned());
             }
             let log = || fs::read_to_string(&self.log).unwrap_or_default();
-            if let Some(status) = self.child.try_wait()? {
+            let gone = match self.vmm {
+                Some(pid) => !Path::new(&format!("/proc/{pid}")).exists(),
+                None => self.child.try_wait()?.is_some(),
+            };
+            if gone {
                 let log = log();
-                return Err(format!("the VMM ended with {status}: {log}{text}").into());
+                return Err(format!("the VMM ended: {log}{text}").into());
             }
             check!(
                 Instant::now() < deadline,
@@ -344,6 +362,19 @@ impl Running {
             turn.tick().await;
         }
     }
+}
+
+/// What bulkhead-vmm says when it runs (docs/vmm-api.md). Its start has a limit of its own.
+fn inner_pid(child: &mut Child, stdout: &Path) -> Result<u32, Failure> {
+    let status = child.wait()?;
+    let said = fs::read_to_string(stdout)?;
+    check!(
+        status.success(),
+        "bulkhead-vmm did not start, {status}: {said}"
+    );
+    let said: serde_json::Value = serde_json::from_str(said.trim())?;
+    let pid = said["pid"].as_u64().ok_or("bulkhead-vmm named no pid")?;
+    Ok(u32::try_from(pid)?)
 }
 
 /// Bytes that no host can store in less space.
