@@ -14,5 +14,5 @@ pub async fn pod_sandbox_status(
     app: Arc<App>,
     request: v1::PodSandboxStatusRequest,
 ) -> Result<v1::PodSandboxStatusResponse, SandboxError> {
-    sandbox::status(&app, &request.pod_sandbox_id, request.verbose)
+    sandbox::status(&app, &request.pod_sandbox_id, request.verbose).await
 }

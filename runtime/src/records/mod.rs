@@ -5,6 +5,7 @@
 //! (`sandbox`, `container`, `images`); here is how it is kept.
 
 mod container;
+mod db;
 mod error;
 mod sandbox;
 mod table;
@@ -25,7 +26,7 @@ pub use wire::proto;
 /// with [`Records::table`].
 #[derive(Debug)]
 pub struct Records {
-    db: Arc<redb::Database>,
+    db: Arc<db::Db>,
     /// Pods by id.
     pub sandboxes: Table<SandboxRecord>,
     /// Containers by id.
@@ -35,11 +36,7 @@ pub struct Records {
 impl Records {
     /// Opens the database, making it if there is none, and reads all records into memory. Blocks.
     pub fn open(path: &Path) -> Result<Self, RecordsError> {
-        let db = redb::Database::create(path).map_err(|source| RecordsError::Open {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
-        let db = Arc::new(db);
+        let db = Arc::new(db::Db::open(path)?);
         Ok(Self {
             sandboxes: Table::open(Arc::clone(&db))?,
             containers: Table::open(Arc::clone(&db))?,

@@ -12,10 +12,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
-use redb::{Database, ReadableTable as _, TableDefinition};
+use redb::{ReadableTable as _, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::RecordsError;
+use super::{RecordsError, db::Db};
 
 /// A kind of record.
 pub trait Record: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
@@ -42,7 +42,7 @@ impl<R> Clone for Table<R> {
 
 #[derive(Debug)]
 struct Inner<R> {
-    db: Arc<Database>,
+    db: Arc<Db>,
     live: RwLock<HashMap<String, Arc<R>>>,
     // Held over read-change-write, so that two updates of one record do not lose one. Only ever
     // locked on the blocking pool. (redb has one writer at a time anyway.)
@@ -50,27 +50,29 @@ struct Inner<R> {
 }
 
 impl<R: Record> Table<R> {
-    pub(super) fn open(db: Arc<Database>) -> Result<Self, RecordsError> {
-        let mut live = HashMap::new();
+    pub(super) fn open(db: Arc<Db>) -> Result<Self, RecordsError> {
         // A write transaction, because opening makes the table when it is not there.
-        let begin = db.begin_write().map_err(failed::<R, _>("open the table"))?;
-        {
-            let table = begin
-                .open_table(definition::<R>())
-                .map_err(failed::<R, _>("open the table"))?;
-            for entry in table.iter().map_err(failed::<R, _>("read all records"))? {
-                let (key, value) = entry.map_err(failed::<R, _>("read all records"))?;
-                let record: R = serde_json::from_slice(value.value()).map_err(|source| {
-                    RecordsError::Decode {
-                        table: R::TABLE,
-                        key: key.value().to_owned(),
-                        source,
-                    }
+        let rows = db
+            .write(|write| {
+                let table = write.open_table(definition::<R>())?;
+                let mut rows = Vec::new();
+                for entry in table.iter()? {
+                    let (key, value) = entry?;
+                    rows.push((key.value().to_owned(), value.value().to_owned()));
+                }
+                Ok(rows)
+            })
+            .map_err(failed::<R>("read all records"))?;
+        let mut live = HashMap::new();
+        for (key, value) in rows {
+            let record: R =
+                serde_json::from_slice(&value).map_err(|source| RecordsError::Decode {
+                    table: R::TABLE,
+                    key: key.clone(),
+                    source,
                 })?;
-                live.insert(key.value().to_owned(), Arc::new(record));
-            }
+            live.insert(key, Arc::new(record));
         }
-        begin.commit().map_err(failed::<R, _>("open the table"))?;
         let inner = Inner {
             db,
             live: RwLock::new(live),
@@ -172,16 +174,14 @@ impl<R: Record> Table<R> {
             if !inner.read().contains_key(&key) {
                 return Ok(None);
             }
-            let write = inner
+            inner
                 .db
-                .begin_write()
-                .map_err(failed::<R, _>("remove a record"))?;
-            write
-                .open_table(definition::<R>())
-                .map_err(failed::<R, _>("remove a record"))?
-                .remove(key.as_str())
-                .map_err(failed::<R, _>("remove a record"))?;
-            write.commit().map_err(failed::<R, _>("remove a record"))?;
+                .write(|write| {
+                    let mut table = write.open_table(definition::<R>())?;
+                    table.remove(key.as_str())?;
+                    Ok(())
+                })
+                .map_err(failed::<R>("remove a record"))?;
             Ok(inner
                 .live
                 .write()
@@ -229,28 +229,23 @@ impl<R: Record> Inner<R> {
         if puts.is_empty() && removes.is_empty() {
             return Ok(());
         }
+        let encoded = puts
+            .iter()
+            .map(encode)
+            .collect::<Result<Vec<_>, RecordsError>>()?;
         let _writer = self.write_lock();
-        let write = self
-            .db
-            .begin_write()
-            .map_err(failed::<R, _>("change records"))?;
-        {
-            let mut table = write
-                .open_table(definition::<R>())
-                .map_err(failed::<R, _>("change records"))?;
-            for key in removes {
-                table
-                    .remove(key.as_str())
-                    .map_err(failed::<R, _>("change records"))?;
-            }
-            for record in &puts {
-                let bytes = encode(record)?;
-                table
-                    .insert(record.key(), bytes.as_slice())
-                    .map_err(failed::<R, _>("change records"))?;
-            }
-        }
-        write.commit().map_err(failed::<R, _>("change records"))?;
+        self.db
+            .write(|write| {
+                let mut table = write.open_table(definition::<R>())?;
+                for key in removes {
+                    table.remove(key.as_str())?;
+                }
+                for (record, bytes) in puts.iter().zip(&encoded) {
+                    table.insert(record.key(), bytes.as_slice())?;
+                }
+                Ok(())
+            })
+            .map_err(failed::<R>("change records"))?;
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         for key in removes {
             live.remove(key);
@@ -263,16 +258,13 @@ impl<R: Record> Inner<R> {
 
     fn store(&self, key: &str, record: R) -> Result<Arc<R>, RecordsError> {
         let bytes = encode(&record)?;
-        let write = self
-            .db
-            .begin_write()
-            .map_err(failed::<R, _>("write a record"))?;
-        write
-            .open_table(definition::<R>())
-            .map_err(failed::<R, _>("write a record"))?
-            .insert(key, bytes.as_slice())
-            .map_err(failed::<R, _>("write a record"))?;
-        write.commit().map_err(failed::<R, _>("write a record"))?;
+        self.db
+            .write(|write| {
+                let mut table = write.open_table(definition::<R>())?;
+                table.insert(key, bytes.as_slice())?;
+                Ok(())
+            })
+            .map_err(failed::<R>("write a record"))?;
         let record = Arc::new(record);
         self.live
             .write()
@@ -294,11 +286,11 @@ fn definition<R: Record>() -> TableDefinition<'static, &'static str, &'static [u
     TableDefinition::new(R::TABLE)
 }
 
-fn failed<R: Record, E: Into<redb::Error>>(action: &'static str) -> impl FnOnce(E) -> RecordsError {
+fn failed<R: Record>(action: &'static str) -> impl FnOnce(redb::Error) -> RecordsError {
     move |source| RecordsError::Transaction {
         action,
         table: R::TABLE,
-        source: Box::new(source.into()),
+        source: Box::new(source),
     }
 }
 
@@ -387,5 +379,61 @@ mod tests {
         let table = Records::open(&path).unwrap().table::<Note>().unwrap();
         assert_eq!(table.len(), 1);
         assert!(table.get("b").is_some());
+    }
+
+    /// A small file system of its own, unmounted at the end.
+    struct Small(tempfile::TempDir);
+
+    impl Small {
+        fn mount() -> Option<Self> {
+            use rustix::mount::{MountFlags, mount};
+            let dir = tempfile::tempdir().unwrap();
+            let size = c"size=4m";
+            match mount("none", dir.path(), "tmpfs", MountFlags::empty(), size) {
+                Ok(()) => Some(Self(dir)),
+                Err(e) => {
+                    println!("skipped: needs to mount a tmpfs: {e}");
+                    None
+                }
+            }
+        }
+    }
+
+    impl Drop for Small {
+        fn drop(&mut self) {
+            let flags = rustix::mount::UnmountFlags::DETACH;
+            rustix::mount::unmount(self.0.path(), flags).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_an_error_until_there_is_room_again() {
+        use crate::error::Grpc as _;
+        let Some(small) = Small::mount() else { return };
+        let path = small.0.path().join("state.redb");
+        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        table.insert(note("before")).await.unwrap();
+        let filler = small.0.path().join("filler");
+        let full = std::fs::write(&filler, vec![1; 4 << 20]).unwrap_err();
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+
+        let mut kept = Vec::new();
+        let error = loop {
+            let mut big = note(&format!("n{}", kept.len()));
+            big.key.push_str(&"x".repeat(40_000));
+            match table.insert(big.clone()).await {
+                Ok(_) => kept.push(big.key),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.code(), tonic::Code::ResourceExhausted, "{error}");
+        assert!(table.get(&format!("n{}", kept.len())).is_none());
+
+        std::fs::remove_file(&filler).unwrap();
+        table.insert(note("after")).await.unwrap();
+        drop(table);
+        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        assert_eq!(table.len(), kept.len() + 2);
+        assert!(table.get("before").is_some() && table.get("after").is_some());
     }
 }

@@ -1,6 +1,6 @@
 //! PodSandboxStatus: from the record.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use bulkhead_proto::cri as v1;
 use serde_json::json;
@@ -12,8 +12,11 @@ use crate::{
     vmm::JailDir,
 };
 
-/// One pod's status.
-pub fn status(
+/// For the VMM's figures, which are only an operator's wish.
+const METRICS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// One pod's status; from the record alone unless it is to be verbose.
+pub async fn status(
     app: &App,
     id: &str,
     verbose: bool,
@@ -33,7 +36,10 @@ pub fn status(
         .unwrap_or_default();
     let mut info = HashMap::new();
     if verbose {
-        info.insert("info".to_owned(), verbose_info(app, &record).to_string());
+        info.insert(
+            "info".to_owned(),
+            verbose_info(app, &record).await.to_string(),
+        );
     }
     Ok(v1::PodSandboxStatusResponse {
         status: Some(v1::PodSandboxStatus {
@@ -70,7 +76,15 @@ fn network(record: &SandboxRecord) -> v1::PodSandboxNetworkStatus {
 
 /// What an operator wants to know: the VM's size, process and files, how long the start took, how
 /// it ended.
-fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
+async fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
+    // The VMM's own figures (docs/vmm-api.md, metrics), if it can give them now.
+    let metrics = match app.pods.get(&record.id) {
+        Some(pod) => {
+            let asked = tokio::time::timeout(METRICS_DEADLINE, pod.vmm.metrics()).await;
+            asked.ok().and_then(Result::ok)
+        }
+        None => None,
+    };
     let jail = JailDir::of_pod(&app.config.paths.pod(&record.id));
     let vmm = record.resources.iter().find_map(|resource| match resource {
         Resource::Vmm { process } => *process,
@@ -87,6 +101,7 @@ fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
         "resources": record.resources,
         "console": jail.console(),
         "vmmLog": jail.log(),
+        "vmm": metrics,
         "exit": record.exit,
     })
 }
