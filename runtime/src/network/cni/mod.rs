@@ -51,11 +51,7 @@ impl Cni {
     /// # Errors
     /// What is missing.
     pub fn conf(&self) -> Result<NetworkConf, NetworkError> {
-        let conf = conf::load(&self.conf_dir)?;
-        for plugin in &conf.plugins {
-            exec::find(&plugin.kind, &self.bin_dirs)?;
-        }
-        Ok(conf)
+        usable(&self.conf_dir, &self.bin_dirs)
     }
 
     /// Adds a pod to the network. On failure the plugins have been told to undo it.
@@ -69,13 +65,7 @@ impl Cni {
     ) -> Result<CniResult, NetworkError> {
         let conf = blocking({
             let (dir, dirs) = (self.conf_dir.clone(), self.bin_dirs.clone());
-            move || {
-                let conf = conf::load(&dir)?;
-                conf.plugins
-                    .iter()
-                    .try_for_each(|plugin| exec::find(&plugin.kind, &dirs).map(drop))?;
-                Ok(conf)
-            }
+            move || usable(&dir, &dirs)
         })
         .await?;
         let mut cached = Cached::new(&conf, &attachment, arguments(pod));
@@ -161,6 +151,15 @@ impl Cni {
     ) -> Result<Option<Value>, NetworkError> {
         exec::run(plugin, &self.bin_dirs, verb, attachment, input, self.limit).await
     }
+}
+
+/// The configuration of a directory, if all its programs are there. Blocks (small files).
+fn usable(dir: &Path, dirs: &[PathBuf]) -> Result<NetworkConf, NetworkError> {
+    let conf = conf::load(dir)?;
+    for plugin in &conf.plugins {
+        exec::find(&plugin.kind, dirs)?;
+    }
+    Ok(conf)
 }
 
 /// Runs blocking file work off the async threads.
