@@ -12,7 +12,7 @@ export PATH="$HOME/.cargo/bin:$PATH"
 say() { printf '==> %s\n' "$*" >&2; }
 
 say "building the guest kernel (minutes the first time, then from the cache)"
-kernel=$(make -s -C "$top/guest-kernel" | tail -n 1)
+kernel=$(make --no-print-directory -C "$top/guest-kernel" | tail -n 1)
 [ -f "$kernel" ] || { say "the guest kernel build gave no file"; exit 1; }
 
 cd "$top"

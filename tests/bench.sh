@@ -8,7 +8,7 @@ cd "$top"
 export PATH="$HOME/.cargo/bin:/usr/local/go/bin:$PATH"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$top/target}
 say() { printf '==> %s\n' "$*" >&2; }
-musl=x86_64-unknown-linux-musl
+static=x86_64-unknown-linux-gnu
 
 json='' words=()
 while [ $# -gt 0 ]; do
@@ -33,13 +33,14 @@ say "building the benchmark"
 cargo build --locked --profile fast -p bulkhead-tests --bin bulkhead-bench --bin bulkhead-test-images >&2
 registry=$(tests/images/registry.sh "$CARGO_TARGET_DIR/fast/bulkhead-test-images")
 if [[ " ${words[*]-} " == *" --peer "* ]]; then
-    if command -v rustup >/dev/null; then rustup target add $musl >&2; fi
-    cargo build --locked --release --quiet --manifest-path tests/bench-guest/Cargo.toml --target $musl >&2
+    # With --target the flags do not concern build scripts.
+    RUSTFLAGS="-C target-feature=+crt-static" \
+        cargo build --locked --release --quiet --manifest-path tests/bench-guest/Cargo.toml --target $static >&2
 fi
 if [[ " ${words[*]-} " == *" --peer qemu "* ]]; then
     command -v qemu-system-x86_64 >/dev/null || { say "--peer qemu: apt-get install qemu-system-x86"; exit 2; }
 fi
-export BULKHEAD_BIN_DIR BULKHEAD_REGISTRY=$registry BULKHEAD_BENCH_GUEST=$CARGO_TARGET_DIR/$musl/release/bench-guest
+export BULKHEAD_BIN_DIR BULKHEAD_REGISTRY=$registry BULKHEAD_BENCH_GUEST=$CARGO_TARGET_DIR/$static/release/bench-guest
 
 results=$(mktemp -d /tmp/bulkhead-bench.XXXXXX)
 trap 'rm -rf "$results"' EXIT

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # `make test`: every test there is. Builds, runs the unit and property tests on the machine, then
-# the end-to-end tests in two test hosts side by side (one where the machine has KVM of its own).
-# Closes with one line: N passed, N failed, N skipped.
+# what needs a real host with KVM and cgroup v2 in two test hosts side by side: first the VMM's and
+# the agent's own tests, then the end-to-end tests. Where the machine has KVM of its own, there is
+# one host and it is the machine. Closes with one line: N passed, N failed, N skipped.
 #
 #   run.sh [FILTER…]     only the end-to-end tests whose name contains a filter
 set -uo pipefail
@@ -9,10 +10,66 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
 export PATH="$HOME/.cargo/bin:/usr/local/go/bin:$PATH"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$top/target}
-say() { printf '==> %s\n' "$*" >&2; }
+say() { printf '==> [%4d s] %s\n' $SECONDS "$*" >&2; }
 die() { say "$*"; echo; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 results=$(mktemp -d /tmp/bulkhead-results.XXXXXX)
 passed=0 failed=0 skipped=0
+
+# Runs a command with a time limit, its output into FILE and the lines that matter to the terminal
+# as they come: watched FILE SECONDS COMMAND… It is over when the command is, whatever a test may
+# have left running with the output still open.
+watched() {
+    local log=$1 limit=$2 pid show status
+    shift 2
+    timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1 </dev/null &
+    pid=$!
+    tail -n +1 -f --pid=$pid "$log" 2>/dev/null \
+        | grep --line-buffered -E '^(test .* FAILED|test result|failures:|error|thread .* panicked|---- .* stdout)|^ +Running ' >&2 &
+    show=$!
+    wait $pid
+    status=$?
+    wait $show
+    [ $status != 124 ] || say "not done within $limit s: the last lines are"
+    [ $status != 124 ] || tail -n 20 "$log" >&2
+    return $status
+}
+
+# What test programs said in FILES, a line per test: `ok|FAILED|ignored|skipped PROGRAM::NAME`, then
+# why it was skipped. A test that cannot run here says `skipped: WHY` and returns: it has not passed.
+# One that ran in several places has failed if it failed in one, and passed if it passed in one.
+outcomes() {
+    awk '
+        # A test that says it was skipped does so before or after its line.
+        function close_program(name, test) {
+            for (test in here) {
+                for (name in said) if (here[test] == "ok" && (test == name || test ~ "::" name "$")) {
+                    here[test] = "skipped"
+                    reason[program "::" test] = said[name]
+                }
+                name = program "::" test
+                if (!(name in best) || rank[here[test]] > rank[best[name]]) best[name] = here[test]
+            }
+            split("", here); split("", said)
+        }
+        BEGIN { rank["ignored"] = 1; rank["skipped"] = 2; rank["ok"] = 3; rank["FAILED"] = 4 }
+        / Running .*\(.*\)$/ || / Doc-tests / {
+            close_program()
+            program = $NF; gsub(/^.*\/|-[0-9a-f]+\)$|\)$/, "", program)
+        }
+        /^test .* \.\.\. / { last = $2; how = $4; sub(/,$/, "", how); if (how in rank) here[last] = how }
+        /^test .* \.\.\. ?$/ { last = $2 }
+        /^(ok|FAILED)$/ { here[last] = $1 }
+        /^---- .* stdout ----$/ { block = $2 }
+        /^skipped: / {
+            why = $0; sub(/^skipped: /, "", why)
+            # With the name of the test where it is said past the capture of output.
+            if ($2 ~ /:$/ && $2 !~ /\//) { name = $2; sub(/:$/, "", name); said[name] = why } else said[block] = why
+        }
+        END {
+            close_program()
+            for (name in best) print best[name], name, best[name] == "skipped" ? reason[name] : ""
+        }' "$@" | LC_ALL=C sort
+}
 
 say "building what a node runs"
 bin=$(packaging/build.sh fast) || die "the build failed"
@@ -22,74 +79,74 @@ registry=$(tests/images/registry.sh "$CARGO_TARGET_DIR/fast/bulkhead-test-images
 go_tools=$(tests/go-tools.sh) || die "no crictl"
 
 if [ $# = 0 ]; then
-    say "unit and property tests"
-    cargo test --locked --workspace --no-fail-fast -- --show-output 2>&1 | tee "$results/unit.log" \
-        | grep -E '^(test .* FAILED|test result|failures:|error|thread .* panicked|---- )|skipped: ' || true
-    status=${PIPESTATUS[0]}
-    read -r passed failed ignored < <(awk '/^test result:/ { p += $4; f += $6; i += $8 } END { print p+0, f+0, i+0 }' "$results/unit.log")
-    # A test that could not run here says so and returns: it has not passed.
-    said=$(grep -cE '^skipped: ' "$results/unit.log")
-    passed=$((passed - said)) skipped=$((ignored + said))
-    if [ "$failed" = 0 ] && { [ "$status" != 0 ] || [ "$passed" -le 0 ]; }; then
-        say "cargo test failed before a test did (see $results/unit.log)"
-        tail -n 40 "$results/unit.log" >&2
-        failed=1
+    say "unit and property tests, on this machine"
+    watched "$results/unit.log" 1500 cargo test --locked --workspace --no-fail-fast -- --show-output || failed=1
+    say "the same in two test hosts, where they need cgroup v2 or a Linux guest"
+    watched "$results/vmm.log" 1500 vmm/tests/in-host.sh &
+    vmm=$!
+    watched "$results/agent.log" 1500 agent/tests/in-host.sh "$bin" || failed=1
+    wait $vmm || failed=1
+    outcomes "$results/unit.log" "$results/vmm.log" "$results/agent.log" >"$results/outcomes"
+    count() { grep -cE "^($1) " "$results/outcomes"; }
+    passed=$(count ok) skipped=$(count 'skipped|ignored') bad=$(count FAILED)
+    if [ $failed != 0 ] && [ "$bad" = 0 ]; then
+        say "something failed before a test did: the last lines of each log"
+        tail -n 15 "$results"/{unit,vmm,agent}.log >&2
+        bad=1
     fi
-fi
-
-if [ $# = 0 ]; then
-    say "the VMM's devices with a Linux guest, in a test host"
-    vmm/tests/devices.sh 2>&1 | tee "$results/devices.log" \
-        | grep -E '^(test .* FAILED|test result|thread .* panicked)|^skipped: ' || true
-    read -r p f < <(awk '/^test result:/ { p += $4; f += $6 } END { print p+0, f+0 }' "$results/devices.log")
-    said=$(grep -cE '^skipped: ' "$results/devices.log")
-    if [ $((p + f)) = 0 ]; then
-        say "they did not run:"
-        tail -n 30 "$results/devices.log" >&2
-        f=1
-    fi
-    passed=$((passed + p - said)) failed=$((failed + f)) skipped=$((skipped + said))
+    failed=$bad
 fi
 
 say "end-to-end tests"
 export BULKHEAD_BIN_DIR=$bin BULKHEAD_REGISTRY=$registry BULKHEAD_GO_TOOLS=$go_tools
-shards=2
-grep -qwE 'vmx|svm' /proc/cpuinfo && shards=1
+nodes=2
+grep -qwE 'vmx|svm' /proc/cpuinfo && nodes=1
+# The nodes share the list of tests: each takes the next that no other has taken.
+mkdir "$results/claims"
 pids=()
-for shard in $(seq $shards); do
-    mkdir -p "$results/$shard"
-    tests/host/run.sh --timeout 3600 --share "$results/$shard" --ro "$bin" --ro "$registry" --ro "$go_tools" -- \
-        "$CARGO_TARGET_DIR/fast/bulkhead-tests" --shard "$shard/$shards" --results "$results/$shard" "$@" \
-        > >(tee "$results/$shard.log" | sed "s|^|[$shard] |") 2>&1 &
+for node in $(seq $nodes); do
+    mkdir -p "$results/$node"
+    tests/host/run.sh --timeout 3600 --share "$results/$node" --share "$results/claims" \
+        --ro "$bin" --ro "$registry" --ro "$go_tools" -- \
+        "$CARGO_TARGET_DIR/fast/bulkhead-tests" --node "$node" --claims "$results/claims" --results "$results/$node" "$@" \
+        </dev/null > >(tee "$results/$node.log" | sed -u "s|^|[$node] |") 2>&1 &
     pids+=($!)
 done
-for shard in $(seq $shards); do
-    wait "${pids[$((shard - 1))]}"
+for node in $(seq $nodes); do
+    wait "${pids[$((node - 1))]}"
     status=$?
-    sums=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped' "$results/$shard.log" | tail -n 1)
+    sums=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped' "$results/$node.log" | tail -n 1)
     if [ -z "$sums" ]; then
-        say "test host $shard ended with status $status and no sums; its last lines:"
-        tail -n 30 "$results/$shard.log" >&2
+        say "test host $node ended with status $status and no sums; its last lines:"
+        tail -n 30 "$results/$node.log" >&2
         # What it got done counts, and the end counts as a failure.
-        p=$(grep -c '^ok ' "$results/$shard.log") f=$(($(grep -c '^FAIL ' "$results/$shard.log") + 1)) s=$(grep -c '^skip ' "$results/$shard.log")
+        p=$(grep -c '^ok ' "$results/$node.log") f=$(($(grep -c '^FAIL ' "$results/$node.log") + 1)) s=$(grep -c '^skip ' "$results/$node.log")
     else
         read -r p _ f _ s _ <<<"${sums//,/}"
     fi
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 done
+# A test nobody took ran nowhere.
+listed=$("$CARGO_TARGET_DIR/fast/bulkhead-tests" --list "$@" | wc -l)
+taken=$(find "$results/claims" -mindepth 1 | wc -l)
+if [ "$taken" != "$listed" ]; then
+    say "$listed end-to-end tests were to run, and $taken did"
+    failed=$((failed + 1))
+fi
 
 echo
 if [ $skipped != 0 ]; then
     echo "Skipped:"
-    grep -hE '^skipped: ' "$results/unit.log" "$results/devices.log" 2>/dev/null | sort | uniq -c
+    grep -hE '^(skipped|ignored) ' "$results/outcomes" 2>/dev/null
     grep -hE '^skip ' "$results"/[0-9]*.log
 fi
 if [ $failed != 0 ]; then
     echo "Failed (logs in $results):"
-    grep -hE '^test .* FAILED' "$results/unit.log" "$results/devices.log" 2>/dev/null
+    grep -hE '^FAILED ' "$results/outcomes" 2>/dev/null
     grep -hE '^FAIL ' "$results"/[0-9]*.log
 else
     rm -rf "$results"
 fi
+say "done"
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]

@@ -37,7 +37,7 @@ fn part(name: &str) -> Option<PathBuf> {
         .map(PathBuf::from)
         .filter(|path| path.exists());
     if path.is_none() {
-        eprintln!("SKIPPED: {name} names no file");
+        eprintln!("skipped: {name} names no file");
     }
     path
 }

@@ -33,7 +33,7 @@ impl Namespace {
     /// With one device of this MAC address, or nothing where that is not possible.
     fn new(mac: &str) -> Option<Self> {
         if let Some(reason) = common::obstacle() {
-            eprintln!("SKIPPED: {reason}");
+            eprintln!("skipped: {reason}");
             return None;
         }
         let name = format!("agent-test-{}", std::process::id());
@@ -51,7 +51,7 @@ impl Namespace {
             "dummy",
         ];
         if !ip(&device) {
-            eprintln!("SKIPPED: no dummy network devices");
+            eprintln!("skipped: no dummy network devices");
             return None;
         }
         Some(namespace)

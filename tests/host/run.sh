@@ -118,7 +118,7 @@ start_emulated() {
     # every waiter sees. tsc=reliable: a busy machine looks like an unstable clock,
     # and any other clock source costs an exit of the emulator at every reading.
     setsid qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
-        -M q35,hpet=off,smbus=off,sata=off,usb=off -accel tcg -cpu max -smp 1 -m "$mem" \
+        -M q35,hpet=off,smbus=off,sata=off,usb=off -accel tcg -cpu max,-erms,-fsrm -smp 1 -m "$mem" \
         -kernel "$kernel/vmlinux" -initrd "$kernel/initrd" \
         -append "console=ttyS0 tsc=reliable oops=panic panic=-1 mitigations=off nokaslr audit=0 random.trust_cpu=1 loglevel=4 apparmor=0" \
         -serial "file:$dir/console.log" \

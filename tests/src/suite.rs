@@ -77,8 +77,10 @@ pub struct Skip(pub String);
 pub struct Plan {
     /// Only tests whose name contains one of these; empty means all.
     pub filters: Vec<String>,
-    /// Which of how many parts, from 1.
-    pub shard: (usize, usize),
+    /// The number of this node, from 1: several may run the plan together.
+    pub node: usize,
+    /// Where nodes that share the plan mark the tests they have taken; `None` for one alone.
+    pub claims: Option<PathBuf>,
     /// Where results go.
     pub results: PathBuf,
 }
@@ -94,22 +96,29 @@ pub struct Sums {
     pub skipped: usize,
 }
 
+/// The plan's tests in their order: the longest first, so that nodes that share them end together.
+#[must_use]
+pub fn chosen(tests: &[Test], plan: &Plan) -> Vec<Test> {
+    let mut chosen: Vec<Test> = tests
+        .iter()
+        .filter(|t| plan.filters.is_empty() || plan.filters.iter().any(|f| t.name.contains(f)))
+        .copied()
+        .collect();
+    chosen.sort_by_key(|test| std::cmp::Reverse(test.limit));
+    chosen
+}
+
 /// Runs the plan.
 ///
 /// # Errors
 /// If the node cannot be brought up at all.
 pub async fn run(tests: &[Test], plan: &Plan) -> Result<Sums, Failure> {
-    let (part, parts) = plan.shard;
-    let chosen: Vec<Test> = tests
-        .iter()
-        .filter(|t| plan.filters.is_empty() || plan.filters.iter().any(|f| t.name.contains(f)))
-        .enumerate()
-        .filter(|(index, _)| index % parts == part - 1)
-        .map(|(_, test)| *test)
-        .collect();
     let mut sums = Sums::default();
     let mut context = up(plan).await?;
-    for test in chosen {
+    for test in chosen(tests, plan) {
+        if !claim(plan, &test)? {
+            continue;
+        }
         let began = Instant::now();
         let outcome = one(&test, &mut context).await;
         let took = began.elapsed().as_secs_f32();
@@ -140,6 +149,19 @@ pub async fn run(tests: &[Test], plan: &Plan) -> Result<Sums, Failure> {
     Ok(sums)
 }
 
+/// Takes a test for this node; false if another has it. A directory is made by one alone, on the
+/// file system the nodes share too.
+fn claim(plan: &Plan, test: &Test) -> Result<bool, Failure> {
+    let Some(claims) = &plan.claims else {
+        return Ok(true);
+    };
+    match fs::create_dir(claims.join(test.name)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(format!("taking {} in {}: {error}", test.name, claims.display()).into()),
+    }
+}
+
 /// An error and its causes in one line.
 fn describe(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
     if let Some(status) = error.downcast_ref::<tonic::Status>() {
@@ -156,7 +178,7 @@ fn describe(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
 }
 
 async fn up(plan: &Plan) -> Result<Context, Failure> {
-    let name = format!("node{}", plan.shard.0);
+    let name = format!("node{}", plan.node);
     let mut host = Host::start(&name, &plan.results, Options::default()).await?;
     host.start_registry().await?;
     let cri = host.cri().await?;

@@ -77,7 +77,7 @@ impl TestAgent {
     /// An agent in a network namespace.
     pub async fn start_in(namespace: Option<&str>) -> Option<Self> {
         if let Some(reason) = obstacle() {
-            eprintln!("SKIPPED: {reason}");
+            eprintln!("skipped: {reason}");
             return None;
         }
         let directory = tempfile::tempdir_in("/run").unwrap();

@@ -92,6 +92,10 @@ pub(super) async fn died(app: &App, id: &str, jail: &JailDir) -> SandboxError {
         console_tail,
         ..
     } = exit_of_pod(app, id, jail).await;
+    // The error has a line of it; a kernel's report of its fault takes the whole.
+    if !console_tail.is_empty() {
+        tracing::warn!(pod = %id, "the end of the guest's console:\n{console_tail}");
+    }
     SandboxError::Died {
         reason,
         message,

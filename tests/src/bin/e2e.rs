@@ -1,5 +1,5 @@
-//! The end-to-end tests: `bulkhead-tests [--list] [--shard I/N] [--results DIR] [FILTER…]`, as root
-//! in the test host (tests/run.sh does all that).
+//! The end-to-end tests: `bulkhead-tests [--list] [--node N] [--claims DIR] [--results DIR]
+//! [FILTER…]`, as root in the test host (tests/run.sh does all that).
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, path::PathBuf, process::ExitCode};
@@ -9,21 +9,22 @@ use bulkhead_tests::{cases, suite};
 fn main() -> ExitCode {
     let mut plan = suite::Plan {
         filters: Vec::new(),
-        shard: (1, 1),
+        node: 1,
+        claims: None,
         results: PathBuf::from("/tmp/bulkhead-results"),
     };
     let tests = cases::all();
+    let mut list = false;
     let mut args = env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
-            "--list" => {
-                for test in &tests {
-                    println!("{}", test.name);
-                }
-                return ExitCode::SUCCESS;
-            }
-            "--shard" => match args.next().as_deref().and_then(shard) {
-                Some(shard) => plan.shard = shard,
+            "--list" => list = true,
+            "--node" => match args.next().and_then(|number| number.parse().ok()) {
+                Some(number) => plan.node = number,
+                None => return usage(),
+            },
+            "--claims" => match args.next() {
+                Some(dir) => plan.claims = Some(dir.into()),
                 None => return usage(),
             },
             "--results" => match args.next() {
@@ -33,6 +34,12 @@ fn main() -> ExitCode {
             option if option.starts_with('-') => return usage(),
             filter => plan.filters.push(filter.to_owned()),
         }
+    }
+    if list {
+        for test in suite::chosen(&tests, &plan) {
+            println!("{}", test.name);
+        }
+        return ExitCode::SUCCESS;
     }
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -64,12 +71,6 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: bulkhead-tests [--list] [--shard I/N] [--results DIR] [FILTER…]");
+    eprintln!("usage: bulkhead-tests [--list] [--node N] [--claims DIR] [--results DIR] [FILTER…]");
     ExitCode::from(2)
-}
-
-fn shard(text: &str) -> Option<(usize, usize)> {
-    let (part, parts) = text.split_once('/')?;
-    let (part, parts) = (part.parse().ok()?, parts.parse().ok()?);
-    (1..=parts).contains(&part).then_some((part, parts))
 }

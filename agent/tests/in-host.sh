@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Runs the agent's tests in the test host, which has cgroup v2, and the agent as PID 1 of a guest:
+# `agent/tests/in-host.sh DIST [FILTER…]`, DIST as packaging/build.sh prints it.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+bin=${1:?usage: in-host.sh DIST [FILTER…]}
+shift
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
+programs=$(nice cargo test --quiet --locked --profile fast -p bulkhead-agent --test '*' --no-run \
+    --message-format=json | sed -n 's/.*"executable":"\([^"]*\/deps\/[^"]*\)".*/\1/p')
+export BULKHEAD_VMM=$bin/bulkhead-vmm BULKHEAD_KERNEL=$bin/vmlinux BULKHEAD_INITRAMFS=$bin/initramfs.cpio
+export BULKHEAD_AGENT=$bin/bulkhead-agent
+run=(bash -c 'status=0
+    for program in $1; do
+        echo "     Running in the test host ($program)"
+        "$program" --show-output --test-threads=1 "${@:2}" || status=1
+    done
+    exit $status' -- "$programs" "$@")
+if [ -n "${BULKHEAD_TEST_HOST_NAME:-}" ]; then
+    exec tests/host/exec.sh "$BULKHEAD_TEST_HOST_NAME" -- "${run[@]}"
+fi
+exec tests/host/run.sh --ro "$bin" -- "${run[@]}"

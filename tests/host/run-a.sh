@@ -1,0 +1,178 @@
+#!/bin/bash
+# Starts a test host, runs a command in it, ends it. See README.md.
+set -euo pipefail
+export LC_ALL=C
+# shellcheck source=tests/host/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+usage() {
+    cat >&2 <<'TEXT'
+usage: run.sh [OPTIONS] -- COMMAND…      run COMMAND in a new test host, return its status
+       run.sh [OPTIONS] --shell          an interactive shell in a new test host
+       run.sh [OPTIONS] --background NAME start one that stays (exec.sh, stop.sh)
+
+  --timeout S   kill it all after S seconds (default 1800; 0: never; not for --background)
+  --mem SIZE    memory of the emulated machine (default 6G)
+  --disk SIZE   size of the sparse disk at /var/lib/bulkhead (default 20G)
+  --share DIR   DIR is writable in the host, at the same path (repeatable)
+  --ro DIR      DIR is seen fresh, uncached, at the same path, read-only (repeatable)
+TEXT
+    exit 2
+}
+
+timeout=1800 mem=6G disk=20G name='' shell='' command=()
+shares=() fresh=("$checkout" "$bulkhead_cache")
+[ -z "${CARGO_TARGET_DIR:-}" ] || fresh+=("$CARGO_TARGET_DIR")
+while [ $# -gt 0 ]; do
+    case $1 in
+    --timeout | --mem | --disk | --share | --ro | --background)
+        [ $# -ge 2 ] || usage
+        case $1 in
+        --timeout) timeout=$2 ;;
+        --mem) mem=$2 ;;
+        --disk) disk=$2 ;;
+        --share) shares+=("$2") ;;
+        --ro) fresh+=("$2") ;;
+        --background) name=$2 ;;
+        esac
+        shift 2
+        ;;
+    --shell)
+        shell=1
+        shift
+        ;;
+    --)
+        shift
+        command=("$@")
+        break
+        ;;
+    *) usage ;;
+    esac
+done
+[[ $timeout =~ ^[0-9]+$ ]] || die "--timeout wants seconds, not '$timeout'"
+if [ -n "$name" ]; then
+    [ -z "$shell" ] && [ ${#command[@]} -eq 0 ] || usage
+    check_name "$name"
+    background=1
+else
+    if [ -n "$shell" ]; then
+        [ ${#command[@]} -eq 0 ] || usage
+    else
+        [ ${#command[@]} -gt 0 ] || usage
+    fi
+    name=run-$$
+    background=
+fi
+[ "$(id -u)" -eq 0 ] || die "the test host needs root: it reads all of the machine's files and keeps their owners"
+
+mode=$(mode)
+dir=$hosts/$name
+mkdir -p "$hosts"
+! host_pid "$name" >/dev/null || die "host $name runs already"
+rm -rf "$dir"
+mkdir -p "$dir/share/jobs"
+mkfifo "$dir/share/never"
+started=
+cleanup() {
+    local pid
+    if [ -z "$started" ] || [ -z "$background" ]; then
+        pid=$(host_pid "$name") && kill -KILL "$pid" 2>/dev/null
+        rm -rf "$dir"
+    fi
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM HUP
+
+begin=$(date +%s%N)
+truncate -s "$disk" "$dir/disk.img"
+mkfs.ext4 -q -F -m 0 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard "$dir/disk.img"
+
+start_emulated() {
+    local kernel tag count=0 path args
+    kernel=$("$here/prepare.sh")
+    mkfifo "$dir/control.in" "$dir/control.out" "$dir/tty.in" "$dir/tty.out"
+    args=()
+    share() { # TAG PATH READONLY
+        args+=(-fsdev "local,id=$1,path=${2//,/,,},security_model=none,multidevs=remap,readonly=$3"
+            -device "virtio-9p-pci,fsdev=$1,mount_tag=$1")
+    }
+    share root / on
+    share control "$dir/share" off
+    share modules "$(readlink -f "$kernel/modules")" on
+    : >"$dir/share/mounts"
+    for path in "${fresh[@]}"; do
+        path=$(realpath -m "$path")
+        mkdir -p "$path"
+        tag=share$((count++))
+        share $tag "$path" on
+        echo "$tag ro,cache=none $path" >>"$dir/share/mounts"
+    done
+    for path in ${shares[@]+"${shares[@]}"}; do
+        path=$(realpath -e "$path") || die "--share: no such directory"
+        tag=share$((count++))
+        share $tag "$path" off
+        echo "$tag cache=none $path" >>"$dir/share/mounts"
+    done
+    # One processor: with two, the emulated host's kernel oopses now and then.
+    # oops=panic, panic=-1 and -no-reboot make any oops the end of QEMU, which
+    # every waiter sees. tsc=reliable: a busy machine looks like an unstable clock,
+    # and any other clock source costs an exit of the emulator at every reading.
+    setsid qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
+        -M q35,hpet=off,smbus=off,sata=off,usb=off -accel tcg -cpu max -smp 1 -m "$mem" \
+        -kernel "$kernel/vmlinux" -initrd "$kernel/initrd" \
+        -append "console=ttyS0 tsc=reliable oops=panic panic=-1 mitigations=off nokaslr audit=0 random.trust_cpu=1 loglevel=4 apparmor=0" \
+        -serial "file:$dir/console.log" \
+        -device virtio-serial-pci \
+        -chardev "pipe,id=control,path=$dir/control" -device virtserialport,chardev=control,nr=1 \
+        -chardev "pipe,id=tty,path=$dir/tty" -device virtconsole,chardev=tty,nr=0 \
+        -drive "file=$dir/disk.img,format=raw,if=none,id=scratch,cache=unsafe,discard=unmap" \
+        -device virtio-blk-pci,drive=scratch \
+        "${args[@]}" </dev/null >"$dir/qemu.log" 2>&1 &
+    echo $! >"$dir/pid"
+}
+
+start_direct() {
+    say "the machine has KVM: running on the machine itself, in namespaces of its own"
+    local path
+    : >"$dir/direct"
+    for path in "${fresh[@]}"; do
+        mkdir -p "$path"
+        echo "ro $(realpath "$path")"
+    done >"$dir/mounts"
+    for path in ${shares[@]+"${shares[@]}"}; do
+        path=$(realpath -e "$path") || die "--share: no such directory"
+        echo "rw $path"
+    done >>"$dir/mounts"
+    : >"$dir/console.log"
+    # All that runs in it ends with it: the holder is the first process of a
+    # process namespace.
+    setsid unshare --mount --propagation private --net --pid --fork --kill-child --mount-proc /bin/bash "$here/guest/direct" "$dir/" \
+        </dev/null >"$dir/console.log" 2>&1 &
+    echo $! >"$dir/pid"
+}
+
+"start_$mode"
+pid=$(cat "$dir/pid")
+deadline=$((SECONDS + 180))
+while [ ! -e "$dir/share/up" ]; do
+    if [ ! -e "/proc/$pid/exe" ] || [ $SECONDS -ge $deadline ]; then
+        [ -e "/proc/$pid/exe" ] && say "the test host was not up within 180 s" || say "the test host ended while starting"
+        cat "$dir/qemu.log" >&2 2>/dev/null || true
+        tail -n 40 "$dir/console.log" >&2 2>/dev/null || true
+        exit $status_broken
+    fi
+    read -r -t 0.05 _ <>"$dir/share/never" || true
+done
+started=1
+say "$mode host $name is up after $((($(date +%s%N) - begin) / 1000000)) ms"
+
+[ -z "$background" ] || exit 0
+status=0
+if [ -n "$shell" ]; then
+    attach_shell "$name" || status=$?
+else
+    job=$(new_job "$name" "${command[@]}")
+    [ /dev/fd/1 -ef /dev/fd/2 ] && : >"$job/merge"
+    follow_job "$name" "$job" "$timeout" || status=$?
+fi
+exit $status

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Runs in the test host what of the VMM's tests needs a Linux guest (devices.rs, restore.rs) or a
+# vhost-net (the unit tests of the network device): `vmm/tests/in-host.sh [FILTER…]`.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
+static=x86_64-unknown-linux-gnu
+kernel=$(make --no-print-directory -s -C guest-kernel path)
+[ -e "$kernel" ] || { echo "in-host.sh: no guest kernel: make -C guest-kernel" >&2; exit 1; }
+# With --target the flags do not concern build scripts.
+RUSTFLAGS="-C target-feature=+crt-static" \
+    nice cargo build --quiet --locked --release --manifest-path vmm/tests/guest/Cargo.toml --target $static
+programs=$(nice cargo test --quiet --locked --profile fast -p bulkhead-vmm --lib --test devices --test restore --no-run \
+    --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+initramfs=$(agent/build.sh)
+export BULKHEAD_GUEST_KERNEL=$kernel
+export BULKHEAD_AGENT_INITRAMFS=$(realpath "${initramfs##*$'\n'}")
+export BULKHEAD_DEVICE_GUEST=$CARGO_TARGET_DIR/$static/release/device-guest
+run=(bash -c 'status=0
+    for program in $1; do
+        echo "     Running in the test host ($program)"
+        case $program in
+        */bulkhead_vmm-*) "$program" --show-output devices::net || status=1 ;;
+        *) "$program" --show-output --test-threads=1 "${@:2}" || status=1 ;;
+        esac
+    done
+    exit $status' -- "$programs" "$@")
+if [ -n "${BULKHEAD_TEST_HOST_NAME:-}" ]; then
+    exec tests/host/exec.sh "$BULKHEAD_TEST_HOST_NAME" -- "${run[@]}"
+fi
+exec tests/host/run.sh -- "${run[@]}"
