@@ -45,7 +45,7 @@ export BULKHEAD_BIN_DIR BULKHEAD_REGISTRY=$registry BULKHEAD_BENCH_GUEST=$CARGO_
 results=$(mktemp -d /tmp/bulkhead-bench.XXXXXX)
 trap 'rm -rf "$results"' EXIT
 status=0
-tests/host/run.sh --timeout 3000 --share "$results" --ro "$BULKHEAD_BIN_DIR" --ro "$registry" -- \
+tests/host/run.sh --timeout 3000 --share "$results" --copy "$BULKHEAD_BIN_DIR" --ro "$registry" -- \
     "$CARGO_TARGET_DIR/fast/bulkhead-bench" --results "$results" --json "$results/figures.json" ${words[@]+"${words[@]}"} || status=$?
 if [ $status = 2 ]; then
     say "the daemon said last:"

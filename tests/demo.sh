@@ -26,7 +26,7 @@ outside() {
     export BULKHEAD_BIN_DIR BULKHEAD_REGISTRY=$registry BULKHEAD_GO_TOOLS=$tools BULKHEAD_DEMO_TTY=
     ! [ -t 1 ] || BULKHEAD_DEMO_TTY=yes
     say "starting the test host"
-    exec tests/host/run.sh --timeout 1200 --ro "$BULKHEAD_BIN_DIR" --ro "$registry" --ro "$tools" -- "$top/tests/demo.sh" inside
+    exec tests/host/run.sh --timeout 1200 --copy "$BULKHEAD_BIN_DIR" --copy "$tools" --ro "$registry" -- "$top/tests/demo.sh" inside
 }
 
 # What the parts below share.

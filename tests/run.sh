@@ -102,13 +102,14 @@ export BULKHEAD_BIN_DIR=$bin BULKHEAD_REGISTRY=$registry BULKHEAD_GO_TOOLS=$go_t
 nodes=2
 grep -qwE 'vmx|svm' /proc/cpuinfo && nodes=1
 # The nodes share the list of tests: each takes the next that no other has taken.
-mkdir "$results/claims"
+mkdir "$results/claims" "$results/program"
+cp "$CARGO_TARGET_DIR/fast/bulkhead-tests" "$results/program/"
 pids=()
 for node in $(seq $nodes); do
     mkdir -p "$results/$node"
     tests/host/run.sh --timeout 3600 --share "$results/$node" --share "$results/claims" \
-        --ro "$bin" --ro "$registry" --ro "$go_tools" -- \
-        "$CARGO_TARGET_DIR/fast/bulkhead-tests" --node "$node" --claims "$results/claims" --results "$results/$node" "$@" \
+        --copy "$bin" --copy "$go_tools" --copy "$results/program" --ro "$registry" -- \
+        "$results/program/bulkhead-tests" --node "$node" --claims "$results/claims" --results "$results/$node" "$@" \
         </dev/null > >(tee "$results/$node.log" | sed -u "s|^|[$node] |") 2>&1 &
     pids+=($!)
 done
@@ -127,7 +128,7 @@ for node in $(seq $nodes); do
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 done
 # A test nobody took ran nowhere.
-listed=$("$CARGO_TARGET_DIR/fast/bulkhead-tests" --list "$@" | wc -l)
+listed=$("$results/program/bulkhead-tests" --list "$@" | wc -l)
 taken=$(find "$results/claims" -mindepth 1 | wc -l)
 if [ "$taken" != "$listed" ]; then
     say "$listed end-to-end tests were to run, and $taken did"

@@ -19,4 +19,4 @@ run=(bash -c 'status=0
 if [ -n "${BULKHEAD_TEST_HOST_NAME:-}" ]; then
     exec tests/host/exec.sh "$BULKHEAD_TEST_HOST_NAME" -- "${run[@]}"
 fi
-exec tests/host/run.sh --ro "$bin" -- "${run[@]}"
+exec tests/host/run.sh --copy "$bin" -- "${run[@]}"

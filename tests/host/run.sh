@@ -16,16 +16,18 @@ usage: run.sh [OPTIONS] -- COMMAND…      run COMMAND in a new test host, retur
   --disk SIZE   size of the sparse disk at /var/lib/bulkhead (default 20G)
   --share DIR   DIR is writable in the host, at the same path (repeatable)
   --ro DIR      DIR is seen fresh, uncached, at the same path, read-only (repeatable)
+  --copy DIR    DIR is copied into the host's memory at its start (programs and what they read
+                whole: many times faster there, and not changed by a later build) (repeatable)
 TEXT
     exit 2
 }
 
 timeout=1800 mem=6G disk=20G name='' shell='' command=()
-shares=() fresh=("$checkout" "$bulkhead_cache")
+shares=() copies=() fresh=("$checkout" "$bulkhead_cache")
 [ -z "${CARGO_TARGET_DIR:-}" ] || fresh+=("$CARGO_TARGET_DIR")
 while [ $# -gt 0 ]; do
     case $1 in
-    --timeout | --mem | --disk | --share | --ro | --background)
+    --timeout | --mem | --disk | --share | --ro | --copy | --background)
         [ $# -ge 2 ] || usage
         case $1 in
         --timeout) timeout=$2 ;;
@@ -33,6 +35,7 @@ while [ $# -gt 0 ]; do
         --disk) disk=$2 ;;
         --share) shares+=("$2") ;;
         --ro) fresh+=("$2") ;;
+        --copy) copies+=("$2") ;;
         --background) name=$2 ;;
         esac
         shift 2
@@ -88,8 +91,14 @@ truncate -s "$disk" "$dir/disk.img"
 mkfs.ext4 -q -F -m 0 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard "$dir/disk.img"
 
 start_emulated() {
-    local kernel tag count=0 path args
+    local kernel qemu tag count=0 path args
     kernel=$("$here/prepare.sh")
+    qemu=(qemu-system-x86_64)
+    if [ -e "$kernel/qemu" ]; then
+        path=$(readlink -f "$kernel/qemu/usr")
+        qemu=("$path/bin/qemu-system-x86_64" -L "$path/share/qemu" -L /usr/share/seabios)
+        export QEMU_MODULE_DIR=$path/lib/x86_64-linux-gnu/qemu
+    fi
     mkfifo "$dir/control.in" "$dir/control.out" "$dir/tty.in" "$dir/tty.out"
     args=()
     share() { # TAG PATH READONLY
@@ -113,11 +122,18 @@ start_emulated() {
         share $tag "$path" off
         echo "$tag cache=none $path" >>"$dir/share/mounts"
     done
+    # Last: one may lie in a directory above.
+    for path in ${copies[@]+"${copies[@]}"}; do
+        path=$(realpath -e "$path") || die "--copy: no such directory"
+        tag=share$((count++))
+        share $tag "$path" on
+        echo "$tag copy $path" >>"$dir/share/mounts"
+    done
     # One processor: with two, the emulated host's kernel oopses now and then.
     # oops=panic, panic=-1 and -no-reboot make any oops the end of QEMU, which
     # every waiter sees. tsc=reliable: a busy machine looks like an unstable clock,
     # and any other clock source costs an exit of the emulator at every reading.
-    setsid qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
+    setsid "${qemu[@]}" -nodefaults -no-user-config -display none -no-reboot \
         -M q35,hpet=off,smbus=off,sata=off,usb=off -accel tcg -cpu max,-erms,-fsrm -smp 1 -m "$mem" \
         -kernel "$kernel/vmlinux" -initrd "$kernel/initrd" \
         -append "console=ttyS0 tsc=reliable oops=panic panic=-1 mitigations=off nokaslr audit=0 random.trust_cpu=1 loglevel=4 apparmor=0" \
@@ -135,7 +151,7 @@ start_direct() {
     say "the machine has KVM: running on the machine itself, in namespaces of its own"
     local path
     : >"$dir/direct"
-    for path in "${fresh[@]}"; do
+    for path in "${fresh[@]}" ${copies[@]+"${copies[@]}"}; do
         mkdir -p "$path"
         echo "ro $(realpath "$path")"
     done >"$dir/mounts"
