@@ -61,8 +61,18 @@ async fn pulled_listed_and_removed_with_their_layers(context: &mut Context) -> O
     let cri = &context.cri;
     let layers = context.host.state_dir().join("images/layers");
     let count = || -> Result<usize, Failure> { Ok(fs::read_dir(&layers)?.count()) };
-    // Its layer is that of the two others, compressed otherwise.
-    remove(cri, BUSYBOX).await?;
+    // Other images share these layers, and may have been pulled by other tests.
+    let list = ListImagesRequest { filter: None };
+    for other in cri
+        .images
+        .clone()
+        .list_images(list)
+        .await?
+        .into_inner()
+        .images
+    {
+        remove(cri, &other.id).await?;
+    }
     for name in [image("bulk"), image("busybox-zstd"), image("busybox-plain")] {
         remove(cri, &name).await?;
         check!(
