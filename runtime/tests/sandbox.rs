@@ -132,7 +132,7 @@ async fn a_missing_kernel_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_does_not_power_off_is_killed() {
+async fn a_vmm_that_does_not_stop_is_killed() {
     let Some(mut daemon) = Daemon::start("stubborn").await else {
         return;
     };

@@ -54,4 +54,14 @@ pub enum NetError {
         "sysctl {0:?} is not a name of letters, digits, '_', '-', '.' and '/' without empty or '..' parts"
     )]
     BadSysctl(String),
+    /// A parameter the kernel does not have, or a value it does not take.
+    #[error("sysctl {name} = {value:?} is refused by the guest's kernel: {error}")]
+    Sysctl {
+        /// Which.
+        name: String,
+        /// What it was to be.
+        value: String,
+        /// The kernel's answer.
+        error: std::io::Error,
+    },
 }

@@ -39,7 +39,11 @@ pub fn path(name: &str) -> Result<PathBuf, NetError> {
 pub fn set_all(parameters: &HashMap<String, String>) -> Result<(), NetError> {
     for (name, value) in parameters {
         let path = path(name)?;
-        fs::write(&path, value).map_err(|error| NetError::File { path, error })?;
+        fs::write(&path, value).map_err(|error| NetError::Sysctl {
+            name: name.clone(),
+            value: value.clone(),
+            error,
+        })?;
     }
     Ok(())
 }

@@ -111,9 +111,10 @@ fn disk_code(error: &DiskError) -> Code {
 
 fn net_code(error: &NetError) -> Code {
     match error {
-        NetError::Invalid { .. } | NetError::UnknownInterface(_) | NetError::BadSysctl(_) => {
-            Code::InvalidArgument
-        }
+        NetError::Invalid { .. }
+        | NetError::UnknownInterface(_)
+        | NetError::BadSysctl(_)
+        | NetError::Sysctl { .. } => Code::InvalidArgument,
         NetError::NoDevice { .. } => Code::NotFound,
         NetError::Netlink { .. } | NetError::Socket(_) | NetError::File { .. } => Code::Internal,
     }

@@ -125,7 +125,7 @@ sections! {
         min_memory_mib: u64 = 80;
         /// Size limit in MiB of a pod's writable disk (its file grows as it is used).
         scratch_mib: u64 = 10_240;
-        /// Seconds a guest gets to power off before its VMM is killed.
+        /// Seconds a VMM gets to end its VM before it is killed.
         stop_timeout_secs: u64 = 10;
     }
 

@@ -112,7 +112,7 @@ pub struct Sandbox {
     pub min_memory_mib: u64,
     /// Bound of the writable disk.
     pub scratch_mib: u64,
-    /// Time for a power-off.
+    /// Time for a VMM to end its VM.
     pub stop_timeout: Duration,
 }
 

@@ -1,9 +1,7 @@
-//! StopPodSandbox: containers end, the guest powers off, everything but the record is released.
+//! StopPodSandbox: containers end, the VM is stopped, everything but the record is released.
 //! May be repeated; each part has its deadline, and behind the last stands SIGKILL.
 
 use std::{sync::Arc, time::Duration};
-
-use bulkhead_proto::agent::PowerOffRequest;
 
 use super::{Pod, SandboxError, release};
 use crate::{app::App, container, records::SandboxState};
@@ -54,31 +52,28 @@ pub(super) async fn stop_in_turn(app: &Arc<App>, id: &str) -> Result<(), Sandbox
         tracing::warn!(pod = %id, "the containers did not end in time; the VM ends with them");
     }
     if let Some(pod) = app.pods.get(id) {
-        power_off(app, &pod).await;
+        end_vm(app, &pod).await;
     }
     release::release(app, id).await?;
     tracing::info!(pod = %id, "the pod is stopped");
     Ok(())
 }
 
-/// Powers the guest off, or kills its VMM; then the end is on record. Failures are left to the
+/// Has the VMM end the VM, or kills it; then the end is on record. Failures are left to the
 /// release, which kills by the record.
-async fn power_off(app: &Arc<App>, pod: &Pod) {
+///
+/// The guest is not asked to power off: its containers are dead and their output is in the logs,
+/// and the one disk it writes goes with the pod, so it has nothing to bring to an end.
+async fn end_vm(app: &Arc<App>, pod: &Pod) {
     let limit = app.config.sandbox.stop_timeout;
-    let request = PowerOffRequest { grace_ms: 0 };
-    let off = async {
-        pod.agent
-            .call("power off", limit, |mut client| async move {
-                client.power_off(request).await
-            })
-            .await
-            .map_err(|e| crate::error::chain(&e))?;
-        match tokio::time::timeout(limit, pod.process.wait()).await {
-            Ok(waited) => waited.map_err(|e| e.to_string()),
-            Err(_) => Err(format!("it did not power off within {} s", limit.as_secs())),
-        }
+    let stop = async {
+        pod.vmm.stop().await.map_err(|e| crate::error::chain(&e))?;
+        pod.process.wait().await.map_err(|e| e.to_string())
     };
-    if let Err(why) = off.await {
+    let stopped = tokio::time::timeout(limit, stop)
+        .await
+        .unwrap_or_else(|_| Err(format!("it did not stop within {} s", limit.as_secs())));
+    if let Err(why) = stopped {
         tracing::warn!(pod = %pod.id, "the VMM is killed: {why}");
         if let Err(error) = pod.process.kill() {
             tracing::warn!(pod = %pod.id, "cannot kill the VMM: {error}");

@@ -299,6 +299,14 @@ async fn pods_that_cannot_be(context: &mut Context) -> Outcome {
         .sysctls
         .insert("../../etc/passwd".to_owned(), "1".to_owned());
     refused("a sysctl that climbs", cri.run_pod(sysctl).await, &codes)?;
+    let mut sysctl = pod("nosysctl");
+    let linux = sysctl.linux.get_or_insert_default();
+    linux
+        .sysctls
+        .insert("net.no.such".to_owned(), "1".to_owned());
+    let answer = cri.run_pod(sysctl).await;
+    let status = refused("a sysctl the guest lacks", answer, &codes[..1])?;
+    check!(status.message().contains("net.no.such"), "{status:?}");
     let config = pod("twice");
     let id = cri.run_pod(config.clone()).await?;
     refused(

@@ -67,17 +67,8 @@ impl Agent for Fake {
         }
     }
 
-    async fn power_off(
-        &self,
-        request: Request<v1::PowerOffRequest>,
-    ) -> Answer<v1::PowerOffResponse> {
-        self.note(request.get_ref());
-        if self.mode != "stubborn" {
-            let root = self.root.clone();
-            // The answer comes before the power-off.
-            tokio::spawn(async move { super::end(&root, "power_off", "", 0) });
-        }
-        Ok(Response::new(v1::PowerOffResponse {}))
+    async fn power_off(&self, _: Request<v1::PowerOffRequest>) -> Answer<v1::PowerOffResponse> {
+        Err(Status::unimplemented("the daemon stops the VMM"))
     }
 
     async fn list_containers(

@@ -89,7 +89,7 @@ async fn inner(root: PathBuf, mode: String) {
     }
     let vsock = UnixListener::bind(root.join("vsock.sock")).unwrap();
     let control = UnixListener::bind(root.join("control.sock")).unwrap();
-    tokio::spawn(serve_control(control, root.clone()));
+    tokio::spawn(serve_control(control, root.clone(), mode.clone()));
     let (streams, incoming) = mpsc::channel(16);
     tokio::spawn(handshakes(vsock, streams));
     let service = agent::Fake::new(root.clone(), mode).service();
@@ -129,7 +129,7 @@ async fn handshakes(vsock: UnixListener, streams: mpsc::Sender<std::io::Result<U
     }
 }
 
-async fn serve_control(listener: UnixListener, root: PathBuf) {
+async fn serve_control(listener: UnixListener, root: PathBuf, mode: String) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
         while let Ok(length) = stream.read_u32_le().await {
@@ -141,6 +141,9 @@ async fn serve_control(listener: UnixListener, root: PathBuf) {
             } else if request.get("metrics").is_some() {
                 r#"{"ok": {"metrics": {"vmm_rss_bytes": 1}}}"#
             } else if request.get("stop").is_some() {
+                if mode == "stubborn" {
+                    continue;
+                }
                 end(&root, "stopped", "", 0)
             } else if request.get("detach").is_some() {
                 r#"{"ok": {}}"#
