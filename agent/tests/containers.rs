@@ -76,6 +76,46 @@ async fn a_container_lives_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_directory_without_an_entry_is_as_the_layers_below_have_it() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let mut agent = agent!();
+    let layers = agent.state().join("layers");
+    for layer in ["top", "opaque"] {
+        std::fs::create_dir_all(layers.join(layer).join("tmp")).unwrap();
+        std::fs::write(layers.join(layer).join("tmp/file"), layer).unwrap();
+    }
+    let shared = layers.join("busybox/tmp");
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).unwrap();
+    chown(&shared, Some(5), Some(6)).unwrap();
+    let show = "test -d /tmp && ls -ldn /tmp | head -c 200";
+    for (layer, expected) in [("top", "drwxrwxrwt"), ("opaque", "drwxr-xr-x")] {
+        let opaque = layer == "opaque";
+        if opaque {
+            let value = rustix::fs::XattrFlags::empty();
+            let path = layers.join(layer).join("tmp");
+            rustix::fs::setxattr(path, "trusted.overlay.opaque", b"y", value).unwrap();
+        }
+        let mut wanted = request(layer, &["sh", "-c", show]);
+        wanted.layers.push(layer.into());
+        wanted.implied_directories = vec![ImpliedDirectories {
+            layer: layer.into(),
+            paths: vec![b"tmp".as_slice().into()],
+        }];
+        agent.create_with(wanted).await.unwrap();
+        agent.begin(layer).await.unwrap();
+        let (stdout, stderr, _) = agent.collect(layer, "").await;
+        assert!(stdout.starts_with(expected), "{layer}: {stdout}{stderr}");
+        let owner: Vec<_> = stdout.split_whitespace().skip(2).take(2).collect();
+        assert_eq!(
+            owner,
+            if opaque { ["0", "0"] } else { ["5", "6"] },
+            "{layer}: {stdout}"
+        );
+        agent.delete(layer).await;
+    }
+}
+
+#[tokio::test]
 async fn failures_have_their_codes_and_leave_nothing() {
     let mut agent = agent!();
     let code = |result: Result<CreateContainerResponse, tonic::Status>| result.unwrap_err().code();

@@ -1,12 +1,14 @@
 //! Building a container: layers, root file system, user, spec, cgroup, process. What was made is
 //! unmade in reverse when a later step fails.
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bulkhead_proto::agent::{CreateContainerRequest, PidMode, ResolvedUser};
 
+use super::implied;
 use super::rootfs::Rootfs;
 use super::spec::{self, Decisions, Prepared};
 use super::{
@@ -235,6 +237,18 @@ fn remove_directory(path: &Path) -> Result<(), ContainerError> {
     }
 }
 
+/// The paths by the place of their layer. A layer nobody asked for has none.
+fn implied_directories(request: &CreateContainerRequest) -> HashMap<usize, HashSet<Vec<u8>>> {
+    let place = |serial: &str| request.layers.iter().position(|layer| layer == serial);
+    let of_layers = request.implied_directories.iter();
+    of_layers
+        .filter_map(|implied| {
+            let paths = implied.paths.iter().map(|path| path.to_vec()).collect();
+            Some((place(&implied.layer)?, paths))
+        })
+        .collect()
+}
+
 /// The steps that block on files and mounts.
 fn lay_ground(
     request: &CreateContainerRequest,
@@ -248,6 +262,7 @@ fn lay_ground(
     tracing::debug!("create: layers are there");
     let parsed = spec::parse(&request.oci_spec)?;
     rootfs.mount(layers)?;
+    implied::adopt(&rootfs.target, layers, &implied_directories(request))?;
     tracing::debug!("create: root file system");
     let identity = user::resolve(&rootfs.target, &request.user.clone().unwrap_or_default())?;
     let prepared = spec::prepare(

@@ -7,6 +7,7 @@ pub mod delete;
 pub mod device_filter;
 pub mod events;
 pub mod exec;
+pub mod implied;
 pub mod rootfs;
 pub mod spec;
 pub mod start;

@@ -17,6 +17,10 @@ use crate::{
 
 /// For the agent: the disks have to appear (10 s at most) and the launcher has a minute.
 const DEADLINE: Duration = Duration::from_secs(100);
+/// What directories without entries may take of the call, which the agent limits to 16 MiB.
+const MAX_IMPLIED: usize = 8 << 20;
+/// A field's tag and length (protobuf wire format).
+const PATH_OVERHEAD: usize = 4;
 /// Between two tries to take a failed creation back.
 const UNDO_EVERY: Duration = Duration::from_secs(2);
 
@@ -187,6 +191,7 @@ async fn build(
     layers: &[LayerDisk],
     id: &str,
 ) -> Result<(), ContainerError> {
+    let implied_directories = implied_directories(layers)?;
     disks::attach(app, pod, layers).await?;
     let request = agent::CreateContainerRequest {
         container_id: id.to_owned(),
@@ -199,6 +204,7 @@ async fn build(
         stdin_once: config.stdin_once,
         tty: config.tty,
         writable_bytes: 0,
+        implied_directories,
     };
     let answer = pod
         .agent
@@ -215,6 +221,39 @@ async fn build(
         })
         .await?;
     Ok(())
+}
+
+/// The directories the agent has to look up in lower layers: the lowest layer's have none below.
+fn implied_directories(
+    layers: &[LayerDisk],
+) -> Result<Vec<agent::ImpliedDirectories>, ContainerError> {
+    let above = layers.iter().skip(1);
+    let implied = above.filter(|layer| !layer.implicit_dirs.is_empty());
+    let bytes: usize = implied
+        .clone()
+        .flat_map(|layer| &layer.implicit_dirs)
+        .map(|path| path.len() + PATH_OVERHEAD)
+        .sum();
+    if bytes > MAX_IMPLIED {
+        return Err(ContainerError::Invalid {
+            field: "config.image",
+            what: format!(
+                "has layers with {bytes} bytes of directories without an entry of their own; at \
+                 most {MAX_IMPLIED} are possible"
+            ),
+        });
+    }
+    Ok(implied
+        .map(|layer| agent::ImpliedDirectories {
+            layer: layer.serial.clone(),
+            paths: layer
+                .implicit_dirs
+                .iter()
+                .cloned()
+                .map(Into::into)
+                .collect(),
+        })
+        .collect())
 }
 
 /// Everything that can be refused without the guest.

@@ -45,6 +45,8 @@ pub struct LayerDisk {
     pub path: PathBuf,
     /// The disk's serial, by which the agent finds it.
     pub serial: String,
+    /// Directories it has without an entry of their own.
+    pub implicit_dirs: Vec<Vec<u8>>,
 }
 
 /// Where the image service works and how.
@@ -182,6 +184,7 @@ impl Images {
             .map(|layer| LayerDisk {
                 path: self.store.layer_path(&layer.diff_id),
                 serial: serial(layer),
+                implicit_dirs: layer.implicit_dirs.clone(),
             })
             .collect()
     }

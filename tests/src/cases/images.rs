@@ -179,6 +179,7 @@ async fn every_odd_file_type_arrives(context: &mut Context) -> Outcome {
         ("file with xattrs", "[ \"$(cat xattr)\" = xattr ]".to_owned()),
         ("zeros", "[ $(stat -c %s zeros) = 33554432 ] && [ $(head -c 100000 zeros | tr -d '\\0' | wc -c) = 0 ]".to_owned()),
         ("large file", "[ $(stat -c %s large) = 3145728 ]".to_owned()),
+        ("directory without an entry", "[ $(stat -c %a shared) = 1777 ] && [ $(cat shared/late) = late ]".to_owned()),
         ("whiteout", "[ ! -e gone ] && [ ! -e .wh.gone ]".to_owned()),
         ("opaque directory", "[ -e opaque/shown ] && [ ! -e opaque/hidden ]".to_owned()),
         ("file replaced by directory", "[ \"$(cat replaced/by)\" = 'a directory' ]".to_owned()),

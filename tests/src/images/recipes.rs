@@ -210,6 +210,7 @@ fn many_layers(parts: &Path) -> Result<Image, ImageError> {
 fn odd(parts: &Path) -> Result<Image, ImageError> {
     let mut lower = Layer::new(Compression::Gzip);
     lower.dir("odd", 0o755)?;
+    lower.dir("odd/shared", 0o1777)?;
     lower.file("odd/plain", 0o640, "plain\n")?;
     lower.hardlink("odd/hard", "odd/plain")?;
     lower
@@ -258,6 +259,8 @@ fn odd(parts: &Path) -> Result<Image, ImageError> {
     let mut upper = Layer::new(Compression::Zstd);
     upper.dir("odd", 0o755)?;
     upper.file("odd/.wh.gone", 0, "")?;
+    // Without an entry of its own.
+    upper.file("odd/shared/late", 0o644, "late\n")?;
     upper
         .dir("odd/opaque", 0o755)?
         .file("odd/opaque/.wh..wh..opq", 0, "")?;

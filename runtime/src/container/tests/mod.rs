@@ -78,6 +78,7 @@ impl Node {
                 diff_id,
                 blob_size: 5,
                 opaque_root: false,
+                implicit_dirs: Vec::new(),
                 file_size: 5,
             }
         };

@@ -21,7 +21,7 @@ const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// All paths of directories without an entry, together, have at most this many bytes.
-const MAX_IMPLICIT: u64 = 16 << 20;
+const MAX_IMPLICIT: u64 = 4 << 20;
 
 /// Applies entries to an image being written.
 pub(super) struct Applier<'a, W> {

@@ -101,6 +101,7 @@ impl Flights {
             blob_size: wanted.blob.size,
             file_size: info.size,
             opaque_root: info.opaque_root,
+            implicit_dirs: info.implicit_dirs,
         })
     }
 }
@@ -188,6 +189,7 @@ async fn fetch(
     let info = FileInfo {
         size: info.erofs_size,
         opaque_root: info.opaque_root,
+        implicit_dirs: info.implicit_dirs,
     };
     progress.set(LayerState::Done);
     Ok(info)
@@ -228,8 +230,11 @@ fn convert(
     if actual != *expected {
         return Err(Unusable::DiffId(actual));
     }
-    if pending.info().opaque_root {
-        store.expect_opaque(expected).map_err(Unusable::Store)?;
+    let known = pending.info();
+    if known.opaque_root || !known.implicit_dirs.is_empty() {
+        store
+            .expect(expected, known.opaque_root, known.implicit_dirs.clone())
+            .map_err(Unusable::Store)?;
     }
     let name = format!("{}.erofs", expected.hex());
     let (_, info) = pending.commit(&name).map_err(failed)?;

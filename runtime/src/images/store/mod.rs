@@ -207,12 +207,21 @@ impl Store {
             .iter()
             .flat_map(|image| &image.layers)
             .find(|layer| layer.diff_id.hex() == lease.layer);
-        let opaque_root = match of_image {
-            Some(layer) if layer.file_size == size => layer.opaque_root,
+        let (opaque_root, implicit_dirs) = match of_image {
+            Some(layer) if layer.file_size == size => {
+                (layer.opaque_root, layer.implicit_dirs.clone())
+            }
             Some(_) => return None,
-            None => self.parts.get(&lease.layer)?.opaque_root,
+            None => {
+                let part = self.parts.get(&lease.layer)?;
+                (part.opaque_root, part.implicit_dirs.clone())
+            }
         };
-        meta.is_file().then_some(FileInfo { size, opaque_root })
+        meta.is_file().then_some(FileInfo {
+            size,
+            opaque_root,
+            implicit_dirs,
+        })
     }
 
     /// Says, before their files are made, that a pull is about to make them.
@@ -224,6 +233,7 @@ impl Store {
             layer: lease.layer.clone(),
             wanted_at: now(),
             opaque_root: false,
+            implicit_dirs: Vec::new(),
         };
         Ok(self
             .parts
@@ -231,12 +241,19 @@ impl Store {
             .await?)
     }
 
-    /// Says, before its file gets its name, that an expected layer hides all below it. Blocks.
-    pub fn expect_opaque(&self, diff_id: &Digest) -> Result<(), ImagesError> {
+    /// Says, before its file gets its name, what an expected layer is like that its file does not
+    /// tell. Blocks.
+    pub fn expect(
+        &self,
+        diff_id: &Digest,
+        opaque_root: bool,
+        implicit_dirs: Vec<Vec<u8>>,
+    ) -> Result<(), ImagesError> {
         let part = PartRecord {
             layer: diff_id.hex().to_owned(),
             wanted_at: now(),
-            opaque_root: true,
+            opaque_root,
+            implicit_dirs,
         };
         Ok(self.parts.batch_blocking(vec![part], Vec::new())?)
     }

@@ -43,6 +43,11 @@ pub struct LayerRecord {
     /// Whether its root hides all layers below (an opaque whiteout at the root). They are then
     /// not in the image's list, because overlayfs would show them.
     pub opaque_root: bool,
+    /// Directories it has without an entry of their own ([`LayerInfo::implicit_dirs`]).
+    ///
+    /// [`LayerInfo::implicit_dirs`]: crate::images::layer::LayerInfo::implicit_dirs
+    #[serde(default)]
+    pub implicit_dirs: Vec<Vec<u8>>,
 }
 
 impl Record for ImageRecord {
@@ -81,15 +86,20 @@ pub struct PartRecord {
     pub wanted_at: u64,
     /// See [`LayerRecord::opaque_root`]; written before the file gets its name.
     pub opaque_root: bool,
+    /// See [`LayerRecord::implicit_dirs`]; likewise.
+    #[serde(default)]
+    pub implicit_dirs: Vec<Vec<u8>>,
 }
 
 /// What is known of a layer's finished file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileInfo {
     /// Its size.
     pub size: u64,
     /// See [`LayerRecord::opaque_root`].
     pub opaque_root: bool,
+    /// See [`LayerRecord::implicit_dirs`].
+    pub implicit_dirs: Vec<Vec<u8>>,
 }
 
 impl Record for PartRecord {

@@ -39,6 +39,7 @@ async fn make_layer(store: &Arc<Store>, n: u8) -> (LayerRecord, Lease) {
     let info = FileInfo {
         size: 100,
         opaque_root: false,
+        implicit_dirs: Vec::new(),
     };
     assert_eq!(store.layer(&lease), Some(info));
     let record = LayerRecord {
@@ -47,6 +48,7 @@ async fn make_layer(store: &Arc<Store>, n: u8) -> (LayerRecord, Lease) {
         blob_size: 50,
         file_size: 100,
         opaque_root: false,
+        implicit_dirs: Vec::new(),
     };
     (record, lease)
 }
