@@ -45,11 +45,23 @@ export BULKHEAD_BIN_DIR BULKHEAD_REGISTRY=$registry BULKHEAD_BENCH_GUEST=$CARGO_
 results=$(mktemp -d /tmp/bulkhead-bench.XXXXXX)
 trap 'rm -rf "$results"' EXIT
 status=0
-tests/host/run.sh --timeout 3000 --share "$results" --copy "$BULKHEAD_BIN_DIR" --ro "$registry" -- \
-    "$CARGO_TARGET_DIR/fast/bulkhead-bench" --results "$results" --json "$results/figures.json" ${words[@]+"${words[@]}"} || status=$?
+mkdir "$results/program"
+cp "$CARGO_TARGET_DIR/fast/bulkhead-bench" "$results/program/"
+if [[ " ${words[*]-} " != *" --only-peer "* ]]; then
+    say "what needs no VM, on this machine"
+    "$results/program/bulkhead-bench" --only-lists --repeat 50 --results "$results" --json "$results/lists.json" || status=$?
+fi
+say "the rest, in the test host"
+tests/host/run.sh --timeout 3000 --share "$results" --copy "$BULKHEAD_BIN_DIR" --copy "$results/program" --ro "$registry" -- \
+    "$results/program/bulkhead-bench" --results "$results" --json "$results/figures.json" ${words[@]+"${words[@]}"} || {
+    more=$?
+    [ $more -le $status ] || status=$more
+}
 if [ $status = 2 ]; then
     say "the daemon said last:"
     tail -n 20 "$results/bench/daemon.log" >&2 2>/dev/null || true
 fi
-if [ -n "$json" ] && [ -f "$results/figures.json" ]; then cp "$results/figures.json" "$json"; fi
+if [ -n "$json" ]; then
+    jq -s '{figures: (map(.figures) | add), holds: (map(.holds) | add)}' "$results"/*.json >"$json"
+fi
 exit $status

@@ -1,19 +1,14 @@
-//! What a daemon's pods cost: the phases of their start, memory, exec, pulls, lists.
+//! What a daemon's pods cost: the phases of their start, memory, exec, pulls.
 
 use std::{
     fs,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     path::Path,
-    sync::Arc,
     time::Duration,
 };
 
-use bulkhead_proto::cri::{
-    ContainerConfig, ImageSpec, ListContainersRequest, PodSandboxConfig, PodSandboxStatus,
-    RemoveImageRequest,
-};
-use bulkhead_runtime::records::{ContainerRecord, Records};
+use bulkhead_proto::cri::{ContainerConfig, ImageSpec, PodSandboxConfig, RemoveImageRequest};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -25,9 +20,6 @@ use crate::{
     images::recipes::BULK_BYTES,
 };
 
-/// How many container records a list is measured with.
-const RECORDS: usize = 500;
-const LISTS: &str = "ListContainers, 500 records";
 const VMM_MEMORY: &str = "VMM memory beyond guest RAM";
 const MIB: f64 = 1_048_576.0;
 
@@ -69,11 +61,10 @@ pub async fn measure(results: &Path, effort: Effort, figures: &mut Figures) -> O
     if let Some(memory) = figures.median(VMM_MEMORY) {
         figures.hold("VMM memory beyond guest RAM, MiB", memory, 5.0);
     }
-    lists(&mut host, &cri, effort, figures).await?;
     host.stop_daemon().await
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
@@ -255,61 +246,4 @@ fn compare_first_and_last(figures: &mut Figures) {
             last / first,
         );
     }
-}
-
-/// Lists with many records: one real container's record, of a pod that is stopped, many times.
-async fn lists(host: &mut Host, cri: &Cri, effort: Effort, figures: &mut Figures) -> Outcome {
-    println!("==> lists with {RECORDS} records");
-    let config = cri::pod("lists");
-    let pod = cri.run_pod(config.clone()).await?;
-    let image = format!("{REGISTRY}/busybox:latest");
-    let made = cri
-        .create(&pod, &config, cri::script("c", &image, "exec sleep 100000"))
-        .await?;
-    cri.stop_pod(&pod).await?;
-    host.stop_daemon().await?;
-    copy_record(&host.state_dir().join("state.redb"), &made).await?;
-    host.start_daemon().await?;
-    let cri = host.cri().await?;
-    for _ in 0..effort.repeat {
-        let began = Instant::now();
-        let mut runtime = cri.runtime.clone();
-        let request = ListContainersRequest { filter: None };
-        let answer = runtime.list_containers(request).await?.into_inner();
-        figures.add(LISTS, "ms", milliseconds(began.elapsed()));
-        let count = answer.containers.len();
-        check!(count == RECORDS, "{count} containers are listed");
-    }
-    if let Some(time) = figures.median(LISTS) {
-        figures.hold("ListContainers with 500 records, ms", time, 5.0);
-    }
-    let (status, _): (PodSandboxStatus, _) = cri.pod_status(&pod).await?;
-    check!(status.id == pod, "the pod of the records is gone");
-    cri.remove_pod(&pod).await?;
-    Ok(())
-}
-
-/// The daemon does not run meanwhile; its own code writes the records.
-async fn copy_record(database: &Path, id: &str) -> Outcome {
-    let records = Records::open(database)?;
-    let real = records
-        .containers
-        .get(id)
-        .ok_or("the container has no record")?;
-    let copies = (1..RECORDS).map(|number| {
-        let mut meta = real.meta.as_ref().clone();
-        meta.id = format!("{number:032x}");
-        if let Some(metadata) = meta.config.metadata.as_mut() {
-            metadata.name = format!("c{number}");
-        }
-        ContainerRecord {
-            meta: Arc::new(meta),
-            status: real.status.clone(),
-        }
-    });
-    records
-        .containers
-        .batch(copies.collect(), Vec::new())
-        .await?;
-    Ok(())
 }

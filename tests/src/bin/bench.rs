@@ -1,6 +1,6 @@
 //! The benchmark: `bulkhead-bench [--pods N] [--repeat N] [--peer qemu|firecracker=PATH]…
-//! [--only-peer] [--json FILE] [--results DIR]`, as root in the test host (tests/bench.sh does all
-//! that). Exit code 1 if a number that is to be held is missed, 2 if something did not work.
+//! [--only-peer] [--json FILE] [--results DIR]`, as root in the test host, and with `--only-lists` on
+//! the machine itself (tests/bench.sh does all that). Exit code 1 if a number that is to be held is missed, 2 if something did not work.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, fs, path::PathBuf, process::ExitCode};
@@ -9,6 +9,7 @@ use bulkhead_tests::{
     Failure, Outcome,
     bench::{
         figures::Figures,
+        lists,
         node::{self, Effort},
         peer::{self, Peer},
     },
@@ -22,6 +23,7 @@ struct Args {
     effort: Effort,
     peers: Vec<Peer>,
     only_peer: bool,
+    only_lists: bool,
     json: Option<PathBuf>,
     results: PathBuf,
 }
@@ -32,7 +34,8 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!(
                 "bulkhead-bench: {error}\nusage: bulkhead-bench [--pods N] [--repeat N] \
-                 [--peer qemu|firecracker=PATH]… [--only-peer] [--json FILE] [--results DIR]"
+                 [--peer qemu|firecracker=PATH]… [--only-peer] [--only-lists] [--json FILE] \
+                 [--results DIR]"
             );
             return ExitCode::from(2);
         }
@@ -69,6 +72,9 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: &Args, figures: &mut Figures) -> Outcome {
+    if args.only_lists {
+        return lists::measure(&args.results, args.effort.repeat, figures).await;
+    }
     if !args.only_peer {
         node::measure(&args.results, args.effort, figures).await?;
     }
@@ -95,6 +101,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Failure> {
         },
         peers: Vec::new(),
         only_peer: false,
+        only_lists: false,
         json: None,
         results: PathBuf::from("/tmp/bulkhead-bench"),
     };
@@ -104,6 +111,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Failure> {
             "--pods" => args.effort.pods = value()?.parse()?,
             "--repeat" => args.effort.repeat = value()?.parse()?,
             "--only-peer" => args.only_peer = true,
+            "--only-lists" => args.only_lists = true,
             "--json" => args.json = Some(value()?.into()),
             "--results" => args.results = value()?.into(),
             "--peer" => args.peers.push(which_peer(&value()?)?),
