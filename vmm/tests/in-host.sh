@@ -11,7 +11,7 @@ kernel=$(make --no-print-directory -s -C guest-kernel path)
 RUSTFLAGS="-C target-feature=+crt-static" \
     nice cargo build --quiet --locked --release --manifest-path vmm/tests/guest/Cargo.toml --target $static
 programs=$(nice cargo test --quiet --locked --profile fast -p bulkhead-vmm --lib --test devices --test restore --no-run \
-    --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+    --message-format=json | sed -n 's/.*"executable":"\([^"]*\/deps\/[^"]*\)".*/\1/p')
 initramfs=$(agent/build.sh)
 export BULKHEAD_GUEST_KERNEL=$kernel
 export BULKHEAD_AGENT_INITRAMFS=$(realpath "${initramfs##*$'\n'}")
