@@ -82,7 +82,7 @@ if [ $# = 0 ]; then
     say "unit and property tests, on this machine"
     watched "$results/unit.log" 1500 cargo test --locked --workspace --no-fail-fast -- --show-output || failed=1
     say "the same in two test hosts, where they need cgroup v2 or a Linux guest"
-    watched "$results/vmm.log" 1500 vmm/tests/in-host.sh &
+    watched "$results/vmm.log" 1500 vmm/tests/in-host.sh "$bin" &
     vmm=$!
     watched "$results/agent.log" 1500 agent/tests/in-host.sh "$bin" || failed=1
     wait $vmm || failed=1

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Runs the agent's tests in the test host, which has cgroup v2, and the agent as PID 1 of a guest:
-# `agent/tests/in-host.sh DIST [FILTER…]`, DIST as packaging/build.sh prints it.
+# `agent/tests/in-host.sh DIST [FILTER…]`, DIST as packaging/build.sh prints it. The test programs
+# are cargo's usual ones, the agent is DIST's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bin=${1:?usage: in-host.sh DIST [FILTER…]}
 shift
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
-programs=$(nice cargo test --quiet --locked --profile fast -p bulkhead-agent --test '*' --no-run \
-    --message-format=json | sed -n 's/.*"executable":"\([^"]*\/deps\/[^"]*\)".*/\1/p')
+# Of the whole workspace, as `cargo test` built them: alone they would have other features.
+programs=$(nice cargo test --quiet --locked --workspace --test containers --test guest --test network --test streams \
+    --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\/deps\/[^"]*\)".*/\1/p')
 export BULKHEAD_VMM=$bin/bulkhead-vmm BULKHEAD_KERNEL=$bin/vmlinux BULKHEAD_INITRAMFS=$bin/initramfs.cpio
 export BULKHEAD_AGENT=$bin/bulkhead-agent
 run=(bash -c 'status=0

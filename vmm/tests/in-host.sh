@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # Runs in the test host what of the VMM's tests needs a Linux guest (devices.rs, restore.rs) or a
-# vhost-net (the unit tests of the network device): `vmm/tests/in-host.sh [FILTER…]`.
+# vhost-net (the unit tests of the network device): `vmm/tests/in-host.sh DIST [FILTER…]`, DIST as
+# packaging/build.sh prints it. The test programs are cargo's usual ones, the VMM is DIST's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+bin=${1:?usage: in-host.sh DIST [FILTER…]}
+shift
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 static=x86_64-unknown-linux-gnu
-kernel=$(make --no-print-directory -s -C guest-kernel path)
-[ -e "$kernel" ] || { echo "in-host.sh: no guest kernel: make -C guest-kernel" >&2; exit 1; }
 # With --target the flags do not concern build scripts.
 RUSTFLAGS="-C target-feature=+crt-static" \
     nice cargo build --quiet --locked --release --manifest-path vmm/tests/guest/Cargo.toml --target $static
-programs=$(nice cargo test --quiet --locked --profile fast -p bulkhead-vmm --lib --test devices --test restore --no-run \
-    --message-format=json | sed -n 's/.*"executable":"\([^"]*\/deps\/[^"]*\)".*/\1/p')
-initramfs=$(agent/build.sh)
-export BULKHEAD_GUEST_KERNEL=$kernel
-export BULKHEAD_AGENT_INITRAMFS=$(realpath "${initramfs##*$'\n'}")
+# Of the whole workspace, as `cargo test` built them: alone they would have other features.
+programs=$(nice cargo test --quiet --locked --workspace --lib --test devices --test restore --no-run \
+    --message-format=json | sed -n 's/.*"executable":"\([^"]*\/deps\/\(bulkhead_vmm\|devices\|restore\)-[^"]*\)".*/\1/p')
+export BULKHEAD_VMM=$bin/bulkhead-vmm BULKHEAD_GUEST_KERNEL=$bin/vmlinux BULKHEAD_AGENT_INITRAMFS=$bin/initramfs.cpio
 export BULKHEAD_DEVICE_GUEST=$CARGO_TARGET_DIR/$static/release/device-guest
 run=(bash -c 'status=0
     for program in $1; do
@@ -28,4 +28,4 @@ run=(bash -c 'status=0
 if [ -n "${BULKHEAD_TEST_HOST_NAME:-}" ]; then
     exec tests/host/exec.sh "$BULKHEAD_TEST_HOST_NAME" -- "${run[@]}"
 fi
-exec tests/host/run.sh -- "${run[@]}"
+exec tests/host/run.sh --copy "$bin" -- "${run[@]}"

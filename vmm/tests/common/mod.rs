@@ -99,6 +99,13 @@ pub fn kvm() -> Option<File> {
     }
 }
 
+/// The VMM of this build; in the test host, an optimised one in its memory.
+fn program() -> PathBuf {
+    std::env::var_os("BULKHEAD_VMM")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_bulkhead-vmm").into())
+        .into()
+}
+
 pub fn is_root() -> bool {
     // SAFETY: no preconditions.
     let root = unsafe { libc::geteuid() } == 0;
@@ -182,7 +189,7 @@ impl Guest {
         // The VMM is a grandchild: with this it becomes a child when its parent ends.
         // SAFETY: sets a flag of this process.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
-        let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead-vmm"))
+        let mut child = Command::new(program())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
