@@ -67,10 +67,12 @@ pub enum BootError {
 /// - `reboot=t` would skip ACPI; the default uses the reset register, so nothing is given.
 /// - `panic=-1`: reboot at once, after pvpanic has told us; the VM then ends.
 /// - `maxcpus=1`: the others are brought up by the agent.
+/// - `noreplace-smp`: a kernel that boots on one processor patches the lock prefixes out of all its
+///   code, an eighth of its boot, and back in when the agent brings up the second.
 /// - `random.trust_cpu=on`: RDRAND may seed; virtio-rng follows.
 /// - `cryptomgr.notests`: no self-tests at boot.
 /// - `8250.nr_uarts=1`: one serial port to look at.
-const BASE_CMDLINE: &str = "console=ttyS0 quiet panic=-1 maxcpus=1 random.trust_cpu=on \
+const BASE_CMDLINE: &str = "console=ttyS0 quiet panic=-1 maxcpus=1 noreplace-smp random.trust_cpu=on \
                             cryptomgr.notests 8250.nr_uarts=1";
 
 /// The whole command line: the VMM's words, then `extra`, whose words win.
