@@ -40,25 +40,58 @@ release=${release%-unsigned}
 # hundred dies early in the kernel, its saved EFLAGS the low half of a pointer).
 # Debian 12 has a newer one in its backports; that too is extracted, not installed.
 qemu_wanted=10
-qemu_version=$(dpkg-query -W -f '${Version}' qemu-system-x86)
-suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")-backports
-if dpkg --compare-versions "${qemu_version#*:}" ge $qemu_wanted; then qemu=; else qemu=$suite; fi
+cache=$bulkhead_cache/test-host
+mkdir -p "$cache"
+
+# One preparation at a time.
+take_lock() {
+    exec 9>"$cache/lock"
+    flock -w 900 9 || die "another preparation did not end within 15 minutes; lock file $cache/lock"
+}
+
+# The QEMU of suite $1, with package lists of our own: the machine's stay as they are.
+fetch_qemu() {
+    local work apt deb status=0
+    work=$(mktemp -d "$cache/qemu.XXXXXX")
+    mkdir -p "$work"/{deb,root,lists/partial,archives/partial}
+    echo "deb http://deb.debian.org/debian $1 main" >"$work/sources.list"
+    apt=(-q -o APT::Sandbox::User=root -o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=-
+        -o "Dir::State::lists=$work/lists" -o "Dir::Cache=$work")
+    # The last but one shows whether it lacks libraries.
+    (cd "$work/deb" && apt-get "${apt[@]}" update >&2 &&
+        apt-get "${apt[@]}" download qemu-system-{x86,data,common}"/$1" >&2) &&
+        for deb in "$work"/deb/*.deb; do dpkg-deb -x "$deb" "$work/root" || break; done &&
+        "$work/root/usr/bin/qemu-system-x86_64" --version >&2 &&
+        mv -T "$work/root" "$cache/qemu-$1" || status=1
+    rm -rf "$work"
+    return $status
+}
+
+qemu= qemu_version=$(dpkg-query -W -f '${Version}' qemu-system-x86)
+if dpkg --compare-versions "${qemu_version#*:}" lt $qemu_wanted; then
+    qemu=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")-backports
+    if [ ! -e "$cache/qemu-$qemu" ]; then
+        take_lock
+        say "fetching QEMU from $qemu (15 MB; the machine's is $qemu_version)"
+        if [ ! -e "$cache/qemu-$qemu" ] && ! fetch_qemu "$qemu"; then
+            say "it could not be had: QEMU $qemu_version will do, and let a guest die now and then"
+            qemu=
+        fi
+    fi
+fi
 
 hash=$({
     echo "$kernel $version $qemu"
     dpkg-query -W -f '${Version}' busybox-static
     cat "$here/prepare.sh" "$here/modules" "$here"/guest/*
 } | sha256sum | cut -c1-16)
-cache=$bulkhead_cache/test-host
 result=$cache/$hash
 if [ -e "$result/initrd" ]; then
     echo "$result"
     exit
 fi
 
-mkdir -p "$cache"
-exec 9>"$cache/lock"
-flock -w 900 9 || die "another preparation did not end within 15 minutes; lock file $cache/lock"
+take_lock
 if [ -e "$result/initrd" ]; then
     echo "$result"
     exit
@@ -96,22 +129,6 @@ if [ ! -e "$unpacked" ]; then
     ln -s ../modules "$work/unpacked/lib/modules"
     depmod -b "$work/unpacked" "$release"
     mv -T "$work/unpacked" "$unpacked"
-fi
-
-# The programs of $qemu, with package lists of our own: the machine's stay as they are.
-if [ -n "$qemu" ] && [ ! -e "$cache/qemu-$qemu" ]; then
-    say "fetching QEMU from $qemu (15 MB; the machine's is $qemu_version)"
-    mkdir -p "$work"/qemu/{deb,root,lists/partial,archives/partial}
-    echo "deb http://deb.debian.org/debian $qemu main" >"$work/qemu/sources.list"
-    apt=(-q -o APT::Sandbox::User=root -o "Dir::Etc::sourcelist=$work/qemu/sources.list" -o Dir::Etc::sourceparts=-
-        -o "Dir::State::lists=$work/qemu/lists" -o "Dir::Cache=$work/qemu")
-    (cd "$work/qemu/deb" && apt-get "${apt[@]}" update >&2 &&
-        apt-get "${apt[@]}" download qemu-system-{x86,data,common}"/$qemu" >&2) ||
-        die "QEMU $qemu_wanted or newer could not be fetched from $qemu; install one and call again"
-    for deb in "$work"/qemu/deb/*.deb; do dpkg-deb -x "$deb" "$work/qemu/root"; done
-    ! ldd "$work/qemu/root/usr/bin/qemu-system-x86_64" | grep 'not found' >&2 ||
-        die "the QEMU of $qemu needs the libraries above"
-    mv -T "$work/qemu/root" "$cache/qemu-$qemu"
 fi
 
 say "making the initramfs"
