@@ -224,16 +224,23 @@ impl Store {
         })
     }
 
-    /// Says, before their files are made, that a pull is about to make them.
+    /// Says, before their files are made, that a pull is about to make them. What is known of one
+    /// that another pull has finished stays known.
     pub async fn expect_layers(
         &self,
         leases: impl Iterator<Item = &Lease>,
     ) -> Result<(), ImagesError> {
-        let part = |lease: &Lease| PartRecord {
-            layer: lease.layer.clone(),
-            wanted_at: now(),
-            opaque_root: false,
-            implicit_dirs: Vec::new(),
+        let _writer = self.writer.lock().await;
+        let part = |lease: &Lease| {
+            let known = self.parts.get(&lease.layer);
+            PartRecord {
+                layer: lease.layer.clone(),
+                wanted_at: now(),
+                opaque_root: known.as_ref().is_some_and(|known| known.opaque_root),
+                implicit_dirs: known
+                    .map(|known| known.implicit_dirs.clone())
+                    .unwrap_or_default(),
+            }
         };
         Ok(self
             .parts
@@ -242,13 +249,14 @@ impl Store {
     }
 
     /// Says, before its file gets its name, what an expected layer is like that its file does not
-    /// tell. Blocks.
+    /// tell. Blocks: not for async threads.
     pub fn expect(
         &self,
         diff_id: &Digest,
         opaque_root: bool,
         implicit_dirs: Vec<Vec<u8>>,
     ) -> Result<(), ImagesError> {
+        let _writer = self.writer.blocking_lock();
         let part = PartRecord {
             layer: diff_id.hex().to_owned(),
             wanted_at: now(),

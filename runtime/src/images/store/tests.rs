@@ -194,3 +194,20 @@ async fn the_sweep_at_start() {
     store.prune_parts(true).await.unwrap();
     assert_eq!(fixture.files().len(), 2);
 }
+
+#[tokio::test]
+async fn what_one_pull_found_out_of_a_layer_the_next_knows() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let lease = store.lease(&digest(1));
+    store.expect_layers(std::iter::once(&lease)).await.unwrap();
+    let (of_pull, dirs) = (Arc::clone(&store), vec![b"tmp".to_vec()]);
+    let expect = move || of_pull.expect(&digest(1), true, dirs);
+    tokio::task::spawn_blocking(expect).await.unwrap().unwrap();
+    fs::write(store.layer_path(&digest(1)), [1; 100]).unwrap();
+    // A second pull, or the same one tried again after it was cut off.
+    store.expect_layers(std::iter::once(&lease)).await.unwrap();
+    let info = store.layer(&lease).unwrap();
+    assert!(info.opaque_root);
+    assert_eq!(info.implicit_dirs, [b"tmp".to_vec()]);
+}
