@@ -145,6 +145,8 @@ start_emulated() {
         -device virtio-blk-pci,drive=scratch \
         "${args[@]}" </dev/null >"$dir/qemu.log" 2>&1 &
     echo $! >"$dir/pid"
+    # Its end, by a kill of ours, is no news.
+    disown
 }
 
 start_direct() {
