@@ -1,6 +1,7 @@
 //! The benchmark: `bulkhead-bench [--pods N] [--repeat N] [--peer qemu|firecracker=PATH]…
-//! [--only-peer] [--json FILE] [--results DIR]`, as root in the test host, and with `--only-lists` on
-//! the machine itself (tests/bench.sh does all that). Exit code 1 if a number that is to be held is missed, 2 if something did not work.
+//! [--only-peer] [--json FILE] [--results DIR]`, as root in the test host, and with `--only-lists`
+//! on the machine itself (tests/bench.sh does all that). Exit code 1 if a number that is to be held
+//! is missed, 2 if something did not work.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, fs, path::PathBuf, process::ExitCode};
