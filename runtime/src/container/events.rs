@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::{
     ContainerError,
     remove::dismantle,
-    start::{follow, record_exit},
+    start::{self, follow, record_exit},
 };
 use crate::{
     app::App,
@@ -111,7 +111,7 @@ async fn ended(app: &Arc<App>, id: &str, exit: Exit) {
     if let Some(pump) = app.containers.live(id).pump() {
         pump.ended(DRAIN).await;
     }
-    record_exit(app, id, exit, String::new()).await;
+    start::ended(app, id, exit).await;
 }
 
 /// Brings records and guest together, for a pod that was there before this daemon.

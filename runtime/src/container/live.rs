@@ -32,6 +32,8 @@ pub struct Containers {
 pub(super) struct Live {
     /// One at a time starts or removes it.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// Held until a start is on record, whichever way it went.
+    starting: tokio::sync::Mutex<()>,
     pump: Mutex<Option<Pump>>,
     /// Counts changes of the record.
     changed: watch::Sender<u64>,
@@ -117,6 +119,7 @@ impl Containers {
         Arc::clone(live.entry(id.to_owned()).or_insert_with(|| {
             Arc::new(Live {
                 turn: Arc::default(),
+                starting: tokio::sync::Mutex::default(),
                 pump: Mutex::default(),
                 changed: watch::channel(0).0,
             })
@@ -152,6 +155,16 @@ impl Live {
     /// The turn to start or remove the container; given back when dropped.
     pub(super) async fn turn(&self) -> OwnedMutexGuard<()> {
         Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// A start begins; it is decided when the guard is dropped.
+    pub(super) async fn starting(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.starting.lock().await
+    }
+
+    /// Waits until no start is under way.
+    pub(super) async fn decided(&self) {
+        drop(self.starting.lock().await);
     }
 
     pub(super) fn pump(&self) -> Option<Pump> {

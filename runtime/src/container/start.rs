@@ -47,6 +47,7 @@ async fn start_now(app: &Arc<App>, id: &str) -> Result<(), ContainerError> {
         });
     }
     let pod = app.pods.ready(&record.meta.sandbox_id)?;
+    let _starting = live.starting().await;
     follow(app, &pod, &record, false).await?;
     let request = StartContainerRequest {
         container_id: id.to_owned(),
@@ -68,7 +69,7 @@ async fn start_now(app: &Arc<App>, id: &str) -> Result<(), ContainerError> {
                 .containers
                 .update(id, move |record| {
                     record.status.started_at = at;
-                    // A process may have ended already, and that be recorded.
+                    // Its VM may have ended already, and that be recorded.
                     if record.status.state == ContainerState::Created {
                         record.status.state = ContainerState::Running;
                     }
@@ -147,10 +148,17 @@ pub(super) async fn follow(
     let app = Arc::clone(app);
     tokio::spawn(async move {
         if let Some(Some(exit)) = pump.ended(FOR_EVER).await {
-            record_exit(&app, &id, exit, String::new()).await;
+            ended(&app, &id, exit).await;
         }
     });
     Ok(())
+}
+
+/// The guest says that a container's process has ended. While its start is under way that waits: a
+/// process that is killed because its start failed must not be told as one that ran.
+pub(super) async fn ended(app: &App, id: &str, exit: Exit) {
+    app.containers.live(id).decided().await;
+    record_exit(app, id, exit, String::new()).await;
 }
 
 /// Records how a container ended. Only the first word counts.
