@@ -434,7 +434,12 @@ impl Muxer {
             self.metrics.packets_to_guest += 1;
             return Some(HEADER);
         }
-        while let Some(id) = self.ready.pop_front() {
+        // Each has one turn: one with data that a buffer without room for any cannot take goes back
+        // into the queue, and a guest that gives such buffers must not keep this thread.
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else {
+                break;
+            };
             let Some(Peer::Connection(c)) = self.peers.get_mut(&id) else {
                 continue;
             };

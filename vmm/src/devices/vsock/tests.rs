@@ -34,6 +34,8 @@ struct Guest {
     tx: DriverQueue,
     event: DriverQueue,
     heads: HashMap<u16, u64>,
+    /// How large the receive buffers are that it gives from now on.
+    rx_bytes: u32,
     inbox: VecDeque<(Header, Vec<u8>)>,
     _dir: tempfile::TempDir,
     path: PathBuf,
@@ -63,6 +65,7 @@ impl Guest {
             tx,
             event,
             heads: HashMap::new(),
+            rx_bytes: RX_BYTES,
             inbox: VecDeque::new(),
             _dir: dir,
             path,
@@ -75,7 +78,7 @@ impl Guest {
     }
 
     fn post(&mut self, at: u64) {
-        let head = self.rx.offer(&[(at, RX_BYTES, true)]);
+        let head = self.rx.offer(&[(at, self.rx_bytes, true)]);
         self.heads.insert(head, at);
     }
 
@@ -429,6 +432,25 @@ fn refusals_wait_for_buffers_without_getting_lost() {
         refused += 1;
         while guest.tx.take().is_some() {}
     }
+}
+
+#[test]
+fn buffers_without_room_for_data_hold_up_the_data_alone() {
+    let mut guest = Guest::new();
+    let (mut host, _) = guest.connect(7);
+    guest.rx_bytes = HEADER as u32;
+    for _ in 0..RX_COUNT {
+        host.write_all(b"x").unwrap();
+        assert_eq!(guest.next().1, b"x");
+    }
+    // All its buffers are headers now. Packets without data go on.
+    host.write_all(b"y").unwrap();
+    guest.rx_bytes = RX_BYTES;
+    for _ in 0..RX_COUNT {
+        guest.send(Op::Rw, 9999, 9999, 0, b"");
+        assert_eq!(guest.next().0.op, Op::Rst as u16);
+    }
+    assert_eq!(guest.next().1, b"y");
 }
 
 #[test]
