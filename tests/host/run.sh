@@ -91,7 +91,7 @@ truncate -s "$disk" "$dir/disk.img"
 mkfs.ext4 -q -F -m 0 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard "$dir/disk.img"
 
 start_emulated() {
-    local kernel qemu tag count=0 path args
+    local kernel qemu count=0 path args
     kernel=$("$here/prepare.sh")
     qemu=(qemu-system-x86_64)
     if [ -e "$kernel/qemu" ]; then
@@ -105,6 +105,11 @@ start_emulated() {
         args+=(-fsdev "local,id=$1,path=${2//,/,,},security_model=none,multidevs=remap,readonly=$3"
             -device "virtio-9p-pci,fsdev=$1,mount_tag=$1")
     }
+    listed() { # PATH READONLY OPTIONS: shared, and mounted as the guest's init finds it in the list
+        local tag=share$((count++))
+        share $tag "$1" "$2"
+        echo "$tag $3 $1" >>"$dir/share/mounts"
+    }
     share root / on
     share control "$dir/share" off
     share modules "$(readlink -f "$kernel/modules")" on
@@ -112,27 +117,23 @@ start_emulated() {
     for path in "${fresh[@]}"; do
         path=$(realpath -m "$path")
         mkdir -p "$path"
-        tag=share$((count++))
-        share $tag "$path" on
-        echo "$tag ro,cache=none $path" >>"$dir/share/mounts"
+        listed "$path" on ro,cache=none
     done
     for path in ${shares[@]+"${shares[@]}"}; do
         path=$(realpath -e "$path") || die "--share: no such directory"
-        tag=share$((count++))
-        share $tag "$path" off
-        echo "$tag cache=none $path" >>"$dir/share/mounts"
+        listed "$path" off cache=none
     done
     # Last: one may lie in a directory above.
     for path in ${copies[@]+"${copies[@]}"}; do
         path=$(realpath -e "$path") || die "--copy: no such directory"
-        tag=share$((count++))
-        share $tag "$path" on
-        echo "$tag copy $path" >>"$dir/share/mounts"
+        listed "$path" on copy
     done
     # One processor: with two, the emulated host's kernel oopses now and then.
     # oops=panic, panic=-1 and -no-reboot make any oops the end of QEMU, which
     # every waiter sees. tsc=reliable: a busy machine looks like an unstable clock,
     # and any other clock source costs an exit of the emulator at every reading.
+    # Without ERMS, FSRM and rep_good kernels copy and clear by plain moves: the
+    # emulator does `rep movs` and `rep stos` one element at a time.
     setsid "${qemu[@]}" -nodefaults -no-user-config -display none -no-reboot \
         -M q35,hpet=off,smbus=off,sata=off,usb=off -accel tcg -cpu max,-erms,-fsrm -smp 1 -m "$mem" \
         -kernel "$kernel/vmlinux" -initrd "$kernel/initrd" \
