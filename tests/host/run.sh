@@ -137,7 +137,7 @@ start_emulated() {
     setsid "${qemu[@]}" -nodefaults -no-user-config -display none -no-reboot \
         -M q35,hpet=off,smbus=off,sata=off,usb=off -accel tcg -cpu max,-erms,-fsrm -smp 1 -m "$mem" \
         -kernel "$kernel/vmlinux" -initrd "$kernel/initrd" \
-        -append "console=ttyS0 tsc=reliable oops=panic panic=-1 mitigations=off nokaslr audit=0 clearcpuid=rep_good random.trust_cpu=1 loglevel=4 apparmor=0" \
+        -append "console=ttyS0 tsc=reliable oops=panic panic=-1 mitigations=off nokaslr audit=0 clearcpuid=rep_good random.trust_cpu=1 loglevel=4 apparmor=1" \
         -serial "file:$dir/console.log" \
         -device virtio-serial-pci \
         -chardev "pipe,id=control,path=$dir/control" -device virtserialport,chardev=control,nr=1 \
