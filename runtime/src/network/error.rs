@@ -33,6 +33,16 @@ pub enum NetworkError {
         /// What is wrong, and what is allowed.
         what: String,
     },
+    /// A pod's bandwidth annotation is not one.
+    #[error(
+        "the annotation {annotation} is {value:?}; allowed: bits per second as a quantity from 1k to 1P, like 10M"
+    )]
+    Bandwidth {
+        /// Which.
+        annotation: &'static str,
+        /// What it says.
+        value: String,
+    },
     /// A plugin's program is nowhere.
     #[error(
         "the CNI plugin {plugin:?} is in none of {dirs:?}: install it (Debian: \
@@ -148,6 +158,7 @@ impl Grpc for NetworkError {
             Self::NoConfig { .. } | Self::BadConfig { .. } | Self::PluginMissing { .. } => {
                 Code::FailedPrecondition
             }
+            Self::Bandwidth { .. } => Code::InvalidArgument,
             // CNI error 11: try again later.
             Self::PluginFailed { error_code: 11, .. } => Code::Unavailable,
             Self::PluginTimeout { .. } => Code::DeadlineExceeded,

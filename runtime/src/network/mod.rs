@@ -16,6 +16,7 @@ use std::{
 };
 
 use bulkhead_proto::{agent, cri::PodSandboxConfig};
+pub use cni::validate;
 use cni::{Attachment, Cni, CniDns, POD_INTERFACE, kubernetes_args};
 pub use error::NetworkError;
 

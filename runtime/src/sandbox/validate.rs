@@ -56,6 +56,8 @@ pub(super) fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wante
         )));
     }
 
+    crate::network::validate(config)?;
+
     let security = config
         .linux
         .as_ref()

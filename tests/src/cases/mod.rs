@@ -3,6 +3,7 @@
 mod bad_input;
 mod basics;
 mod crictl;
+mod docs;
 mod exec;
 mod images;
 mod isolation;
@@ -28,6 +29,7 @@ pub fn all() -> Vec<Test> {
         recovery::tests(),
         bad_input::tests(),
         crictl::tests(),
+        docs::tests(),
         scale::tests(),
     ]
     .concat()

@@ -2,6 +2,7 @@
 //! DEL with what ADD ran with, and whether a network can be made at all. Not here: namespaces and
 //! taps, and what the guest is told.
 
+mod bandwidth;
 mod cache;
 mod conf;
 mod exec;
@@ -68,7 +69,7 @@ impl Cni {
             move || usable(&dir, &dirs)
         })
         .await?;
-        let mut cached = Cached::new(&conf, &attachment, arguments(pod));
+        let mut cached = Cached::new(&conf, &attachment, arguments(pod)?);
         // Kept before the first plugin runs: a DEL after a crash must know what there was to undo.
         self.cache.put(&attachment.container_id, &cached).await?;
         match self.chain(&conf, &cached, &attachment).await {
@@ -174,6 +175,14 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
+/// Whether a pod asks for what can be told to the plugins.
+///
+/// # Errors
+/// For a bandwidth that is none.
+pub fn validate(pod: &PodSandboxConfig) -> Result<(), NetworkError> {
+    arguments(pod).map(|_| ())
+}
+
 /// `CNI_ARGS` as the plugins of Kubernetes networks expect it.
 #[must_use]
 pub fn kubernetes_args(sandbox_id: &str, pod: &PodSandboxConfig) -> String {
@@ -190,8 +199,11 @@ pub fn kubernetes_args(sandbox_id: &str, pod: &PodSandboxConfig) -> String {
 }
 
 /// Capability arguments (CNI conventions): each is given to the plugins that declare it.
-fn arguments(pod: &PodSandboxConfig) -> Map<String, Value> {
+fn arguments(pod: &PodSandboxConfig) -> Result<Map<String, Value>, NetworkError> {
     let mut arguments = Map::new();
+    if let Some(rates) = bandwidth::argument(&pod.annotations)? {
+        arguments.insert("bandwidth".to_owned(), rates);
+    }
     let ports: Vec<Value> = pod
         .port_mappings
         .iter()
@@ -219,7 +231,7 @@ fn arguments(pod: &PodSandboxConfig) -> Map<String, Value> {
             json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options}),
         );
     }
-    arguments
+    Ok(arguments)
 }
 
 /// What a plugin reads: its own object with what the runtime adds (spec 1.1, "Deriving execution
