@@ -36,7 +36,7 @@ finish() {
     [ $status = 0 ] || { say "the daemon's last words"; tail -n 40 "$work/daemon.log" 2>/dev/null || true; }
     if [ -n "$daemon" ]; then kill "$daemon" 2>/dev/null || true; wait "$daemon" 2>/dev/null || true; fi
     ip link delete bulkhead0 2>/dev/null || true
-    umount /var/lib/bulkhead && rm -rf "$state"
+    umount --lazy /var/lib/bulkhead && rm -rf "$state"
     umount --lazy "$work" && rmdir "$work"
     exit $status
 }
@@ -54,7 +54,7 @@ server = "http://127.0.0.1:5000/v2/registry.k8s.io"
 HOSTS
 install -D -m 644 /usr/share/bulkhead/10-bulkhead.conflist /etc/cni/net.d/10-bulkhead.conflist
 sed -i 's|^max_vcpus = 0|max_vcpus = 2|' /etc/bulkhead/config.toml
-echo 'runtime-endpoint: unix:///run/bulkhead/bulkhead.sock' >/etc/crictl.yaml
+printf 'runtime-endpoint: unix:///run/bulkhead/bulkhead.sock\ntimeout: 120\n' >/etc/crictl.yaml
 export PATH="$BULKHEAD_GO_TOOLS:/usr/bin:$PATH"
 bulkhead serve >"$work/daemon.log" 2>&1 &
 daemon=$!
