@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # `make test`: every test there is. Builds, runs the unit and property tests on the machine, then
 # what needs a real host with KVM and cgroup v2 in two test hosts side by side: first the VMM's and
-# the agent's own tests, then the end-to-end tests. Where the machine has KVM of its own, there is
-# one host and it is the machine. Closes with one line: N passed, N failed, N skipped.
+# the agent's own tests, then the end-to-end tests, then critest, the CRI's own validation suite.
+# Where the machine has KVM of its own, there is one host and it is the machine. Closes with one
+# line: N passed, N failed, N skipped.
 #
-#   run.sh [FILTER…]     only the end-to-end tests whose name contains a filter
+#   run.sh [FILTER…]     only the end-to-end tests whose name contains a filter; critest where a
+#                        filter is `critest`, or `critest:PART` for its specs whose `RUN: SPEC`
+#                        contains PART (`critest:kvm`, 'critest:host: Streaming')
 set -uo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
@@ -76,7 +79,7 @@ bin=$(packaging/build.sh fast) || die "the build failed"
 say "building the tests' programs"
 cargo build --locked --profile fast -p bulkhead-tests >&2 || die "the tests do not build"
 registry=$(tests/images/registry.sh "$CARGO_TARGET_DIR/fast/bulkhead-test-images") || die "no test images"
-go_tools=$(tests/go-tools.sh) || die "no crictl"
+go_tools=$(tests/go-tools.sh) || die "no crictl and critest"
 
 if [ $# = 0 ]; then
     say "unit and property tests, on this machine"
@@ -97,7 +100,7 @@ if [ $# = 0 ]; then
     failed=$bad
 fi
 
-say "end-to-end tests"
+say "end-to-end tests and critest"
 export BULKHEAD_BIN_DIR=$bin BULKHEAD_REGISTRY=$registry BULKHEAD_GO_TOOLS=$go_tools
 nodes=2
 grep -qwE 'vmx|svm' /proc/cpuinfo && nodes=1
@@ -131,16 +134,30 @@ done
 listed=$("$results/program/bulkhead-tests" --list "$@" | wc -l)
 taken=$(find "$results/claims" -mindepth 1 | wc -l)
 if [ "$taken" != "$listed" ]; then
-    say "$listed end-to-end tests were to run, and $taken did"
+    say "$listed end-to-end tests and batches of critest were to run, and $taken did"
     failed=$((failed + 1))
 fi
+
+# What became of critest's specs, run by run, and the reasons of those that were skipped.
+critest_sums() {
+    sed -nE 's/^(ok|skip|FAIL) critest ([a-z-]+): (.*)$/\1\t\2\t\3/p' "$results"/[0-9]*.log | awk -F '\t' '
+        { count[$2, $1]++; runs[$2] }
+        $1 == "skip" { why = $3; sub(/^.*: skipped: /, "", why); reasons[$2 "\t" why]++ }
+        END {
+            for (run in runs) {
+                printf "critest %s: %d passed, %d failed, %d skipped\n", run, count[run, "ok"], count[run, "FAIL"], count[run, "skip"]
+                for (key in reasons) if (index(key, run "\t") == 1) { why = key; sub(/^[^\t]*\t/, "", why); printf "critest %s:   %d skipped: %s\n", run, reasons[key], why }
+            }
+        }' | LC_ALL=C sort -s -t: -k1,1
+}
 
 echo
 if [ $skipped != 0 ]; then
     echo "Skipped:"
     grep -hE '^(skipped|ignored) ' "$results/outcomes" 2>/dev/null
-    grep -hE '^skip ' "$results"/[0-9]*.log
+    grep -hE '^skip ' "$results"/[0-9]*.log | grep -vE '^skip critest '
 fi
+critest_sums
 if [ $failed != 0 ]; then
     echo "Failed (logs in $results):"
     grep -hE '^FAILED ' "$results/outcomes" 2>/dev/null

@@ -2,6 +2,7 @@
 # Fetches and builds what the test images are made of, into the cache, and prints the folder:
 #   busybox/   an upstream busybox (Debian's source package, defconfig, static) with its applets
 #   nginx/     nginx and the libraries it needs, unpacked from Debian's packages
+#   programs/  the C programs of this folder, static
 # Debian's own busybox-static is not used: it lacks applets that CRI's tests call, and its shell
 # prefers applets over files.
 set -euo pipefail
@@ -10,7 +11,8 @@ cache=${BULKHEAD_CACHE:-$HOME/.cache/bulkhead}
 packages=(nginx nginx-common libc6 libcrypt1 libpcre2-8-0 libssl3 zlib1g)
 say() { printf '==> %s\n' "$*" >&2; }
 
-key=$( { cat "$0"; } | sha256sum | cut -c1-16)
+here=$(cd "$(dirname "$0")" && pwd)
+key=$( { cat "$0" "$here"/*.c; } | sha256sum | cut -c1-16)
 out=$cache/image-parts/$key
 mkdir -p "$cache/image-parts"
 exec 9>"$cache/image-parts/lock"
@@ -47,6 +49,12 @@ mkdir -p debs out/nginx
 for deb in debs/*.deb; do
     name=$(basename "$deb"); name=${name%%_*}
     dpkg -x "$deb" "out/nginx/$name"
+done
+
+mkdir out/programs
+for source in "$here"/*.c; do
+    name=$(basename "$source" .c)
+    cc -Os -s -static -Wall -Werror -o "out/programs/$name" "$source"
 done
 
 touch out/done

@@ -96,6 +96,15 @@ pub struct Sums {
     pub skipped: usize,
 }
 
+impl Sums {
+    /// These and others.
+    pub fn add(&mut self, others: Self) {
+        self.passed += others.passed;
+        self.failed += others.failed;
+        self.skipped += others.skipped;
+    }
+}
+
 /// The plan's tests in their order: the longest first, so that nodes that share them end together.
 #[must_use]
 pub fn chosen(tests: &[Test], plan: &Plan) -> Vec<Test> {
@@ -116,7 +125,7 @@ pub async fn run(tests: &[Test], plan: &Plan) -> Result<Sums, Failure> {
     let mut sums = Sums::default();
     let mut context = up(plan).await?;
     for test in chosen(tests, plan) {
-        if !claim(plan, &test)? {
+        if !claim(plan, test.name)? {
             continue;
         }
         let began = Instant::now();
@@ -151,14 +160,17 @@ pub async fn run(tests: &[Test], plan: &Plan) -> Result<Sums, Failure> {
 
 /// Takes a test for this node; false if another has it. A directory is made by one alone, on the
 /// file system the nodes share too.
-fn claim(plan: &Plan, test: &Test) -> Result<bool, Failure> {
+///
+/// # Errors
+/// If the directory of claims cannot be written.
+pub fn claim(plan: &Plan, name: &str) -> Result<bool, Failure> {
     let Some(claims) = &plan.claims else {
         return Ok(true);
     };
-    match fs::create_dir(claims.join(test.name)) {
+    match fs::create_dir(claims.join(name)) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(format!("taking {} in {}: {error}", test.name, claims.display()).into()),
+        Err(error) => Err(format!("taking {name} in {}: {error}", claims.display()).into()),
     }
 }
 

@@ -1,10 +1,10 @@
-//! The end-to-end tests: `bulkhead-tests [--list] [--node N] [--claims DIR] [--results DIR]
-//! [FILTER…]`, as root in the test host (tests/run.sh does all that).
+//! The end-to-end tests and critest: `bulkhead-tests [--list] [--node N] [--claims DIR]
+//! [--results DIR] [FILTER…]`, as root in the test host (tests/run.sh does all that).
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, path::PathBuf, process::ExitCode};
 
-use bulkhead_tests::{cases, suite};
+use bulkhead_tests::{Failure, cases, conformance, suite};
 
 fn main() -> ExitCode {
     let mut plan = suite::Plan {
@@ -35,12 +35,6 @@ fn main() -> ExitCode {
             filter => plan.filters.push(filter.to_owned()),
         }
     }
-    if list {
-        for test in suite::chosen(&tests, &plan) {
-            println!("{}", test.name);
-        }
-        return ExitCode::SUCCESS;
-    }
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -51,7 +45,24 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(suite::run(&tests, &plan)) {
+    if list {
+        if let Some(plan) = conformance::without(&plan) {
+            for test in suite::chosen(&tests, &plan) {
+                println!("{}", test.name);
+            }
+        }
+        return match runtime.block_on(conformance::claims(&plan)) {
+            Ok(claims) => {
+                claims.iter().for_each(|claim| println!("{claim}"));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match runtime.block_on(both(&tests, &plan)) {
         Ok(sums) => {
             println!(
                 "{} passed, {} failed, {} skipped",
@@ -68,6 +79,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The end-to-end tests, then critest.
+async fn both(tests: &[suite::Test], plan: &suite::Plan) -> Result<suite::Sums, Failure> {
+    let mut sums = match conformance::without(plan) {
+        Some(plan) => suite::run(tests, &plan).await?,
+        None => suite::Sums::default(),
+    };
+    sums.add(conformance::run(plan).await?);
+    Ok(sums)
 }
 
 fn usage() -> ExitCode {

@@ -2,6 +2,7 @@
 //! `skopeo` copies into a real registry. What is in each image stands in `recipes`; how a layout
 //! is written stands here.
 
+mod critest;
 mod layer;
 pub mod recipes;
 

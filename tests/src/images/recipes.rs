@@ -5,14 +5,14 @@ use std::{io, path::Path};
 
 use tar::EntryType;
 
-use super::{Compression, Config, Image, ImageError, Layer};
+use super::{Compression, Config, Image, ImageError, Layer, critest};
 
 /// Layers of the image `layers100`.
 pub const MANY_LAYERS: usize = 100;
 /// Bytes of incompressible data in the image `bulk`, for throughput.
 pub const BULK_BYTES: usize = 64 << 20;
 
-fn strings(words: &[&str]) -> Vec<String> {
+pub(super) fn strings(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
@@ -26,7 +26,7 @@ const GROUP: &str = "root:x:0:\nwww-data:x:33:\nusers:x:100:default-user\n\
     default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\nnogroup:x:65534:\n";
 
 /// The lowest layer of them all: busybox with its applets, the files programs look for.
-fn base(parts: &Path, compression: Compression) -> Result<Layer, ImageError> {
+pub(super) fn base(parts: &Path, compression: Compression) -> Result<Layer, ImageError> {
     let mut layer = Layer::new(compression);
     for (dir, mode) in [
         ("dev", 0o755),
@@ -49,7 +49,7 @@ fn base(parts: &Path, compression: Compression) -> Result<Layer, ImageError> {
     Ok(layer)
 }
 
-fn shell(cmd: &[&str]) -> Config {
+pub(super) fn shell(cmd: &[&str]) -> Config {
     Config {
         cmd: strings(cmd),
         env: strings(&[PATH]),
@@ -62,7 +62,7 @@ fn shell(cmd: &[&str]) -> Config {
 /// # Errors
 /// If a part is missing.
 pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
-    Ok(vec![
+    let mut images = vec![
         busybox(parts, "busybox:latest", Compression::Gzip, shell(&["sh"]))?,
         busybox(
             parts,
@@ -86,7 +86,9 @@ pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
         user(parts, "user-missing", "nosuchuser")?,
         entrypoint(parts)?,
         bulk()?,
-    ])
+    ];
+    images.extend(critest::all(parts)?);
+    Ok(images)
 }
 
 fn busybox(
@@ -132,8 +134,12 @@ fn entrypoint(parts: &Path) -> Result<Image, ImageError> {
     })
 }
 
-/// nginx of Debian over the busybox base: a layer of libraries, one of nginx, one of its site.
 fn nginx(parts: &Path) -> Result<Image, ImageError> {
+    web_server(parts, "nginx:latest", 80)
+}
+
+/// nginx of Debian over the busybox base: a layer of libraries, one of nginx, one of its site.
+pub(super) fn web_server(parts: &Path, name: &str, port: u16) -> Result<Image, ImageError> {
     let packages = parts.join("nginx");
     let mut libraries = Layer::new(Compression::Gzip);
     for package in ["libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"] {
@@ -167,17 +173,19 @@ fn nginx(parts: &Path) -> Result<Image, ImageError> {
         "<h1>Welcome to nginx in a microVM</h1>\n",
     )?;
     site.dir("etc", 0o755)?.dir("etc/nginx", 0o755)?;
-    // The distribution's site listens on :80 and [::]:80; logs go where the runtime collects them.
+    // Logs go where the runtime collects them.
     site.file(
         "etc/nginx/nginx.conf",
         0o644,
-        "user www-data;\nworker_processes 1;\npid /var/run/nginx.pid;\nerror_log /dev/stderr warn;\n\
-         events { worker_connections 256; }\n\
-         http {\n  include /etc/nginx/mime.types;\n  access_log /dev/stdout;\n\
-         \x20 server { listen 80; listen [::]:80; root /var/www/html; index index.html; }\n}\n",
+        format!(
+            "user www-data;\nworker_processes 1;\npid /var/run/nginx.pid;\nerror_log /dev/stderr warn;\n\
+             events {{ worker_connections 256; }}\n\
+             http {{\n  include /etc/nginx/mime.types;\n  access_log /dev/stdout;\n\
+             \x20 server {{ listen {port}; listen [::]:{port}; root /var/www/html; index index.html; }}\n}}\n"
+        ),
     )?;
     Ok(Image {
-        name: "nginx:latest".to_owned(),
+        name: name.to_owned(),
         layers: vec![base(parts, Compression::Gzip)?, libraries, server, site],
         config: Config {
             stop_signal: "SIGQUIT".to_owned(),
