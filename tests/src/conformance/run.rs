@@ -23,7 +23,7 @@ use super::{
 use crate::{
     Failure,
     host::{Host, Options, REGISTRY},
-    leaks::Snapshot,
+    leaks::{Snapshot, output},
     suite::{self, Plan, Sums},
 };
 
@@ -235,6 +235,13 @@ async fn left(host: &mut Host, before: &Snapshot) -> Result<(), Failure> {
     for pod in pods.into_inner().items {
         cri.remove_pod(&pod.id).await?;
     }
+    for line in fs::read_to_string("/proc/self/mountinfo")?.lines().rev() {
+        let point = line.split(' ').nth(4).unwrap_or_default();
+        // Sources that a spec mounts for itself, in its temporary directory.
+        if point.starts_with("/tmp/test") {
+            output("umount", &["-l", point])?;
+        }
+    }
     before.compare(host).await?;
     host.stop_daemon().await
 }
@@ -260,7 +267,7 @@ impl Node<'_> {
             .partition(|name| left_out.contains_key(name.as_str()));
         for name in out {
             let why = left_out.get(name.as_str()).copied().unwrap_or_default();
-            self.count(run, &name, &Outcome::Skipped(why.to_owned()), 0.0)
+            self.say(run, &name, Verdict::Skip(why.to_owned()), 0.0)
                 .await;
         }
         if names.is_empty() {
@@ -305,9 +312,14 @@ impl Node<'_> {
             .expected
             .iter()
             .find(|e| e.run == run.name && e.name == name);
+        let verdict = expected::judge(outcome, known);
+        self.say(run, name, verdict, seconds).await;
+    }
+
+    async fn say(&self, run: Run, name: &str, verdict: Verdict, seconds: f64) {
         let mut sums = self.sums.lock().await;
         let run = run.name;
-        match expected::judge(outcome, known) {
+        match verdict {
             Verdict::Ok => {
                 sums.passed += 1;
                 println!("ok critest {run}: {name} ({seconds:.1} s)");

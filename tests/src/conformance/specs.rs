@@ -92,8 +92,7 @@ fn spec(raw: RawSpec) -> Option<Spec> {
             let file = place.file_name.rsplit('/').next().unwrap_or_default();
             format!(" ({file}:{})", place.line_number)
         });
-        let text: Vec<&str> = failure.message.split_whitespace().collect();
-        format!("{}{place}", text.join(" "))
+        format!("{}{place}", brief(&failure.message))
     });
     let outcome = match (raw.state.as_str(), said) {
         ("passed", _) => Outcome::Passed,
@@ -113,6 +112,20 @@ fn spec(raw: RawSpec) -> Option<Spec> {
         seconds: raw.run_time as f64 / 1e9,
         output: raw.captured_ginkgo_writer_output,
     })
+}
+
+/// A message in one line, and a gRPC error in it without the Go structure it is kept in.
+fn brief(message: &str) -> String {
+    let words: Vec<&str> = message.split_whitespace().collect();
+    let line = words.join(" ");
+    let Some((before, error)) = line.split_once("rpc error: ") else {
+        return line;
+    };
+    let before = before
+        .split_once(" Unexpected error:")
+        .map_or(before, |(before, _)| before);
+    let error = error.split_once(" { s: {").map_or(error, |(text, _)| text);
+    format!("{}: {error}", before.trim_end_matches([':', ' ']))
 }
 
 const PREFIX: &str = "[k8s.io] ";
@@ -241,6 +254,16 @@ mod tests {
             ]
         );
         assert!(parse("{}").is_err());
+    }
+
+    #[test]
+    fn an_error_is_told_without_its_structure() {
+        let said = "failed to run Unexpected error:\n    <*status.Error | 0xdc>: \n    rpc error: code = NotFound desc = no {such} pod\n    {\n s: {\n s: {} } }\noccurred";
+        assert_eq!(
+            brief(said),
+            "failed to run: code = NotFound desc = no {such} pod"
+        );
+        assert_eq!(brief(" a\n  b "), "a b");
     }
 
     #[test]

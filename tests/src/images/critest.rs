@@ -13,6 +13,10 @@ use super::{
 const E2E: &str = "registry.k8s.io/e2e-test-images";
 const CRI_TOOLS: &str = "gcr.io/k8s-staging-cri-tools";
 
+/// The specs on supplementary groups want user 1000 in these and no others.
+const GROUP: &str = "root:x:0:\nwww-data:x:33:\ndefault-user:x:1000:\n\
+    group-defined-in-image:x:50000:default-user\nnogroup:x:65534:\n";
+
 /// All of them.
 ///
 /// # Errors
@@ -48,14 +52,20 @@ pub(super) fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
         ("test-image-user-username:latest", "www-data"),
         ("test-image-user-uid-group:latest", "1003:1004"),
         ("test-image-user-username-group:latest", "www-data:1004"),
-        // The groups of user 1000 are in the base's /etc/group.
         ("test-image-predefined-group:latest", "1000"),
     ] {
         let config = Config {
             user: user.to_owned(),
             ..shell(&["sh"])
         };
-        images.push(of_base(parts, tools(name), config)?);
+        let mut image = of_base(parts, tools(name), config)?;
+        if user == "1000" {
+            // The base has that user in a further group.
+            let mut groups = Layer::new(Compression::Gzip);
+            groups.dir("etc", 0o755)?.file("etc/group", 0o644, GROUP)?;
+            image.layers.push(groups);
+        }
+        images.push(image);
     }
     Ok(images)
 }
