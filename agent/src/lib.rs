@@ -7,7 +7,7 @@
 //! | [`launcher`] | the single-threaded process that forks containers and execs |
 //! | [`container`] | a container's life: root file system, cgroup, spec, records |
 //! | [`process`] | standard streams, exit statuses, reaping |
-//! | [`net`], [`disk`], [`user`], [`stats`] | devices and data of the guest |
+//! | [`net`], [`disk`], [`cpus`], [`user`], [`stats`] | devices and data of the guest |
 //! | [`rpc`] | the service, and the only place that knows gRPC codes |
 //!
 //! The agent knows no host: disks are named by serial, interfaces by MAC address.
@@ -15,6 +15,7 @@
 pub mod clock;
 pub mod console;
 pub mod container;
+pub mod cpus;
 pub mod disk;
 pub mod init;
 pub mod launcher;

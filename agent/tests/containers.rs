@@ -423,11 +423,26 @@ async fn stats_count_the_containers_work() {
     assert_eq!(size, "done\n");
     let stats = agent
         .client
-        .stats(StatsRequest::default())
+        .stats(StatsRequest {
+            detailed: true,
+            ..StatsRequest::default()
+        })
         .await
         .unwrap()
         .into_inner();
     let one = &stats.containers[0];
+    assert!(one.processes >= 1 && one.pids >= one.processes, "{one:?}");
+    assert!(one.memory_peak_bytes >= one.memory_rss_bytes, "{one:?}");
+    let descriptors = one.descriptors.unwrap();
+    assert!(
+        descriptors.open >= 3 && descriptors.open_files_soft > 0,
+        "{descriptors:?}"
+    );
+    let disk = one.filesystem.unwrap();
+    assert!(
+        disk.total_bytes > disk.available_bytes && disk.inodes > disk.inodes_free,
+        "{disk:?}"
+    );
     assert!(
         one.cpu_usage_ns > 0 && one.memory_usage_bytes > 0 && one.pids >= 1,
         "{one:?}"

@@ -15,6 +15,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
+pub use self::device::rescan;
 use self::device::BlockDevice;
 use self::uevent::Uevents;
 use crate::paths::Paths;

@@ -3,6 +3,7 @@
 
 pub mod container;
 pub mod io;
+pub mod resize;
 pub mod sandbox;
 pub mod stats;
 pub mod status;
@@ -242,11 +243,24 @@ impl Service for Agent {
     }
 
     async fn stats(&self, request: Request<StatsRequest>) -> Answer<StatsResponse> {
-        let ids = request.into_inner().container_ids;
-        stats::collect(self.containers(), &self.0.usage, &ids)
+        let StatsRequest {
+            container_ids,
+            detailed,
+        } = request.into_inner();
+        stats::collect(self.containers(), &self.0.usage, &container_ids, detailed)
             .await
             .map(Response::new)
             .map_err(status::of_container)
+    }
+
+    async fn resize_guest(
+        &self,
+        request: Request<ResizeGuestRequest>,
+    ) -> Answer<ResizeGuestResponse> {
+        self.resize(request.into_inner())
+            .await
+            .map(Response::new)
+            .map_err(status::of_sandbox)
     }
 
     async fn power_off(&self, request: Request<PowerOffRequest>) -> Answer<PowerOffResponse> {

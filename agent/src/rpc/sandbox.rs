@@ -12,6 +12,7 @@ use rustix::mount::MountFlags;
 use super::Agent;
 use crate::container::ContainerError;
 use crate::disk::{DEFAULT_DEADLINE, DiskError, Filesystem};
+use crate::cpus::{self, CpuError};
 use crate::net::{NetError, apply, files, model, sysctl};
 use crate::{clock, init};
 
@@ -28,6 +29,9 @@ pub enum SandboxError {
     /// The scratch disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The processors.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// The shared PID namespace.
     #[error(transparent)]
     Container(#[from] ContainerError),
@@ -164,7 +168,7 @@ impl Agent {
         };
         // A processor comes up in milliseconds, in which this one can do something else.
         let processors = async {
-            let bring_up = move || online_cpus(request.online_cpus);
+            let bring_up = move || cpus::online(Path::new(cpus::SYSFS), request.online_cpus);
             tokio::task::spawn_blocking(bring_up)
                 .await
                 .map_err(|_| ContainerError::Cancelled)??;
@@ -294,34 +298,3 @@ fn mount_shm(path: &Path, bytes: u64) -> Result<(), SandboxError> {
 
 /// linux/magic.h
 const TMPFS_MAGIC: i64 = 0x0102_1994;
-
-/// Brings processors beyond the first online: `extra` of them, or all for 0.
-fn online_cpus(extra: u32) -> Result<(), SandboxError> {
-    let directory = Path::new("/sys/devices/system/cpu");
-    let Ok(present) = std::fs::read_to_string(directory.join("present")) else {
-        return Ok(());
-    };
-    // "0" or "0-3": the VMM makes them without holes.
-    let last = present
-        .trim()
-        .rsplit('-')
-        .next()
-        .and_then(|last| last.parse::<u32>().ok());
-    let last = last.unwrap_or(0);
-    let wanted = if extra == 0 { last } else { extra.min(last) };
-    for cpu in 1..=wanted {
-        let path = directory.join(format!("cpu{cpu}/online"));
-        match std::fs::read_to_string(&path) {
-            // A processor that cannot go offline has no such file.
-            Err(_) => continue,
-            Ok(state) if state.trim() == "1" => continue,
-            Ok(_) => {}
-        }
-        std::fs::write(&path, "1").map_err(|error| SandboxError::File {
-            what: "bringing a processor online by",
-            path,
-            error,
-        })?;
-    }
-    Ok(())
-}

@@ -1,9 +1,12 @@
 //! The Stats call.
 
-use bulkhead_proto::agent::StatsResponse;
+use std::path::Path;
+use std::sync::Arc;
 
-use crate::container::{ContainerError, Containers};
-use crate::stats::{self, usage::Usage};
+use bulkhead_proto::agent::{ContainerStats, StatsResponse};
+
+use crate::container::{Container, ContainerError, Containers};
+use crate::stats::{self, cgroup, processes, usage::Usage};
 
 /// Collects numbers for the given containers, or for all.
 ///
@@ -13,6 +16,7 @@ pub async fn collect(
     containers: &Containers,
     usage: &Usage,
     ids: &[String],
+    detailed: bool,
 ) -> Result<StatsResponse, ContainerError> {
     let wanted = if ids.is_empty() {
         containers.all()
@@ -24,7 +28,10 @@ pub async fn collect(
     let mut answers = Vec::new();
     for container in &wanted {
         let written = usage.of(&container.id, &container.rootfs.upper()).await;
-        answers.push(stats::container(&container.id, &container.cgroup, written));
+        let container = Arc::clone(container);
+        // A walk over the processes of a busy container takes its time.
+        let read = tokio::task::spawn_blocking(move || one(&container, written, detailed));
+        answers.push(read.await.map_err(|_| ContainerError::Cancelled)?);
     }
     if ids.is_empty() {
         usage.retain(|id| wanted.iter().any(|container| container.id == id));
@@ -33,4 +40,14 @@ pub async fn collect(
         containers: answers,
         guest: Some(stats::guest(containers.paths.cgroup_root())),
     })
+}
+
+fn one(container: &Container, written: (u64, u64), detailed: bool) -> ContainerStats {
+    let pids = processes::of_cgroup(&container.cgroup);
+    ContainerStats {
+        processes: pids.len().try_into().unwrap_or(u64::MAX),
+        filesystem: stats::filesystem(&container.rootfs.upper()),
+        descriptors: detailed.then(|| processes::descriptors(Path::new("/proc"), &pids)),
+        ..cgroup::container(&container.id, &container.cgroup, written)
+    }
 }

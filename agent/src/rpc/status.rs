@@ -34,6 +34,8 @@ pub fn of_sandbox(error: SandboxError) -> Status {
         SandboxError::Disk(error) => disk_code(error),
         SandboxError::Container(error) => container_code(error),
         SandboxError::Invalid { .. } => Code::InvalidArgument,
+        // The guest's kernel may refuse to let a processor go.
+        SandboxError::Cpu(_) => Code::FailedPrecondition,
         SandboxError::System { .. } | SandboxError::File { .. } => Code::Internal,
     };
     status(code, &error)

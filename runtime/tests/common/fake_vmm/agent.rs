@@ -82,6 +82,13 @@ impl Agent for Fake {
         Ok(Response::new(Default::default()))
     }
 
+    async fn resize_guest(
+        &self,
+        _: Request<v1::ResizeGuestRequest>,
+    ) -> Answer<v1::ResizeGuestResponse> {
+        absent()
+    }
+
     type EventsStream = Answers<v1::Event>;
 
     async fn events(&self, _: Request<v1::EventsRequest>) -> Answer<Self::EventsStream> {
