@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -24,6 +24,8 @@ const MAX_FDS: usize = 4;
 const MAX_CONNECTIONS: usize = 8;
 /// How long the rest of a request, or the taking of an answer, may be waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest a client may wait for the guest to follow a resize.
+const MAX_WAIT_MS: u32 = 600_000;
 
 /// Why serving cannot go on, or a request was not understood.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +53,6 @@ pub enum ControlError {
     /// The request makes no sense.
     #[error(transparent)]
     Request(#[from] ConfigError),
-    /// Not built yet.
-    #[error("{0} is not there yet")]
-    Unsupported(&'static str),
     /// The machine refused.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -67,7 +66,6 @@ impl ControlError {
             ControlError::Request(_)
             | ControlError::TooLong(_)
             | ControlError::Descriptors { .. } => ErrorKind::BadRequest,
-            ControlError::Unsupported(_) => ErrorKind::Unsupported,
             ControlError::Bind(_) | ControlError::Wait(_) | ControlError::Client(_) => {
                 ErrorKind::Io
             }
@@ -85,7 +83,9 @@ pub fn machine_kind(error: &MachineError) -> ErrorKind {
     match error {
         MachineError::NotFound(_) => ErrorKind::NotFound,
         MachineError::Exists(_) => ErrorKind::Exists,
-        MachineError::WrongState { .. } | MachineError::InUse(_) => ErrorKind::WrongState,
+        MachineError::WrongState { .. } | MachineError::InUse(_) | MachineError::Grown => {
+            ErrorKind::WrongState
+        }
         MachineError::Pci(PciError::NoSlot) => ErrorKind::NoSlot,
         MachineError::Io { .. }
         | MachineError::Memory(_)
@@ -96,6 +96,7 @@ pub fn machine_kind(error: &MachineError) -> ErrorKind {
         | MachineError::Descriptor { .. }
         | MachineError::BadState(_)
         | MachineError::Mismatch(_)
+        | MachineError::Size { .. }
         | MachineError::TransportRestore(_) => ErrorKind::BadRequest,
         _ => ErrorKind::Internal,
     }
@@ -106,6 +107,8 @@ pub fn machine_kind(error: &MachineError) -> ErrorKind {
 pub struct ControlServer {
     listener: UnixListener,
     connections: Vec<UnixStream>,
+    /// Connections whose resize is answered when the guest has followed it.
+    waiting: Vec<Waiting>,
     memory_map: Option<MemoryMap>,
 }
 
@@ -124,9 +127,17 @@ impl ControlServer {
         Ok(ControlServer {
             listener,
             connections: Vec::new(),
+            waiting: Vec::new(),
             memory_map,
         })
     }
+}
+
+/// A client that waits for the guest.
+#[derive(Debug)]
+struct Waiting {
+    stream: UnixStream,
+    until: Instant,
 }
 
 /// Serves until the VM ends, with or without a control socket. Returns why it ended.
@@ -142,11 +153,16 @@ pub fn serve(
             poll_in(machine.lifecycle().ended().as_raw_fd()),
             poll_in(machine.console_timer()),
         ];
+        // -1 is not looked at.
+        fds.push(poll_in(machine.memory_changed().unwrap_or(-1)));
         if let Some(server) = &server {
             fds.push(poll_in(server.listener.as_raw_fd()));
             fds.extend(server.connections.iter().map(|c| poll_in(c.as_raw_fd())));
         }
-        wait(&mut fds)?;
+        wait(
+            &mut fds,
+            server.as_ref().and_then(ControlServer::next_deadline),
+        )?;
         if let Some(end) = machine.lifecycle().get() {
             return Ok(end);
         }
@@ -154,19 +170,29 @@ pub fn serve(
         if ready(1) {
             machine.on_console_timer();
         }
+        if ready(2) {
+            machine.on_memory_changed();
+        }
         let Some(server) = &mut server else { continue };
+        answer_waiting(machine, server);
         let known = server.connections.len();
         // Backwards, so that a closed one does not shift those still to be looked at.
-        for index in (0..known).rev().filter(|i| ready(3 + i)) {
-            let keep = server
-                .connections
-                .get_mut(index)
-                .is_some_and(|c| serve_one(machine, c, server.memory_map.as_mut()));
-            if !keep {
-                server.connections.remove(index);
+        for index in (0..known).rev().filter(|i| ready(4 + i)) {
+            let next = server.connections.get_mut(index).map_or(Next::Close, |c| {
+                serve_one(machine, c, server.memory_map.as_mut())
+            });
+            match next {
+                Next::Keep => {}
+                Next::Close => {
+                    server.connections.remove(index);
+                }
+                Next::Wait(until) => {
+                    let stream = server.connections.remove(index);
+                    server.waiting.push(Waiting { stream, until });
+                }
             }
         }
-        if ready(2) {
+        if ready(3) {
             accept(server);
         }
     }
@@ -180,10 +206,50 @@ fn poll_in(fd: RawFd) -> libc::pollfd {
     }
 }
 
-fn wait(fds: &mut [libc::pollfd]) -> Result<(), ControlError> {
+impl ControlServer {
+    fn next_deadline(&self) -> Option<Instant> {
+        self.waiting.iter().map(|w| w.until).min()
+    }
+}
+
+/// Answers those whose resize the guest has followed, or who have waited long enough: they see
+/// from the size how far it is.
+fn answer_waiting(machine: &Machine, server: &mut ControlServer) {
+    let now = Instant::now();
+    for index in (0..server.waiting.len()).rev() {
+        let over = server.waiting.get(index).is_some_and(|w| w.until <= now);
+        if !over && !machine.is_settled() {
+            continue;
+        }
+        let mut stream = server.waiting.remove(index).stream;
+        let done = Done {
+            memory_mib: Some(machine.memory_mib()),
+            ..Done::default()
+        };
+        if send(&mut stream, &answer(Ok(done))).is_ok() {
+            server.connections.push(stream);
+        }
+    }
+}
+
+/// What becomes of a connection after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Keep,
+    Close,
+    /// The answer comes when the guest has followed, or then.
+    Wait(Instant),
+}
+
+fn wait(fds: &mut [libc::pollfd], until: Option<Instant>) -> Result<(), ControlError> {
+    let timeout = until.map_or(-1, |until| {
+        let left = until.saturating_duration_since(Instant::now());
+        // Rounded up, so that the deadline has passed afterwards.
+        libc::c_int::try_from(left.as_millis() + 1).unwrap_or(libc::c_int::MAX)
+    });
     let count = libc::nfds_t::try_from(fds.len()).unwrap_or(0);
     // SAFETY: the slice is valid for its length for the time of the call.
-    let n = unsafe { libc::poll(fds.as_mut_ptr(), count, -1) };
+    let n = unsafe { libc::poll(fds.as_mut_ptr(), count, timeout) };
     if n >= 0 {
         return Ok(());
     }
@@ -206,30 +272,39 @@ fn accept(server: &mut ControlServer) {
         .set_nonblocking(false)
         .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
         .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
-    if limits.is_ok() && server.connections.len() < MAX_CONNECTIONS {
+    if limits.is_ok() && server.connections.len() + server.waiting.len() < MAX_CONNECTIONS {
         server.connections.push(stream);
     }
 }
 
-/// Reads a request and answers it; false when the connection is done with.
+/// Reads a request and answers it, or says that the answer has to wait.
 fn serve_one(
     machine: &mut Machine,
     stream: &mut UnixStream,
     memory_map: Option<&mut MemoryMap>,
-) -> bool {
+) -> Next {
     let (json, fds) = match receive(stream) {
         Ok(Some(message)) => message,
-        Ok(None) | Err(ControlError::Client(_)) => return false,
+        Ok(None) | Err(ControlError::Client(_)) => return Next::Close,
         Err(error) => {
             // Where the next message would begin is not known any more.
             let _ = send(stream, &answer(Err(error)));
-            return false;
+            return Next::Close;
         }
     };
-    let result = Request::parse(&json)
-        .map_err(ControlError::from)
-        .and_then(|request| handle(machine, request, fds, memory_map));
-    send(stream, &answer(result)).is_ok()
+    let request = Request::parse(&json).map_err(ControlError::from);
+    let patience = match &request {
+        Ok(Request::Resize(resize)) => resize.wait_ms.unwrap_or(0).min(MAX_WAIT_MS),
+        _ => 0,
+    };
+    let result = request.and_then(|request| handle(machine, request, fds, memory_map));
+    if patience > 0 && result.is_ok() && !machine.is_settled() {
+        return Next::Wait(Instant::now() + Duration::from_millis(patience.into()));
+    }
+    match send(stream, &answer(result)) {
+        Ok(()) => Next::Keep,
+        Err(_) => Next::Close,
+    }
 }
 
 fn answer(result: Result<Done, ControlError>) -> Answer {
@@ -272,7 +347,13 @@ fn handle(
                 ..done
             });
         }
-        Request::Resize(_) => return Err(ControlError::Unsupported("resizing")),
+        Request::Resize(resize) => {
+            machine.resize(&resize)?;
+            return Ok(Done {
+                memory_mib: Some(machine.memory_mib()),
+                ..done
+            });
+        }
         Request::Stop {} => {
             machine
                 .lifecycle()

@@ -50,6 +50,9 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// RAM beyond the hole goes on here.
 pub const ABOVE_4G: u64 = 0x1_0000_0000;
 
+/// Memory that is added later begins at a multiple of this, beyond all RAM.
+pub const GROWTH_ALIGN: u64 = 1 << 30;
+
 /// First port of the serial console.
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// Interrupt line of the serial console.

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
@@ -110,6 +111,25 @@ pub fn anonymous(size: u64) -> Result<GuestMemory, MemoryError> {
         .map(|(base, len)| region(base, len, None))
         .collect::<Result<_, _>>()?;
     collect(regions, size)
+}
+
+/// Where memory that is added later lies: beyond the RAM of `size` bytes a machine boots with, and
+/// above 4 GiB.
+#[must_use]
+pub fn growth_base(size: u64) -> u64 {
+    let end = ranges(size).last().map_or(0, |(base, len)| base + len);
+    end.max(layout::ABOVE_4G)
+        .next_multiple_of(layout::GROWTH_ALIGN)
+}
+
+/// `mem` with room for `size` bytes more at `base`: address space only, until the guest has it.
+///
+/// # Errors
+/// When the address space cannot be had.
+pub fn with_growth(mem: &GuestMemory, base: u64, size: u64) -> Result<GuestMemory, MemoryError> {
+    let added = Arc::new(region(base, size, None)?);
+    mem.insert_region(added)
+        .map_err(|_| MemoryError::Size(size))
 }
 
 /// Guest memory as a snapshot's file has it, private and copy-on-write: nothing is read before
@@ -219,6 +239,23 @@ mod tests {
         assert_eq!(ranges(256 << 20), vec![(0, 256 << 20)]);
         assert_eq!(ranges(3 << 30), vec![(0, 3 << 30)]);
         assert_eq!(ranges(5 << 30), vec![(0, 3 << 30), (4 << 30, 2 << 30)]);
+    }
+
+    #[test]
+    fn growth_lies_beyond_everything_and_both_see_the_same_ram() {
+        assert_eq!(growth_base(256 << 20), 4 << 30);
+        assert_eq!(growth_base(4 << 30), 5 << 30);
+        assert_eq!(growth_base((4 << 30) + 1), 6 << 30);
+        let mem = anonymous(4 << 20).unwrap();
+        let base = growth_base(4 << 20);
+        let all = with_growth(&mem, base, 1 << 40).unwrap();
+        all.write_slice(b"far", GuestAddress(base + (1 << 40) - 3))
+            .unwrap();
+        all.write_slice(b"near", GuestAddress(0)).unwrap();
+        let mut seen = [0u8; 4];
+        mem.read_slice(&mut seen, GuestAddress(0)).unwrap();
+        assert_eq!(&seen, b"near");
+        assert!(mem.read_slice(&mut seen, GuestAddress(base)).is_err());
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::platform::{Gsi, MsiMessage, Platform, PlatformError};
 /// Routes for message-signalled interrupts; KVM has 4096 in all.
 const MAX_ROUTES: usize = 2048;
 const KVM_API_VERSION: i32 = 12;
+/// Memory slots below this are the boot's.
+pub const FIRST_ADDED_SLOT: u32 = 8;
 
 /// Why the virtual machine could not be made, saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +55,10 @@ fn kvm(attempted: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
 pub struct Vm {
     kvm: Kvm,
     fd: Arc<VmFd>,
-    /// Mapped as long as KVM may use it.
+    /// Mapped as long as KVM may use it: the RAM of the boot, and room for what is added.
     mem: GuestMemory,
+    /// The RAM of the boot alone.
+    boot_mem: GuestMemory,
     supported: CpuId,
 }
 
@@ -77,11 +81,12 @@ pub struct SavedVm {
 pub struct SavedChip(u32, Vec<u8>);
 
 impl Vm {
-    /// A machine with `mem` and an interrupt chip, without vCPUs.
+    /// A machine with `boot_mem` and an interrupt chip, without vCPUs. `mem` is the same with room
+    /// for more, which KVM hears of by [`Vm::add_slot`].
     ///
     /// # Errors
     /// When KVM refuses or lacks something.
-    pub fn new(kvm_fd: OwnedFd, mem: GuestMemory) -> Result<Self, VmError> {
+    pub fn new(kvm_fd: OwnedFd, boot_mem: GuestMemory, mem: GuestMemory) -> Result<Self, VmError> {
         // SAFETY: the descriptor is owned and given up here.
         let kvm_handle = unsafe { Kvm::from_raw_fd(kvm_fd.into_raw_fd()) };
         let version = kvm_handle.get_api_version();
@@ -114,36 +119,52 @@ impl Vm {
             kvm: kvm_handle,
             fd: Arc::new(fd),
             mem,
+            boot_mem,
             supported,
         };
-        vm.add_memory()?;
+        for (slot, region) in (0..FIRST_ADDED_SLOT).zip(vm.boot_mem.iter()) {
+            vm.add_slot(slot, region.start_addr(), region.len())?;
+        }
         Ok(vm)
     }
 
-    fn add_memory(&self) -> Result<(), VmError> {
-        for (slot, region) in (0u32..).zip(self.mem.iter()) {
-            let start = region.start_addr();
-            let host = region
-                .get_host_address(MemoryRegionAddress(0))
-                .map_err(|_| VmError::NoAddress(start.0))?;
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: start.0,
-                memory_size: region.len(),
-                userspace_addr: host as u64,
-            };
-            // SAFETY: the mapping belongs to `self.mem`, is that long, and outlives the VM.
-            unsafe { self.fd.set_user_memory_region(region) }
-                .map_err(kvm("giving memory to the virtual machine"))?;
+    /// Gives the guest a range of [`Vm::memory`], all of it in one region. The guest may run.
+    ///
+    /// # Errors
+    /// When it is not guest memory, or KVM refuses.
+    pub fn add_slot(&self, slot: u32, start: GuestAddress, size: u64) -> Result<(), VmError> {
+        let outside = || VmError::NoAddress(start.0);
+        let region = self.mem.find_region(start).ok_or_else(outside)?;
+        let offset = start.0 - region.start_addr().0;
+        if size > region.len() - offset {
+            return Err(outside());
         }
-        Ok(())
+        let host = region
+            .get_host_address(MemoryRegionAddress(offset))
+            .map_err(|_| outside())?;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: start.0,
+            memory_size: size,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the mapping belongs to `self.mem`, is that long (checked above), and outlives
+        // the VM.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(kvm("giving memory to the virtual machine"))
     }
 
-    /// Guest memory.
+    /// Guest memory, with room for what is added later.
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
         &self.mem
+    }
+
+    /// The memory the guest has booted with.
+    #[must_use]
+    pub fn boot_memory(&self) -> &GuestMemory {
+        &self.boot_mem
     }
 
     /// What KVM supports of CPUID.

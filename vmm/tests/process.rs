@@ -125,7 +125,8 @@ fn bad_requests_are_answered_and_harm_nothing() {
         (json!({"explode": {}}), "bad_request"),
         (json!({"boot": {}}), "wrong_state"),
         (json!({"snapshot": {}}), "bad_request"),
-        (json!({"resize": {"memory_mib": 1}}), "unsupported"),
+        (json!({"resize": {"memory_mib": 1}}), "bad_request"),
+        (json!({"resize": {"vcpus": 64}}), "bad_request"),
         (json!({"detach": {"id": "nobody"}}), "not_found"),
         (json!({"detach": {"id": "rng"}}), "not_found"),
         (

@@ -18,7 +18,7 @@ const MAX_FILES: std::ops::RangeInclusive<u64> = 64..=1 << 20;
 const MAX_DISKS: usize = 240;
 const MAX_ID: usize = 20;
 /// Ids the VMM gives to its own devices.
-const OWN_IDS: [&str; 3] = ["vsock", "rng", "balloon"];
+const OWN_IDS: [&str; 4] = ["vsock", "rng", "balloon", "mem"];
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,8 @@ pub enum ConfigError {
     },
     /// Two devices have one id, or an id is the VMM's own.
     #[error(
-        "configuration: the device id {0} is taken twice (vsock, rng and balloon are the VMM's own)"
+        "configuration: the device id {0} is taken twice (vsock, rng, balloon and mem are the VMM's \
+         own)"
     )]
     DuplicateId(String),
     /// One descriptor is named twice.
@@ -71,8 +72,14 @@ pub struct Config {
     pub cmdline: String,
     /// How many vCPUs.
     pub vcpus: u8,
+    /// How many there can be after a resize; as many as `vcpus` when null.
+    #[serde(default)]
+    pub max_vcpus: Option<u8>,
     /// Guest RAM.
     pub memory_mib: u64,
+    /// How much there can be after a resize; as much as `memory_mib` when null.
+    #[serde(default)]
+    pub max_memory_mib: Option<u64>,
     /// Disks there from the start.
     #[serde(default)]
     pub disks: Vec<Disk>,
@@ -253,9 +260,26 @@ impl Config {
         fds
     }
 
+    /// How many vCPUs the guest may have in the end.
+    #[must_use]
+    pub fn possible_vcpus(&self) -> u8 {
+        self.max_vcpus.unwrap_or(self.vcpus)
+    }
+
     fn validate(&self) -> Result<(), ConfigError> {
         within("vcpus", self.vcpus, &VCPUS)?;
         within("memory_mib", self.memory_mib, &MEMORY_MIB)?;
+        within(
+            "max_vcpus",
+            self.possible_vcpus(),
+            &(self.vcpus..=*VCPUS.end()),
+        )?;
+        let most = self.max_memory_mib.unwrap_or(self.memory_mib);
+        within(
+            "max_memory_mib",
+            most,
+            &(self.memory_mib..=*MEMORY_MIB.end()),
+        )?;
         within(
             "console.limit_bytes",
             self.console.limit_bytes,
@@ -371,6 +395,7 @@ mod tests {
     fn document() -> serde_json::Value {
         serde_json::json!({
             "id": "x", "kvm_fd": 6, "kernel_fd": 7, "vcpus": 2, "memory_mib": 256,
+            "max_vcpus": 4, "max_memory_mib": 512,
             "disks": [{"id": "scratch", "fd": 9, "read_only": false, "queues": 1}],
             "nets": [{"id": "eth0", "tap_fd": 10, "mac": "02:00:00:00:00:01",
                       "mtu": 1500, "queue_size": 256}],
@@ -395,6 +420,8 @@ mod tests {
             ("/vcpus", serde_json::json!(0), "vcpus"),
             ("/vcpus", serde_json::json!(65), "vcpus"),
             ("/memory_mib", serde_json::json!(1), "memory_mib"),
+            ("/max_vcpus", serde_json::json!(1), "max_vcpus"),
+            ("/max_memory_mib", serde_json::json!(255), "max_memory_mib"),
             ("/disks/0/id", serde_json::json!("a b"), "device id"),
             ("/disks/0/id", serde_json::json!(""), "device id"),
             (

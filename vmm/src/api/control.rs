@@ -29,8 +29,8 @@ pub enum Request {
     },
     /// Counters.
     Metrics {},
-    /// Change memory or CPUs: not there yet.
-    Resize(serde_json::Value),
+    /// Change how many vCPUs there are and how much memory the guest should have.
+    Resize(Resize),
     /// End.
     Stop {},
 }
@@ -47,6 +47,21 @@ impl Request {
         }
         Ok(request)
     }
+}
+
+/// A new size. What is absent stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    /// At least so many vCPUs are there for the guest to bring online; they never become fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u8>,
+    /// How much memory the guest should have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// How long the answer may wait for the guest to have it, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u32>,
 }
 
 /// A disk to add.
@@ -81,6 +96,9 @@ pub struct Done {
     /// Counters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<serde_json::Value>,
+    /// How much memory the guest has after a resize.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
 }
 
 /// Why something was not done.

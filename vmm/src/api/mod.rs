@@ -9,4 +9,6 @@ mod control;
 pub use config::{
     Config, ConfigError, Console, Control, Disk, Jail, MacAddress, Net, RestoreFds, Vsock,
 };
-pub use control::{Answer, AttachDisk, Done, ErrorKind, ExitReport, Failure, Request, Started};
+pub use control::{
+    Answer, AttachDisk, Done, ErrorKind, ExitReport, Failure, Request, Resize, Started,
+};

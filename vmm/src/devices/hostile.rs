@@ -13,6 +13,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::balloon::BalloonDevice;
 use super::block::{BlockConfig, BlockDevice, EngineKind};
+use super::mem::region::{BLOCK, Region};
+use super::mem::{MemDevice, MemHandle};
 use super::rng::RngDevice;
 use super::testing::{DATA, DriverQueue, Machine, RAM};
 use super::vsock::{VsockConfig, VsockDevice};
@@ -284,4 +286,31 @@ fn the_balloon_survives() {
             assert_eq!(machine.mem.read_obj::<u8>(GuestAddress(DATA)).unwrap(), 0);
         },
     );
+}
+
+#[test]
+fn the_memory_device_survives() {
+    // In the middle of the memory the nonsense is in: what is unplugged goes.
+    let handle = MemHandle::new(Region::new(4 * BLOCK, 4 * BLOCK)).unwrap();
+    handle.request(3 * BLOCK);
+    let device = MemDevice::new(handle.clone());
+    survive(0x3333_aaaa_5555_bbbb, device, |machine, mut queues| {
+        assert!(handle.region().plugged() <= 3 * BLOCK);
+        // UNPLUG_ALL, then PLUG of two blocks.
+        for (kind, count) in [(2u16, 0u16), (0, 2)] {
+            let mut raw = [0u8; 24];
+            raw[..2].copy_from_slice(&kind.to_le_bytes());
+            raw[8..16].copy_from_slice(&(4 * BLOCK).to_le_bytes());
+            raw[16..18].copy_from_slice(&count.to_le_bytes());
+            machine.mem.write_slice(&raw, GuestAddress(DATA)).unwrap();
+            queues[0].offer(&[(DATA, 24, false), (DATA + 64, 10, true)]);
+            queues[0].kick();
+            assert_eq!(queues[0].wait().1, 10);
+            let answer: u8 = machine.mem.read_obj(GuestAddress(DATA + 64)).unwrap();
+            assert_eq!(answer, 0, "{kind}");
+        }
+        assert_eq!(handle.region().plugged(), 2 * BLOCK);
+        let metrics = machine.device().metrics();
+        assert!(metrics["malformed"].as_u64() > Some(1), "{metrics}");
+    });
 }

@@ -4,6 +4,7 @@ pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod console;
+pub mod mem;
 pub mod net;
 pub mod ports;
 pub mod ring;

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::resize::Growth;
 use super::{Function, Machine, MachineError, Resources, State};
 use crate::acpi;
 use crate::api::Config;
@@ -54,7 +55,7 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         let mem = memory::anonymous(config.memory_mib << 20)?;
         let cmdline = boot::cmdline(&config.cmdline)?;
-        let rsdp = acpi::write(&mem, config.vcpus)?;
+        let rsdp = acpi::write(&mem, config.possible_vcpus())?;
         new_generation(&mem)?;
         let mut kernel = resources
             .kernel
@@ -69,18 +70,12 @@ impl Machine {
         )?;
         timing.mark("kernel_loaded");
 
-        let vm = Vm::new(resources.kvm, mem)?;
+        let growth = Growth::new(config);
+        let vm = Vm::new(resources.kvm, mem.clone(), growth.room(&mem)?)?;
         timing.mark("vm_created");
         let mut parts = Parts::new(config, vm, None, timing)?;
         for id in 0..config.vcpus {
-            let fd = parts.vm.create_vcpu(id)?;
-            let deadline = parts.vm.has_tsc_deadline();
-            let leaves = cpuid::for_vcpu(parts.vm.supported_cpuid(), id, config.vcpus, deadline);
-            fd.set_cpuid2(&leaves).map_err(|source| VcpuError::Kvm {
-                vcpu: id,
-                attempted: "setting CPUID",
-                source,
-            })?;
+            let fd = new_vcpu(&parts.vm, id, config.possible_vcpus())?;
             if id == 0 {
                 vcpu::entry::set_up(&fd, id, entry)?;
             }
@@ -93,8 +88,20 @@ impl Machine {
             parts.add_function(function)?;
         }
         parts.timing.mark("devices_ready");
-        parts.into_machine(None)
+        parts.into_machine(None, growth)
     }
+}
+
+/// A vCPU of `possible` that the guest may have in the end, as after power-on.
+pub(super) fn new_vcpu(vm: &Vm, id: u8, possible: u8) -> Result<kvm_ioctls::VcpuFd, MachineError> {
+    let fd = vm.create_vcpu(id)?;
+    let leaves = cpuid::for_vcpu(vm.supported_cpuid(), id, possible, vm.has_tsc_deadline());
+    fd.set_cpuid2(&leaves).map_err(|source| VcpuError::Kvm {
+        vcpu: id,
+        attempted: "setting CPUID",
+        source,
+    })?;
+    Ok(fd)
 }
 
 /// Writes a generation id nobody had before.
@@ -193,6 +200,7 @@ impl Parts {
     pub(super) fn into_machine(
         mut self,
         generation: Option<EventFd>,
+        growth: Growth,
     ) -> Result<Machine, MachineError> {
         let events = self.transport.events.clone();
         let looper = events.clone();
@@ -218,6 +226,7 @@ impl Parts {
             lifecycle: Arc::clone(&self.lifecycle),
             state: State::Held,
             generation,
+            growth,
             timing: self.timing,
         })
     }

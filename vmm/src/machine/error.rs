@@ -94,6 +94,24 @@ pub enum MachineError {
         "the guest still uses {0}: it must remove the device first (its `remove` file in sysfs)"
     )]
     InUse(String),
+    /// A size beyond what the machine was made for.
+    #[error(
+        "resizing to {wanted} {what}: this VM can have {least} to {most} (its configuration has \
+         max_vcpus and max_memory_mib)"
+    )]
+    Size {
+        /// Of what.
+        what: &'static str,
+        /// What was asked.
+        wanted: u64,
+        /// The least.
+        least: u64,
+        /// The most.
+        most: u64,
+    },
+    /// Memory was added.
+    #[error("cannot write a snapshot of a VM that had memory added")]
+    Grown,
     /// The state file is not one.
     #[error("reading the state of the snapshot: {0}")]
     BadState(String),

@@ -84,7 +84,8 @@ impl Machine {
             .collect();
         serde_json::json!({
             "state": self.state.name(),
-            "guest_memory_bytes": memory::total(mem),
+            "guest_memory_bytes": memory::total(self.vm.boot_memory()) + self.growth.plugged(),
+            "vcpus": self.vcpus.len(),
             "guest_resident_bytes": resident.map(|(guest, _)| guest),
             "vmm_rss_bytes": resident.map(|(_, vmm)| vmm),
             "console_lost_bytes": self.bus.ports.serial().log().lost(),

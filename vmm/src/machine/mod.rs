@@ -1,12 +1,13 @@
 //! The live machine: what the configuration becomes, and everything that can be asked of it.
 //!
-//! `resources` takes the descriptors, `build` makes a machine that boots, `snapshot` writes one
-//! down and makes one that goes on. One thread works on a machine at a time (the control
+//! `resources` takes the descriptors, `build` makes a machine that boots, `resize` adds to one that
+//! runs, `snapshot` writes one down and makes one that goes on. One thread works on a machine at a time (the control
 //! thread); vCPU threads and the I/O thread run beside it.
 
 mod build;
 mod error;
 mod metrics;
+mod resize;
 mod resources;
 mod snapshot;
 
@@ -68,6 +69,8 @@ pub struct Machine {
     state: State,
     /// Interrupts the guest about a new generation id, once it runs.
     generation: Option<vmm_sys_util::eventfd::EventFd>,
+    /// What can be added to it.
+    growth: resize::Growth,
     timing: Arc<Timing>,
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::build::{Parts, new_generation};
+use super::resize::Growth;
 use super::{Machine, MachineError, Resources, Source, State, lock};
 use crate::api::Config;
 use crate::devices::serial::SavedSerial;
@@ -46,6 +47,9 @@ impl Machine {
     /// When it is not paused, a part cannot be saved or a file not be written.
     pub fn snapshot(&self, state_file: &File, memory_file: &File) -> Result<(), MachineError> {
         self.expect(&[State::Paused], "write a snapshot")?;
+        if self.growth.is_active() {
+            return Err(MachineError::Grown);
+        }
         let msr_list = self.vm.msr_list()?;
         let vcpus = self
             .vcpus
@@ -60,13 +64,13 @@ impl Machine {
         let snapshot = Snapshot {
             magic: MAGIC.into(),
             version: VERSION,
-            memory_bytes: memory::total(self.vm.memory()),
+            memory_bytes: memory::total(self.vm.boot_memory()),
             vm: self.vm.save()?,
             vcpus,
             serial: self.bus.ports.serial().save(),
             functions,
         };
-        memory::write_to_file(self.vm.memory(), memory_file)?;
+        memory::write_to_file(self.vm.boot_memory(), memory_file)?;
         write_state(&snapshot, state_file)
             .map_err(MachineError::io("writing the state of the snapshot"))
     }
@@ -95,7 +99,8 @@ impl Machine {
         timing.mark("state_read");
         let mem = memory::from_file(memory_file, snapshot.memory_bytes)?;
         new_generation(&mem)?;
-        let vm = Vm::new(resources.kvm, mem)?;
+        let growth = Growth::new(config);
+        let vm = Vm::new(resources.kvm, mem.clone(), growth.room(&mem)?)?;
         timing.mark("vm_created");
         let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
             .map_err(MachineError::io("making an eventfd for the generation id"))?;
@@ -113,7 +118,7 @@ impl Machine {
         parts.timing.mark("vcpus_restored");
         restore_functions(&mut parts, resources.devices, &snapshot.functions)?;
         parts.timing.mark("devices_ready");
-        parts.into_machine(Some(line))
+        parts.into_machine(Some(line), growth)
     }
 }
 

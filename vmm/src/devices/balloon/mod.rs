@@ -12,6 +12,7 @@ pub mod request;
 
 pub use device::BalloonDevice;
 pub use metrics::BalloonMetrics;
+pub(super) use pages::give_back;
 pub use persist::SavedBalloon;
 
 #[cfg(test)]

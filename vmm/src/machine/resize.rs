@@ -1,0 +1,192 @@
+//! A machine that grows: more vCPUs than it began with, and memory by virtio-mem. Both are made
+//! for the first resize that wants them; a machine that is never resized has paid for nothing but
+//! address space.
+//!
+//! What the guest does with them is its own: it brings vCPUs online, and plugs and unplugs memory
+//! as the device asks.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use vm_memory::GuestAddress;
+
+use super::build::new_vcpu;
+use super::{Function, Machine, MachineError, State};
+use crate::api::{Config, Resize};
+use crate::devices::mem::region::{BLOCK, Region};
+use crate::devices::mem::{MemDevice, MemHandle};
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::vcpu::VcpuThread;
+use crate::virtio::pci::VirtioPci;
+use crate::vm::FIRST_ADDED_SLOT;
+
+/// KVM hears of added memory in slots of this size.
+const SLOT: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+
+/// What can be added to a machine, and what has been.
+#[derive(Debug)]
+pub(super) struct Growth {
+    possible_vcpus: u8,
+    boot_mib: u64,
+    base: u64,
+    size: u64,
+    /// How much of the region KVM knows, from its beginning.
+    known: u64,
+    handle: Option<MemHandle>,
+}
+
+impl Growth {
+    pub(super) fn new(config: &Config) -> Self {
+        let most = config.max_memory_mib.unwrap_or(config.memory_mib);
+        let more = most.saturating_sub(config.memory_mib) * MIB;
+        Growth {
+            possible_vcpus: config.possible_vcpus(),
+            boot_mib: config.memory_mib,
+            base: memory::growth_base(config.memory_mib * MIB),
+            size: more / BLOCK * BLOCK,
+            known: 0,
+            handle: None,
+        }
+    }
+
+    /// Guest memory with room for what can be added.
+    pub(super) fn room(&self, boot: &GuestMemory) -> Result<GuestMemory, MemoryError> {
+        match self.size {
+            0 => Ok(boot.clone()),
+            size => memory::with_growth(boot, self.base, size),
+        }
+    }
+
+    /// Whether memory was ever added.
+    pub(super) fn is_active(&self) -> bool {
+        self.handle.is_some()
+    }
+
+    /// How much is added now, bytes.
+    pub(super) fn plugged(&self) -> u64 {
+        self.handle.as_ref().map_or(0, |h| h.region().plugged())
+    }
+}
+
+impl Machine {
+    /// Makes what `resize` wants possible, and tells the guest of it.
+    ///
+    /// # Errors
+    /// When the machine was not made for it, or something cannot be had. The vCPUs made before stay.
+    pub fn resize(&mut self, resize: &Resize) -> Result<(), MachineError> {
+        self.expect(&[State::Held, State::Running, State::Paused], "resize")?;
+        if let Some(vcpus) = resize.vcpus {
+            check("vCPUs", vcpus.into(), 1, self.growth.possible_vcpus.into())?;
+        }
+        let (least, most) = (
+            self.growth.boot_mib,
+            self.growth.boot_mib + self.growth.size / MIB,
+        );
+        if let Some(mib) = resize.memory_mib {
+            check("MiB of memory", mib, least, most)?;
+        }
+        if let Some(vcpus) = resize.vcpus {
+            self.add_vcpus(vcpus)?;
+        }
+        match resize.memory_mib {
+            Some(mib) => self.want_memory((mib - least) * MIB),
+            None => Ok(()),
+        }
+    }
+
+    /// How much memory the guest has, MiB.
+    #[must_use]
+    pub fn memory_mib(&self) -> u64 {
+        self.growth.boot_mib + self.growth.plugged() / MIB
+    }
+
+    /// Whether the guest has as much memory as it should have.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.growth.handle.as_ref().is_none_or(|handle| {
+            let region = handle.region();
+            region.plugged() == region.requested()
+        })
+    }
+
+    /// What is readable when the guest's memory has changed its size.
+    #[must_use]
+    pub fn memory_changed(&self) -> Option<RawFd> {
+        let handle = self.growth.handle.as_ref()?;
+        Some(handle.changed().as_raw_fd())
+    }
+
+    /// Takes note of that.
+    pub fn on_memory_changed(&self) {
+        if let Some(handle) = &self.growth.handle {
+            // Nothing in it: somebody has looked already.
+            let _ = handle.changed().read();
+        }
+    }
+
+    fn add_vcpus(&mut self, wanted: u8) -> Result<(), MachineError> {
+        let there = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
+        for id in there..wanted {
+            let fd = new_vcpu(&self.vm, id, self.growth.possible_vcpus)?;
+            // It waits in KVM for the guest to start it, as one of the boot does.
+            let thread = VcpuThread::start(
+                id,
+                fd,
+                Arc::clone(&self.bus),
+                Arc::clone(&self.gate),
+                Arc::clone(&self.lifecycle),
+            )?;
+            self.vcpus.push(thread);
+        }
+        Ok(())
+    }
+
+    fn want_memory(&mut self, bytes: u64) -> Result<(), MachineError> {
+        let handle = match &self.growth.handle {
+            Some(handle) => handle.clone(),
+            None if bytes < BLOCK => return Ok(()),
+            None => self.plug_device()?,
+        };
+        // Before the guest hears of it: what it may use must be there.
+        let usable = handle.region().usable_for(bytes / BLOCK * BLOCK);
+        while self.growth.known < usable {
+            let size = SLOT.min(self.growth.size - self.growth.known);
+            let slot = u32::try_from(self.growth.known / SLOT).unwrap_or(u32::MAX);
+            let start = GuestAddress(self.growth.base + self.growth.known);
+            let slot = FIRST_ADDED_SLOT.saturating_add(slot);
+            self.vm.add_slot(slot, start, size)?;
+            self.growth.known += size;
+        }
+        handle.request(bytes);
+        Ok(())
+    }
+
+    fn plug_device(&mut self) -> Result<MemHandle, MachineError> {
+        let region = Region::new(self.growth.base, self.growth.size);
+        let handle = MemHandle::new(region)
+            .map_err(MachineError::io("making eventfds for the memory device"))?;
+        let address = self.bus.pci.free_address()?;
+        let device = Box::new(MemDevice::new(handle.clone()));
+        let function = VirtioPci::new(address, device, self.transport.clone())?;
+        let function: Function = Arc::new(Mutex::new(function));
+        self.bus
+            .pci
+            .insert(address, Arc::clone(&function) as Arc<_>)?;
+        self.functions.push(function);
+        self.growth.handle = Some(handle.clone());
+        Ok(handle)
+    }
+}
+
+fn check(what: &'static str, wanted: u64, least: u64, most: u64) -> Result<(), MachineError> {
+    if (least..=most).contains(&wanted) {
+        return Ok(());
+    }
+    Err(MachineError::Size {
+        what,
+        wanted,
+        least,
+        most,
+    })
+}
