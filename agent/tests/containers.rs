@@ -438,7 +438,7 @@ async fn stats_count_the_containers_work() {
         descriptors.open >= 3 && descriptors.open_files_soft > 0,
         "{descriptors:?}"
     );
-    let disk = one.filesystem.unwrap();
+    let disk = one.filesystem.as_ref().unwrap();
     assert!(
         disk.total_bytes > disk.available_bytes && disk.inodes > disk.inodes_free,
         "{disk:?}"

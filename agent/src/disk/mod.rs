@@ -15,8 +15,8 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
-pub use self::device::rescan;
 use self::device::BlockDevice;
+pub use self::device::rescan;
 use self::uevent::Uevents;
 use crate::paths::Paths;
 

@@ -11,8 +11,8 @@ use rustix::mount::MountFlags;
 
 use super::Agent;
 use crate::container::ContainerError;
-use crate::disk::{DEFAULT_DEADLINE, DiskError, Filesystem};
 use crate::cpus::{self, CpuError};
+use crate::disk::{DEFAULT_DEADLINE, DiskError, Filesystem};
 use crate::net::{NetError, apply, files, model, sysctl};
 use crate::{clock, init};
 

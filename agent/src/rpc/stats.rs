@@ -44,10 +44,12 @@ pub async fn collect(
 
 fn one(container: &Container, written: (u64, u64), detailed: bool) -> ContainerStats {
     let pids = processes::of_cgroup(&container.cgroup);
-    ContainerStats {
-        processes: pids.len().try_into().unwrap_or(u64::MAX),
-        filesystem: stats::filesystem(&container.rootfs.upper()),
-        descriptors: detailed.then(|| processes::descriptors(Path::new("/proc"), &pids)),
-        ..cgroup::container(&container.id, &container.cgroup, written)
+    let mut figures = cgroup::container(&container.id, &container.cgroup, written);
+    for io in &mut figures.io {
+        io.device = stats::device_name(io.major, io.minor);
     }
+    figures.processes = pids.len().try_into().unwrap_or(u64::MAX);
+    figures.filesystem = stats::filesystem(&container.rootfs.upper());
+    figures.descriptors = detailed.then(|| processes::descriptors(Path::new("/proc"), &pids));
+    figures
 }

@@ -129,10 +129,7 @@ mod tests {
             (got.memory_working_set_bytes, got.memory_peak_bytes),
             (900, 2000)
         );
-        assert_eq!(
-            (got.memory_cache_bytes, got.memory_kernel_bytes),
-            (400, 50)
-        );
+        assert_eq!((got.memory_cache_bytes, got.memory_kernel_bytes), (400, 50));
         assert_eq!(
             (got.memory_limit_bytes, got.pids_limit),
             (0, 0),

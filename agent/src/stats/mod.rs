@@ -7,6 +7,7 @@ pub mod text;
 pub mod usage;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use bulkhead_proto::agent::{Filesystem, GuestStats, InterfaceStats, Psi};
@@ -29,7 +30,18 @@ pub fn filesystem(path: &Path) -> Option<Filesystem> {
         available_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
         inodes: stat.f_files,
         inodes_free: stat.f_ffree,
+        device: fs::metadata(path)
+            .map(|meta| (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev())))
+            .map(|(major, minor)| device_name(major, minor))
+            .unwrap_or_default(),
     })
+}
+
+/// What the kernel calls a block device; empty when there is none of these numbers.
+pub fn device_name(major: u32, minor: u32) -> String {
+    let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default();
+    let name = link.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 /// The whole guest's use.
