@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::{
     config::Config,
     container::Containers,
+    events::Events,
     images::{Images, ImagesError},
     network::PodNetwork,
     records::{Records, RecordsError},
@@ -26,6 +27,8 @@ pub struct App {
     pub images: Images,
     /// What the container module keeps in memory.
     pub containers: Containers,
+    /// Who wants to know what happens.
+    pub events: Events,
     pod_cidr: Mutex<String>,
 }
 
@@ -49,6 +52,7 @@ impl App {
             pods: Pods::new(&config),
             network: PodNetwork::new(&config),
             containers: Containers::new(&config),
+            events: Events::default(),
             images,
             records,
             config,

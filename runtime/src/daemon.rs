@@ -134,6 +134,7 @@ pub async fn serve_until(
     let mut ending = stopped.clone();
     let graceful = async move {
         drop(ending.wait_for(|stop| *stop).await);
+        app.events.close();
     };
     let serving = tonic::transport::Server::builder()
         .add_service(

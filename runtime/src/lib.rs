@@ -3,7 +3,7 @@
 //! [`cri`] answers the RPCs, each through one function; [`sandbox`] runs pods with [`vmm`] (the
 //! VMM's process and control socket), [`agent`] (the service inside the guest), [`cgroup`] and
 //! [`network`]; `container` runs containers in them, from what `images` pulled; [`records`] holds
-//! what must survive the daemon. [`config`] is read once at start, [`error`] maps every error to a
+//! what must survive the daemon; [`stats`] and [`events`] tell of them. [`config`] is read once at start, [`error`] maps every error to a
 //! gRPC code. This crate knows no KVM and has no unsafe code.
 #![forbid(unsafe_code)]
 
@@ -17,10 +17,12 @@ pub mod container;
 pub mod cri;
 pub mod daemon;
 pub mod error;
+pub mod events;
 pub mod images;
 pub mod logs;
 pub mod network;
 pub mod oci;
 pub mod records;
 pub mod sandbox;
+pub mod stats;
 pub mod vmm;

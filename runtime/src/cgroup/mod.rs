@@ -8,8 +8,10 @@ mod error;
 mod leaf;
 mod limit;
 mod parent;
+mod usage;
 
 pub use error::CgroupError;
 pub use leaf::{Leaf, check_v2, find, remove};
 pub use limit::{memory_limit, oom_kills};
 pub use parent::{ParentError, parent_path};
+pub use usage::{Memory, Usage, usage};

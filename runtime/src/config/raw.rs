@@ -121,6 +121,9 @@ sections! {
         max_vcpus: u64 = 0;
         /// Guest memory in MiB of a pod without a memory limit.
         memory_mib: u64 = 512;
+        /// The most guest memory in MiB a pod can be resized to while it runs; 0 means as much as the
+        /// host has. Address space only, until a pod is resized.
+        max_memory_mib: u64 = 0;
         /// Guest memory in MiB below which no pod is started: less does not boot.
         min_memory_mib: u64 = 80;
         /// Size limit in MiB of a pod's writable disk (its file grows as it is used).

@@ -108,6 +108,8 @@ pub struct Sandbox {
     pub max_vcpus: u32,
     /// Memory where no limit is given.
     pub memory_mib: u64,
+    /// The most memory after a resize.
+    pub max_memory_mib: u64,
     /// The least memory.
     pub min_memory_mib: u64,
     /// Bound of the writable disk.
@@ -322,6 +324,14 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
             min_memory_mib,
             MOST_MIB,
         )?,
+        max_memory_mib: match At("sandbox", "max_memory_mib").number(
+            raw.sandbox.max_memory_mib,
+            0,
+            MOST_MIB,
+        )? {
+            0 => host_memory_mib(),
+            n => n,
+        },
         min_memory_mib,
         scratch_mib: At("sandbox", "scratch_mib").number(raw.sandbox.scratch_mib, 16, MOST_MIB)?,
         stop_timeout: At("sandbox", "stop_timeout_secs")
@@ -417,4 +427,18 @@ pub(super) fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
     let table = document.get_ref().get(section)?.get_ref().as_table()?;
     let (found, _) = table.iter().find(|(name, _)| name.get_ref() == key)?;
     Some(text.get(..found.span().start)?.matches('\n').count() + 1)
+}
+
+/// The host's memory; none where it cannot be read, so that no pod can be grown.
+fn host_memory_mib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| {
+        line.trim()
+            .trim_end_matches("kB")
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
+    (kib.unwrap_or(0) / 1_024).min(MOST_MIB)
 }

@@ -8,6 +8,7 @@ use bulkhead_proto::{agent, cri};
 use super::{ContainerError, disks, error::in_words, remove::dismantle};
 use crate::{
     app::App,
+    events,
     images::{ImageRecord, LayerDisk},
     logs::LogPath,
     oci::{self, ImageProcess, seccomp},
@@ -126,6 +127,7 @@ async fn create_now(
     };
     match build(app, &pod, &config, plan, spec, &layers, &id).await {
         Ok(()) => {
+            events::container(app, cri::ContainerEventType::ContainerCreatedEvent, &record);
             tracing::info!(
                 container = id,
                 pod = sandbox.id,

@@ -114,6 +114,11 @@ impl Containers {
         })
     }
 
+    /// The CPU rate of a container or pod since the last reading, in billionths of a CPU.
+    pub(crate) fn rate(&self, id: &str, at: i64, used: u64) -> Option<u64> {
+        self.samples.rate(id, at, used)
+    }
+
     pub(super) fn live(&self, id: &str) -> Arc<Live> {
         let mut live = lock(&self.live);
         Arc::clone(live.entry(id.to_owned()).or_insert_with(|| {
@@ -145,6 +150,7 @@ impl Containers {
 
     /// Ends what follows a pod and forgets what its VM had.
     pub(super) fn forget_pod(&self, sandbox: &str) {
+        self.samples.forget(sandbox);
         if let Some(pod) = lock(&self.pods).remove(sandbox) {
             pod.ending.send_replace(true);
         }

@@ -2,9 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bulkhead_proto::cri::ContainerEventType;
+
 use super::{ContainerError, disks, find, stop};
 use crate::{
     app::App,
+    events,
     logs::LogError,
     records::{ContainerRecord, ContainerState},
 };
@@ -72,5 +75,8 @@ pub(super) async fn dismantle(app: &App, record: &ContainerRecord) -> Result<(),
     app.images.release(id).await?;
     app.records.containers.remove(id).await?;
     app.containers.forget(id);
+    if record.status.state != ContainerState::Creating {
+        events::container(app, ContainerEventType::ContainerDeletedEvent, record);
+    }
     Ok(())
 }

@@ -8,11 +8,15 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_proto::agent::{Exit, ProcessRef, SignalProcessRequest, StartContainerRequest};
+use bulkhead_proto::{
+    agent::{Exit, ProcessRef, SignalProcessRequest, StartContainerRequest},
+    cri::ContainerEventType,
+};
 
 use super::{ContainerError, error::in_words, find};
 use crate::{
     app::App,
+    events,
     logs::{LogPath, Pump, Target},
     oci::signal::SIGKILL,
     records::{ContainerRecord, ContainerState},
@@ -76,6 +80,7 @@ async fn start_now(app: &Arc<App>, id: &str) -> Result<(), ContainerError> {
                 })
                 .await?;
             live.notify();
+            events::container(app, ContainerEventType::ContainerStartedEvent, &record);
             tracing::info!(container = id, pod = pod.id, "container started");
             Ok(())
         }
@@ -196,13 +201,16 @@ pub(super) async fn record_exit(app: &App, id: &str, exit: Exit, message: String
         })
         .await;
     match updated {
-        Ok(_) if told.load(Ordering::Relaxed) => tracing::info!(
-            container = id,
-            code = exit.code,
-            signal = exit.signal,
-            oom = exit.oom_killed,
-            "container exited"
-        ),
+        Ok(record) if told.load(Ordering::Relaxed) => {
+            events::container(app, ContainerEventType::ContainerStoppedEvent, &record);
+            tracing::info!(
+                container = id,
+                code = exit.code,
+                signal = exit.signal,
+                oom = exit.oom_killed,
+                "container exited"
+            );
+        }
         Ok(_) => {}
         // It was removed meanwhile, or the daemon is ending and the next one finds out again.
         Err(error) => tracing::debug!(container = id, %error, "exit not recorded"),

@@ -45,7 +45,7 @@ impl Samples {
     }
 
     /// Takes a reading; gives the rate in billionths of a CPU since the one before, if there is.
-    fn rate(&self, id: &str, at: i64, used: u64) -> Option<u64> {
+    pub(super) fn rate(&self, id: &str, at: i64, used: u64) -> Option<u64> {
         let mut samples = self.lock();
         let Some(last) = samples.get(id).copied() else {
             samples.insert(id.to_owned(), Sample { at, used, rate: 0 });
@@ -80,7 +80,7 @@ pub async fn one(app: &App, id: &str) -> Result<cri::ContainerStats, ContainerEr
         .into_iter()
         .find(|stats| stats.container_id == record.meta.id);
     Ok(match found {
-        Some(stats) => convert(app, &record, &stats),
+        Some(stats) => to_cri(app, &record, &stats),
         None => nothing(&record),
     })
 }
@@ -128,7 +128,7 @@ pub async fn list(
                 .iter()
                 .find(|record| record.meta.id == stats.container_id);
             if let Some(record) = record {
-                result.push(convert(app, record, &stats));
+                result.push(to_cri(app, record, &stats));
             }
         }
     }
@@ -153,7 +153,10 @@ async fn ask(
     container_ids: Vec<String>,
     deadline: Duration,
 ) -> Result<Vec<agent::ContainerStats>, ContainerError> {
-    let request = StatsRequest { container_ids };
+    let request = StatsRequest {
+        container_ids,
+        detailed: false,
+    };
     let answer = pod
         .agent
         .call(
@@ -181,7 +184,8 @@ fn nothing(record: &ContainerRecord) -> cri::ContainerStats {
     }
 }
 
-fn convert(
+/// CRI's form of what a guest tells of a container of its own.
+pub fn to_cri(
     app: &App,
     record: &ContainerRecord,
     stats: &agent::ContainerStats,
@@ -245,7 +249,8 @@ fn convert(
     }
 }
 
-fn pressure(psi: &agent::Psi) -> cri::PsiStats {
+/// CRI's form of stalls.
+pub fn pressure(psi: &agent::Psi) -> cri::PsiStats {
     let line = |line: &agent::PsiLine| cri::PsiData {
         total: line.total_us,
         avg10: line.avg10,

@@ -45,6 +45,20 @@ pub fn list(
     Ok(records.iter().map(|record| brief(record)).collect())
 }
 
+/// The statuses of a pod's containers, newest first.
+pub(crate) fn statuses_of(app: &App, sandbox_id: &str) -> Vec<cri::ContainerStatus> {
+    let mut records = app.records.containers.list();
+    records.retain(|record| {
+        record.meta.sandbox_id == sandbox_id && record.status.state != ContainerState::Creating
+    });
+    records.sort_by_key(|record| std::cmp::Reverse(record.meta.created_at));
+    let status = |record: &std::sync::Arc<ContainerRecord>| {
+        let image = app.images.by_id(&record.meta.image_id);
+        describe(record, image.as_deref())
+    };
+    records.iter().map(status).collect()
+}
+
 fn lets_through(filter: &cri::ContainerFilter, record: &ContainerRecord) -> bool {
     let state = filter
         .state

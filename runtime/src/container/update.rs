@@ -7,9 +7,11 @@ use bulkhead_proto::{agent::UpdateContainerRequest, cri};
 use super::{ContainerError, error::in_words, find};
 use crate::{
     app::App,
+    error::chain,
     logs::LogError,
     oci::{OciError, resources},
     records::ContainerState,
+    sandbox::{self, Change},
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -47,6 +49,12 @@ pub async fn update(
     let app = Arc::clone(app);
     // The guest's limits and the record change together, whether or not the caller waits.
     tokio::spawn(async move {
+        // Room in the VM first, where the limit grows.
+        let change = Change::Container {
+            id: &id,
+            limits: &merged,
+        };
+        sandbox::fit(&app, &pod, change).await?;
         pod.agent
             .call(
                 "change the container's limits",
@@ -58,6 +66,10 @@ pub async fn update(
             record.status.resources = resources::merged(&record.status.resources, &asked);
         };
         app.records.containers.update(&id, change).await?;
+        // And what the limits no longer want goes back afterwards; the limit holds in any case.
+        if let Err(error) = sandbox::fit(&app, &pod, Change::None).await {
+            tracing::warn!(pod = pod.id, error = chain(&error), "the VM keeps its size");
+        }
         Ok(())
     })
     .await

@@ -2,6 +2,7 @@
 //! own and has the form `async fn(Arc<App>, Request) -> Result<Response, impl Grpc>`.
 
 mod container_create;
+mod container_events;
 mod container_exec;
 mod container_list;
 mod container_log;
@@ -18,12 +19,16 @@ mod image_remove;
 mod image_status;
 mod runtime_config;
 mod sandbox_list;
+mod sandbox_metrics;
 mod sandbox_remove;
 mod sandbox_run;
+mod sandbox_stats;
 mod sandbox_status;
 mod sandbox_stop;
+mod sandbox_update;
 mod server;
 mod status;
+mod streams;
 mod version;
 
 pub use server::Server;

@@ -10,10 +10,11 @@ use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
 
 use super::{
-    container_create, container_exec, container_list, container_log, container_remove,
-    container_start, container_stats, container_status, container_stop, container_update, image_fs,
-    image_list, image_pull, image_remove, image_status, runtime_config, sandbox_list,
-    sandbox_remove, sandbox_run, sandbox_status, sandbox_stop, status, version,
+    container_create, container_events, container_exec, container_list, container_log,
+    container_remove, container_start, container_stats, container_status, container_stop,
+    container_update, image_fs, image_list, image_pull, image_remove, image_status, runtime_config,
+    sandbox_list, sandbox_metrics, sandbox_remove, sandbox_run, sandbox_stats, sandbox_status,
+    sandbox_stop, sandbox_update, status, streams, version,
 };
 use crate::{
     app::App,
@@ -33,15 +34,16 @@ impl Server {
     }
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// A stream of answers.
+pub(super) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// `unary METHOD(Request) -> Response = function;` `absent METHOD(…) -> … = "Name";`
-/// `stream METHOD(…) -> … as AssociatedType = "Name";` (absent, too).
+/// `stream METHOD(…) -> … as AssociatedType = function;`
 macro_rules! service {
     ($service:ident {
         $( unary $method:ident($request:ident) -> $response:ident = $answer:path; )*
         $( absent $a_method:ident($a_request:ident) -> $a_response:ident = $a_name:literal; )*
-        $( stream $s_method:ident($s_request:ident) -> $s_response:ident as $s_type:ident = $s_name:literal; )*
+        $( stream $s_method:ident($s_request:ident) -> $s_response:ident as $s_type:ident = $s_answer:path; )*
     }) => {
         #[tonic::async_trait]
         impl $service for Server {
@@ -67,9 +69,10 @@ macro_rules! service {
 
                 async fn $s_method(
                     &self,
-                    _request: Request<v1::$s_request>,
+                    request: Request<v1::$s_request>,
                 ) -> Result<Response<Self::$s_type>, Status> {
-                    Err(Unimplemented { what: $s_name }.status())
+                    let answer = $s_answer(Arc::clone(&self.app), request.into_inner());
+                    respond(stringify!($s_method), answer).await
                 }
             )*
         }
@@ -97,23 +100,23 @@ service! { RuntimeService {
     unary update_runtime_config(UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse = runtime_config::update_runtime_config;
     unary status(StatusRequest) -> StatusResponse = status::status;
     unary runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse = runtime_config::runtime_config;
+    unary pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse = sandbox_stats::pod_sandbox_stats;
+    unary list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse = sandbox_stats::list_pod_sandbox_stats;
+    unary list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse = sandbox_metrics::list_metric_descriptors;
+    unary list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse = sandbox_metrics::list_pod_sandbox_metrics;
+    unary update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse = sandbox_update::update_pod_sandbox_resources;
     absent exec(ExecRequest) -> ExecResponse = "Exec";
     absent attach(AttachRequest) -> AttachResponse = "Attach";
     absent port_forward(PortForwardRequest) -> PortForwardResponse = "PortForward";
-    absent pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse = "PodSandboxStats";
-    absent list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse = "ListPodSandboxStats";
     absent checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse = "CheckpointContainer";
     absent checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse = "CheckpointPod";
     absent restore_pod(RestorePodRequest) -> RestorePodResponse = "RestorePod";
-    absent list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse = "ListMetricDescriptors";
-    absent list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse = "ListPodSandboxMetrics";
-    absent update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse = "UpdatePodSandboxResources";
-    stream stream_pod_sandboxes(StreamPodSandboxesRequest) -> StreamPodSandboxesResponse as StreamPodSandboxesStream = "StreamPodSandboxes";
-    stream stream_containers(StreamContainersRequest) -> StreamContainersResponse as StreamContainersStream = "StreamContainers";
-    stream stream_container_stats(StreamContainerStatsRequest) -> StreamContainerStatsResponse as StreamContainerStatsStream = "StreamContainerStats";
-    stream stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse as StreamPodSandboxStatsStream = "StreamPodSandboxStats";
-    stream get_container_events(GetEventsRequest) -> ContainerEventResponse as GetContainerEventsStream = "GetContainerEvents";
-    stream stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse as StreamPodSandboxMetricsStream = "StreamPodSandboxMetrics";
+    stream stream_pod_sandboxes(StreamPodSandboxesRequest) -> StreamPodSandboxesResponse as StreamPodSandboxesStream = streams::stream_pod_sandboxes;
+    stream stream_containers(StreamContainersRequest) -> StreamContainersResponse as StreamContainersStream = streams::stream_containers;
+    stream stream_container_stats(StreamContainerStatsRequest) -> StreamContainerStatsResponse as StreamContainerStatsStream = streams::stream_container_stats;
+    stream stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) -> StreamPodSandboxStatsResponse as StreamPodSandboxStatsStream = streams::stream_pod_sandbox_stats;
+    stream get_container_events(GetEventsRequest) -> ContainerEventResponse as GetContainerEventsStream = container_events::get_container_events;
+    stream stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) -> StreamPodSandboxMetricsResponse as StreamPodSandboxMetricsStream = streams::stream_pod_sandbox_metrics;
 }}
 
 service! { ImageService {
@@ -122,7 +125,7 @@ service! { ImageService {
     unary pull_image(PullImageRequest) -> PullImageResponse = image_pull::pull_image;
     unary remove_image(RemoveImageRequest) -> RemoveImageResponse = image_remove::remove_image;
     unary image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse = image_fs::image_fs_info;
-    stream stream_images(StreamImagesRequest) -> StreamImagesResponse as StreamImagesStream = "StreamImages";
+    stream stream_images(StreamImagesRequest) -> StreamImagesResponse as StreamImagesStream = streams::stream_images;
 }}
 
 /// Runs one RPC: its answer or its error as a status, and a line in the log.

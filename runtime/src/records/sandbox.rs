@@ -65,6 +65,20 @@ pub struct Shape {
     pub memory_mib: u64,
     /// Size limit of the writable disk.
     pub scratch_mib: u64,
+    /// Between what the size can be changed; `None` where it cannot (pods of an older daemon).
+    #[serde(default)]
+    pub limits: Option<SizeLimits>,
+}
+
+/// What a virtual machine was made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SizeLimits {
+    /// The memory it booted with: less it cannot have.
+    pub boot_memory_mib: u64,
+    /// The most memory.
+    pub max_memory_mib: u64,
+    /// The most virtual CPUs.
+    pub max_vcpus: u32,
 }
 
 /// One thing a pod holds on the host.

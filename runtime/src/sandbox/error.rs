@@ -109,6 +109,21 @@ pub enum SandboxError {
         /// The end of the guest's console.
         console_tail: String,
     },
+    /// The guest does not take the memory it is offered.
+    #[error(
+        "the VM of the pod sandbox {id} has {got_mib} MiB of memory instead of {wanted_mib}: its \
+         guest did not take more within {seconds} s; its console (bulkhead console {id}) may say why"
+    )]
+    Resize {
+        /// Which.
+        id: String,
+        /// How much it was to have.
+        wanted_mib: u64,
+        /// How much it has.
+        got_mib: u64,
+        /// How long it had.
+        seconds: u32,
+    },
     /// An operating-system call failed.
     #[error("cannot {action}")]
     Os {
@@ -155,7 +170,7 @@ impl Grpc for SandboxError {
             Self::Agent(e) => e.code(),
             Self::Network(e) => e.code(),
             Self::Died { .. } => Code::Internal,
-            Self::Silent { .. } => Code::DeadlineExceeded,
+            Self::Silent { .. } | Self::Resize { .. } => Code::DeadlineExceeded,
             Self::NoUid { .. } => Code::ResourceExhausted,
             Self::Cgroup(e) => e.code(),
             Self::Os { source, .. } => crate::error::io_code(source),

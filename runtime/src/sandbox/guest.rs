@@ -45,7 +45,7 @@ pub(super) async fn setup(
         )),
         extra_hosts: Vec::new(),
         scratch_disk: SCRATCH.to_owned(),
-        online_cpus: 0,
+        online_cpus: record.shape.vcpus,
         shm_bytes: 0,
         network: Some(attached.network.clone()),
         shared_pid_namespace: wanted.shared_pid,

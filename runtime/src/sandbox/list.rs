@@ -91,6 +91,7 @@ mod tests {
                 vcpus: 1,
                 memory_mib: 128,
                 scratch_mib: 64,
+                limits: None,
             },
             network: None,
             phases: Vec::new(),

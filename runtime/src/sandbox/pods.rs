@@ -40,6 +40,8 @@ pub struct Pods {
     reserved: Mutex<Reserved>,
     /// One at a time stops or removes a pod.
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// One at a time resizes a pod.
+    resizes: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Boots at one time: more of them than CPUs only make each other late.
     pub(super) boots: Semaphore,
 }
@@ -51,6 +53,7 @@ impl Pods {
             live: RwLock::default(),
             reserved: Mutex::default(),
             turns: Mutex::default(),
+            resizes: Mutex::default(),
             boots: Semaphore::new(config.boot.parallel),
         }
     }
@@ -107,7 +110,21 @@ impl Pods {
         turn.lock_owned().await
     }
 
+    /// The turn to resize a pod; given back when dropped. Not that to stop it, which does not wait
+    /// for a guest that is slow to give memory back.
+    pub(super) async fn resize_turn(&self, id: &str) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.resizes.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(turns.entry(id.to_owned()).or_default())
+        };
+        turn.lock_owned().await
+    }
+
     pub(super) fn forget_turn(&self, id: &str) {
+        self.resizes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
         self.turns
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use bulkhead_proto::cri::ContainerEventType;
+
 use super::{SandboxError, release, stop::stop_in_turn};
-use crate::{app::App, container};
+use crate::{app::App, container, events};
 
 /// Removes a pod; an unknown id is no error. Goes on to its end even if the caller is dropped.
 pub async fn remove(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
@@ -19,7 +21,11 @@ pub async fn remove(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
         };
         stop_in_turn(&app, &id).await?;
         container::pod_removed(&app, &id).await;
+        let last = app.records.sandboxes.get(&id);
         app.records.sandboxes.remove(&id).await?;
+        if let Some(last) = last {
+            events::sandbox(&app, ContainerEventType::ContainerDeletedEvent, &last);
+        }
         app.pods
             .reserved()
             .free_name(&release::name_of(&record), &id);

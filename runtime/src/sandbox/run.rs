@@ -5,7 +5,7 @@ use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Dur
 
 use bulkhead_proto::{
     agent::{Interface, Ready},
-    cri::{PodSandboxConfig, RunPodSandboxRequest},
+    cri::{ContainerEventType, PodSandboxConfig, RunPodSandboxRequest},
 };
 use tokio::sync::watch;
 
@@ -20,7 +20,7 @@ use crate::{
     agent::{self, AgentError, ReadyListener},
     app::App,
     cgroup::{self, Leaf},
-    container,
+    container, events,
     network::{Attached, Nic},
     records::{InterfaceRecord, NetworkRecord, Resource, SandboxRecord, SandboxState, Shape},
     vmm::{self, Control, JailDir, Process},
@@ -133,6 +133,10 @@ async fn finish(
     }
     watcher::watch(app, &pod, ended);
     container::pod_ready(app, &pod).await;
+    if let Some(record) = app.records.sandboxes.get(&id) {
+        events::sandbox(app, ContainerEventType::ContainerCreatedEvent, &record);
+        events::sandbox(app, ContainerEventType::ContainerStartedEvent, &record);
+    }
     tracing::info!(pod = %id, ms = total, "the pod is ready");
     Ok(id)
 }
@@ -172,13 +176,16 @@ impl Start<'_> {
             &jail.vsock_port(bulkhead_proto::agent::READY_PORT),
             self.uid,
         )?;
+        let limits = record.shape.limits;
         let plan = vmm::Plan {
             id: id.clone(),
             uid: self.uid,
             jail: jail.clone(),
             cgroup_procs,
             vcpus: record.shape.vcpus,
+            max_vcpus: limits.map_or(record.shape.vcpus, |l| l.max_vcpus),
             memory_mib: record.shape.memory_mib,
+            max_memory_mib: limits.map_or(record.shape.memory_mib, |l| l.max_memory_mib),
             disks: vec![(guest::SCRATCH.to_owned(), scratch, false)],
             nics,
         };
@@ -340,7 +347,7 @@ impl Start<'_> {
     }
 }
 
-fn cgroup_parent(app: &App, config: &PodSandboxConfig) -> Result<PathBuf, SandboxError> {
+pub(super) fn cgroup_parent(app: &App, config: &PodSandboxConfig) -> Result<PathBuf, SandboxError> {
     let given = config
         .linux
         .as_ref()
@@ -362,6 +369,20 @@ async fn shape(
     config: &PodSandboxConfig,
     parent: &std::path::Path,
 ) -> Result<Shape, SandboxError> {
+    let limit = cgroup_limit(app, parent).await?;
+    sizing::shape(
+        &app.config.sandbox,
+        &app.config.vmm,
+        config.linux.as_ref(),
+        limit.as_ref(),
+    )
+}
+
+/// The tightest memory limit on the pod's cgroup.
+pub(super) async fn cgroup_limit(
+    app: &App,
+    parent: &std::path::Path,
+) -> Result<Option<CgroupLimit>, SandboxError> {
     let (root, parent) = (app.config.cgroup.root.clone(), parent.to_owned());
     let limit = tokio::task::spawn_blocking(move || cgroup::memory_limit(&root, &parent))
         .await
@@ -369,17 +390,11 @@ async fn shape(
         .map_err(|source| SandboxError::Os {
             action: "read the memory limit of the pod's cgroup".to_owned(),
             source,
-        })?
-        .map(|(bytes, whose)| CgroupLimit {
-            bytes,
-            whose: whose.display().to_string(),
-        });
-    sizing::shape(
-        &app.config.sandbox,
-        &app.config.vmm,
-        config.linux.as_ref(),
-        limit.as_ref(),
-    )
+        })?;
+    Ok(limit.map(|(bytes, whose)| CgroupLimit {
+        bytes,
+        whose: whose.display().to_string(),
+    }))
 }
 
 /// Everything the pod will hold, in the order it is made.

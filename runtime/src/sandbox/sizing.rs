@@ -6,7 +6,7 @@ use bulkhead_proto::cri::{LinuxContainerResources, LinuxPodSandboxConfig};
 use super::SandboxError;
 use crate::{
     config::{Sandbox, Vmm},
-    records::Shape,
+    records::{Shape, SizeLimits},
 };
 
 const MIB: u64 = 1 << 20;
@@ -14,6 +14,12 @@ const MIB: u64 = 1 << 20;
 const TABLES: u64 = 256;
 /// The period of CPU limits where none is named, microseconds (cpu.max's default).
 const DEFAULT_PERIOD: i64 = 100_000;
+
+/// How many times its processors a pod can be grown to, and to how many in any case.
+const VCPU_ROOM: u32 = 4;
+const VCPU_ROOM_MIN: u32 = 4;
+/// The unit in which memory is added (virtio-mem's block).
+const BLOCK_MIB: u64 = 2;
 
 /// A limit on the pod's cgroup, and on which level it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,11 +43,94 @@ pub fn shape(
 ) -> Result<Shape, SandboxError> {
     let resources = linux.and_then(|l| l.resources.as_ref());
     let overhead = linux.and_then(|l| l.overhead.as_ref());
+    let vcpus = vcpus(sandbox, resources, overhead)?;
+    let memory_mib = memory(sandbox, vmm, resources, overhead, cgroup)?;
+    // A processor the guest may get some day takes some of its memory from the start (its per-CPU
+    // area), so there are some times as many as it has, not as many as the host has.
+    let room = vcpus.saturating_mul(VCPU_ROOM).max(VCPU_ROOM_MIN);
     Ok(Shape {
-        vcpus: vcpus(sandbox, resources, overhead)?,
-        memory_mib: memory(sandbox, vmm, resources, overhead, cgroup)?,
+        vcpus,
+        memory_mib,
         scratch_mib: sandbox.scratch_mib,
+        limits: Some(SizeLimits {
+            boot_memory_mib: memory_mib,
+            max_memory_mib: sandbox.max_memory_mib.max(memory_mib),
+            max_vcpus: room.min(sandbox.max_vcpus).max(vcpus),
+        }),
     })
+}
+
+/// What the containers of a pod may use together, where each of them has a limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sum {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Thousandths of a CPU.
+    pub cpus: Option<u64>,
+}
+
+impl Sum {
+    /// Of these limits. One container without a limit leaves the sum without a meaning.
+    pub fn of<'a>(
+        containers: impl Iterator<Item = &'a LinuxContainerResources>,
+    ) -> Result<Self, SandboxError> {
+        let (mut memory, mut cpu, mut any) = (Some(0u64), Some(0u64), false);
+        for resources in containers {
+            any = true;
+            let bytes = u64::try_from(resources.memory_limit_in_bytes).unwrap_or(0);
+            let more = |sum: Option<u64>, part: Option<u64>| Some(sum?.saturating_add(part?));
+            memory = more(memory, Some(bytes).filter(|bytes| *bytes > 0));
+            cpu = more(cpu, cpus(resources)?);
+        }
+        Ok(Self {
+            memory: memory.filter(|_| any),
+            cpus: cpu.filter(|_| any),
+        })
+    }
+}
+
+/// The shape of a pod whose limits have changed: that of a new pod with these limits, or as much
+/// as its containers may use together where that is more; between what the VM was made for.
+pub fn resized(
+    sandbox: &Sandbox,
+    vmm: &Vmm,
+    linux: Option<&LinuxPodSandboxConfig>,
+    sum: Sum,
+    cgroup: Option<&CgroupLimit>,
+    now: Shape,
+) -> Result<Shape, SandboxError> {
+    let Some(limits) = now.limits else {
+        return Ok(now);
+    };
+    let by_pod = shape(sandbox, vmm, linux, cgroup)?;
+    let overhead = linux.and_then(|l| l.overhead.as_ref());
+    let mut memory_mib = by_pod.memory_mib;
+    if let Some(sum) = sum.memory {
+        let extra = overhead.map_or(0, |r| r.memory_limit_in_bytes);
+        let bytes = sum.saturating_add(u64::try_from(extra).unwrap_or(0));
+        let bound = cgroup.map_or(bytes, |c| c.bytes.min(bytes));
+        memory_mib = memory_mib.max(guest_share(bound / MIB, vmm.overhead_mib));
+    }
+    let mut vcpus = by_pod.vcpus;
+    if let Some(sum) = sum.cpus {
+        vcpus = vcpus.max(whole(sum));
+    }
+    Ok(Shape {
+        vcpus: vcpus.clamp(1, limits.max_vcpus.max(1)),
+        memory_mib: grown(memory_mib, limits),
+        ..now
+    })
+}
+
+/// A size the VM can have: memory is added in blocks of 2 MiB to what it booted with.
+fn grown(memory_mib: u64, limits: SizeLimits) -> u64 {
+    let most = limits.max_memory_mib.max(limits.boot_memory_mib);
+    let bounded = memory_mib.clamp(limits.boot_memory_mib, most);
+    bounded - (bounded - limits.boot_memory_mib) % BLOCK_MIB
+}
+
+fn whole(milli: u64) -> u32 {
+    u32::try_from(milli.div_ceil(1_000)).unwrap_or(u32::MAX)
 }
 
 fn memory(
@@ -116,8 +205,7 @@ fn vcpus(
     };
     let extra = overhead.map(self::cpus).transpose()?.flatten().unwrap_or(0);
     let milli = cpus.saturating_add(extra);
-    let whole = u32::try_from(milli.div_ceil(1_000)).unwrap_or(u32::MAX);
-    Ok(whole.clamp(1, sandbox.max_vcpus))
+    Ok(whole(milli).clamp(1, sandbox.max_vcpus))
 }
 
 /// A CPU limit in thousandths of a CPU; quota 0 or below is none (CRI, cpu_quota).
@@ -206,6 +294,88 @@ mod tests {
             let case = format!("{res:?} {over:?} {cgroup:?}");
             assert_eq!((got.vcpus, got.memory_mib), (vcpus, memory_mib), "{case}");
         }
+    }
+
+    #[test]
+    fn a_changed_limit_changes_the_size_within_what_the_vm_was_made_for() {
+        let file = "[vmm]\noverhead_mib = 20\n[sandbox]\nmemory_mib = 512\n\
+                    min_memory_mib = 100\nmax_memory_mib = 2048\n";
+        let mut config = Config::parse(std::path::Path::new("t"), file).unwrap();
+        (config.sandbox.vcpus, config.sandbox.max_vcpus) = (2, 8);
+        let linux = |res| LinuxPodSandboxConfig {
+            resources: res,
+            ..Default::default()
+        };
+        let first = linux(resources(100_000, 276));
+        let boot = shape(&config.sandbox, &config.vmm, Some(&first), None).unwrap();
+        let limits = boot.limits.unwrap();
+        assert_eq!((boot.vcpus, boot.memory_mib), (1, 255));
+        assert_eq!((limits.max_vcpus, limits.max_memory_mib), (4, 2048));
+        let sum = |cpus, mib: Option<u64>| Sum {
+            memory: mib.map(|mib| mib << 20),
+            cpus,
+        };
+        let table = [
+            // resources, containers' sum, cgroup -> vcpus, memory
+            (resources(100_000, 276), sum(None, None), None, 1, 255),
+            (resources(200_000, 532), sum(None, None), None, 2, 509),
+            // The kubelet changes the pod first and the containers then, or the other way round.
+            (
+                resources(200_000, 532),
+                sum(Some(500), Some(100)),
+                None,
+                2,
+                509,
+            ),
+            (
+                resources(100_000, 276),
+                sum(Some(2_500), Some(532)),
+                None,
+                3,
+                509,
+            ),
+            (
+                resources(100_000, 276),
+                sum(None, Some(532)),
+                Some(300),
+                1,
+                277,
+            ),
+            // Not below what it booted with, not beyond what it was made for.
+            (resources(10_000, 150), sum(None, None), None, 1, 255),
+            (resources(9_900_000, 9_999), sum(None, None), None, 4, 2047),
+            (None, sum(None, None), None, 2, 511),
+        ];
+        for (res, sum, cgroup_mib, vcpus, memory_mib) in table {
+            let case = format!("{res:?} {sum:?} {cgroup_mib:?}");
+            let cgroup = cgroup_mib.map(|mib: u64| CgroupLimit {
+                bytes: mib << 20,
+                whose: "/pod".into(),
+            });
+            let linux = linux(res);
+            let (sandbox, vmm) = (&config.sandbox, &config.vmm);
+            let got = resized(sandbox, vmm, Some(&linux), sum, cgroup.as_ref(), boot).unwrap();
+            assert_eq!((got.vcpus, got.memory_mib), (vcpus, memory_mib), "{case}");
+        }
+        let fixed = Shape {
+            limits: None,
+            ..boot
+        };
+        let linux = linux(resources(200_000, 532));
+        let (sandbox, vmm) = (&config.sandbox, &config.vmm);
+        let got = resized(sandbox, vmm, Some(&linux), Sum::default(), None, fixed).unwrap();
+        assert_eq!(got, fixed);
+    }
+
+    #[test]
+    fn a_sum_needs_a_limit_of_every_container() {
+        let (one, two) = (resources(50_000, 64).unwrap(), resources(0, 32).unwrap());
+        let of = |list: &[LinuxContainerResources]| Sum::of(list.iter()).unwrap();
+        assert_eq!(of(&[]), Sum::default());
+        let sum = of(&[one.clone(), one.clone()]);
+        assert_eq!((sum.memory, sum.cpus), (Some(128 << 20), Some(1_000)));
+        let sum = of(&[one, two]);
+        assert_eq!((sum.memory, sum.cpus), (Some(96 << 20), None));
     }
 
     #[test]

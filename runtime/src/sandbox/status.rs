@@ -5,9 +5,10 @@ use std::{collections::HashMap, time::Duration};
 use bulkhead_proto::cri as v1;
 use serde_json::json;
 
-use super::{SandboxError, list::cri_state};
+use super::{SandboxError, list::cri_state, now_ns};
 use crate::{
     app::App,
+    events,
     records::{Resource, SandboxRecord, SandboxState},
     vmm::JailDir,
 };
@@ -27,13 +28,6 @@ pub async fn status(
         .find(id)
         .filter(|record| record.state != SandboxState::Creating)
         .ok_or_else(|| SandboxError::NotFound { id: id.to_owned() })?;
-    let options = record
-        .config
-        .linux
-        .as_ref()
-        .and_then(|l| l.security_context.as_ref())
-        .and_then(|s| s.namespace_options.clone())
-        .unwrap_or_default();
     let mut info = HashMap::new();
     if verbose {
         info.insert(
@@ -41,26 +35,41 @@ pub async fn status(
             verbose_info(app, &record).await.to_string(),
         );
     }
+    // The time is that of the containers' statuses: a kubelet that follows events goes by it.
+    let timestamp = now_ns();
+    let (status, containers_statuses) = events::snapshot(app, &record);
     Ok(v1::PodSandboxStatusResponse {
-        status: Some(v1::PodSandboxStatus {
-            id: record.id.clone(),
-            metadata: record.config.metadata.clone(),
-            state: cri_state(record.state).into(),
-            created_at: record.created_at,
-            network: Some(network(&record)),
-            linux: Some(v1::LinuxPodSandboxStatus {
-                namespaces: Some(v1::Namespace {
-                    options: Some(options),
-                }),
-            }),
-            labels: record.config.labels.clone(),
-            annotations: record.config.annotations.clone(),
-            runtime_handler: record.handler.clone(),
-        }),
+        status: Some(status),
         info,
-        containers_statuses: Vec::new(),
-        timestamp: 0,
+        containers_statuses,
+        timestamp,
     })
+}
+
+/// What the record says.
+pub(crate) fn describe(record: &SandboxRecord) -> v1::PodSandboxStatus {
+    let options = record
+        .config
+        .linux
+        .as_ref()
+        .and_then(|l| l.security_context.as_ref())
+        .and_then(|s| s.namespace_options.clone())
+        .unwrap_or_default();
+    v1::PodSandboxStatus {
+        id: record.id.clone(),
+        metadata: record.config.metadata.clone(),
+        state: cri_state(record.state).into(),
+        created_at: record.created_at,
+        network: Some(network(record)),
+        linux: Some(v1::LinuxPodSandboxStatus {
+            namespaces: Some(v1::Namespace {
+                options: Some(options),
+            }),
+        }),
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        runtime_handler: record.handler.clone(),
+    }
 }
 
 fn network(record: &SandboxRecord) -> v1::PodSandboxNetworkStatus {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use bulkhead_proto::cri::ContainerEventType;
 use tokio::sync::watch;
 
 use super::{Pod, SandboxError, now_ns};
 use crate::{
     app::App,
-    cgroup, container,
+    cgroup, container, events,
     records::{Resource, SandboxState, VmExit},
     vmm::{self, JailDir},
 };
@@ -59,6 +60,9 @@ pub(super) async fn gone(app: &Arc<App>, id: &str, exit: &VmExit) {
         exit.reason, exit.message
     );
     container::pod_gone(app, id, &why).await;
+    if let Some(record) = app.records.sandboxes.get(id) {
+        events::sandbox(app, ContainerEventType::ContainerStoppedEvent, &record);
+    }
 }
 
 /// How the VM of a pod on record ended; a process killed by the pod's memory limit is named so.

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{
     config::VmmConfig,
-    control::{Answer, DiskSpec, Request},
+    control::{Answer, DiskSpec, Request, Resize},
     exit::Written,
     spawn::outcome,
 };
@@ -40,6 +40,15 @@ fn requests_are_among_those_the_vmm_takes() {
         Request::Attach { disk: &disk },
         Request::Detach { id: &disk.id },
         Request::Metrics {},
+        Request::Resize(Resize {
+            vcpus: Some(4),
+            memory_mib: Some(512),
+            wait_ms: Some(30_000),
+        }),
+        Request::Resize(Resize {
+            memory_mib: Some(512),
+            ..Resize::default()
+        }),
         Request::Stop {},
     ];
     for request in ours {

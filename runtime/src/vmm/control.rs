@@ -47,7 +47,22 @@ pub(super) enum Request<'a> {
     Attach { disk: &'a DiskSpec },
     Detach { id: &'a str },
     Metrics {},
+    Resize(Resize),
     Stop {},
+}
+
+/// A new size of the VM. What is absent stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Resize {
+    /// At least so many vCPUs are there for the guest to bring online.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u32>,
+    /// How much memory the guest should have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// How long the answer may wait for the guest to have it, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -61,6 +76,7 @@ pub(super) enum Answer {
 pub(super) struct Done {
     slot: Option<String>,
     metrics: Option<serde_json::Value>,
+    memory_mib: Option<u64>,
 }
 
 impl Control {
@@ -95,6 +111,24 @@ impl Control {
         Ok(done.metrics.unwrap_or_default())
     }
 
+    /// Changes the VM's size, and gives how much memory the guest has now, MiB.
+    pub async fn resize(&self, resize: Resize) -> Result<u64, VmmError> {
+        let wait = Duration::from_millis(resize.wait_ms.unwrap_or(0).into());
+        let request = Request::Resize(resize);
+        let done = self
+            .ask_for(
+                DEADLINE.saturating_add(wait),
+                "resize the VM",
+                &request,
+                &[],
+            )
+            .await?;
+        done.memory_mib.ok_or(VmmError::Protocol {
+            during: "resizing the VM",
+            what: "the answer names no size".to_owned(),
+        })
+    }
+
     /// Ends the VM at once and with it the process.
     pub async fn stop(&self) -> Result<(), VmmError> {
         self.ask("stop the VM", &Request::Stop {}, &[])
@@ -108,11 +142,21 @@ impl Control {
         request: &Request<'_>,
         files: &[BorrowedFd<'_>],
     ) -> Result<Done, VmmError> {
-        let answer = tokio::time::timeout(DEADLINE, self.exchange(action, request, files))
+        self.ask_for(DEADLINE, action, request, files).await
+    }
+
+    async fn ask_for(
+        &self,
+        deadline: Duration,
+        action: &'static str,
+        request: &Request<'_>,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<Done, VmmError> {
+        let answer = tokio::time::timeout(deadline, self.exchange(action, request, files))
             .await
             .map_err(|_| VmmError::Deadline {
                 during: action,
-                seconds: DEADLINE.as_secs(),
+                seconds: deadline.as_secs(),
             })??;
         match answer {
             Answer::Ok(done) => Ok(done),

@@ -12,7 +12,7 @@ mod process;
 mod spawn;
 
 pub use config::{Console, ControlSocket, Disk, Jail, Net, RestoreFds, VmmConfig, Vsock};
-pub use control::{Control, DiskSpec};
+pub use control::{Control, DiskSpec, Resize};
 pub use error::{Kind, VmmError};
 pub use exit::read as read_exit;
 pub use jail::JailDir;

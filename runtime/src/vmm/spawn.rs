@@ -54,8 +54,12 @@ pub struct Plan {
     pub cgroup_procs: OwnedFd,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// How many there can be after a resize.
+    pub max_vcpus: u32,
     /// Guest memory.
     pub memory_mib: u64,
+    /// How much there can be after a resize.
+    pub max_memory_mib: u64,
     /// Disks it starts with: serial, file, read-only.
     pub disks: Vec<(String, File, bool)>,
     /// Network devices.
@@ -247,7 +251,9 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
         initramfs_fd: files.pass(initramfs.into()),
         cmdline: vmm.cmdline.clone(),
         vcpus: plan.vcpus,
+        max_vcpus: plan.max_vcpus,
         memory_mib: plan.memory_mib,
+        max_memory_mib: plan.max_memory_mib,
         disks,
         nets,
         vsock: Some(Vsock {

@@ -66,6 +66,7 @@ async fn fill(database: &Path) -> Outcome {
             vcpus: 1,
             memory_mib: 256,
             scratch_mib: 64,
+            limits: None,
         },
         network: None,
         phases: Vec::new(),

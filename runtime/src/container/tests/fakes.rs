@@ -444,6 +444,17 @@ impl agent_server::Agent for Guest {
     async fn input(&self, _: Request<Streaming<api::InputRequest>>) -> Answer<api::InputResponse> {
         absent()
     }
+    async fn resize_guest(
+        &self,
+        request: Request<api::ResizeGuestRequest>,
+    ) -> Answer<api::ResizeGuestResponse> {
+        let request = request.into_inner();
+        self.call(&format!("resize to {} CPUs", request.online_cpus))?;
+        Ok(Response::new(api::ResizeGuestResponse {
+            online_cpus: request.online_cpus,
+            memory_total_bytes: 0,
+        }))
+    }
     async fn resize_terminal(
         &self,
         _: Request<api::ResizeTerminalRequest>,

@@ -120,6 +120,7 @@ impl Node {
                     vcpus: 1,
                     memory_mib: 128,
                     scratch_mib: 64,
+                    limits: None,
                 },
                 network: None,
                 phases: Vec::new(),

@@ -1,0 +1,25 @@
+//! PodSandboxStats and ListPodSandboxStats.
+
+use std::{convert::Infallible, sync::Arc};
+
+use bulkhead_proto::cri as v1;
+
+use crate::{app::App, sandbox::SandboxError, stats};
+
+/// CRI PodSandboxStats.
+pub async fn pod_sandbox_stats(
+    app: Arc<App>,
+    request: v1::PodSandboxStatsRequest,
+) -> Result<v1::PodSandboxStatsResponse, SandboxError> {
+    let stats = stats::pod(&app, &request.pod_sandbox_id).await?;
+    Ok(v1::PodSandboxStatsResponse { stats: Some(stats) })
+}
+
+/// CRI ListPodSandboxStats.
+pub async fn list_pod_sandbox_stats(
+    app: Arc<App>,
+    request: v1::ListPodSandboxStatsRequest,
+) -> Result<v1::ListPodSandboxStatsResponse, Infallible> {
+    let stats = stats::list_pods(&app, request.filter.as_ref()).await;
+    Ok(v1::ListPodSandboxStatsResponse { stats })
+}

@@ -1,0 +1,181 @@
+//! UpdatePodSandboxResources, and the size of a pod's VM when limits have changed: virtual CPUs are
+//! brought online and offline, memory is plugged and unplugged. How large it is to be is `sizing`'s
+//! to say; the VM boots without any of this.
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_proto::{
+    agent::ResizeGuestRequest,
+    cri::{LinuxContainerResources, LinuxPodSandboxConfig, UpdatePodSandboxResourcesRequest},
+};
+
+use super::{
+    Pod, SandboxError,
+    run::{cgroup_limit, cgroup_parent},
+    sizing::{self, Sum},
+};
+use crate::{
+    app::App,
+    records::{ContainerState, SandboxRecord, SandboxState, Shape},
+    vmm::Resize,
+};
+
+/// A processor comes up in milliseconds; going offline it waits for what runs on it.
+const CPU_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the guest gets to take memory, or to free some and give it back. Unplugging moves what
+/// is in use elsewhere, and goes on by itself if it takes longer.
+const MEMORY_DEADLINE_MS: u32 = 30_000;
+
+/// What is about to change, beside what the records say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change<'a> {
+    /// Nothing: the records are as they should be. Grows and shrinks.
+    None,
+    /// A container is about to have these limits. Only grows: what shrinks does so afterwards.
+    Container {
+        /// Its id.
+        id: &'a str,
+        /// Its limits.
+        limits: &'a LinuxContainerResources,
+    },
+}
+
+/// UpdatePodSandboxResources: the pod's limits as the kubelet sums them up. Goes on to its end even
+/// if the caller is dropped.
+pub async fn update(
+    app: Arc<App>,
+    request: UpdatePodSandboxResourcesRequest,
+) -> Result<(), SandboxError> {
+    let id = &request.pod_sandbox_id;
+    let record = app
+        .records
+        .sandboxes
+        .find(id)
+        .filter(|record| record.state != SandboxState::Creating)
+        .ok_or_else(|| SandboxError::NotFound { id: id.clone() })?;
+    let pod = app.pods.ready(&record.id)?;
+    let mut linux = record.config.linux.clone().unwrap_or_default();
+    let UpdatePodSandboxResourcesRequest {
+        overhead,
+        resources,
+        ..
+    } = request;
+    linux.overhead = overhead.or(linux.overhead);
+    linux.resources = resources.or(linux.resources);
+    // Limits that cannot be are refused before anything is changed.
+    target(&app, &record, &linux, Change::None).await?;
+    let work = async move {
+        let change = move |record: &mut SandboxRecord| record.config.linux = Some(linux);
+        app.records.sandboxes.update(&pod.id, change).await?;
+        fit(&app, &pod, Change::None).await
+    };
+    tokio::spawn(work).await.map_err(|_| SandboxError::Ending)?
+}
+
+/// Makes the pod's VM as large as its limits say.
+pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), SandboxError> {
+    let _turn = app.pods.resize_turn(&pod.id).await;
+    let Some(record) = app.records.sandboxes.get(&pod.id) else {
+        return Ok(());
+    };
+    let now = record.shape;
+    let Some(limits) = now.limits else {
+        return Ok(());
+    };
+    let linux = record.config.linux.clone().unwrap_or_default();
+    let mut wanted = target(app, &record, &linux, change).await?;
+    if matches!(change, Change::Container { .. }) {
+        wanted.vcpus = wanted.vcpus.max(now.vcpus);
+        wanted.memory_mib = wanted.memory_mib.max(now.memory_mib);
+    }
+    if wanted == now {
+        return Ok(());
+    }
+    // First the VM: what the guest is to bring up must be there.
+    let size = Resize {
+        vcpus: (wanted.vcpus > now.vcpus).then_some(wanted.vcpus),
+        memory_mib: (wanted.memory_mib != now.memory_mib).then_some(wanted.memory_mib),
+        wait_ms: None,
+    };
+    pod.vmm.resize(size).await?;
+    let request = ResizeGuestRequest {
+        online_cpus: wanted.vcpus,
+        // The memory device is plugged with the first resize that adds some.
+        rescan: wanted.memory_mib > limits.boot_memory_mib,
+    };
+    let guest = pod
+        .agent
+        .call("resize the guest", CPU_DEADLINE, |mut agent| async move {
+            agent.resize_guest(request).await
+        });
+    let guest = guest.await?;
+    let wait = Resize {
+        wait_ms: Some(MEMORY_DEADLINE_MS),
+        ..Resize::default()
+    };
+    let memory_mib = pod.vmm.resize(wait).await?;
+    let reached = Shape {
+        vcpus: wanted.vcpus,
+        memory_mib,
+        ..now
+    };
+    app.records
+        .sandboxes
+        .update(&pod.id, move |record| record.shape = reached)
+        .await?;
+    tracing::info!(
+        pod = %pod.id, vcpus = guest.online_cpus, memory_mib, wanted_mib = wanted.memory_mib,
+        "the VM is resized"
+    );
+    if memory_mib < wanted.memory_mib {
+        return Err(SandboxError::Resize {
+            id: pod.id.clone(),
+            wanted_mib: wanted.memory_mib,
+            got_mib: memory_mib,
+            seconds: MEMORY_DEADLINE_MS / 1_000,
+        });
+    }
+    if memory_mib > wanted.memory_mib {
+        tracing::warn!(
+            pod = %pod.id, memory_mib, wanted_mib = wanted.memory_mib,
+            "the guest has not given all memory back yet: it is in use; it goes on trying"
+        );
+    }
+    Ok(())
+}
+
+/// How large the VM is to be.
+async fn target(
+    app: &App,
+    record: &SandboxRecord,
+    linux: &LinuxPodSandboxConfig,
+    change: Change<'_>,
+) -> Result<Shape, SandboxError> {
+    let parent = cgroup_parent(app, &record.config)?;
+    let limit = cgroup_limit(app, &parent).await?;
+    let containers: Vec<_> = app
+        .records
+        .containers
+        .list()
+        .into_iter()
+        .filter(|container| {
+            container.meta.sandbox_id == record.id
+                && matches!(
+                    container.status.state,
+                    ContainerState::Created | ContainerState::Running
+                )
+        })
+        .collect();
+    let resources = containers.iter().map(|container| match change {
+        Change::Container { id, limits } if container.meta.id == id => limits,
+        _ => &container.status.resources,
+    });
+    sizing::resized(
+        &app.config.sandbox,
+        &app.config.vmm,
+        Some(linux),
+        Sum::of(resources)?,
+        limit.as_ref(),
+        record.shape,
+    )
+}

@@ -1,0 +1,204 @@
+//! Both sides of a pod's figures: the guest's from its agent, the host's from the pod's cgroup and
+//! its VMM. All pods are asked at once, each with a deadline.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+
+use bulkhead_proto::{agent, agent::StatsRequest, cri};
+use futures::future::join_all;
+
+use crate::{
+    app::App,
+    cgroup::{self, Usage},
+    error::chain,
+    records::{ContainerRecord, Resource, SandboxRecord, SandboxState},
+    sandbox::{Pod, SandboxError, now_ns},
+};
+
+/// A guest that takes longer is left out of a list.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// One pod alone may take longer: there is nothing else to answer.
+const DEADLINE_ONE: Duration = Duration::from_secs(10);
+
+/// How much is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// What PodSandboxStats has.
+    Plain,
+    /// Also what takes the guest and the VMM a walk to know.
+    Full,
+}
+
+/// One pod's figures.
+#[derive(Debug)]
+pub(super) struct Sample {
+    /// The pod.
+    pub(super) record: Arc<SandboxRecord>,
+    /// When the host's side was read, nanoseconds since the epoch.
+    pub(super) at: i64,
+    /// The containers the guest told of, with their records: only the pod's own.
+    pub(super) containers: Vec<OneContainer>,
+    /// The whole guest.
+    pub(super) guest: agent::GuestStats,
+    /// The pod's cgroup on the host.
+    pub(super) host: Usage,
+    /// The tightest memory limit on the pod's cgroups.
+    pub(super) limit: Option<u64>,
+    /// The VMM's own count.
+    pub(super) vmm: Option<VmmMemory>,
+}
+
+/// One container of it.
+#[derive(Debug)]
+pub(super) struct OneContainer {
+    pub(super) record: Arc<ContainerRecord>,
+    pub(super) stats: agent::ContainerStats,
+}
+
+/// What a VMM says of its memory, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct VmmMemory {
+    /// The size of the guest.
+    pub(super) guest_size: u64,
+    /// How much of that is there.
+    pub(super) guest_resident: u64,
+    /// Everything else.
+    pub(super) own: u64,
+}
+
+impl VmmMemory {
+    fn of(metrics: &serde_json::Value) -> Option<Self> {
+        let number = |key: &str| metrics.get(key)?.as_u64();
+        Some(Self {
+            guest_size: number("guest_memory_bytes")?,
+            guest_resident: number("guest_resident_bytes")?,
+            own: number("vmm_rss_bytes")?,
+        })
+    }
+}
+
+/// One pod, which must run.
+pub(super) async fn one(app: &App, id: &str, detail: Detail) -> Result<Sample, SandboxError> {
+    let record = app
+        .records
+        .sandboxes
+        .find(id)
+        .filter(|record| record.state != SandboxState::Creating)
+        .ok_or_else(|| SandboxError::NotFound { id: id.to_owned() })?;
+    let pod = app.pods.ready(&record.id)?;
+    ask(app, &pod, record, DEADLINE_ONE, detail).await
+}
+
+/// All running pods a filter lets through, in the order of their ids. Those that do not answer in
+/// time are left out, with a word in the log.
+pub(super) async fn all(
+    app: &App,
+    filter: Option<&cri::PodSandboxStatsFilter>,
+    detail: Detail,
+) -> Vec<Sample> {
+    let mut pods = app.pods.all();
+    pods.sort_by(|a, b| a.id.cmp(&b.id));
+    let asked = pods.into_iter().filter_map(|pod| {
+        let record = app.records.sandboxes.get(&pod.id)?;
+        let wanted = record.state == SandboxState::Ready
+            && filter.is_none_or(|filter| lets_through(filter, &record));
+        wanted.then_some((pod, record))
+    });
+    let answers = join_all(asked.map(|(pod, record)| async move {
+        let answer = ask(app, &pod, record, DEADLINE, detail).await;
+        answer
+            .inspect_err(|error| {
+                tracing::warn!(
+                    pod = pod.id,
+                    error = chain(error),
+                    "no statistics from this pod"
+                );
+            })
+            .ok()
+    }));
+    answers.await.into_iter().flatten().collect()
+}
+
+fn lets_through(filter: &cri::PodSandboxStatsFilter, record: &SandboxRecord) -> bool {
+    let labels = &record.config.labels;
+    record.id.starts_with(&filter.id)
+        && filter
+            .label_selector
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
+}
+
+async fn ask(
+    app: &App,
+    pod: &Pod,
+    record: Arc<SandboxRecord>,
+    deadline: Duration,
+    detail: Detail,
+) -> Result<Sample, SandboxError> {
+    let request = StatsRequest {
+        container_ids: Vec::new(),
+        detailed: detail == Detail::Full,
+    };
+    let guest = pod.agent.call(
+        "read the pod's statistics",
+        deadline,
+        |mut agent| async move { agent.stats(request).await },
+    );
+    let (guest, (host, limit), vmm) = tokio::join!(guest, host(app, &record), async {
+        // It looks through its own memory for that: only on request, or for want of a cgroup's.
+        match detail {
+            Detail::Full => vmm(pod, deadline).await,
+            Detail::Plain => None,
+        }
+    });
+    let guest = guest?;
+    let at = now_ns();
+    let vmm = match vmm {
+        None if host.memory.is_none() => self::vmm(pod, deadline).await,
+        known => known,
+    };
+    // A guest speaks for its own containers only.
+    let own: HashMap<String, Arc<ContainerRecord>> = app
+        .records
+        .containers
+        .list()
+        .into_iter()
+        .filter(|container| container.meta.sandbox_id == record.id)
+        .map(|container| (container.meta.id.clone(), container))
+        .collect();
+    let containers = guest.containers.into_iter();
+    let containers = containers.filter_map(|stats| {
+        let record = Arc::clone(own.get(&stats.container_id)?);
+        Some(OneContainer { record, stats })
+    });
+    Ok(Sample {
+        at,
+        containers: containers.collect(),
+        guest: guest.guest.unwrap_or_default(),
+        host,
+        limit,
+        vmm,
+        record,
+    })
+}
+
+/// The pod's cgroup and the limit on it.
+async fn host(app: &App, record: &SandboxRecord) -> (Usage, Option<u64>) {
+    let leaf: Option<PathBuf> = record.resources.iter().find_map(|resource| match resource {
+        Resource::Cgroup { path } => Some(path.clone()),
+        _ => None,
+    });
+    let Some(leaf) = leaf else {
+        return (Usage::default(), None);
+    };
+    let root = app.config.cgroup.root.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let limit = cgroup::memory_limit(&root, &leaf).ok().flatten();
+        (cgroup::usage(&leaf), limit.map(|(bytes, _)| bytes))
+    });
+    read.await.unwrap_or_default()
+}
+
+async fn vmm(pod: &Pod, deadline: Duration) -> Option<VmmMemory> {
+    let asked = tokio::time::timeout(deadline, pod.vmm.metrics()).await;
+    VmmMemory::of(&asked.ok()?.ok()?)
+}
