@@ -8,10 +8,12 @@
 //! | [`container`] | a container's life: root file system, cgroup, spec, records |
 //! | [`process`] | standard streams, exit statuses, reaping |
 //! | [`net`], [`disk`], [`cpus`], [`user`], [`stats`] | devices and data of the guest |
+//! | [`apparmor`], [`userns`] | what confines a container beyond its namespaces |
 //! | [`rpc`] | the service, and the only place that knows gRPC codes |
 //!
 //! The agent knows no host: disks are named by serial, interfaces by MAC address.
 
+pub mod apparmor;
 pub mod clock;
 pub mod console;
 pub mod container;
@@ -26,4 +28,5 @@ pub mod rpc;
 pub mod serve;
 pub mod stats;
 pub mod user;
+pub mod userns;
 pub mod watched;

@@ -13,6 +13,11 @@ pub struct Paths {
 /// The cgroup, below the root of the hierarchy, under which every container's cgroup is made.
 pub const CGROUP_PARENT: &str = "bulkhead";
 
+/// A mount of sysfs with nothing mounted in it, for containers that cannot mount one.
+pub const KERNEL_SYSFS: &str = "/run/bulkhead/kernel/sys";
+/// The guest's POSIX message queues, for containers that cannot mount them.
+pub const KERNEL_MQUEUE: &str = "/dev/mqueue";
+
 impl Paths {
     /// `base` is `/run/bulkhead` in a guest.
     pub fn new(base: impl Into<PathBuf>) -> Self {

@@ -16,8 +16,10 @@ use super::{
     watch,
 };
 use crate::launcher::message::{CreateRequest, Request};
-use crate::process::{Process, Streams, exit};
+use crate::process::{Process, Streams, exit, give_streams};
 use crate::user::{self, Identity};
+use crate::userns::{self, IdMap};
+use crate::{apparmor, paths::KERNEL_SYSFS};
 
 /// What blocking steps leave for the launch.
 struct Ground {
@@ -73,13 +75,23 @@ impl Containers {
             spec::SpecError::Invalid(format!("pid_mode {} is none", request.pid_mode))
         })?;
         let pid_namespace = self.pid_namespace(pid_mode, &request.pid_target).await?;
+        let user_namespace = self.user_namespace().await?;
         let layers = self.disks.acquire_layers(&request.layers).await?;
         let rootfs = Rootfs {
             target: self.paths.container(&id).join("rootfs"),
             scratch: self.paths.scratch().join(&id),
         };
         match self
-            .build_on(&request, pid_mode, pid_namespace, layers, rootfs.clone())
+            .build_on(
+                &request,
+                Namespaces {
+                    pid_mode,
+                    pid: pid_namespace,
+                    user: user_namespace,
+                },
+                layers,
+                rootfs.clone(),
+            )
             .await
         {
             Ok(built) => Ok(built),
@@ -94,28 +106,19 @@ impl Containers {
     async fn build_on(
         self: &Arc<Self>,
         request: &CreateContainerRequest,
-        pid_mode: PidMode,
-        pid_namespace: Option<PathBuf>,
+        namespaces: Namespaces,
         layers: Vec<PathBuf>,
         rootfs: Rootfs,
     ) -> Result<(Arc<Container>, ResolvedUser), ContainerError> {
         let id = &request.container_id;
         let cgroup = self.paths.cgroup(id);
         let bundle = self.paths.container(id);
+        let own_users = namespaces.user.is_some();
         let ground = {
             let (request, rootfs) = (request.clone(), rootfs.clone());
             let (cgroup, bundle) = (cgroup.clone(), bundle.clone());
-            let work = move || {
-                lay_ground(
-                    &request,
-                    pid_mode,
-                    pid_namespace,
-                    &layers,
-                    &rootfs,
-                    &cgroup,
-                    &bundle,
-                )
-            };
+            let work =
+                move || lay_ground(&request, &namespaces, &layers, &rootfs, &cgroup, &bundle);
             tokio::task::spawn_blocking(work)
                 .await
                 .map_err(|_| ContainerError::Cancelled)??
@@ -126,15 +129,29 @@ impl Containers {
             let (streams, stdio) = Streams::pipes(request.stdin)?;
             (streams, Some(stdio))
         };
+        let user = &ground.identity.user;
+        let owner = userns::outside(self.user_namespace.get(), user.uid, user.gid);
+        give_streams(stdio.as_ref(), None, owner)?;
         let launch = Request::Create(CreateRequest {
             id: id.clone(),
             bundle,
             state: self.paths.runtime_state(),
             tty: request.tty,
+            rlimits: if own_users {
+                spec::rlimits(&ground.prepared.spec)
+            } else {
+                Vec::new()
+            },
         });
         tracing::debug!("create: ground laid");
         let launched = self.launcher.launch(launch, stdio).await?;
         tracing::debug!("create: launched");
+        if let Err(error) = give_streams(None, launched.terminal.as_ref(), owner) {
+            if let Some(pid) = rustix::process::Pid::from_raw(launched.pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            return Err(error.into());
+        }
         let (sender, exit) = exit::channel();
         let process = Process::new(
             launched.pid,
@@ -192,9 +209,37 @@ impl Containers {
         if let Some(pid) = *holder {
             return Ok(pid);
         }
-        let launched = self.launcher.launch(Request::PidHolder, None).await?;
+        let map = self.user_namespace.get().copied();
+        let launched = self.launcher.launch(Request::PidHolder(map), None).await?;
         *holder = Some(launched.pid);
         Ok(launched.pid)
+    }
+
+    /// Gives the pod a user namespace, before it has any container.
+    ///
+    /// # Errors
+    /// When it has another one already, or the kernel refuses.
+    pub async fn set_user_namespace(&self, map: IdMap) -> Result<(), ContainerError> {
+        if *self.user_namespace.get_or_init(|| map) != map {
+            return Err(ContainerError::Unsupported(
+                "another user namespace for the same pod",
+            ));
+        }
+        userns::mount_sysfs(Path::new(KERNEL_SYSFS)).map_err(|error| ContainerError::File {
+            what: "mounting sysfs at",
+            path: KERNEL_SYSFS.into(),
+            error,
+        })?;
+        self.pid_holder().await.map(drop)
+    }
+
+    /// The pod's user namespace, if it is not the guest's own: the file that is it, and its ids.
+    async fn user_namespace(&self) -> Result<Option<(PathBuf, IdMap)>, ContainerError> {
+        let Some(map) = self.user_namespace.get() else {
+            return Ok(None);
+        };
+        let pid = self.pid_holder().await?;
+        Ok(Some((format!("/proc/{pid}/ns/user").into(), *map)))
     }
 
     /// Removes what a container is made of: cgroup, mount, files. Goes on after a failure, which
@@ -249,11 +294,19 @@ fn implied_directories(request: &CreateContainerRequest) -> HashMap<usize, HashS
         .collect()
 }
 
+/// The namespaces a container joins or gets.
+struct Namespaces {
+    pid_mode: PidMode,
+    /// For POD and TARGET: its file.
+    pid: Option<PathBuf>,
+    /// The pod's user namespace: its file, and its ids.
+    user: Option<(PathBuf, IdMap)>,
+}
+
 /// The steps that block on files and mounts.
 fn lay_ground(
     request: &CreateContainerRequest,
-    pid_mode: PidMode,
-    pid_namespace: Option<PathBuf>,
+    namespaces: &Namespaces,
     layers: &[PathBuf],
     rootfs: &Rootfs,
     cgroup: &Path,
@@ -273,12 +326,20 @@ fn lay_ground(
             user: &identity.user,
             home: &identity.home,
             tty: request.tty,
-            pid_mode,
-            pid_namespace,
+            pid_mode: namespaces.pid_mode,
+            pid_namespace: namespaces.pid.clone(),
+            user_namespace: namespaces.user.as_ref().map(|(file, _)| file.clone()),
         },
     )?;
     if let Some(process) = prepared.spec.process() {
         user::make_working_directory(&rootfs.target, process.cwd())?;
+        if let Some(profile) = process.apparmor_profile() {
+            apparmor::load(&request.apparmor_policy, profile)?;
+        }
+    }
+    if let Some((file, map)) = &namespaces.user {
+        map.check(&identity.user)?;
+        rootfs.remount_mapped(layers, file)?;
     }
     tracing::debug!("create: user and spec");
     cgroup::make(cgroup)?;

@@ -6,7 +6,8 @@ use bulkhead_proto::agent::ExecRequest as Wanted;
 
 use super::{Container, ContainerError, Containers, ExecSlot, Phase, check_id, lock, spec, watch};
 use crate::launcher::message::{ExecRequest, Request};
-use crate::process::{Process, Streams, exit};
+use crate::process::{Process, Streams, exit, give_streams};
+use crate::userns;
 
 impl Containers {
     /// Starts a process in a running container.
@@ -57,6 +58,9 @@ impl Containers {
             let (streams, stdio) = Streams::pipes(wanted.stdin)?;
             (streams, Some(stdio))
         };
+        let user = process.user();
+        let owner = userns::outside(self.user_namespace.get(), user.uid(), user.gid());
+        give_streams(stdio.as_ref(), None, owner)?;
         let request = Request::Exec(Box::new(ExecRequest {
             target_pid: container.process.pid(),
             cgroup: container.cgroup.clone(),

@@ -16,7 +16,7 @@ pub mod watch;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use self::events::Events;
 use self::rootfs::Rootfs;
@@ -26,6 +26,7 @@ use crate::launcher::Launcher;
 use crate::paths::Paths;
 use crate::process::Process;
 use crate::process::exit::Exit;
+use crate::userns::IdMap;
 
 /// What can go wrong with containers.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +86,12 @@ pub enum ContainerError {
     /// The root file system.
     #[error(transparent)]
     Rootfs(#[from] rootfs::RootfsError),
+    /// The AppArmor profile.
+    #[error(transparent)]
+    AppArmor(#[from] crate::apparmor::AppArmorError),
+    /// The user namespace.
+    #[error(transparent)]
+    Userns(#[from] crate::userns::UsernsError),
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] cgroup::CgroupError),
@@ -247,6 +254,8 @@ pub struct Containers {
     pub events: Events,
     // The first process of the pod's shared PID namespace, once a container wants it.
     pid_holder: tokio::sync::Mutex<Option<i32>>,
+    // The pod's user namespace, which that process holds, too.
+    user_namespace: OnceLock<IdMap>,
 }
 
 /// Either process a request can name.
@@ -295,6 +304,7 @@ impl Containers {
             launcher,
             events: Events::default(),
             pid_holder: tokio::sync::Mutex::default(),
+            user_namespace: OnceLock::new(),
         }
     }
 

@@ -7,12 +7,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
+
+use crate::userns::mount_mapped;
 
 /// What can go wrong with a root file system.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,14 @@ pub enum RootfsError {
         error: Errno,
         /// The kernel's words, if it had any.
         log: String,
+    },
+    /// Its files' owners cannot be seen through the pod's user namespace.
+    #[error("mapping the owners of {} for the pod's user namespace failed: {error}", path.display())]
+    Map {
+        /// What.
+        path: PathBuf,
+        /// The kernel's answer.
+        error: Errno,
     },
     /// It could not be taken down.
     #[error("removing {} failed: {error}", path.display())]
@@ -69,14 +79,58 @@ impl Rootfs {
     /// # Errors
     /// When the scratch disk is full or the kernel refuses; nothing is mounted then.
     pub fn mount(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
+        self.stack(layers, &self.scratch)
+    }
+
+    /// Mounts it anew for a user namespace (its file): the same layers, their owners seen through
+    /// the namespace. Before, the guest's root has seen it as it is on the disks, and could
+    /// change it so.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remount_mapped(&self, layers: &[PathBuf], namespace: &Path) -> Result<(), RootfsError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error: Errno| RootfsError::Map { path, error }
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(namespace, flags, Mode::empty()).map_err(failed(namespace))?;
+        unmount(&self.target, UnmountFlags::empty()).map_err(failed(&self.target))?;
+        // overlayfs does not take a directory again that it used for something volatile.
         let work = self.scratch.join("work");
-        for directory in [&self.target, &self.upper(), &work] {
+        fs::remove_dir_all(&work).map_err(|error| RootfsError::Remove { path: work, error })?;
+
+        let views = self.target.with_file_name("mapped");
+        let mut mapped = Vec::new();
+        let result = (|| {
+            let sources = layers.iter().chain([&self.scratch]);
+            for (nth, source) in sources.enumerate() {
+                let view = views.join(nth.to_string());
+                make(&view)?;
+                mount_mapped(source, &view, &file).map_err(failed(source))?;
+                mapped.push(view);
+            }
+            match mapped.split_last() {
+                Some((scratch, layers)) => self.stack(layers, scratch),
+                None => Ok(()),
+            }
+        })();
+        // overlayfs has views of its own by now.
+        for view in &mapped {
+            let _ = unmount(view, UnmountFlags::DETACH);
+        }
+        result
+    }
+
+    fn stack(&self, layers: &[PathBuf], scratch: &Path) -> Result<(), RootfsError> {
+        let (upper, work) = (scratch.join("upper"), scratch.join("work"));
+        for directory in [&self.target, &self.upper(), &self.scratch.join("work")] {
             make(directory)?;
         }
         let empty;
         let layers = if layers.is_empty() {
-            empty = [self.scratch.join("empty")];
-            make(&empty[0])?;
+            make(&self.scratch.join("empty"))?;
+            empty = [scratch.join("empty")];
             &empty[..]
         } else {
             layers
@@ -100,7 +154,7 @@ impl Rootfs {
         }
         step(
             "the upper layer",
-            fsconfig_set_string(&overlay, "upperdir", self.upper()),
+            fsconfig_set_string(&overlay, "upperdir", &upper),
         )?;
         step(
             "the work directory",

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use bulkhead_proto::agent::{PidMode, ResolvedUser};
 use oci_spec::runtime::{
     LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp,
-    LinuxSeccompArgBuilder, LinuxSeccompOperator, Process, RootBuilder, Spec, UserBuilder,
+    LinuxSeccompArgBuilder, LinuxSeccompOperator, PosixRlimit, Process, RootBuilder, Spec,
+    UserBuilder,
 };
 
-use crate::paths::CGROUP_PARENT;
+use crate::paths::{CGROUP_PARENT, KERNEL_MQUEUE, KERNEL_SYSFS};
 
 /// Why a spec cannot be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,8 @@ pub struct Decisions<'a> {
     pub pid_mode: PidMode,
     /// For POD and TARGET: the namespace's file.
     pub pid_namespace: Option<PathBuf>,
+    /// The file of the pod's user namespace, if it has one of its own.
+    pub user_namespace: Option<PathBuf>,
 }
 
 /// A spec that can be carried out, and what was taken out of it for the agent to do itself.
@@ -177,13 +180,7 @@ pub fn prepare(mut spec: Spec, decisions: &Decisions<'_>) -> Result<Prepared, Sp
         .linux()
         .clone()
         .ok_or_else(|| invalid("it has no linux section"))?;
-    let user_namespace = linux
-        .namespaces()
-        .iter()
-        .flatten()
-        .find(|namespace| namespace.typ() == LinuxNamespaceType::User)
-        .cloned();
-    linux.set_namespaces(Some(namespaces(decisions, user_namespace)?));
+    linux.set_namespaces(Some(namespaces(decisions)?));
     linux.set_cgroups_path(Some(Path::new("/").join(CGROUP_PARENT).join(decisions.id)));
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
@@ -196,6 +193,9 @@ pub fn prepare(mut spec: Spec, decisions: &Decisions<'_>) -> Result<Prepared, Sp
             .transpose()?,
     );
     spec.set_linux(Some(linux));
+    if decisions.user_namespace.is_some() {
+        bind_kernel_mounts(&mut spec);
+    }
     Ok(Prepared { spec, resources })
 }
 
@@ -229,11 +229,9 @@ fn masks_for_libcontainer(mut filter: LinuxSeccomp) -> Result<LinuxSeccomp, Spec
 
 /// The namespaces of a container: its own mounts and cgroups; network, IPC and UTS are the
 /// guest's, which are the pod's.
-fn namespaces(
-    decisions: &Decisions<'_>,
-    user: Option<LinuxNamespace>,
-) -> Result<Vec<LinuxNamespace>, SpecError> {
+fn namespaces(decisions: &Decisions<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
     let own = |typ| LinuxNamespaceBuilder::default().typ(typ).build();
+    let joined = |typ, path: &Path| LinuxNamespaceBuilder::default().typ(typ).path(path).build();
     let mut list = vec![
         own(LinuxNamespaceType::Mount)?,
         own(LinuxNamespaceType::Cgroup)?,
@@ -241,18 +239,44 @@ fn namespaces(
     match (decisions.pid_mode, &decisions.pid_namespace) {
         (PidMode::Container, _) => list.push(own(LinuxNamespaceType::Pid)?),
         (PidMode::Node, _) => {}
-        (PidMode::Pod | PidMode::Target, Some(path)) => list.push(
-            LinuxNamespaceBuilder::default()
-                .typ(LinuxNamespaceType::Pid)
-                .path(path.clone())
-                .build()?,
-        ),
+        (PidMode::Pod | PidMode::Target, Some(path)) => {
+            list.push(joined(LinuxNamespaceType::Pid, path)?);
+        }
         (PidMode::Pod | PidMode::Target, None) => {
             return Err(invalid("the PID namespace to join is not there"));
         }
     }
-    list.extend(user);
+    if let Some(path) = &decisions.user_namespace {
+        list.push(joined(LinuxNamespaceType::User, path)?);
+    }
     Ok(list)
+}
+
+/// In a user namespace of its own a container cannot mount what belongs to the guest's network and
+/// IPC namespaces (user_namespaces(7)): it gets what the guest has mounted of them.
+fn bind_kernel_mounts(spec: &mut Spec) {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        let source = match mount.typ().as_deref() {
+            Some("sysfs") => KERNEL_SYSFS,
+            Some("mqueue") => KERNEL_MQUEUE,
+            _ => continue,
+        };
+        let mut options = mount.options().clone().unwrap_or_default();
+        options.push("bind".to_owned());
+        mount.set_typ(Some("bind".to_owned()));
+        mount.set_source(Some(source.into()));
+        mount.set_options(Some(options));
+    }
+    spec.set_mounts(Some(mounts));
+}
+
+/// The limits of the container's process.
+pub fn rlimits(spec: &Spec) -> Vec<PosixRlimit> {
+    let process = spec.process().as_ref();
+    process
+        .and_then(|process| process.rlimits().clone())
+        .unwrap_or_default()
 }
 
 /// What later execs need.
@@ -327,6 +351,7 @@ mod tests {
             tty: false,
             pid_mode: mode,
             pid_namespace: None,
+            user_namespace: None,
         }
     }
 
@@ -375,6 +400,34 @@ mod tests {
         );
         assert!(linux.resources().is_none());
         assert_eq!(prepared.resources.pids().as_ref().unwrap().limit(), 5);
+    }
+
+    #[test]
+    fn a_user_namespace_is_joined_and_the_kernels_file_systems_are_bound() {
+        let user = user();
+        let json = SPEC.replace(
+            r#""linux":"#,
+            r#""mounts":[{"destination":"/proc","type":"proc","source":"proc"},
+               {"destination":"/sys","type":"sysfs","source":"sysfs","options":["ro"]}],
+               "linux":"#,
+        );
+        let own = Decisions {
+            user_namespace: Some("/proc/9/ns/user".into()),
+            ..decisions(&user, PidMode::Container)
+        };
+        let prepared = prepare(parse(json.as_bytes()).unwrap(), &own).unwrap();
+        let linux = prepared.spec.linux().clone().unwrap();
+        let joined = linux.namespaces().iter().flatten();
+        let joined: Vec<_> = joined
+            .filter(|one| one.typ() == LinuxNamespaceType::User)
+            .map(|one| one.path().clone())
+            .collect();
+        assert_eq!(joined, [Some("/proc/9/ns/user".into())]);
+        let mounts = prepared.spec.mounts().clone().unwrap();
+        let kinds: Vec<_> = mounts.iter().map(|mount| mount.typ().as_deref()).collect();
+        assert_eq!(kinds, [Some("proc"), Some("bind")]);
+        assert_eq!(mounts[1].options().as_ref().unwrap(), &["ro", "bind"]);
+        assert_eq!(mounts[1].source().as_deref(), Some(Path::new(KERNEL_SYSFS)));
     }
 
     #[test]

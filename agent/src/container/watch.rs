@@ -28,7 +28,11 @@ pub fn first_process(
         let Ok(status) = end.await else { return };
         watcher.abort();
         sender.dead();
-        let killed = status == ExitStatus::Signal(libc::SIGKILL);
+        // A shell says of a command that was killed: 128 + 9.
+        let killed = matches!(
+            status,
+            ExitStatus::Signal(libc::SIGKILL) | ExitStatus::Code(137)
+        );
         let exit = Exit::now(status, killed && cgroup::oom_kills(&cgroup) > 0);
         // With a PID namespace of its own the kernel has done this already.
         if let Err(error) = cgroup::kill(&cgroup) {

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixListener;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
-use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::syscall::syscall::{SyscallType, create_syscall};
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
@@ -86,6 +86,15 @@ pub fn run(request: &CreateRequest, stdio: Option<ChildStdio>) -> Result<Started
         None
     };
 
+    let syscall = create_syscall();
+    for limit in &request.rlimits {
+        syscall.set_rlimit(limit).map_err(|error| {
+            Failure::new(
+                FailureKind::InvalidSpec,
+                format!("limit {:?}: {error}", limit.typ()),
+            )
+        })?;
+    }
     let executor = PayloadExecutor {
         status: status_write.as_raw_fd(),
     };

@@ -23,7 +23,7 @@ use rustix::thread::ThreadNameSpaceType;
 use super::fork::{self, Fork};
 use super::message::{ChildStdio, ExecRequest, Failure, FailureKind};
 use super::server::Started;
-use super::{payload, terminal};
+use super::{holder, payload, terminal};
 
 /// How long the child may take from fork to execve; it touches nothing but the container's files.
 const DEADLINE: Duration = Duration::from_secs(50);
@@ -69,7 +69,11 @@ pub fn run(request: &ExecRequest, stdio: Option<ChildStdio>) -> Result<Started, 
             )
         })?;
     }
-    enter(&target, request.target_pid)?;
+    if enter(&target, request.target_pid)? {
+        // The terminal, and what the process makes before it changes to its user, must have an
+        // owner that exists in there.
+        holder::become_root().map_err(|error| internal("becoming the container's root", error))?;
+    }
 
     let (status_read, status_write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
         .map_err(|error| internal("making the status pipe", error))?;
@@ -167,7 +171,8 @@ fn join_cgroup(request: &ExecRequest) -> Result<(), Failure> {
 
 /// Joins the container's namespaces. Those it shares with the guest are joined again, which is
 /// no change; the user namespace only if it has one of its own (joining one's own is EINVAL).
-fn enter(target: &OwnedFd, pid: i32) -> Result<(), Failure> {
+/// Whether that was so is the result.
+fn enter(target: &OwnedFd, pid: i32) -> Result<bool, Failure> {
     let mut kinds = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
@@ -175,7 +180,8 @@ fn enter(target: &OwnedFd, pid: i32) -> Result<(), Failure> {
         | ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::CONTROL_GROUP;
     let user = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
-    if user("self") != user(&pid.to_string()) {
+    let own_users = user("self") != user(&pid.to_string());
+    if own_users {
         kinds |= ThreadNameSpaceType::USER;
     }
     rustix::thread::move_into_thread_name_spaces(target.as_fd(), kinds).map_err(|error| {
@@ -184,7 +190,8 @@ fn enter(target: &OwnedFd, pid: i32) -> Result<(), Failure> {
         } else {
             internal("entering the container", error)
         }
-    })
+    })?;
+    Ok(own_users)
 }
 
 /// In the child: everything up to execve. Returns only a failure.
@@ -239,6 +246,11 @@ fn prepare(
         .collect();
     rustix::thread::set_thread_groups(&groups)
         .map_err(|error| internal("setting supplementary groups", error))?;
+    // In force from execve on, and before a filter that may forbid the write.
+    if let Some(profile) = process.apparmor_profile() {
+        libcontainer::apparmor::apply_profile(profile)
+            .map_err(|error| internal("setting the AppArmor profile", error))?;
+    }
     // Loading a filter takes CAP_SYS_ADMIN or no_new_privs (seccomp(2)): without the latter it must
     // come before the capabilities go.
     let no_new_privileges = process.no_new_privileges().unwrap_or(false);

@@ -33,6 +33,32 @@ pub unsafe fn fork() -> rustix::io::Result<Fork> {
     }
 }
 
+/// Forks into namespaces of the child's own.
+///
+/// # Errors
+/// As [`fork`], and EPERM or ENOSPC for the namespaces.
+///
+/// # Safety
+/// As [`fork`].
+pub unsafe fn fork_into(namespaces: libc::c_int) -> rustix::io::Result<Fork> {
+    let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
+    // SAFETY: without CLONE_VM and with no stack of its own this is fork(2) into namespaces; the
+    // caller has one thread, and the C library keeps nothing about a process that fork would renew
+    // and the child uses.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
+        -1 => Err(
+            rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
+                .unwrap_or(rustix::io::Errno::AGAIN),
+        ),
+        0 => Ok(Fork::Child),
+        pid => i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .map(Fork::Parent)
+            .ok_or(rustix::io::Errno::AGAIN),
+    }
+}
+
 /// Whether dead children become zombies (the default) or vanish by themselves.
 pub fn reap_children_automatically(automatically: bool) {
     let disposition = if automatically {

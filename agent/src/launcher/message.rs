@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxSeccomp, Process};
+use oci_spec::runtime::{LinuxSeccomp, PosixRlimit, Process};
 use rustix::cmsg_space;
 use rustix::io::{IoSlice, IoSliceMut};
 use rustix::net::{
@@ -15,6 +15,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::userns::IdMap;
 
 /// The most descriptors one packet carries: payload, answer socket, three streams.
 pub const MAX_FDS: usize = 5;
@@ -28,8 +30,9 @@ pub enum Request {
     Create(CreateRequest),
     /// Run a further process in a container.
     Exec(Box<ExecRequest>),
-    /// Start the first process of a PID namespace that containers share.
-    PidHolder,
+    /// Start the first process of a PID namespace that containers share, with this in a user
+    /// namespace that they share, too.
+    PidHolder(Option<IdMap>),
 }
 
 /// See [`Request::Create`].
@@ -43,6 +46,8 @@ pub struct CreateRequest {
     pub state: PathBuf,
     /// Whether the process gets a terminal.
     pub tty: bool,
+    /// Limits to set beforehand: in a user namespace of its own the process cannot raise any.
+    pub rlimits: Vec<PosixRlimit>,
 }
 
 /// See [`Request::Exec`].

@@ -8,6 +8,7 @@
 pub mod create;
 pub mod exec;
 pub mod fork;
+pub mod holder;
 pub mod message;
 pub mod payload;
 pub mod server;
@@ -98,7 +99,7 @@ impl Launcher {
         let (what, created, tty) = match &request {
             Request::Create(create) => ("a container", true, create.tty),
             Request::Exec(exec) => ("a process in a container", false, exec.tty),
-            Request::PidHolder => ("the holder of the pod's PID namespace", false, false),
+            Request::PidHolder(_) => ("the holder of the pod's PID namespace", false, false),
         };
         let io = |error: io::Error| LaunchError::Io { what, error };
         let errno = |error: rustix::io::Errno| LaunchError::Io {

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 
 use super::fork::{self, Fork};
 use super::message::{self, Answer, ChildStdio, Failure, FailureKind, Request};
-use super::{create, exec};
+use super::{create, exec, holder};
 
 /// What a worker has to show: the process, and descriptors for the agent.
 pub type Started = (Pid, Vec<OwnedFd>);
@@ -125,40 +125,6 @@ fn carry_out(payload: OwnedFd, stdio: Option<ChildStdio>) -> Result<Started, Fai
     match request {
         Request::Create(request) => create::run(&request, stdio),
         Request::Exec(request) => exec::run(&request, stdio),
-        Request::PidHolder => hold_pid_namespace(),
-    }
-}
-
-/// The first process of a PID namespace: it reaps, and its life keeps the namespace.
-fn hold_pid_namespace() -> Result<Started, Failure> {
-    let failed = |what: &str, error: Errno| {
-        Failure::new(
-            FailureKind::Internal,
-            format!("{what} for the pod's PID namespace failed: {error}"),
-        )
-    };
-    // SAFETY: a new PID namespace for future children changes nothing in this process.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }
-        .map_err(|error| failed("unshare", error))?;
-    // SAFETY: a worker has one thread.
-    match unsafe { fork::fork() }.map_err(|error| failed("fork", error))? {
-        Fork::Parent(pid) => Ok((pid, Vec::new())),
-        Fork::Child => {
-            let _ = rustix::thread::set_name(c"bulkhead-pod");
-            let _ = rustix::process::setsid();
-            let _ = std::fs::write("/proc/self/oom_score_adj", "-998");
-            fork::reset_signals();
-            fork::reap_children_automatically(true);
-            // SAFETY: this process never uses a descriptor again.
-            unsafe {
-                libc::close_range(0, u32::MAX, 0);
-            }
-            loop {
-                // SAFETY: waits for a signal; none has a handler.
-                unsafe {
-                    libc::pause();
-                }
-            }
-        }
+        Request::PidHolder(map) => holder::run(map.as_ref()),
     }
 }

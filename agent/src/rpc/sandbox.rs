@@ -1,5 +1,6 @@
 //! Calls about the guest as a whole: who it is, its network, its disks.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::container::ContainerError;
 use crate::cpus::{self, CpuError};
 use crate::disk::{DEFAULT_DEADLINE, DiskError, Filesystem};
 use crate::net::{NetError, apply, files, model, sysctl};
+use crate::userns::IdMap;
 use crate::{clock, init};
 
 const DEFAULT_SHM_BYTES: u64 = 64 << 20;
@@ -117,6 +119,12 @@ impl Agent {
         for name in request.sysctls.keys() {
             sysctl::path(name)?;
         }
+        let user_namespace = request
+            .user_namespace
+            .as_ref()
+            .map(IdMap::try_from)
+            .transpose()
+            .map_err(ContainerError::from)?;
         let system = |what| move |error| SandboxError::System { what, error };
 
         // First the clock and the entropy: everything after may stamp times and draw numbers.
@@ -154,6 +162,18 @@ impl Agent {
         sandbox.extra_hosts = request.extra_hosts;
         write_hosts(&sandbox, &directory, network.as_ref())?;
 
+        if let Some(map) = &user_namespace {
+            // The container's root may write these, as everywhere.
+            for file in ["hostname", "hosts", "resolv.conf", "shm"] {
+                let path = directory.join(file);
+                std::os::unix::fs::chown(&path, Some(map.uids.first), Some(map.gids.first))
+                    .map_err(|error| SandboxError::File {
+                        what: "giving the pod's root",
+                        path,
+                        error,
+                    })?;
+            }
+        }
         tracing::debug!("setup: files");
         // The rest does not depend on each other; waiting for the disk overlaps with the network.
         let scratch = async {
@@ -179,6 +199,9 @@ impl Agent {
             if let Some(network) = &network {
                 apply::apply(network).await?;
             }
+            if user_namespace.is_some() {
+                sysctl::set_all(&open_network())?;
+            }
             // After the devices have their names, which sysctls may contain.
             sysctl::set_all(&request.sysctls)?;
             tracing::debug!("setup: network");
@@ -186,8 +209,12 @@ impl Agent {
             Ok(())
         };
         let holder = async {
-            if request.shared_pid_namespace {
-                self.containers().pid_holder().await?;
+            match user_namespace {
+                Some(map) => self.containers().set_user_namespace(map).await?,
+                None if request.shared_pid_namespace => {
+                    self.containers().pid_holder().await?;
+                }
+                None => {}
             }
             Ok(())
         };
@@ -247,6 +274,18 @@ impl Agent {
         disks.wait(&raw, deadline).await?;
         disks.mount(&mounted, deadline).await
     }
+}
+
+/// The network is the guest's, so that root of a user namespace has no rights over it
+/// (`CAP_NET_BIND_SERVICE`, `CAP_NET_RAW`). What every container in a pod expects to be able to do
+/// all the same is opened to all users of the pod.
+fn open_network() -> HashMap<String, String> {
+    let open = [
+        ("net.ipv4.ip_unprivileged_port_start", "0"),
+        ("net.ipv4.ping_group_range", "0 2147483647"),
+    ];
+    open.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
 }
 
 fn write_hosts(

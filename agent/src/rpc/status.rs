@@ -3,6 +3,7 @@
 use tonic::{Code, Status};
 
 use super::sandbox::SandboxError;
+use crate::apparmor::AppArmorError;
 use crate::container::ContainerError;
 use crate::container::cgroup::CgroupError;
 use crate::container::spec::SpecError;
@@ -51,6 +52,12 @@ fn container_code(error: &ContainerError) -> Code {
         ContainerError::WrongState { .. } => Code::FailedPrecondition,
         ContainerError::Unsupported(_) => Code::Unimplemented,
         ContainerError::Spec(SpecError::Json(_) | SpecError::Invalid(_)) => Code::InvalidArgument,
+        ContainerError::AppArmor(error) => match error {
+            AppArmorError::Refused { .. } | AppArmorError::Absent { .. } => Code::InvalidArgument,
+            AppArmorError::Off { .. } => Code::FailedPrecondition,
+            AppArmorError::Read(_) => Code::Internal,
+        },
+        ContainerError::Userns(_) => Code::InvalidArgument,
         ContainerError::Disk(error) => disk_code(error),
         ContainerError::Cgroup(error) => cgroup_code(error),
         ContainerError::Devices(error) => match error {

@@ -11,7 +11,7 @@ use crate::{
     events,
     images::{ImageRecord, LayerDisk},
     logs::LogPath,
-    oci::{self, ImageProcess, seccomp},
+    oci::{self, ImageProcess, apparmor, seccomp},
     records::{ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, SandboxRecord},
     sandbox::{Pod, SandboxError, new_id, now_ns},
 };
@@ -83,7 +83,7 @@ async fn create_now(
     )?;
     let image = app.images.hold(&id, &image).await?;
     let planned = plan(app, &sandbox, &config, &image).await;
-    let (plan, spec) = match planned {
+    let planned = match planned {
         Ok(planned) => planned,
         Err(error) => {
             release_image(app, &id).await;
@@ -99,7 +99,7 @@ async fn create_now(
             layers: layers.iter().map(|layer| layer.serial.clone()).collect(),
             log_path: log.map(|log| log.path()),
             created_at: now_ns(),
-            stop_signal: plan.stop_signal,
+            stop_signal: planned.plan.stop_signal,
             user: None,
             extra: Default::default(),
             config: config.clone(),
@@ -125,7 +125,7 @@ async fn create_now(
             return Err(error.into());
         }
     };
-    match build(app, &pod, &config, plan, spec, &layers, &id).await {
+    match build(app, &pod, &config, planned, &layers, &id).await {
         Ok(()) => {
             events::container(app, cri::ContainerEventType::ContainerCreatedEvent, &record);
             tracing::info!(
@@ -188,16 +188,16 @@ async fn build(
     app: &App,
     pod: &Pod,
     config: &cri::ContainerConfig,
-    plan: oci::Plan,
-    spec: Vec<u8>,
+    planned: Planned,
     layers: &[LayerDisk],
     id: &str,
 ) -> Result<(), ContainerError> {
     let implied_directories = implied_directories(layers)?;
     disks::attach(app, pod, layers).await?;
+    let plan = planned.plan;
     let request = agent::CreateContainerRequest {
         container_id: id.to_owned(),
-        oci_spec: spec.into(),
+        oci_spec: planned.spec.into(),
         layers: layers.iter().map(|layer| layer.serial.clone()).collect(),
         pid_mode: plan.pid_mode as i32,
         pid_target: plan.pid_target,
@@ -207,6 +207,7 @@ async fn build(
         tty: config.tty,
         writable_bytes: 0,
         implied_directories,
+        apparmor_policy: planned.apparmor_policy.into(),
     };
     let answer = pod
         .agent
@@ -258,18 +259,28 @@ fn implied_directories(
         .collect())
 }
 
+/// What the agent is going to be told.
+struct Planned {
+    plan: oci::Plan,
+    /// As JSON.
+    spec: Vec<u8>,
+    /// The policy that has the container's profile; empty without one.
+    apparmor_policy: Vec<u8>,
+}
+
 /// Everything that can be refused without the guest.
 async fn plan(
     app: &App,
     sandbox: &SandboxRecord,
     config: &cri::ContainerConfig,
     image: &ImageRecord,
-) -> Result<(oci::Plan, Vec<u8>), ContainerError> {
+) -> Result<Planned, ContainerError> {
     let context = config
         .linux
         .clone()
-        .and_then(|linux| linux.security_context);
-    let localhost = match seccomp::choose(&context.unwrap_or_default())? {
+        .and_then(|linux| linux.security_context)
+        .unwrap_or_default();
+    let localhost = match seccomp::choose(&context)? {
         seccomp::Choice::Localhost(path) => Some(
             tokio::task::spawn_blocking(move || seccomp::read_localhost(&path))
                 .await
@@ -286,8 +297,15 @@ async fn plan(
     if plan.pid_mode == agent::PidMode::Target {
         check_target(app, sandbox, &plan.pid_target)?;
     }
-    let spec = plan.spec_json()?;
-    Ok((plan, spec))
+    let apparmor_policy = match apparmor::choose(&context)? {
+        apparmor::Choice::Localhost(profile) => apparmor::Node::default().policy(&profile).await?,
+        apparmor::Choice::Unconfined => Vec::new(),
+    };
+    Ok(Planned {
+        spec: plan.spec_json()?,
+        plan,
+        apparmor_policy,
+    })
 }
 
 fn check_target(app: &App, sandbox: &SandboxRecord, id: &str) -> Result<(), ContainerError> {

@@ -7,7 +7,7 @@ use crate::{
     error::{Grpc, io_code},
     images::ImagesError,
     logs::LogError,
-    oci::OciError,
+    oci::{OciError, apparmor::AppArmorError},
     records::{ContainerState, RecordsError},
     sandbox::SandboxError,
     vmm::VmmError,
@@ -101,6 +101,9 @@ pub enum ContainerError {
     /// The config cannot be carried out.
     #[error(transparent)]
     Oci(#[from] OciError),
+    /// The AppArmor profile.
+    #[error(transparent)]
+    AppArmor(#[from] AppArmorError),
     /// The image.
     #[error(transparent)]
     Image(#[from] ImagesError),
@@ -144,6 +147,7 @@ impl Grpc for ContainerError {
             Self::StillRunning { .. } | Self::ExecTimeout { .. } => Code::DeadlineExceeded,
             Self::Protocol { .. } => Code::Internal,
             Self::Oci(e) => e.code(),
+            Self::AppArmor(e) => e.code(),
             Self::Image(e) => e.code(),
             Self::Log(e) => e.code(),
             Self::Sandbox(e) => e.code(),

@@ -1,15 +1,17 @@
 //! From CRI to OCI: what a container's config, its image and its pod say becomes the one runtime
 //! spec the agent carries out, with everything that cannot be carried out refused by name.
 //!
-//! Pure: no guest, no image store and no records here. The only file read is a localhost seccomp
-//! profile ([`seccomp::read_localhost`]), by the caller, before [`build`].
+//! Pure: no guest, no image store and no records here. What is read are localhost profiles
+//! ([`seccomp::read_localhost`], [`apparmor::Node::policy`]), by the caller.
 
+pub mod apparmor;
 pub mod capabilities;
 pub mod mounts;
 pub mod process;
 pub mod resources;
 pub mod seccomp;
 pub mod signal;
+pub mod userns;
 
 use std::path::PathBuf;
 
@@ -158,8 +160,13 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
     let linux = config.linux.clone().unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
     let asked = linux.resources.unwrap_or_default();
-    refuse_policies(&context)?;
     let (pid_mode, pid_target) = pid_namespace(&context)?;
+    let pods = input.sandbox.linux.as_ref();
+    let pods = pods.and_then(|linux| linux.security_context.as_ref());
+    userns::check_container(
+        context.namespace_options.as_ref(),
+        pods.and_then(|context| context.namespace_options.as_ref()),
+    )?;
     let granted = capabilities::Granted::decide(context.capabilities.as_ref(), context.privileged)?;
 
     let mut process = ProcessBuilder::default()
@@ -177,6 +184,9 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
                 .build()?,
         ]);
     process = process.oom_score_adj(oom_score(asked.oom_score_adj)?);
+    if let apparmor::Choice::Localhost(profile) = apparmor::choose(&context)? {
+        process = process.apparmor_profile(profile);
+    }
 
     let mut limits = resources::build(&asked)?;
     limits.set_devices(Some(resources::device_rules(context.privileged)?));
@@ -281,44 +291,12 @@ fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), OciError> {
     Ok(())
 }
 
-/// AppArmor: the guest loads no profiles, so the runtime's default is "none", and a profile asked
-/// for by name must not be left out silently. SELinux labels mean nothing in the guest.
-fn refuse_policies(context: &cri::LinuxContainerSecurityContext) -> Result<(), OciError> {
-    let by_field = context.apparmor.as_ref().and_then(|profile| {
-        let localhost = cri::security_profile::ProfileType::Localhost as i32;
-        (profile.profile_type == localhost).then(|| profile.localhost_ref.clone())
-    });
-    #[allow(deprecated)] // Still in the contract; older clients set nothing else.
-    let by_text = match &context.apparmor {
-        Some(_) => None,
-        None => context
-            .apparmor_profile
-            .strip_prefix("localhost/")
-            .map(str::to_owned),
-    };
-    match by_field.or(by_text) {
-        Some(name) if !context.privileged => Err(OciError::Unsupported {
-            what: format!("the AppArmor profile {name:?}"),
-            advice: "profiles of the node are not loaded in a pod's guest",
-        }),
-        _ => Ok(()),
-    }
-}
-
 fn pid_namespace(
     context: &cri::LinuxContainerSecurityContext,
 ) -> Result<(agent::PidMode, String), OciError> {
     let Some(options) = &context.namespace_options else {
         return Ok((agent::PidMode::Pod, String::new()));
     };
-    if let Some(userns) = &options.userns_options
-        && userns.mode != cri::NamespaceMode::Node as i32
-    {
-        return Err(OciError::Unsupported {
-            what: "a user namespace of its own".to_owned(),
-            advice: "the virtual machine is the pod's own already; leave hostUsers unset",
-        });
-    }
     match cri::NamespaceMode::try_from(options.pid) {
         Ok(cri::NamespaceMode::Pod) => Ok((agent::PidMode::Pod, String::new())),
         Ok(cri::NamespaceMode::Container) => Ok((agent::PidMode::Container, String::new())),

@@ -49,5 +49,6 @@ pub(super) async fn setup(
         shm_bytes: 0,
         network: Some(attached.network.clone()),
         shared_pid_namespace: wanted.shared_pid,
+        user_namespace: wanted.user_namespace,
     })
 }

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use bulkhead_proto::cri::{
-    NamespaceMode, PodSandboxConfig, PodSandboxMetadata, SecurityProfile,
-    security_profile::ProfileType,
+use bulkhead_proto::{
+    agent,
+    cri::{NamespaceMode, PodSandboxConfig, PodSandboxMetadata},
 };
 
 use super::SandboxError;
+use crate::oci::userns;
 
 /// Handlers of this release; both are the same.
 pub(super) const HANDLERS: [&str; 2] = ["", "kvm"];
@@ -20,6 +21,8 @@ pub(super) struct Wanted {
     pub(super) hostname: String,
     /// Containers share one PID namespace.
     pub(super) shared_pid: bool,
+    /// The user namespace of all containers, if not the guest's own.
+    pub(super) user_namespace: Option<agent::UserNamespace>,
 }
 
 pub(super) fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wanted, SandboxError> {
@@ -62,7 +65,7 @@ pub(super) fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wante
         .linux
         .as_ref()
         .and_then(|l| l.security_context.as_ref());
-    let mut shared_pid = true;
+    let (mut shared_pid, mut user_namespace) = (true, None);
     if let Some(options) = security.and_then(|s| s.namespace_options.as_ref()) {
         for (what, field, mode) in [
             ("network", "hostNetwork", options.network),
@@ -83,24 +86,10 @@ pub(super) fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wante
         if options.pid == i32::from(NamespaceMode::Target) {
             return Err(invalid("a sandbox's PID namespace cannot be TARGET"));
         }
-        let userns = options.userns_options.as_ref();
-        if userns.is_some_and(|u| u.mode == i32::from(NamespaceMode::Pod)) {
-            return Err(SandboxError::Unsupported {
-                what: "user namespaces inside a pod (hostUsers: false) are not in this release; \
-                       the pod's virtual machine separates its users from the host's already"
-                    .to_owned(),
-            });
-        }
+        user_namespace = userns::of_pod(options.userns_options.as_ref())
+            .map_err(|error| invalid(error.to_string()))?;
     }
     if let Some(security) = security {
-        let localhost =
-            |profile: &SecurityProfile| profile.profile_type == i32::from(ProfileType::Localhost);
-        if security.apparmor.as_ref().is_some_and(localhost) {
-            return Err(SandboxError::Unsupported {
-                what: "AppArmor profiles of the host cannot be loaded into a guest in this release"
-                    .to_owned(),
-            });
-        }
         if security.run_as_group.is_some() && security.run_as_user.is_none() {
             return Err(invalid("run_as_group is given without run_as_user"));
         }
@@ -115,6 +104,7 @@ pub(super) fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wante
         metadata,
         hostname,
         shared_pid,
+        user_namespace,
     })
 }
 

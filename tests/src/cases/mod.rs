@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod basics;
+mod confinement;
 mod crictl;
 mod docs;
 mod exec;
@@ -25,6 +26,7 @@ pub fn all() -> Vec<Test> {
         network::tests(),
         images::tests(),
         security::tests(),
+        confinement::tests(),
         isolation::tests(),
         recovery::tests(),
         bad_input::tests(),
