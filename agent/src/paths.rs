@@ -13,8 +13,6 @@ pub struct Paths {
 /// The cgroup, below the root of the hierarchy, under which every container's cgroup is made.
 pub const CGROUP_PARENT: &str = "bulkhead";
 
-/// A mount of sysfs with nothing mounted in it, for containers that cannot mount one.
-pub const KERNEL_SYSFS: &str = "/run/bulkhead/kernel/sys";
 /// The guest's POSIX message queues, for containers that cannot mount them.
 pub const KERNEL_MQUEUE: &str = "/dev/mqueue";
 
@@ -50,6 +48,11 @@ impl Paths {
     /// Files every container of the pod may bind: hostname, hosts, resolv.conf, shm.
     pub fn sandbox(&self) -> PathBuf {
         self.base.join("sandbox")
+    }
+
+    /// A mount of sysfs with nothing mounted in it, for containers that cannot mount one.
+    pub fn sysfs(&self) -> PathBuf {
+        self.base.join("sysfs")
     }
 
     /// The directory of one container: its bundle, its root file system, its sockets.

@@ -493,3 +493,57 @@ async fn a_memory_kill_that_is_survived_is_an_event() {
     agent.client.signal_process(kill).await.unwrap();
     agent.delete("o").await;
 }
+
+#[tokio::test]
+async fn a_user_namespace_is_the_pods_and_owns_what_its_root_has() {
+    let Some(mut agent) = TestAgent::start().await else {
+        return;
+    };
+    let range = |first| {
+        Some(IdRange {
+            first,
+            length: 65_536,
+        })
+    };
+    agent
+        .setup_with(Some(UserNamespace {
+            uids: range(200_000),
+            gids: range(300_000),
+        }))
+        .await;
+    let script = "cat /proc/self/uid_map /proc/self/gid_map; id -u; echo x >/tmp/made; ls -n /bin/plain /tmp/made; \
+                  echo out >/dev/stdout; ls /sys/class/net >/dev/null";
+    let (stdout, stderr, exit) = agent.run("c1", script).await;
+    assert_eq!((stderr.as_str(), exit.code), ("", 0), "{stdout}");
+    let words: Vec<_> = stdout.split_whitespace().collect();
+    assert_eq!(
+        words[..7],
+        ["0", "200000", "65536", "0", "300000", "65536", "0"]
+    );
+    assert_eq!(stdout.matches(" 0        0 ").count(), 2, "{stdout}");
+    assert!(stdout.ends_with("out\n"));
+
+    // The user a container has counts inside; one that is not there is refused.
+    let user = |uid| User {
+        uid: Some(uid),
+        ..User::default()
+    };
+    let mut other = request("c2", &["sleep", "100"]);
+    other.user = Some(user(1000));
+    agent.create_with(other).await.unwrap();
+    agent.begin("c2").await.unwrap();
+    let (stdout, _, exit) = agent
+        .exec_sh("c2", "e1", "id -u; id -G; cat /proc/self/uid_map")
+        .await;
+    assert_eq!(exit.code, 0);
+    assert!(
+        stdout.starts_with("1000\n1000 4\n") && stdout.contains("200000"),
+        "{stdout}"
+    );
+    let mut beyond = request("c3", &["true"]);
+    beyond.user = Some(user(65_536));
+    let refused = agent.create_with(beyond).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("65536"), "{}", refused.message());
+    agent.delete("c2").await;
+}

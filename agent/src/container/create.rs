@@ -15,11 +15,11 @@ use super::{
     Container, ContainerError, Containers, Phase, Slot, cgroup, check_id, device_filter, lock,
     watch,
 };
+use crate::apparmor;
 use crate::launcher::message::{CreateRequest, Request};
 use crate::process::{Process, Streams, exit, give_streams};
 use crate::user::{self, Identity};
 use crate::userns::{self, IdMap};
-use crate::{apparmor, paths::KERNEL_SYSFS};
 
 /// What blocking steps leave for the launch.
 struct Ground {
@@ -88,6 +88,7 @@ impl Containers {
                     pid_mode,
                     pid: pid_namespace,
                     user: user_namespace,
+                    sysfs: self.paths.sysfs(),
                 },
                 layers,
                 rootfs.clone(),
@@ -225,9 +226,10 @@ impl Containers {
                 "another user namespace for the same pod",
             ));
         }
-        userns::mount_sysfs(Path::new(KERNEL_SYSFS)).map_err(|error| ContainerError::File {
+        let path = self.paths.sysfs();
+        userns::mount_sysfs(&path).map_err(|error| ContainerError::File {
             what: "mounting sysfs at",
-            path: KERNEL_SYSFS.into(),
+            path,
             error,
         })?;
         self.pid_holder().await.map(drop)
@@ -301,6 +303,8 @@ struct Namespaces {
     pid: Option<PathBuf>,
     /// The pod's user namespace: its file, and its ids.
     user: Option<(PathBuf, IdMap)>,
+    /// What is bound in place of a sysfs of its own there.
+    sysfs: PathBuf,
 }
 
 /// The steps that block on files and mounts.
@@ -314,10 +318,22 @@ fn lay_ground(
 ) -> Result<Ground, ContainerError> {
     tracing::debug!("create: layers are there");
     let parsed = spec::parse(&request.oci_spec)?;
-    rootfs.mount(layers)?;
-    implied::adopt(&rootfs.target, layers, &implied_directories(request))?;
+    let map = match &namespaces.user {
+        Some((file, map)) => {
+            rootfs.mount_mapped(layers, file, map)?;
+            Some(map)
+        }
+        None => {
+            rootfs.mount(layers)?;
+            None
+        }
+    };
+    implied::adopt(&rootfs.target, layers, &implied_directories(request), map)?;
     tracing::debug!("create: root file system");
     let identity = user::resolve(&rootfs.target, &request.user.clone().unwrap_or_default())?;
+    if let Some(map) = map {
+        map.check(&identity.user)?;
+    }
     let prepared = spec::prepare(
         parsed,
         &Decisions {
@@ -328,18 +344,20 @@ fn lay_ground(
             tty: request.tty,
             pid_mode: namespaces.pid_mode,
             pid_namespace: namespaces.pid.clone(),
-            user_namespace: namespaces.user.as_ref().map(|(file, _)| file.clone()),
+            user_namespace: namespaces
+                .user
+                .as_ref()
+                .map(|(file, _)| spec::UserNamespace {
+                    file: file.clone(),
+                    sysfs: namespaces.sysfs.clone(),
+                }),
         },
     )?;
     if let Some(process) = prepared.spec.process() {
-        user::make_working_directory(&rootfs.target, process.cwd())?;
+        user::make_working_directory(&rootfs.target, process.cwd(), map)?;
         if let Some(profile) = process.apparmor_profile() {
             apparmor::load(&request.apparmor_policy, profile)?;
         }
-    }
-    if let Some((file, map)) = &namespaces.user {
-        map.check(&identity.user)?;
-        rootfs.remount_mapped(layers, file)?;
     }
     tracing::debug!("create: user and spec");
     cgroup::make(cgroup)?;

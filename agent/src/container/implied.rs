@@ -14,6 +14,7 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use super::rootfs::RootfsError;
+use crate::userns::{IdMap, outside};
 
 /// What the EROFS files give such directories (mode, user, group).
 const DEFAULT: Attributes = (0o755, 0, 0);
@@ -33,7 +34,8 @@ enum Found {
 }
 
 /// Gives the directories in `target`, where `layers` (lowest first) are stacked, the attributes
-/// they have below. `implied` has the paths of each layer, by its place in `layers`.
+/// they have below. `implied` has the paths of each layer, by its place in `layers`; in `target` the
+/// owners are those of a user namespace, if there is a `map`.
 ///
 /// # Errors
 /// When an attribute cannot be set.
@@ -41,12 +43,15 @@ pub fn adopt(
     target: &Path,
     layers: &[PathBuf],
     implied: &HashMap<usize, HashSet<Vec<u8>>>,
+    map: Option<&IdMap>,
 ) -> Result<(), RootfsError> {
     let paths: HashSet<&Vec<u8>> = implied.values().flatten().collect();
     for path in paths {
         let attributes = below(layers, implied, path);
         if attributes != DEFAULT {
-            set(target, path, attributes)?;
+            let (mode, user, group) = attributes;
+            let (user, group) = outside(map, user, group);
+            set(target, path, (mode, user, group))?;
         }
     }
     Ok(())
@@ -172,7 +177,7 @@ mod tests {
         }
 
         fn mode(&self, path: &str) -> u32 {
-            adopt(&self.0.path().join("root"), &self.1, &self.2).unwrap();
+            adopt(&self.0.path().join("root"), &self.1, &self.2, None).unwrap();
             let meta = fs::symlink_metadata(self.0.path().join("root").join(path)).unwrap();
             meta.mode() & 0o7777
         }

@@ -7,14 +7,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
-use crate::userns::mount_mapped;
+use crate::userns::{IdMap, mount_mapped, outside};
 
 /// What can go wrong with a root file system.
 #[derive(Debug, thiserror::Error)]
@@ -79,58 +79,66 @@ impl Rootfs {
     /// # Errors
     /// When the scratch disk is full or the kernel refuses; nothing is mounted then.
     pub fn mount(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
-        self.stack(layers, &self.scratch)
+        self.make_directories()?;
+        self.stack(layers)
     }
 
-    /// Mounts it anew for a user namespace (its file): the same layers, their owners seen through
-    /// the namespace. Before, the guest's root has seen it as it is on the disks, and could
-    /// change it so.
+    /// Mounts it for the user namespace that is `file`: the layers with their owners seen through
+    /// it, while what is written has the guest's ids at once. (overlayfs makes files of its own
+    /// beside the written ones as the guest's root, who is not in the namespace: that layer cannot
+    /// be mapped.)
     ///
     /// # Errors
-    /// When the kernel refuses.
-    pub fn remount_mapped(&self, layers: &[PathBuf], namespace: &Path) -> Result<(), RootfsError> {
+    /// When the scratch disk is full or the kernel refuses; nothing is mounted then.
+    pub fn mount_mapped(
+        &self,
+        layers: &[PathBuf],
+        file: &Path,
+        map: &IdMap,
+    ) -> Result<(), RootfsError> {
+        self.make_directories()?;
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |error: Errno| RootfsError::Map { path, error }
         };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::open(namespace, flags, Mode::empty()).map_err(failed(namespace))?;
-        unmount(&self.target, UnmountFlags::empty()).map_err(failed(&self.target))?;
-        // overlayfs does not take a directory again that it used for something volatile.
-        let work = self.scratch.join("work");
-        fs::remove_dir_all(&work).map_err(|error| RootfsError::Remove { path: work, error })?;
+        let namespace = rustix::fs::open(file, flags, Mode::empty()).map_err(failed(file))?;
+        let (uid, gid) = outside(Some(map), 0, 0);
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        let upper = self.upper();
+        rustix::fs::chown(&upper, owner.0, owner.1).map_err(failed(&upper))?;
 
-        let views = self.target.with_file_name("mapped");
-        let mut mapped = Vec::new();
+        let directory = self.target.with_file_name("mapped");
+        let mut views = Vec::new();
         let result = (|| {
-            let sources = layers.iter().chain([&self.scratch]);
-            for (nth, source) in sources.enumerate() {
-                let view = views.join(nth.to_string());
+            for (nth, layer) in layers.iter().enumerate() {
+                let view = directory.join(nth.to_string());
                 make(&view)?;
-                mount_mapped(source, &view, &file).map_err(failed(source))?;
-                mapped.push(view);
+                mount_mapped(layer, &view, &namespace).map_err(failed(layer))?;
+                views.push(view);
             }
-            match mapped.split_last() {
-                Some((scratch, layers)) => self.stack(layers, scratch),
-                None => Ok(()),
-            }
+            self.stack(&views)
         })();
         // overlayfs has views of its own by now.
-        for view in &mapped {
+        for view in &views {
             let _ = unmount(view, UnmountFlags::DETACH);
         }
         result
     }
 
-    fn stack(&self, layers: &[PathBuf], scratch: &Path) -> Result<(), RootfsError> {
-        let (upper, work) = (scratch.join("upper"), scratch.join("work"));
+    fn make_directories(&self) -> Result<(), RootfsError> {
         for directory in [&self.target, &self.upper(), &self.scratch.join("work")] {
             make(directory)?;
         }
+        Ok(())
+    }
+
+    fn stack(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
+        let work = self.scratch.join("work");
         let empty;
         let layers = if layers.is_empty() {
-            make(&self.scratch.join("empty"))?;
-            empty = [scratch.join("empty")];
+            empty = [self.scratch.join("empty")];
+            make(&empty[0])?;
             &empty[..]
         } else {
             layers
@@ -154,7 +162,7 @@ impl Rootfs {
         }
         step(
             "the upper layer",
-            fsconfig_set_string(&overlay, "upperdir", &upper),
+            fsconfig_set_string(&overlay, "upperdir", self.upper()),
         )?;
         step(
             "the work directory",

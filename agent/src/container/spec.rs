@@ -10,7 +10,7 @@ use oci_spec::runtime::{
     UserBuilder,
 };
 
-use crate::paths::{CGROUP_PARENT, KERNEL_MQUEUE, KERNEL_SYSFS};
+use crate::paths::{CGROUP_PARENT, KERNEL_MQUEUE};
 
 /// Why a spec cannot be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +43,17 @@ pub struct Decisions<'a> {
     pub pid_mode: PidMode,
     /// For POD and TARGET: the namespace's file.
     pub pid_namespace: Option<PathBuf>,
-    /// The file of the pod's user namespace, if it has one of its own.
-    pub user_namespace: Option<PathBuf>,
+    /// The pod's user namespace, if it has one of its own.
+    pub user_namespace: Option<UserNamespace>,
+}
+
+/// What a container in a user namespace needs to know.
+#[derive(Debug)]
+pub struct UserNamespace {
+    /// The namespace's file.
+    pub file: PathBuf,
+    /// A mount of sysfs with nothing mounted in it.
+    pub sysfs: PathBuf,
 }
 
 /// A spec that can be carried out, and what was taken out of it for the agent to do itself.
@@ -193,8 +202,8 @@ pub fn prepare(mut spec: Spec, decisions: &Decisions<'_>) -> Result<Prepared, Sp
             .transpose()?,
     );
     spec.set_linux(Some(linux));
-    if decisions.user_namespace.is_some() {
-        bind_kernel_mounts(&mut spec);
+    if let Some(users) = &decisions.user_namespace {
+        bind_kernel_mounts(&mut spec, &users.sysfs);
     }
     Ok(Prepared { spec, resources })
 }
@@ -246,20 +255,20 @@ fn namespaces(decisions: &Decisions<'_>) -> Result<Vec<LinuxNamespace>, SpecErro
             return Err(invalid("the PID namespace to join is not there"));
         }
     }
-    if let Some(path) = &decisions.user_namespace {
-        list.push(joined(LinuxNamespaceType::User, path)?);
+    if let Some(users) = &decisions.user_namespace {
+        list.push(joined(LinuxNamespaceType::User, &users.file)?);
     }
     Ok(list)
 }
 
 /// In a user namespace of its own a container cannot mount what belongs to the guest's network and
 /// IPC namespaces (user_namespaces(7)): it gets what the guest has mounted of them.
-fn bind_kernel_mounts(spec: &mut Spec) {
+fn bind_kernel_mounts(spec: &mut Spec, sysfs: &Path) {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
         let source = match mount.typ().as_deref() {
-            Some("sysfs") => KERNEL_SYSFS,
-            Some("mqueue") => KERNEL_MQUEUE,
+            Some("sysfs") => sysfs,
+            Some("mqueue") => Path::new(KERNEL_MQUEUE),
             _ => continue,
         };
         let mut options = mount.options().clone().unwrap_or_default();
@@ -412,7 +421,10 @@ mod tests {
                "linux":"#,
         );
         let own = Decisions {
-            user_namespace: Some("/proc/9/ns/user".into()),
+            user_namespace: Some(UserNamespace {
+                file: "/proc/9/ns/user".into(),
+                sysfs: "/run/sysfs".into(),
+            }),
             ..decisions(&user, PidMode::Container)
         };
         let prepared = prepare(parse(json.as_bytes()).unwrap(), &own).unwrap();
@@ -427,7 +439,7 @@ mod tests {
         let kinds: Vec<_> = mounts.iter().map(|mount| mount.typ().as_deref()).collect();
         assert_eq!(kinds, [Some("proc"), Some("bind")]);
         assert_eq!(mounts[1].options().as_ref().unwrap(), &["ro", "bind"]);
-        assert_eq!(mounts[1].source().as_deref(), Some(Path::new(KERNEL_SYSFS)));
+        assert_eq!(mounts[1].source().as_deref(), Some(Path::new("/run/sysfs")));
     }
 
     #[test]

@@ -8,10 +8,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use bulkhead_proto::agent::{ResolvedUser, User};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use self::database::{Group, Passwd};
+use crate::userns::{IdMap, outside};
 
 /// The longest /etc/passwd or /etc/group that is read.
 const MAX_FILE: u64 = 4 << 20;
@@ -71,11 +72,16 @@ pub fn resolve(root: &Path, user: &User) -> Result<Identity, UserError> {
     resolve_in(user, &passwd, &group)
 }
 
-/// Makes the working directory if the image lacks it, as other runtimes do.
+/// Makes the working directory if the image lacks it, as other runtimes do. It belongs to root: of
+/// the pod's user namespace, if there is a `map`.
 ///
 /// # Errors
 /// When a component is no directory, or the file system is read-only.
-pub fn make_working_directory(root: &Path, directory: &Path) -> Result<(), UserError> {
+pub fn make_working_directory(
+    root: &Path,
+    directory: &Path,
+    map: Option<&IdMap>,
+) -> Result<(), UserError> {
     let error = |error| UserError::Directory {
         directory: directory.to_owned(),
         error,
@@ -89,6 +95,12 @@ pub fn make_working_directory(root: &Path, directory: &Path) -> Result<(), UserE
         };
         let parent = open_in(&root, &path, OFlags::PATH | OFlags::DIRECTORY).map_err(error)?;
         match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) if map.is_some() => {
+                let (uid, gid) = outside(map, 0, 0);
+                let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+                let flags = AtFlags::SYMLINK_NOFOLLOW;
+                rustix::fs::chownat(&parent, name, owner.0, owner.1, flags).map_err(error)?;
+            }
             Ok(()) | Err(Errno::EXIST) => {}
             Err(cause) => return Err(error(cause)),
         }
@@ -272,7 +284,7 @@ mod tests {
             Err(UserError::UnknownUser(_)) | Err(UserError::File { .. }) => {}
             other => panic!("resolved through a link: {other:?}"),
         }
-        make_working_directory(root.path(), Path::new("/a/../b/./c")).unwrap();
+        make_working_directory(root.path(), Path::new("/a/../b/./c"), None).unwrap();
         assert!(root.path().join("a/b/c").is_dir());
     }
 

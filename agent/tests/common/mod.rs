@@ -81,6 +81,9 @@ impl TestAgent {
             return None;
         }
         let directory = tempfile::tempdir_in("/run").unwrap();
+        // As /run/bulkhead of a guest: root of a user namespace must get through.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), open).unwrap();
         make_layer(&directory.path().join("state/layers/busybox"));
         let socket = directory.path().join("agent.sock");
         // The test host gives a copy where programs can be replaced while they run.
@@ -115,8 +118,14 @@ impl TestAgent {
 
     /// Sets up the pod, as far as that is possible without a network.
     pub async fn setup(&mut self) {
+        self.setup_with(None).await;
+    }
+
+    /// With users of its own.
+    pub async fn setup_with(&mut self, user_namespace: Option<UserNamespace>) {
         let request = SetupSandboxRequest {
             sandbox_id: "pod".into(),
+            user_namespace,
             ..Default::default()
         };
         self.client.setup_sandbox(request).await.unwrap();

@@ -163,6 +163,13 @@ sections! {
         default_parent: String = String::new();
     }
 
+    /// Images on the node.
+    images: Images {
+        /// Names of images that the kubelet's cleaning up leaves alone (CRI's `pinned`); a name may
+        /// end in "*".
+        pinned: Vec<String> = Vec::new();
+    }
+
     /// Pulling images.
     registry: Registry {
         /// Directory of per-registry settings (HOST/hosts.toml).

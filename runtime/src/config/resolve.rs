@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::raw::Raw;
+use crate::images::Pinned;
 
 /// The configuration, validated.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct Config {
     pub cgroup: Cgroup,
     /// Pulling images.
     pub registry: Registry,
+    /// Images on the node.
+    pub images: Images,
 }
 
 /// Where the daemon keeps its files. All absolute.
@@ -167,6 +170,13 @@ pub enum CgroupDriver {
     Systemd,
     /// Plain paths.
     Cgroupfs,
+}
+
+/// Images on the node.
+#[derive(Debug, Clone)]
+pub struct Images {
+    /// Which the kubelet leaves alone.
+    pub pinned: Pinned,
 }
 
 /// Pulling images.
@@ -388,6 +398,11 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         return Err(At("cgroup", "default_parent").bad(&cgroup.default_parent, reason));
     }
 
+    let images = Images {
+        pinned: Pinned::parse(&raw.images.pinned).map_err(|name| {
+            At("images", "pinned").bad(name, "names of images; the last character may be *")
+        })?,
+    };
     let registry = Registry {
         config_dir: At("registry", "config_dir").path(&raw.registry.config_dir)?,
         parallel_layers: At("registry", "parallel_layers").number(
@@ -407,6 +422,7 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         network,
         cgroup,
         registry,
+        images,
     })
 }
 

@@ -23,6 +23,6 @@ pub async fn list_images(
         app.images.find(&wanted)?.into_iter().collect()
     };
     Ok(v1::ListImagesResponse {
-        images: images.iter().map(|image| to_cri(image)).collect(),
+        images: images.iter().map(|image| to_cri(&app, image)).collect(),
     })
 }

@@ -28,13 +28,13 @@ pub async fn image_status(
         }
     }
     Ok(v1::ImageStatusResponse {
-        image: found.map(|image| to_cri(&image)),
+        image: found.map(|image| to_cri(&app, &image)),
         info,
     })
 }
 
 /// An image as CRI shows it.
-pub(super) fn to_cri(image: &ImageRecord) -> v1::Image {
+pub(super) fn to_cri(app: &App, image: &ImageRecord) -> v1::Image {
     let (uid, username) = user(&image.config.user);
     v1::Image {
         id: image.id.clone(),
@@ -44,7 +44,10 @@ pub(super) fn to_cri(image: &ImageRecord) -> v1::Image {
         uid: uid.map(|value| v1::Int64Value { value }),
         username,
         spec: None,
-        pinned: false,
+        pinned: {
+            let names = image.repo_tags.iter().chain(&image.repo_digests);
+            app.config.images.pinned.has(names)
+        },
     }
 }
 

@@ -34,6 +34,9 @@ pub async fn status(
             "containers": app.records.containers.len(),
         });
         info.insert("info".to_owned(), text.to_string());
+        // Where the file systems of containers come from.
+        let paths = json!({ "stateDir": app.config.paths.images() });
+        info.insert("config".to_owned(), paths.to_string());
     }
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus {
@@ -52,10 +55,10 @@ pub async fn status(
 fn handler(name: &str) -> v1::RuntimeHandler {
     v1::RuntimeHandler {
         name: name.to_owned(),
-        // Volumes and user namespaces in the guest come later.
+        // In the guest. Volumes are not here yet.
         features: Some(v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: false,
-            user_namespaces: false,
+            user_namespaces: true,
         }),
     }
 }

@@ -13,6 +13,7 @@ pub mod fs;
 pub mod hosts;
 pub mod layer;
 pub mod manifest;
+pub mod pinned;
 pub mod pull;
 pub mod reference;
 pub mod registry;
@@ -25,6 +26,7 @@ use bulkhead_proto::cri as v1;
 pub use self::{
     error::{ImagesError, SharedError},
     manifest::ImageConfig,
+    pinned::Pinned,
     pull::PullSettings,
     registry::Policy,
     store::{ImageRecord, LayerRecord},

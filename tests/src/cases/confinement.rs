@@ -68,7 +68,14 @@ async fn apparmor_profiles_of_the_node_hold_in_the_guest(context: &mut Context) 
     let confined = |name: &str, security: LinuxContainerSecurityContext| {
         let mut config = script(name, BUSYBOX, "sleep 1000");
         config.linux = Some(LinuxContainerConfig {
-            security_context: Some(security),
+            security_context: Some(LinuxContainerSecurityContext {
+                // So that PID 1 is the container's own.
+                namespace_options: Some(NamespaceOption {
+                    pid: NamespaceMode::Container.into(),
+                    ..NamespaceOption::default()
+                }),
+                ..security
+            }),
             ..LinuxContainerConfig::default()
         });
         config
