@@ -1,7 +1,11 @@
-//! Serving the agent's service on vsock or a Unix socket, and telling the host that it is ready.
+//! Serving the agent's service and its sessions on vsock or a Unix socket, and telling the host that
+//! it is ready.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bulkhead_proto::agent::agent_server::AgentServer;
@@ -10,17 +14,21 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use prost::Message;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixListener;
+use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::clock;
-use crate::rpc::Agent;
+use crate::rpc::{Agent, session};
+use bulkhead_proto::session::MAGIC;
 
 /// The largest message the service takes: an OCI spec with a large environment.
 const MAX_MESSAGE: usize = 16 << 20;
 /// Large windows: one stream of output must not wait for a round trip per 64 KiB.
 const WINDOW: u32 = 1 << 20;
+/// Either end of a connection speaks first and at once; a slow guest gets a long time.
+const FIRST_BYTES: Duration = Duration::from_secs(60);
 
 /// Why the service is not there.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +117,21 @@ fn spawn_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
     let service = AgentServer::new(agent.clone())
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    let agent = Arc::clone(agent.containers());
     tokio::spawn(async move {
+        let mut stream = stream;
+        let mut first = [0; MAGIC.len()];
+        let began = timeout(FIRST_BYTES, stream.read_exact(&mut first)).await;
+        if !matches!(began, Ok(Ok(_))) {
+            return;
+        }
+        if first == MAGIC {
+            return session::serve(stream, agent).await;
+        }
+        let stream = Replayed {
+            first: first.to_vec(),
+            stream,
+        };
         let connection = http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(4 * WINDOW)
@@ -118,6 +140,58 @@ fn spawn_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
             tracing::debug!(%error, "a connection ended");
         }
     });
+}
+
+/// A connection of which the beginning was read to see what it is: read again first.
+struct Replayed<S> {
+    first: Vec<u8>,
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Replayed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let n = self.first.len().min(buffer.remaining());
+        buffer.put_slice(self.first.get(..n).unwrap_or_default());
+        self.first.drain(..n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
 }
 
 /// Dials the host and says that the agent serves.

@@ -35,5 +35,7 @@ pub mod agent {
     pub const READY_PORT: u32 = 1025;
 }
 
+pub mod session;
+
 /// The compiled descriptor set of both services (a serialised `FileDescriptorSet`).
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -10,6 +10,7 @@ use crate::{
     network::PodNetwork,
     records::{Records, RecordsError},
     sandbox::Pods,
+    streaming::Streaming,
 };
 
 /// Everything the daemon holds. Parts have their own locks; there is none over the whole.
@@ -29,6 +30,8 @@ pub struct App {
     pub containers: Containers,
     /// Who wants to know what happens.
     pub events: Events,
+    /// URLs of the streaming server.
+    pub streaming: Streaming,
     pod_cidr: Mutex<String>,
 }
 
@@ -53,6 +56,7 @@ impl App {
             network: PodNetwork::new(&config),
             containers: Containers::new(&config),
             events: Events::default(),
+            streaming: Streaming::default(),
             images,
             records,
             config,

@@ -30,6 +30,7 @@ use crate::{
     cri::Server,
     error::chain,
     sandbox,
+    streaming::{self, StreamingError},
 };
 
 /// Requests in flight get this long at the end; what they do to pods goes on to its end or is
@@ -62,6 +63,9 @@ pub enum ServeError {
     /// Records or images do not open.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// Exec, attach and port-forward could not be served.
+    #[error(transparent)]
+    Streaming(#[from] StreamingError),
     /// A call on the process itself failed.
     #[error("cannot {action}")]
     Process {
@@ -123,6 +127,8 @@ pub async fn serve_until(
     sandbox::recover(&app).await;
     container::recover(&app).await;
 
+    let streaming = streaming::listen(&app).await?;
+    let streams = streaming.serve(Arc::clone(&app), stopped.clone());
     let listener = listen(&paths.socket)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -152,6 +158,11 @@ pub async fn serve_until(
         drop(stopped.wait_for(|stop| *stop).await);
         // The one timer of the end: clients that keep their connection are not waited for.
         let _late = tokio::time::timeout(DRAIN, std::future::pending::<()>()).await;
+    };
+    // The streaming server stops at once; what is in flight on the socket is waited for.
+    let serving = async {
+        let (result, ()) = tokio::join!(serving, streams);
+        result
     };
     let result = tokio::select! {
         result = serving => result,

@@ -25,4 +25,5 @@ pub mod oci;
 pub mod records;
 pub mod sandbox;
 pub mod stats;
+pub mod streaming;
 pub mod vmm;

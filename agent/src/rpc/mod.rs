@@ -5,6 +5,7 @@ pub mod container;
 pub mod io;
 pub mod resize;
 pub mod sandbox;
+pub mod session;
 pub mod stats;
 pub mod status;
 pub mod streams;
@@ -53,7 +54,8 @@ impl Agent {
         self.0.power_off.notified().await;
     }
 
-    fn containers(&self) -> &Arc<Containers> {
+    /// What sessions work on.
+    pub fn containers(&self) -> &Arc<Containers> {
         &self.0.containers
     }
 }

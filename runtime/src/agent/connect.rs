@@ -7,14 +7,23 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_proto::agent::{AGENT_PORT, agent_client::AgentClient};
+use bulkhead_proto::{
+    agent::{
+        AGENT_PORT, SessionRequest, SessionResponse, agent_client::AgentClient,
+        session_request::What,
+    },
+    session,
+};
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
 };
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint, Uri},
+};
 
 use super::AgentError;
 
@@ -23,6 +32,13 @@ pub type Client = AgentClient<Channel>;
 
 /// The HTTP/2 handshake and one round trip in the slowest guest that still counts as alive.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+/// A session's opening: starting a command in a guest that is busy.
+const SESSION_DEADLINE: Duration = Duration::from_secs(60);
+/// What the agent may have sent of one call's stream before it is read.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// The sum over all streams of a connection is bounded by their own windows. A bound on the
+/// connection would let a few streams that nobody reads just now stop every other call.
+const CONNECTION_WINDOW: u32 = 1 << 30;
 /// A connection without an answer for this long is given up, and the next call makes a new one.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_DEADLINE: Duration = Duration::from_secs(20);
@@ -35,6 +51,19 @@ const MAX_MESSAGE: usize = 16 << 20;
 #[derive(Debug, Clone)]
 pub struct Agent {
     channel: Channel,
+    dialler: Dialler,
+}
+
+/// How connections to one agent are made.
+#[derive(Debug, Clone)]
+struct Dialler {
+    vsock: PathBuf,
+}
+
+impl Dialler {
+    async fn dial(&self) -> io::Result<UnixStream> {
+        dial(&self.vsock, AGENT_PORT).await
+    }
 }
 
 impl Agent {
@@ -43,6 +72,43 @@ impl Agent {
         AgentClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Opens a session: a connection of its own, for bytes (`bulkhead_proto::session`).
+    pub async fn session(
+        &self,
+        action: &'static str,
+        what: What,
+    ) -> Result<UnixStream, AgentError> {
+        match tokio::time::timeout(SESSION_DEADLINE, self.open(action, what)).await {
+            Ok(opened) => opened,
+            Err(_) => Err(AgentError::Deadline {
+                action,
+                seconds: SESSION_DEADLINE.as_secs(),
+            }),
+        }
+    }
+
+    async fn open(&self, action: &'static str, what: What) -> Result<UnixStream, AgentError> {
+        let failed = |source| AgentError::Session { action, source };
+        let opening = session::opening(&SessionRequest { what: Some(what) });
+        let mut stream = self.dialler.dial().await.map_err(failed)?;
+        stream.write_all(&opening).await.map_err(failed)?;
+        let mut length = [0; 4];
+        stream.read_exact(&mut length).await.map_err(failed)?;
+        let length = session::length(length, session::MAX_RESPONSE);
+        let length = length.map_err(|error| failed(io::Error::other(error)))?;
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await.map_err(failed)?;
+        let response: SessionResponse =
+            session::message(&body).map_err(|error| failed(io::Error::other(error)))?;
+        match Code::from(i32::try_from(response.code).unwrap_or(i32::MAX)) {
+            Code::Ok => Ok(stream),
+            code => Err(AgentError::Call {
+                action,
+                status: Box::new(Status::new(code, response.message)),
+            }),
+        }
     }
 
     /// One unary call with a deadline: `agent.call("start the container", secs, |mut c| async
@@ -81,7 +147,12 @@ pub async fn connect(vsock: &Path) -> Result<Agent, AgentError> {
             path: vsock.to_owned(),
             source,
         })?;
-    Ok(Agent { channel })
+    Ok(Agent {
+        channel,
+        dialler: Dialler {
+            vsock: vsock.to_owned(),
+        },
+    })
 }
 
 /// Like [`connect`], but the connection is made by the first call: for a pod of an earlier daemon,
@@ -90,6 +161,9 @@ pub fn connect_lazily(vsock: &Path) -> Agent {
     let connector = tower::service_fn(connector(vsock));
     Agent {
         channel: endpoint().connect_with_connector_lazy(connector),
+        dialler: Dialler {
+            vsock: vsock.to_owned(),
+        },
     }
 }
 
@@ -97,6 +171,8 @@ fn endpoint() -> Endpoint {
     // The name is never looked up: the connector decides where to.
     Endpoint::from_static("http://agent.invalid")
         .connect_timeout(CONNECT_DEADLINE)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keep_alive_interval(KEEPALIVE_EVERY)
         .keep_alive_timeout(KEEPALIVE_DEADLINE)
 }

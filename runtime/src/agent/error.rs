@@ -33,6 +33,14 @@ pub enum AgentError {
         /// How long it had.
         seconds: u64,
     },
+    /// A session with it broke.
+    #[error("the connection to the pod's agent on which it was to {action} broke")]
+    Session {
+        /// What was going on.
+        action: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
     /// It never reported.
     #[error("the agent did not report within {seconds} s of the VMM's start")]
     NotReady {
@@ -81,7 +89,7 @@ impl Grpc for AgentError {
                 | Code::Unavailable) => code,
                 _ => Code::Internal,
             },
-            Self::Connect { .. } => Code::Unavailable,
+            Self::Connect { .. } | Self::Session { .. } => Code::Unavailable,
             Self::Deadline { .. } | Self::NotReady { .. } => Code::DeadlineExceeded,
             Self::Report { .. } | Self::Listen { .. } => Code::Internal,
         }

@@ -170,6 +170,21 @@ sections! {
         pinned: Vec<String> = Vec::new();
     }
 
+    /// Exec, attach and port-forward: a kubelet asks for a URL and connects to it.
+    streaming: Streaming {
+        /// Address and port that the streaming server listens on; port 0 takes a free one. Only the
+        /// kubelet connects to it.
+        address: String = "127.0.0.1:0".into();
+        /// PEM file with the server's certificate and those that sign it; empty means no TLS.
+        tls_certificate: String = String::new();
+        /// PEM file with the certificate's private key.
+        tls_key: String = String::new();
+        /// Seconds without a byte in either direction after which a connection is closed.
+        idle_timeout_secs: u64 = 14_400;
+        /// Seconds that a client gets to open the streams it has asked for.
+        creation_timeout_secs: u64 = 30;
+    }
+
     /// Pulling images.
     registry: Registry {
         /// Directory of per-registry settings (HOST/hosts.toml).

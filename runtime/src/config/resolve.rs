@@ -1,6 +1,7 @@
 //! From what the file says to what it means: types, defaults that depend on the host, limits.
 
 use std::{
+    net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
@@ -24,6 +25,8 @@ pub struct Config {
     pub network: Network,
     /// Control groups.
     pub cgroup: Cgroup,
+    /// Exec, attach and port-forward.
+    pub streaming: Streaming,
     /// Pulling images.
     pub registry: Registry,
     /// Images on the node.
@@ -177,6 +180,28 @@ pub enum CgroupDriver {
 pub struct Images {
     /// Which the kubelet leaves alone.
     pub pinned: Pinned,
+}
+
+/// Exec, attach and port-forward.
+#[derive(Debug, Clone)]
+pub struct Streaming {
+    /// Where the server listens.
+    pub address: SocketAddr,
+    /// Its certificate, if it speaks TLS.
+    pub tls: Option<TlsFiles>,
+    /// Silence after which a connection is closed.
+    pub idle_timeout: Duration,
+    /// For the streams a client has asked for.
+    pub creation_timeout: Duration,
+}
+
+/// PEM files.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// The chain, the server's own first.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// Pulling images.
@@ -403,6 +428,7 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
             At("images", "pinned").bad(name, "names of images; the last character may be *")
         })?,
     };
+    let streaming = streaming(&raw.streaming)?;
     let registry = Registry {
         config_dir: At("registry", "config_dir").path(&raw.registry.config_dir)?,
         parallel_layers: At("registry", "parallel_layers").number(
@@ -421,8 +447,38 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         boot,
         network,
         cgroup,
+        streaming,
         registry,
         images,
+    })
+}
+
+fn streaming(raw: &super::raw::Streaming) -> Result<Streaming, Bad> {
+    let at = |key| At("streaming", key);
+    let address = raw.address.parse().map_err(|_| {
+        at("address").bad(
+            format!("{:?}", raw.address),
+            "an IP address and a port, as in \"127.0.0.1:0\" or \"[::1]:10010\"",
+        )
+    })?;
+    let tls = match (raw.tls_certificate.as_str(), raw.tls_key.as_str()) {
+        ("", "") => None,
+        ("", _) => {
+            return Err(at("tls_certificate").bad("\"\"", "a path, because tls_key is set"));
+        }
+        (_, "") => {
+            return Err(at("tls_key").bad("\"\"", "a path, because tls_certificate is set"));
+        }
+        (certificate, key) => Some(TlsFiles {
+            certificate: at("tls_certificate").path(certificate)?,
+            key: at("tls_key").path(key)?,
+        }),
+    };
+    Ok(Streaming {
+        address,
+        tls,
+        idle_timeout: at("idle_timeout_secs").seconds(raw.idle_timeout_secs, 7 * 24 * HOUR)?,
+        creation_timeout: at("creation_timeout_secs").seconds(raw.creation_timeout_secs, HOUR)?,
     })
 }
 

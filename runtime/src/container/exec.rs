@@ -1,6 +1,6 @@
 //! ExecSync: a command in a running container, its output gathered, its exit code.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bulkhead_proto::agent::{
     DeleteExecRequest, ExecRequest, OutputRequest, ProcessRef, Stream, output_chunk::Event,
@@ -13,7 +13,7 @@ use super::{ContainerError, error::in_words, find};
 use crate::{
     agent::{Agent, AgentError},
     app::App,
-    records::ContainerState,
+    records::{ContainerRecord, ContainerState},
     sandbox::new_id,
 };
 
@@ -52,15 +52,7 @@ pub async fn exec_sync(
         field: "timeout",
         what: format!("is {timeout}; it must be 0 (none) or a number of seconds"),
     })?;
-    let record = find::existing(app, id)?;
-    if record.status.state != ContainerState::Running {
-        return Err(ContainerError::State {
-            action: "run a command in",
-            id: record.meta.id.clone(),
-            state: in_words(record.status.state),
-            needed: in_words(ContainerState::Running),
-        });
-    }
+    let record = running(app, id, "run a command in")?;
     let pod = app.pods.ready(&record.meta.sandbox_id)?;
     let exec_id = new_id().map_err(|source| ContainerError::Os {
         action: "make an id".to_owned(),
@@ -83,6 +75,24 @@ pub async fn exec_sync(
             id: record.meta.id.clone(),
             seconds: timeout,
         })?
+}
+
+/// The record of a container that runs; `action` is what is to be done with it.
+pub fn running(
+    app: &App,
+    id: &str,
+    action: &'static str,
+) -> Result<Arc<ContainerRecord>, ContainerError> {
+    let record = find::existing(app, id)?;
+    if record.status.state != ContainerState::Running {
+        return Err(ContainerError::State {
+            action,
+            id: record.meta.id.clone(),
+            state: in_words(record.status.state),
+            needed: in_words(ContainerState::Running),
+        });
+    }
+    Ok(record)
 }
 
 /// A command the agent knows; forgotten when dropped.

@@ -3,6 +3,7 @@
 //!
 //! Not here: pods (`sandbox`), the files of logs (`logs`), the OCI spec (`oci`), images.
 
+mod attach;
 mod create;
 mod disks;
 mod error;
@@ -22,9 +23,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use bulkhead_proto::agent::Exit;
 use futures::future::join_all;
 
+pub use attach::follow_output;
 pub use create::create;
 pub use error::ContainerError;
-pub use exec::{Output, exec_sync};
+pub use exec::{Output, exec_sync, running};
 pub use live::Containers;
 pub use remove::remove;
 pub use start::start;

@@ -1,6 +1,7 @@
 //! The CRI v1 services. [`Server`] is the table of RPCs; each RPC's function is in a file of its
 //! own and has the form `async fn(Arc<App>, Request) -> Result<Response, impl Grpc>`.
 
+mod attach;
 mod container_create;
 mod container_events;
 mod container_exec;
@@ -12,11 +13,13 @@ mod container_stats;
 mod container_status;
 mod container_stop;
 mod container_update;
+mod exec;
 mod image_fs;
 mod image_list;
 mod image_pull;
 mod image_remove;
 mod image_status;
+mod port_forward;
 mod runtime_config;
 mod sandbox_list;
 mod sandbox_metrics;

@@ -10,11 +10,11 @@ use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
 
 use super::{
-    container_create, container_events, container_exec, container_list, container_log,
+    attach, container_create, container_events, container_exec, container_list, container_log,
     container_remove, container_start, container_stats, container_status, container_stop,
-    container_update, image_fs, image_list, image_pull, image_remove, image_status, runtime_config,
-    sandbox_list, sandbox_metrics, sandbox_remove, sandbox_run, sandbox_stats, sandbox_status,
-    sandbox_stop, sandbox_update, status, streams, version,
+    container_update, exec, image_fs, image_list, image_pull, image_remove, image_status,
+    port_forward, runtime_config, sandbox_list, sandbox_metrics, sandbox_remove, sandbox_run,
+    sandbox_stats, sandbox_status, sandbox_stop, sandbox_update, status, streams, version,
 };
 use crate::{
     app::App,
@@ -100,14 +100,14 @@ service! { RuntimeService {
     unary update_runtime_config(UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse = runtime_config::update_runtime_config;
     unary status(StatusRequest) -> StatusResponse = status::status;
     unary runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse = runtime_config::runtime_config;
+    unary exec(ExecRequest) -> ExecResponse = exec::exec;
+    unary attach(AttachRequest) -> AttachResponse = attach::attach;
+    unary port_forward(PortForwardRequest) -> PortForwardResponse = port_forward::port_forward;
     unary pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse = sandbox_stats::pod_sandbox_stats;
     unary list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse = sandbox_stats::list_pod_sandbox_stats;
     unary list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse = sandbox_metrics::list_metric_descriptors;
     unary list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse = sandbox_metrics::list_pod_sandbox_metrics;
     unary update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse = sandbox_update::update_pod_sandbox_resources;
-    absent exec(ExecRequest) -> ExecResponse = "Exec";
-    absent attach(AttachRequest) -> AttachResponse = "Attach";
-    absent port_forward(PortForwardRequest) -> PortForwardResponse = "PortForward";
     absent checkpoint_container(CheckpointContainerRequest) -> CheckpointContainerResponse = "CheckpointContainer";
     absent checkpoint_pod(CheckpointPodRequest) -> CheckpointPodResponse = "CheckpointPod";
     absent restore_pod(RestorePodRequest) -> RestorePodResponse = "RestorePod";

@@ -11,6 +11,7 @@ mod file;
 mod format;
 mod pump;
 pub mod recover;
+mod tee;
 mod time;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub use file::{LogFile, LogPath};
 pub use format::{CONTENT_LIMIT, Encoder, Line, parse_line};
 pub use pump::{Pump, Target};
 pub use recover::{Checkpoint, Checkpoints, Offsets};
+pub use tee::{Copied, OutputCopy};
 use tonic::Code;
 
 use crate::error::{Grpc, io_code};

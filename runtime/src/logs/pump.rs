@@ -17,7 +17,11 @@ use tokio::{
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Code, Streaming};
 
-use super::{Checkpoint, Checkpoints, Encoder, LogError, LogFile, LogPath, Offsets, time};
+use super::{
+    Checkpoint, Checkpoints, Encoder, LogError, LogFile, LogPath, Offsets,
+    tee::{self, OutputCopy, Reader, Tee},
+    time,
+};
 use crate::agent::Agent;
 
 /// Lines gathered before they are written, if the agent has that much at hand.
@@ -53,6 +57,8 @@ pub struct Pump {
 #[derive(Debug)]
 enum Command {
     Reopen(oneshot::Sender<Result<(), LogError>>),
+    /// A copy of what comes from now on.
+    Copy(Reader),
     /// The guest is gone or going: write what is there and end.
     End,
 }
@@ -86,11 +92,14 @@ impl Pump {
             since_checkpoint: 0,
             complained: None,
             inbox,
+            tee: Tee::default(),
         };
         tokio::spawn(async move {
-            let exit = task.run().await;
+            let (exit, mut tee) = task.run().await;
             // No receiver left is fine: the container was removed meanwhile.
             let _ = state.send(State::Ended(exit));
+            // Those who are attached get the rest; nobody else waits for them.
+            tee.deliver().await;
         });
         Ok(handle)
     }
@@ -122,6 +131,18 @@ impl Pump {
             .await
             .map_err(|_| closed())?;
         wait.await.map_err(|_| closed())?
+    }
+
+    /// A copy of the output from now on, for one who attaches.
+    pub async fn copy(&self) -> Result<OutputCopy, LogError> {
+        let (reader, copy) = tee::copy();
+        self.commands
+            .send(Command::Copy(reader))
+            .await
+            .map_err(|_| LogError::Closed {
+                container: self.container.clone(),
+            })?;
+        Ok(copy)
     }
 
     /// Tells the pump that nothing more will come.
@@ -172,6 +193,7 @@ struct Task {
     since_checkpoint: u64,
     complained: Option<Instant>,
     inbox: mpsc::Receiver<Command>,
+    tee: Tee,
 }
 
 /// Why a stretch of carrying ended.
@@ -186,7 +208,7 @@ enum Stop {
 }
 
 impl Task {
-    async fn run(mut self) -> Option<Exit> {
+    async fn run(mut self) -> (Option<Exit>, Tee) {
         let exit = loop {
             match self.carry().await {
                 Stop::Exit(exit) => break Some(exit),
@@ -203,7 +225,7 @@ impl Task {
         self.encoder.finish(time::now());
         self.write().await;
         self.save(true).await;
-        exit
+        (exit, self.tee)
     }
 
     /// Serves commands for a while; true if told to end.
@@ -212,6 +234,7 @@ impl Task {
         loop {
             match tokio::time::timeout_at(until, self.inbox.recv()).await {
                 Ok(Some(Command::Reopen(answer))) => self.reopen(answer).await,
+                Ok(Some(Command::Copy(reader))) => self.tee.add(reader),
                 Ok(Some(Command::End)) => return true,
                 // All handles dropped: only the guest's end stops the pump then.
                 Ok(None) | Err(_) => return false,
@@ -242,6 +265,7 @@ impl Task {
             tokio::select! {
                 command = self.inbox.recv() => match command {
                     Some(Command::Reopen(answer)) => self.reopen(answer).await,
+                    Some(Command::Copy(reader)) => self.tee.add(reader),
                     Some(Command::End) => {
                         // Whatever is at hand still goes in.
                         self.drain_ready(&mut chunks).await;
@@ -295,6 +319,11 @@ impl Task {
         if self.since_checkpoint >= CHECKPOINT_EVERY {
             self.save(false).await;
         }
+        if stop.is_none() {
+            // Before the acknowledgement: a slow reader holds the process up, and what is copied
+            // for it stays bounded.
+            self.tee.deliver().await;
+        }
         let done = OutputRequest {
             process: None,
             stdout_offset: self.safe.stdout,
@@ -322,6 +351,7 @@ impl Task {
                 let Ok(stream) = Stream::try_from(data.stream) else {
                     return Some(Stop::Broken);
                 };
+                self.tee.feed(stream, data.offset, &data.data);
                 // What comes twice is cut off; a gap means bytes are lost for good, and the
                 // stream goes on behind it.
                 let taken = self.encoder.taken(stream);

@@ -1,0 +1,98 @@
+//! The CRI calls Exec, Attach and PortForward: the request is checked, and answered with a URL.
+
+use bulkhead_proto::cri as v1;
+
+use super::{Attach, Exec, PortForward, StreamingError, Target, Wanted};
+use crate::{app::App, container, records::SandboxState, sandbox::SandboxError};
+
+/// The URL at which a command in a running container will run.
+pub fn exec(app: &App, request: v1::ExecRequest) -> Result<String, StreamingError> {
+    let wanted = wanted(request.stdin, request.stdout, request.stderr, request.tty)?;
+    if request.cmd.first().is_none_or(String::is_empty) {
+        return Err(invalid(
+            "cmd",
+            "is empty; it needs at least the program to run",
+        ));
+    }
+    let record = container::running(app, &request.container_id, "run a command in")?;
+    app.streaming.url(Target::Exec(Exec {
+        container: record.meta.id.clone(),
+        command: request.cmd,
+        wanted,
+    }))
+}
+
+/// The URL at which a running container's own process can be attached to.
+pub fn attach(app: &App, request: v1::AttachRequest) -> Result<String, StreamingError> {
+    let wanted = wanted(request.stdin, request.stdout, request.stderr, request.tty)?;
+    let record = container::running(app, &request.container_id, "attach to")?;
+    app.streaming.url(Target::Attach(Attach {
+        container: record.meta.id.clone(),
+        wanted,
+    }))
+}
+
+/// The URL at which connections to a pod's ports can be made.
+pub fn port_forward(app: &App, request: v1::PortForwardRequest) -> Result<String, StreamingError> {
+    if request.pod_sandbox_id.is_empty() {
+        return Err(invalid("pod_sandbox_id", "is missing"));
+    }
+    let ports = request.port.iter().map(|port| {
+        let fits = u16::try_from(*port).ok().filter(|port| *port > 0);
+        fits.ok_or_else(|| invalid("port", &format!("has {port}, which is no TCP port")))
+    });
+    let ports = ports.collect::<Result<Vec<_>, _>>()?;
+    let record = app.records.sandboxes.find(&request.pod_sandbox_id);
+    let record = record
+        .filter(|record| record.state != SandboxState::Creating)
+        .ok_or(SandboxError::NotFound {
+            id: request.pod_sandbox_id,
+        })?;
+    app.pods.ready(&record.id)?;
+    app.streaming.url(Target::PortForward(PortForward {
+        sandbox: record.id.clone(),
+        ports,
+    }))
+}
+
+fn invalid(field: &'static str, what: &str) -> StreamingError {
+    StreamingError::Invalid {
+        field,
+        what: what.to_owned(),
+    }
+}
+
+fn wanted(stdin: bool, stdout: bool, stderr: bool, tty: bool) -> Result<Wanted, StreamingError> {
+    if tty && stderr {
+        return Err(invalid(
+            "stderr",
+            "cannot be had with tty: a terminal has one output, which is stdout",
+        ));
+    }
+    if !(stdin || stdout || stderr) {
+        return Err(invalid(
+            "stdin, stdout, stderr",
+            "are all false; at least one of them must be true",
+        ));
+    }
+    Ok(Wanted {
+        stdin,
+        stdout,
+        stderr,
+        tty,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wanted;
+
+    #[test]
+    fn streams_are_checked() {
+        assert!(wanted(true, true, false, true).is_ok());
+        assert!(wanted(false, false, true, false).is_ok());
+        assert!(wanted(true, true, true, true).is_err());
+        assert!(wanted(false, false, false, false).is_err());
+        assert!(wanted(false, false, false, true).is_err());
+    }
+}

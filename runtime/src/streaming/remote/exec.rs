@@ -1,0 +1,170 @@
+//! A command with its streams: a session with the agent, whose connection's end is the command's.
+
+use std::convert::Infallible;
+
+use bulkhead_proto::{
+    agent::{self as api, ExecRequest, ProcessRef, session_request::What},
+    session::{self, FRAME_HEADER, Frame},
+};
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::unix::{OwnedReadHalf, OwnedWriteHalf},
+};
+
+use super::{Session, resize, status::Outcome};
+use crate::{
+    agent::{Agent, AgentError},
+    app::App,
+    container,
+    error::chain,
+    sandbox::new_id,
+    streaming::{
+        Exec,
+        channel::{Incoming, Outgoing},
+    },
+};
+
+const READ_SIZE: usize = 128 * 1024;
+
+/// Runs the command to its end. A client that goes away ends it.
+pub(in crate::streaming) async fn exec(app: &App, exec: Exec, mut session: Session) {
+    let gone = session.gone();
+    let outcome = tokio::select! {
+        outcome = run(app, exec, &mut session) => outcome,
+        () = gone => return,
+    };
+    session.finish(outcome).await;
+}
+
+async fn run(app: &App, exec: Exec, session: &mut Session) -> Outcome {
+    let failed = |error: &dyn std::error::Error| Outcome::Failed(chain(error));
+    let record = match container::running(app, &exec.container, "run a command in") {
+        Ok(record) => record,
+        Err(error) => return failed(&error),
+    };
+    let agent = match app.pods.ready(&record.meta.sandbox_id) {
+        Ok(pod) => pod.agent.clone(),
+        Err(error) => return failed(&error),
+    };
+    let exec_id = match new_id() {
+        Ok(id) => id,
+        Err(error) => return failed(&error),
+    };
+    match command(&agent, exec, exec_id, session).await {
+        Ok(exit) => Outcome::Exit(exit.code),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn command(
+    agent: &Agent,
+    exec: Exec,
+    exec_id: String,
+    session: &mut Session,
+) -> Result<api::Exit, AgentError> {
+    let process = ProcessRef {
+        container_id: exec.container.clone(),
+        exec_id: exec_id.clone(),
+    };
+    let request = ExecRequest {
+        container_id: exec.container,
+        exec_id,
+        args: exec.command,
+        stdin: exec.wanted.stdin,
+        tty: exec.wanted.tty,
+        env: Vec::new(),
+        cwd: String::new(),
+    };
+    let connection = agent
+        .session("start the command", What::Exec(request))
+        .await?;
+    let (read, write) = connection.into_split();
+    let (stdin, sizes) = (session.stdin.take(), session.resize.take());
+    tokio::select! {
+        exit = output(read, session.stdout.as_ref(), session.stderr.as_ref()) => exit,
+        never = feed(stdin, write) => match never {},
+        never = resize::follow(agent, process, sizes) => match never {},
+    }
+}
+
+/// Carries input to its end; then waits for ever, so that it can stand beside what decides the
+/// session's end.
+pub(super) async fn feed(stdin: Option<Incoming>, mut write: OwnedWriteHalf) -> Infallible {
+    let Some(mut stdin) = stdin else {
+        // Held open: its end would be the end of the session for the agent.
+        return std::future::pending().await;
+    };
+    let mut open = true;
+    while let Some(data) = stdin.next().await {
+        // A process that takes no more does not hold the client up: its input is dropped.
+        open = open && write.write_all(&data).await.is_ok();
+    }
+    if open && !stdin.was_reset() {
+        let _gone = write.shutdown().await;
+    }
+    std::future::pending().await
+}
+
+/// Carries output to the client until the exit.
+async fn output(
+    mut read: OwnedReadHalf,
+    stdout: Option<&Outgoing>,
+    stderr: Option<&Outgoing>,
+) -> Result<api::Exit, AgentError> {
+    let mut input = BytesMut::new();
+    loop {
+        let header = loop {
+            if let Some((header, _)) = input.split_first_chunk::<FRAME_HEADER>() {
+                break *header;
+            }
+            fill(&mut read, &mut input).await?;
+        };
+        input.advance(FRAME_HEADER);
+        let (to, mut left) = match Frame::parse(header).map_err(broken)? {
+            Frame::Alive => continue,
+            Frame::Stdout(length) => (stdout, length),
+            Frame::Stderr(length) => (stderr, length),
+            Frame::Exit(length) => {
+                while input.len() < length {
+                    fill(&mut read, &mut input).await?;
+                }
+                let body: Bytes = input.split_to(length).freeze();
+                return session::message(&body).map_err(broken);
+            }
+        };
+        while left > 0 {
+            if input.is_empty() {
+                fill(&mut read, &mut input).await?;
+            }
+            let data = input.split_to(left.min(input.len())).freeze();
+            left -= data.len();
+            // What the client did not ask for, or no longer wants, is read and dropped, so that the
+            // command does not block on it.
+            if let Some(to) = to {
+                let _gone = to.send(data).await;
+            }
+        }
+    }
+}
+
+fn broken(error: session::SessionError) -> AgentError {
+    AgentError::Session {
+        action: "run the command",
+        source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
+    }
+}
+
+async fn fill(read: &mut OwnedReadHalf, input: &mut BytesMut) -> Result<(), AgentError> {
+    let failed = |source| AgentError::Session {
+        action: "run the command",
+        source,
+    };
+    input.reserve(READ_SIZE);
+    match read.read_buf(input).await {
+        // Before the exit: the pod has ended, or its agent has.
+        Ok(0) => Err(failed(std::io::ErrorKind::UnexpectedEof.into())),
+        Ok(_) => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
