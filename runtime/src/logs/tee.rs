@@ -108,6 +108,10 @@ impl Tee {
 
     /// Hands over what came; readers that are gone or too slow are forgotten.
     pub(super) async fn deliver(&mut self) {
+        self.deliver_within(PATIENCE).await;
+    }
+
+    async fn deliver_within(&mut self, patience: Duration) {
         if self.fresh.is_empty() {
             return;
         }
@@ -115,7 +119,7 @@ impl Tee {
             .into_iter()
             .map(|(stream, bytes)| (stream, bytes.freeze()))
             .collect();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         let fresh = &fresh;
         let deliveries = mem::take(&mut self.readers)
             .into_iter()
@@ -164,7 +168,7 @@ mod tests {
         assert!(copy.next().await.is_none());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_reader_that_does_not_take_is_let_go_and_others_are_not() {
         let mut tee = Tee::default();
         let (slow, mut left) = copy();
@@ -181,7 +185,7 @@ mod tests {
         });
         for n in 0..20 {
             tee.feed(Stream::Stdout, n * PIECE as u64, &piece);
-            tee.deliver().await;
+            tee.deliver_within(Duration::from_secs(1)).await;
         }
         drop(tee);
         assert_eq!(reading.await.unwrap(), 20 * PIECE);

@@ -29,8 +29,11 @@ impl Tokens {
 
     /// A token for a target.
     pub fn give(&self, target: Target) -> Result<String, StreamingError> {
+        self.give_at(target, Instant::now())
+    }
+
+    fn give_at(&self, target: Target, now: Instant) -> Result<String, StreamingError> {
         let token = random()?;
-        let now = Instant::now();
         let mut tokens = self.lock();
         if tokens.len() >= LIMIT {
             tokens.retain(|_, (_, until)| *until > now);
@@ -51,9 +54,13 @@ impl Tokens {
 
     /// Uses a token up.
     pub fn take(&self, path: &str, token: &str) -> Option<Target> {
+        self.take_at(path, token, Instant::now())
+    }
+
+    fn take_at(&self, path: &str, token: &str, now: Instant) -> Option<Target> {
         let mut tokens = self.lock();
         let (target, until) = tokens.remove(token)?;
-        (target.path() == path && until > Instant::now()).then_some(target)
+        (target.path() == path && until > now).then_some(target)
     }
 }
 
@@ -84,8 +91,8 @@ mod tests {
         })
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_token_is_good_once_for_its_path_and_a_minute() {
+    #[test]
+    fn a_token_is_good_once_for_its_path_and_a_minute() {
         let tokens = Tokens::default();
         let token = tokens.give(target()).unwrap();
         assert!(token.len() >= 8, "{token}");
@@ -96,21 +103,21 @@ mod tests {
         assert!(!tokens.is_good("portforward", "forged00"));
         assert_eq!(tokens.take("portforward", &token), Some(target()));
         assert_eq!(tokens.take("portforward", &token), None);
-        let late = tokens.give(target()).unwrap();
-        tokio::time::advance(LIFETIME).await;
+        let long_ago = Instant::now() - LIFETIME;
+        let late = tokens.give_at(target(), long_ago).unwrap();
         assert!(!tokens.is_good("portforward", &late));
         assert_eq!(tokens.take("portforward", &late), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_thousand_wait_and_no_more() {
+    #[test]
+    fn a_thousand_wait_and_no_more() {
         let tokens = Tokens::default();
+        let now = Instant::now();
         for _ in 0..LIMIT {
-            tokens.give(target()).unwrap();
+            tokens.give_at(target(), now).unwrap();
         }
-        let full = tokens.give(target()).unwrap_err();
+        let full = tokens.give_at(target(), now).unwrap_err();
         assert!(matches!(full, StreamingError::Full { .. }));
-        tokio::time::advance(LIFETIME).await;
-        tokens.give(target()).unwrap();
+        tokens.give_at(target(), now + LIFETIME).unwrap();
     }
 }
