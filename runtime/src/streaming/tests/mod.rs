@@ -139,6 +139,7 @@ fn sandbox() -> SandboxRecord {
             vcpus: 1,
             memory_mib: 128,
             scratch_mib: 64,
+            limits: None,
         },
         network: None,
         phases: Vec::new(),
