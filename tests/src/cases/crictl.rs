@@ -18,13 +18,13 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-struct Crictl {
+pub(super) struct Crictl {
     program: PathBuf,
     endpoint: String,
 }
 
 impl Crictl {
-    fn new(context: &Context) -> Result<Self, Failure> {
+    pub(super) fn new(context: &Context) -> Result<Self, Failure> {
         let dir = env::var_os("BULKHEAD_GO_TOOLS").map(PathBuf::from);
         let program = dir
             .map(|dir| dir.join("crictl"))
@@ -36,7 +36,7 @@ impl Crictl {
         })
     }
 
-    fn call(&self, args: &[&str]) -> Result<String, Failure> {
+    pub(super) fn call(&self, args: &[&str]) -> Result<String, Failure> {
         let done = Command::new(&self.program)
             .args([
                 "--runtime-endpoint",
@@ -55,7 +55,7 @@ impl Crictl {
         Ok(text.trim().to_owned())
     }
 
-    fn json(&self, args: &[&str]) -> Result<Value, Failure> {
+    pub(super) fn json(&self, args: &[&str]) -> Result<Value, Failure> {
         Ok(serde_json::from_str(&self.call(args)?)?)
     }
 }

@@ -5,14 +5,17 @@ mod basics;
 mod confinement;
 mod crictl;
 mod docs;
+mod events;
 mod exec;
 mod images;
 mod isolation;
 mod logs;
 mod network;
 mod recovery;
+mod resize;
 mod scale;
 mod security;
+mod stats;
 
 use crate::suite::Test;
 
@@ -22,6 +25,9 @@ pub fn all() -> Vec<Test> {
     [
         basics::tests(),
         exec::tests(),
+        stats::tests(),
+        events::tests(),
+        resize::tests(),
         logs::tests(),
         network::tests(),
         images::tests(),

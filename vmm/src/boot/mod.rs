@@ -72,8 +72,11 @@ pub enum BootError {
 /// - `random.trust_cpu=on`: RDRAND may seed; virtio-rng follows.
 /// - `cryptomgr.notests`: no self-tests at boot.
 /// - `8250.nr_uarts=1`: one serial port to look at.
+/// - `memory_hotplug.online_policy=auto-movable`: added memory is for what can be moved, so that it
+///   can be taken back, as long as the kernel keeps a quarter of all for itself.
 const BASE_CMDLINE: &str = "console=ttyS0 quiet panic=-1 maxcpus=1 noreplace-smp random.trust_cpu=on \
-                            cryptomgr.notests 8250.nr_uarts=1";
+                            cryptomgr.notests 8250.nr_uarts=1 \
+                            memory_hotplug.online_policy=auto-movable";
 
 /// The whole command line: the VMM's words, then `extra`, whose words win.
 ///
