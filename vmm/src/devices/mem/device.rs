@@ -83,7 +83,6 @@ impl MemDevice {
         let Some(ring) = active.rings.first_mut() else {
             return;
         };
-        let plugged = self.handle.region().plugged();
         let mut taken = 0;
         loop {
             ring.silence(&active.mem);
@@ -122,10 +121,6 @@ impl MemDevice {
         if taken > 0 {
             ring.notify(&active.mem, active.interrupt.as_ref());
         }
-        if self.handle.region().plugged() != plugged {
-            // Fails only when the counter is full, and then the descriptor is readable anyway.
-            let _ = self.handle.changed().write(1);
-        }
     }
 
     fn on_poke(&mut self) {
@@ -159,9 +154,18 @@ fn serve(
     let response = match request {
         None => Response::Error,
         Some(request) => {
-            let outcome = handle.region().handle(request);
+            let (outcome, changed) = {
+                let mut region = handle.region();
+                let before = region.plugged();
+                let outcome = region.handle(request);
+                (outcome, region.plugged() != before)
+            };
             for range in outcome.freed {
                 free(mem, range, readable, metrics);
+            }
+            if changed {
+                // Fails only when the counter is full, and then the descriptor is readable anyway.
+                let _ = handle.changed().write(1);
             }
             outcome.response
         }
