@@ -16,7 +16,7 @@ use crate::api::{Config, Resize};
 use crate::devices::mem::region::{BLOCK, Region};
 use crate::devices::mem::{MemDevice, MemHandle};
 use crate::memory::{self, GuestMemory, MemoryError};
-use crate::vcpu::VcpuThread;
+use crate::vcpu::{VcpuError, VcpuThread};
 use crate::virtio::pci::VirtioPci;
 use crate::vm::FIRST_ADDED_SLOT;
 
@@ -129,6 +129,7 @@ impl Machine {
         let there = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
         for id in there..wanted {
             let fd = new_vcpu(&self.vm, id, self.growth.possible_vcpus)?;
+            be_found(&fd, id)?;
             // It waits in KVM for the guest to start it, as one of the boot does.
             let thread = VcpuThread::start(
                 id,
@@ -177,6 +178,22 @@ impl Machine {
         self.growth.handle = Some(handle.clone());
         Ok(handle)
     }
+}
+
+/// KVM looks destinations of interrupts up in a map, which it makes anew when a local APIC changes
+/// its state, and not when a vCPU is made: of a machine that boots, vCPU 0 changes its own soon. A
+/// vCPU that is made later would never hear that it is to start.
+fn be_found(fd: &kvm_ioctls::VcpuFd, id: u8) -> Result<(), VcpuError> {
+    let failed = |attempted| {
+        move |source| VcpuError::Kvm {
+            vcpu: id,
+            attempted,
+            source,
+        }
+    };
+    let apic = fd.get_lapic().map_err(failed("reading the local APIC"))?;
+    fd.set_lapic(&apic)
+        .map_err(failed("setting the local APIC"))
 }
 
 fn check(what: &'static str, wanted: u64, least: u64, most: u64) -> Result<(), MachineError> {
