@@ -1,9 +1,10 @@
-//! The agent: PID 1 of a pod's guest. It brings the guest up, tells the daemon that it is ready,
+//! The agent: PID 1 of a pod's guest, or the process of a pod on the host. It brings the guest up, tells the daemon that it is ready,
 //! and then builds, runs and watches the pod's containers on the daemon's word.
 //!
 //! | module | what lives there |
 //! | --- | --- |
 //! | [`init`] | what only PID 1 does: mounts, cgroup controllers, limits, power-off |
+//! | [`host`] | the agent of a pod on the host: its way into the pod's cgroup and namespaces |
 //! | [`launcher`] | the single-threaded process that forks containers and execs |
 //! | [`container`] | a container's life: root file system, cgroup, spec, records |
 //! | [`process`] | standard streams, exit statuses, reaping |
@@ -11,7 +12,7 @@
 //! | [`apparmor`], [`userns`] | what confines a container beyond its namespaces |
 //! | [`rpc`] | the service, and the only place that knows gRPC codes |
 //!
-//! The agent knows no host: disks are named by serial, interfaces by MAC address.
+//! In a guest the agent knows no host: disks are named by serial, interfaces by MAC address.
 
 pub mod apparmor;
 pub mod clock;
@@ -19,6 +20,7 @@ pub mod console;
 pub mod container;
 pub mod cpus;
 pub mod disk;
+pub mod host;
 pub mod init;
 pub mod launcher;
 pub mod net;

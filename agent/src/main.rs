@@ -1,5 +1,6 @@
-//! `bulkhead-agent`: PID 1 of a pod's guest. Outside a guest, `--listen unix:PATH` serves the same
-//! calls on a Unix socket.
+//! `bulkhead-agent`: PID 1 of a pod's guest. With `--host` the agent of a pod on the host, as the
+//! JSON document on its standard input says. `--listen unix:PATH` serves the same calls on a Unix
+//! socket, for tests.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -7,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_agent::container::Containers;
+use bulkhead_agent::host::Pod;
 use bulkhead_agent::init::{self, steps};
 use bulkhead_agent::launcher::{Launcher, server};
-use bulkhead_agent::paths::Paths;
+use bulkhead_agent::paths::{GUEST_BASE, Paths};
 use bulkhead_agent::process::reaper::Reaper;
 use bulkhead_agent::rpc::Agent;
 use bulkhead_agent::serve::{self, Listener};
@@ -23,13 +25,14 @@ const SIGNAL_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 enum Mode {
     Guest,
+    Host,
     Socket { path: PathBuf, state: PathBuf },
 }
 
 fn parse_arguments() -> Result<(Mode, bool), String> {
     let mut arguments = std::env::args().skip(1);
-    let (mut listen, mut state) = (None, PathBuf::from("/run/bulkhead"));
-    let mut debug = false;
+    let (mut listen, mut state) = (None, PathBuf::from(GUEST_BASE));
+    let (mut debug, mut host) = (false, false);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
@@ -38,6 +41,7 @@ fn parse_arguments() -> Result<(Mode, bool), String> {
                 let path = address.strip_prefix("unix:").map(PathBuf::from);
                 listen = Some(path.ok_or(format!("--listen {address}: not unix:PATH"))?);
             }
+            "--host" => host = true,
             "--state" => state = value()?.into(),
             // On a guest's kernel command line, where it stands without the dashes.
             "--agent-debug" | "agent_debug" => debug = true,
@@ -45,15 +49,16 @@ fn parse_arguments() -> Result<(Mode, bool), String> {
             _ if std::process::id() == 1 => {}
             _ => {
                 return Err(format!(
-                    "{argument}: known are --listen unix:PATH and --state DIR"
+                    "{argument}: known are --host, --listen unix:PATH and --state DIR"
                 ));
             }
         }
     }
     match listen {
+        _ if host => Ok((Mode::Host, debug)),
         Some(path) => Ok((Mode::Socket { path, state }, debug)),
         None if std::process::id() == 1 => Ok((Mode::Guest, debug)),
-        None => Err("not PID 1 of a guest: --listen unix:PATH is needed".to_owned()),
+        None => Err("not PID 1 of a guest: --host or --listen unix:PATH is needed".to_owned()),
     }
 }
 
@@ -69,6 +74,24 @@ fn main() -> ExitCode {
     }
     console::log_to_stderr(debug);
     tracing::debug!("the first line");
+    let pod = match mode {
+        Mode::Host => match Pod::read() {
+            Ok(pod) => Some(Arc::new(pod)),
+            Err(error) => return fail(&error),
+        },
+        Mode::Guest | Mode::Socket { .. } => None,
+    };
+    let fail = |error: &dyn std::fmt::Display| {
+        if let Some(pod) = &pod {
+            pod.write_exit("error", &error.to_string());
+        }
+        fail(error)
+    };
+    if let Some(pod) = &pod
+        && let Err(error) = pod.enter()
+    {
+        return fail(&error);
+    }
     // SAFETY: nothing has made a thread yet.
     let launcher = match unsafe { server::spawn() } {
         Ok(socket) => socket,
@@ -84,12 +107,17 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("starting the runtime failed: {error}")),
     };
-    match runtime.block_on(run(mode, launcher, started)) {
+    match runtime.block_on(run(mode, pod.clone(), launcher, started)) {
         Ok(()) if guest => match init::power::off() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&format!("switching the guest off failed: {error}")),
         },
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            if let Some(pod) = &pod {
+                pod.write_exit("stopped", "");
+            }
+            ExitCode::SUCCESS
+        }
         Err(error) => fail(&error),
     }
 }
@@ -102,6 +130,7 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
 
 async fn run(
     mode: Mode,
+    pod: Option<Arc<Pod>>,
     launcher: std::os::fd::OwnedFd,
     started: u64,
 ) -> Result<(), Box<dyn std::error::Error>> {
@@ -109,7 +138,13 @@ async fn run(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (paths, listener) = match &mode {
-        Mode::Guest => (Paths::new("/run/bulkhead"), Listener::vsock(AGENT_PORT)?),
+        Mode::Guest => (Paths::new(GUEST_BASE), Listener::vsock(AGENT_PORT)?),
+        Mode::Host => {
+            let pod = pod.clone().ok_or("there is no pod")?;
+            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+            let listener = Listener::unix(&pod.socket)?;
+            (Paths::on_host(pod)?, listener)
+        }
         Mode::Socket { path, state } => {
             // On a machine without cgroup v2 everything but containers works.
             if let Err(error) = init::delegate_controllers(Path::new("/sys/fs/cgroup")) {
@@ -134,18 +169,23 @@ async fn run(
     let agent = Agent::new(Arc::clone(&containers));
     tokio::spawn(listener.serve(agent.clone()));
     steps::done("serving");
-    if matches!(mode, Mode::Guest) {
-        let ready = Ready {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            agent_started_ns: started,
-            agent_ready_ns: clock::boottime_ns(),
-        };
+    let ready = Ready {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        agent_started_ns: started,
+        agent_ready_ns: clock::boottime_ns(),
+    };
+    match (mode, pod) {
         // A host that does not listen may still dial: it can wait for the port instead.
-        if let Err(error) = serve::tell_ready(&ready).await {
-            tracing::warn!(%error, "the agent serves, and the host did not hear it");
+        (Mode::Guest, _) => {
+            if let Err(error) = serve::tell_ready(&ready).await {
+                tracing::warn!(%error, "the agent serves, and the host did not hear it");
+            }
         }
-        steps::done("ready");
+        // A daemon that is gone will not come back to a pod that it did not see ready.
+        (Mode::Host, Some(pod)) => pod.tell_ready(&ready).await?,
+        (Mode::Host | Mode::Socket { .. }, _) => {}
     }
+    steps::done("ready");
     tokio::select! {
         () = agent.wait_power_off() => drain_answer().await,
         _ = terminate.recv() => containers.end_all(SIGNAL_GRACE).await,

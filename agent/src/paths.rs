@@ -1,20 +1,25 @@
-//! Where the agent keeps its things in the guest. Every path below the base is made here, so that
+//! Where the agent keeps its things. Every path below the base is made here, so that
 //! no other module joins strings to paths.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::host::{HostError, Pod};
 
 /// The base directory and what is below it.
 #[derive(Debug, Clone)]
 pub struct Paths {
     base: PathBuf,
     cgroup_root: PathBuf,
+    cgroup_parent: PathBuf,
+    host: Option<Arc<Pod>>,
 }
 
-/// The cgroup, below the root of the hierarchy, under which every container's cgroup is made.
+/// The cgroup of a guest, below the root of the hierarchy, under which every container's cgroup is
+/// made.
 pub const CGROUP_PARENT: &str = "bulkhead";
-
-/// The guest's POSIX message queues, for containers that cannot mount them.
-pub const KERNEL_MQUEUE: &str = "/dev/mqueue";
+/// The base in a guest, which specs name.
+pub const GUEST_BASE: &str = "/run/bulkhead";
 
 impl Paths {
     /// `base` is `/run/bulkhead` in a guest.
@@ -22,6 +27,36 @@ impl Paths {
         Self {
             base: base.into(),
             cgroup_root: PathBuf::from("/sys/fs/cgroup"),
+            cgroup_parent: CGROUP_PARENT.into(),
+            host: None,
+        }
+    }
+
+    /// Of a pod on the host.
+    ///
+    /// # Errors
+    /// When its cgroup is not in the hierarchy.
+    pub fn on_host(pod: Arc<Pod>) -> Result<Self, HostError> {
+        Ok(Self {
+            base: pod.directory.clone(),
+            cgroup_root: pod.cgroup_root.clone(),
+            cgroup_parent: pod.cgroup_below_root()?.to_owned(),
+            host: Some(pod),
+        })
+    }
+
+    /// The pod, if the agent runs on the host.
+    pub fn host(&self) -> Option<&Pod> {
+        self.host.as_deref()
+    }
+
+    /// Where something really is that a spec names as in a guest: the files all containers share.
+    pub fn really(&self, named: &Path) -> PathBuf {
+        let shared = Path::new(GUEST_BASE).join("sandbox");
+        match named.strip_prefix(shared) {
+            Ok(below) if below.as_os_str().is_empty() => self.sandbox(),
+            Ok(below) => self.sandbox().join(below),
+            Err(_) => named.to_owned(),
         }
     }
 
@@ -50,6 +85,15 @@ impl Paths {
         self.base.join("sandbox")
     }
 
+    /// The pod's POSIX message queues, for containers that cannot mount them.
+    pub fn mqueue(&self) -> PathBuf {
+        match self.host {
+            None => PathBuf::from("/dev/mqueue"),
+            // There it is the host's.
+            Some(_) => self.base.join("mqueue"),
+        }
+    }
+
     /// A mount of sysfs with nothing mounted in it, for containers that cannot mount one.
     pub fn sysfs(&self) -> PathBuf {
         self.base.join("sysfs")
@@ -75,8 +119,48 @@ impl Paths {
         &self.cgroup_root
     }
 
+    /// The cgroup below which the containers' are.
+    pub fn cgroup_of_pod(&self) -> PathBuf {
+        self.cgroup_root.join(&self.cgroup_parent)
+    }
+
     /// The cgroup of one container.
     pub fn cgroup(&self, id: &str) -> PathBuf {
-        self.cgroup_root.join(CGROUP_PARENT).join(id)
+        self.cgroup_of_pod().join(id)
+    }
+
+    /// The cgroup of one container as an OCI spec has it: as if the hierarchy's root were `/`.
+    pub fn cgroups_path(&self, id: &str) -> PathBuf {
+        Path::new("/").join(&self.cgroup_parent).join(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_the_host_the_shared_files_are_elsewhere_and_others_where_they_are_named() {
+        let pod = Pod {
+            id: "p".into(),
+            directory: "/r/p/host".into(),
+            socket: "/r/p/host/agent.sock".into(),
+            ready: "/r/p/host/ready.sock".into(),
+            exit: "/r/p/host/exit.json".into(),
+            cgroup_root: "/sys/fs/cgroup".into(),
+            cgroup: "/sys/fs/cgroup/k/b-p".into(),
+            network: crate::host::Network::Node,
+            own_ipc: false,
+        };
+        let paths = Paths::on_host(Arc::new(pod)).unwrap();
+        let really = |path| paths.really(Path::new(path)).display().to_string();
+        assert_eq!(really("/run/bulkhead/sandbox/shm"), "/r/p/host/sandbox/shm");
+        assert_eq!(really("/run/bulkhead/sandboxes"), "/run/bulkhead/sandboxes");
+        assert_eq!(really("/var/lib"), "/var/lib");
+        assert_eq!(paths.cgroups_path("c"), Path::new("/k/b-p/c"));
+        assert_eq!(paths.cgroup("c"), Path::new("/sys/fs/cgroup/k/b-p/c"));
+        let guest = Paths::new(GUEST_BASE);
+        let same = Path::new("/run/bulkhead/sandbox/hosts");
+        assert_eq!(guest.really(same), same);
     }
 }

@@ -2,6 +2,7 @@
 //! it is ready.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -82,7 +83,14 @@ impl Listener {
     /// When the path cannot be bound.
     pub fn unix(path: &Path) -> Result<Self, ServeError> {
         let _ = std::fs::remove_file(path);
+        // Who connects is root to the pod, and on a host to the host: the socket is ours alone from
+        // its first moment, when nobody accepts yet.
+        let private = |listener| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+            Ok(listener)
+        };
         UnixListener::bind(path)
+            .and_then(private)
             .map(Self::Unix)
             .map_err(|error| ServeError::Unix {
                 path: path.to_owned(),

@@ -18,6 +18,7 @@ pub mod cri;
 pub mod daemon;
 pub mod error;
 pub mod events;
+pub mod host;
 pub mod images;
 pub mod logs;
 pub mod network;

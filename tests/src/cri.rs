@@ -56,9 +56,21 @@ impl Cri {
     /// # Errors
     /// The daemon's.
     pub async fn run_pod(&self, config: PodSandboxConfig) -> Result<String, Status> {
+        self.run_pod_on("", config).await
+    }
+
+    /// Runs a sandbox on a handler.
+    ///
+    /// # Errors
+    /// The daemon's.
+    pub async fn run_pod_on(
+        &self,
+        handler: &str,
+        config: PodSandboxConfig,
+    ) -> Result<String, Status> {
         let request = RunPodSandboxRequest {
             config: Some(config),
-            runtime_handler: String::new(),
+            runtime_handler: handler.to_owned(),
         };
         let answer = self.runtime.clone().run_pod_sandbox(request).await?;
         Ok(answer.into_inner().pod_sandbox_id)

@@ -53,7 +53,13 @@ impl Host {
     pub async fn start(name: &str, results: &Path, options: Options) -> Result<Self, Failure> {
         let bin = env::var_os("BULKHEAD_BIN_DIR").map(PathBuf::from);
         let bin = bin.ok_or("BULKHEAD_BIN_DIR names no directory: run the tests by `make test`")?;
-        for part in ["bulkhead", "bulkhead-vmm", "vmlinux", "initramfs.cpio"] {
+        for part in [
+            "bulkhead",
+            "bulkhead-vmm",
+            "bulkhead-agent",
+            "vmlinux",
+            "initramfs.cpio",
+        ] {
             let path = bin.join(part);
             if !path.exists() {
                 return Err(
@@ -109,6 +115,7 @@ impl Host {
         let text = format!(
             "[paths]\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n[vmm]\n{}{}\n[network]\n\
              cni_conf_dir = \"{}\"\ncni_bin_dirs = [\"/usr/lib/cni\", \"{}\"]\n\
+             [host]\nagent = \"{bin}/bulkhead-agent\"\n\
              [registry]\nconfig_dir = \"{}\"\n{}\n",
             state.display(),
             self.run_dir().display(),

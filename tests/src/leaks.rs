@@ -73,6 +73,12 @@ impl Snapshot {
             }
         }
         cgroups(Path::new("/sys/fs/cgroup"), &mut things)?;
+        for device in list(Path::new("/sys/block"))? {
+            // Pods on the host mount their images and disks from files.
+            if let Ok(file) = fs::read_to_string(device.join("loop/backing_file")) {
+                things.insert(format!("loop device of {}", file.trim()));
+            }
+        }
         let descriptors = match host.daemon_pid() {
             Some(pid) => fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
             None => 0,
@@ -110,7 +116,11 @@ fn processes(things: &mut BTreeSet<String>) -> Outcome {
             continue;
         };
         let name = name.trim();
-        if name.starts_with("bulkhead-vmm") || ["bridge", "portmap", "host-local"].contains(&name) {
+        if name.starts_with("bulkhead-vmm")
+            || name.starts_with("bulkhead-agent")
+            || ["bulkhead-launch", "bulkhead-pod"].contains(&name)
+            || ["bridge", "portmap", "host-local"].contains(&name)
+        {
             things.insert(format!("process {name} {}", path.display()));
         }
     }

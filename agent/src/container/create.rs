@@ -3,6 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -17,6 +19,7 @@ use super::{
 };
 use crate::apparmor;
 use crate::launcher::message::{CreateRequest, Request};
+use crate::paths::Paths;
 use crate::process::{Process, Streams, exit, give_streams};
 use crate::user::{self, Identity};
 use crate::userns::{self, IdMap};
@@ -117,9 +120,8 @@ impl Containers {
         let own_users = namespaces.user.is_some();
         let ground = {
             let (request, rootfs) = (request.clone(), rootfs.clone());
-            let (cgroup, bundle) = (cgroup.clone(), bundle.clone());
-            let work =
-                move || lay_ground(&request, &namespaces, &layers, &rootfs, &cgroup, &bundle);
+            let paths = self.paths.clone();
+            let work = move || lay_ground(&request, &namespaces, &layers, &rootfs, &paths);
             tokio::task::spawn_blocking(work)
                 .await
                 .map_err(|_| ContainerError::Cancelled)??
@@ -313,9 +315,10 @@ fn lay_ground(
     namespaces: &Namespaces,
     layers: &[PathBuf],
     rootfs: &Rootfs,
-    cgroup: &Path,
-    bundle: &Path,
+    paths: &Paths,
 ) -> Result<Ground, ContainerError> {
+    let cgroup = &paths.cgroup(&request.container_id);
+    let bundle = &paths.container(&request.container_id);
     tracing::debug!("create: layers are there");
     let parsed = spec::parse(&request.oci_spec)?;
     let map = match &namespaces.user {
@@ -338,6 +341,7 @@ fn lay_ground(
         parsed,
         &Decisions {
             id: &request.container_id,
+            paths,
             rootfs: &rootfs.target,
             user: &identity.user,
             home: &identity.home,
@@ -367,7 +371,12 @@ fn lay_ground(
     let config = bundle.join("config.json");
     let write = || -> std::io::Result<()> {
         fs::create_dir_all(bundle)?;
-        fs::write(&config, serde_json::to_vec(&prepared.spec)?)
+        // Its environment is nobody else's business, on a host least of all.
+        let mut options = fs::OpenOptions::new();
+        let options = options.write(true).create(true).truncate(true).mode(0o600);
+        options
+            .open(&config)?
+            .write_all(&serde_json::to_vec(&prepared.spec)?)
     };
     write().map_err(|error| ContainerError::File {
         what: "writing",

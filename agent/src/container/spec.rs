@@ -10,7 +10,7 @@ use oci_spec::runtime::{
     UserBuilder,
 };
 
-use crate::paths::{CGROUP_PARENT, KERNEL_MQUEUE};
+use crate::paths::Paths;
 
 /// Why a spec cannot be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,8 @@ pub enum SpecError {
 pub struct Decisions<'a> {
     /// The container.
     pub id: &'a str,
+    /// Where things are.
+    pub paths: &'a Paths,
     /// Its root file system.
     pub rootfs: &'a Path,
     /// Its user, as resolved.
@@ -185,12 +187,21 @@ pub fn prepare(mut spec: Spec, decisions: &Decisions<'_>) -> Result<Prepared, Sp
             .build()?,
     ));
 
+    if let Some(mounts) = spec.mounts_mut() {
+        for mount in mounts {
+            let source = mount
+                .source()
+                .as_deref()
+                .map(|it| decisions.paths.really(it));
+            mount.set_source(source);
+        }
+    }
     let mut linux = spec
         .linux()
         .clone()
         .ok_or_else(|| invalid("it has no linux section"))?;
     linux.set_namespaces(Some(namespaces(decisions)?));
-    linux.set_cgroups_path(Some(Path::new("/").join(CGROUP_PARENT).join(decisions.id)));
+    linux.set_cgroups_path(Some(decisions.paths.cgroups_path(decisions.id)));
     let resources = linux.resources().clone().unwrap_or_default();
     linux.set_resources(None);
     linux.set_intel_rdt(None);
@@ -203,7 +214,7 @@ pub fn prepare(mut spec: Spec, decisions: &Decisions<'_>) -> Result<Prepared, Sp
     );
     spec.set_linux(Some(linux));
     if let Some(users) = &decisions.user_namespace {
-        bind_kernel_mounts(&mut spec, &users.sysfs);
+        bind_kernel_mounts(&mut spec, &users.sysfs, &decisions.paths.mqueue());
     }
     Ok(Prepared { spec, resources })
 }
@@ -263,12 +274,12 @@ fn namespaces(decisions: &Decisions<'_>) -> Result<Vec<LinuxNamespace>, SpecErro
 
 /// In a user namespace of its own a container cannot mount what belongs to the guest's network and
 /// IPC namespaces (user_namespaces(7)): it gets what the guest has mounted of them.
-fn bind_kernel_mounts(spec: &mut Spec, sysfs: &Path) {
+fn bind_kernel_mounts(spec: &mut Spec, sysfs: &Path, mqueue: &Path) {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
         let source = match mount.typ().as_deref() {
             Some("sysfs") => sysfs,
-            Some("mqueue") => Path::new(KERNEL_MQUEUE),
+            Some("mqueue") => mqueue,
             _ => continue,
         };
         let mut options = mount.options().clone().unwrap_or_default();
@@ -351,9 +362,13 @@ mod tests {
         "linux":{"namespaces":[{"type":"network","path":"/x"},{"type":"pid"}],
                  "resources":{"pids":{"limit":5}}}}"#;
 
+    static PATHS: std::sync::LazyLock<Paths> =
+        std::sync::LazyLock::new(|| Paths::new(crate::paths::GUEST_BASE));
+
     fn decisions<'a>(user: &'a ResolvedUser, mode: PidMode) -> Decisions<'a> {
         Decisions {
             id: "c1",
+            paths: &PATHS,
             rootfs: Path::new("/run/r"),
             user,
             home: "/home/u",

@@ -2,11 +2,12 @@
 //! letting go of them. Image layers are shared by containers and counted.
 
 pub mod device;
+pub mod file;
 pub mod uevent;
 
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +85,20 @@ pub enum DiskError {
         /// How many.
         users: usize,
     },
+    /// Devices are waited for in a guest only.
+    #[error(
+        "disks {} are named without a file: a pod on the host has no disks of its own", serials.join(", ")
+    )]
+    NoDevices {
+        /// Which.
+        serials: Vec<String>,
+    },
+    /// Files are mounted on the host only.
+    #[error("disk {serial} is named with a file: a guest has no files of the host")]
+    NotOnHost {
+        /// Which.
+        serial: String,
+    },
     /// The blocking thread went away.
     #[error("the thread that worked on disks ended early; the agent is shutting down")]
     Cancelled,
@@ -101,11 +116,40 @@ pub enum Filesystem {
     },
 }
 
+impl Filesystem {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Erofs => "erofs",
+            Self::Ext4 { .. } => "ext4",
+        }
+    }
+
+    fn flags(self) -> MountFlags {
+        match self {
+            Self::Erofs | Self::Ext4 { read_only: true } => {
+                MountFlags::RDONLY | MountFlags::NOATIME
+            }
+            Self::Ext4 { read_only: false } => MountFlags::NOATIME,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Mounted {
     target: PathBuf,
-    device: Option<BlockDevice>,
+    source: Source,
     users: usize,
+}
+
+/// Where a mounted file system comes from.
+#[derive(Debug, Clone)]
+enum Source {
+    /// A disk, which can be unplugged.
+    Device(BlockDevice),
+    /// A file on the host, whose loop device goes with the mount.
+    File,
+    /// It was there, and is left alone.
+    AtHand,
 }
 
 /// The disks the agent knows.
@@ -190,6 +234,7 @@ impl Disks {
                 wanted.push(serial.clone());
             }
         }
+        self.in_guest(&wanted)?;
         let devices = wait_for(&wanted, deadline).await?;
         tracing::debug!("disks: found");
         for (serial, filesystem) in new {
@@ -201,7 +246,7 @@ impl Disks {
                     serial,
                     Mounted {
                         target,
-                        device: None,
+                        source: Source::AtHand,
                         users: 0,
                     },
                 );
@@ -217,7 +262,7 @@ impl Disks {
                 serial,
                 Mounted {
                     target,
-                    device: Some(device),
+                    source: Source::Device(device),
                     users: 0,
                 },
             );
@@ -242,6 +287,7 @@ impl Disks {
         if mounted.contains_key(serial) {
             return Ok(());
         }
+        self.in_guest(&[serial.to_owned()])?;
         let devices = wait_for(&[serial.to_owned()], DEFAULT_DEADLINE).await?;
         let Some(device) = devices.get(serial).cloned() else {
             return Ok(());
@@ -255,8 +301,79 @@ impl Disks {
             serial.to_owned(),
             Mounted {
                 target,
-                device: Some(device),
+                source: Source::Device(device),
                 users: 1,
+            },
+        );
+        Ok(())
+    }
+
+    /// Mounts the file system in a file, under a serial, like a disk. One that is mounted already
+    /// is left alone.
+    ///
+    /// # Errors
+    /// In a guest, which has no files of the host; when the file cannot be mounted.
+    pub async fn mount_file(
+        &self,
+        serial: &str,
+        file: PathBuf,
+        filesystem: Filesystem,
+    ) -> Result<(), DiskError> {
+        let target = self.target(serial, filesystem);
+        self.mount_file_at(serial, file, filesystem, target, 0)
+            .await
+    }
+
+    /// Mounts the scratch disk from a file, at its own place.
+    ///
+    /// # Errors
+    /// As [`mount_file`](Self::mount_file).
+    pub async fn mount_scratch_file(&self, serial: &str, file: PathBuf) -> Result<(), DiskError> {
+        let filesystem = Filesystem::Ext4 { read_only: false };
+        // A user that never goes, as for the disk.
+        self.mount_file_at(serial, file, filesystem, self.paths.scratch(), 1)
+            .await
+    }
+
+    async fn mount_file_at(
+        &self,
+        serial: &str,
+        file: PathBuf,
+        filesystem: Filesystem,
+        target: PathBuf,
+        users: usize,
+    ) -> Result<(), DiskError> {
+        device::check_serial(serial)?;
+        if self.paths.host().is_none() {
+            return Err(DiskError::NotOnHost {
+                serial: serial.to_owned(),
+            });
+        }
+        let mut mounted = self.mounted.lock().await;
+        if mounted.contains_key(serial) {
+            return Ok(());
+        }
+        let (name, place) = (serial.to_owned(), target.clone());
+        run_blocking(move || {
+            let failed = |error| DiskError::Mount {
+                serial: name.clone(),
+                device: file.display().to_string(),
+                filesystem: filesystem.name(),
+                target: place.clone(),
+                error,
+            };
+            let read_only = filesystem.flags().contains(MountFlags::RDONLY);
+            let device = file::Loop::attach(&file, read_only).map_err(failed)?;
+            mount_node(device.node(), filesystem, &place).map_err(failed)
+        })
+        .await?;
+        let source = Source::File;
+        mounted.insert(
+            serial.to_owned(),
+            Mounted {
+                target,
+                source,
+                users,
             },
         );
         Ok(())
@@ -270,7 +387,18 @@ impl Disks {
         for serial in serials {
             device::check_serial(serial)?;
         }
+        self.in_guest(serials)?;
         wait_for(serials, deadline).await.map(drop)
+    }
+
+    /// That disks can be waited for at all: the host's are not the pod's.
+    fn in_guest(&self, serials: &[String]) -> Result<(), DiskError> {
+        if serials.is_empty() || self.paths.host().is_none() {
+            return Ok(());
+        }
+        Err(DiskError::NoDevices {
+            serials: serials.to_vec(),
+        })
     }
 
     /// Unmounts and unplugs. A disk that is not there is no error.
@@ -288,17 +416,24 @@ impl Disks {
                         users: *users,
                     });
                 }
-                Some(Mounted { target, device, .. }) => {
-                    let device = device.clone();
-                    if device.is_some() {
+                Some(Mounted { target, source, .. }) => {
+                    let source = source.clone();
+                    if !matches!(source, Source::AtHand) {
                         let (place, name) = (target.clone(), serial.clone());
                         run_blocking(move || unmount(&name, &place)).await?;
                     }
-                    device
+                    match source {
+                        Source::Device(device) => Some(device),
+                        Source::File | Source::AtHand => None,
+                    }
                 }
                 None => None,
             };
             mounted.remove(serial);
+            if self.paths.host().is_some() {
+                // The host's own disks are nobody's to unplug.
+                continue;
+            }
             let name = serial.clone();
             run_blocking(move || {
                 let device = match device {
@@ -329,7 +464,7 @@ impl Disks {
     }
 }
 
-fn is_filled_directory(path: &std::path::Path) -> bool {
+fn is_filled_directory(path: &Path) -> bool {
     std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
 }
 
@@ -401,24 +536,22 @@ fn mount_device(
     filesystem: Filesystem,
     target: PathBuf,
 ) -> Result<(), DiskError> {
-    let (kind, flags) = match filesystem {
-        Filesystem::Erofs => ("erofs", MountFlags::RDONLY | MountFlags::NOATIME),
-        Filesystem::Ext4 { read_only: true } => ("ext4", MountFlags::RDONLY | MountFlags::NOATIME),
-        Filesystem::Ext4 { read_only: false } => ("ext4", MountFlags::NOATIME),
-    };
-    let result = std::fs::create_dir_all(&target).and_then(|()| {
-        rustix::mount::mount(device.node(), &target, kind, flags, None).map_err(io::Error::from)
-    });
-    result.map_err(|error| DiskError::Mount {
+    mount_node(&device.node(), filesystem, &target).map_err(|error| DiskError::Mount {
         serial: device.serial().to_owned(),
         device: device.node().display().to_string(),
-        filesystem: kind,
+        filesystem: filesystem.name(),
         target,
         error,
     })
 }
 
-fn unmount(serial: &str, target: &std::path::Path) -> Result<(), DiskError> {
+fn mount_node(node: &Path, filesystem: Filesystem, target: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(target)?;
+    let (kind, flags) = (filesystem.name(), filesystem.flags());
+    rustix::mount::mount(node, target, kind, flags, None).map_err(io::Error::from)
+}
+
+fn unmount(serial: &str, target: &Path) -> Result<(), DiskError> {
     let failed = |error: io::Error| DiskError::Release {
         serial: serial.to_owned(),
         what: "unmounting",

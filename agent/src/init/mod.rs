@@ -1,6 +1,6 @@
 //! What only PID 1 of a guest does: make the root, mount the kernel's file systems, delegate the
-//! cgroup controllers, set limits, and at the end switch the machine off. On a host (later, for
-//! host-namespace pods) nothing here runs but [`steps`].
+//! cgroup controllers, set limits, and at the end switch the machine off. On a host
+//! nothing here runs but [`steps`] and [`loopback`].
 
 pub mod entropy;
 pub mod loopback;

@@ -103,6 +103,22 @@ pub fn write_hosts(
     )
 }
 
+/// Copies the host's own file: that of pods in the host's network. A host without one has an empty
+/// one.
+///
+/// # Errors
+/// When it cannot be read or written.
+pub fn copy_hosts(from: &Path, directory: &Path) -> Result<(), NetError> {
+    let text = match fs::read_to_string(from) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read.map_err(|error| NetError::File {
+            path: from.to_owned(),
+            error,
+        })?,
+    };
+    write(&directory.join("hosts"), &text)
+}
+
 /// Writes hostname.
 ///
 /// # Errors

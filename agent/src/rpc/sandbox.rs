@@ -16,7 +16,7 @@ use crate::cpus::{self, CpuError};
 use crate::disk::{DEFAULT_DEADLINE, DiskError, Filesystem};
 use crate::net::{NetError, apply, files, model, sysctl};
 use crate::userns::IdMap;
-use crate::{clock, init};
+use crate::{clock, host, init};
 
 const DEFAULT_SHM_BYTES: u64 = 64 << 20;
 /// Linux's own limit (HOST_NAME_MAX).
@@ -102,7 +102,7 @@ impl Agent {
     ///
     /// # Errors
     /// The first step that fails; the call can be repeated.
-    pub(super) async fn setup(&self, request: SetupSandboxRequest) -> Result<(), SandboxError> {
+    pub(super) async fn setup(&self, mut request: SetupSandboxRequest) -> Result<(), SandboxError> {
         let mut sandbox = self.0.sandbox.lock().await;
         // Validate before anything is changed.
         if request.hostname.len() > MAX_HOSTNAME || request.hostname.contains(['\0', '\n', '/']) {
@@ -127,41 +127,48 @@ impl Agent {
             .map_err(ContainerError::from)?;
         let system = |what| move |error| SandboxError::System { what, error };
 
-        // First the clock and the entropy: everything after may stamp times and draw numbers.
-        if request.clock_unix_ns > 0 {
-            clock::step_realtime(request.clock_unix_ns).map_err(system("stepping the clock"))?;
+        let host = self.containers().paths.host();
+        if host.is_none() {
+            own_machine(&request)?;
         }
-        tracing::debug!("setup: clock");
-        if !request.entropy.is_empty() {
-            init::entropy::add(&request.entropy).map_err(|error| SandboxError::File {
-                what: "adding entropy by",
-                path: "/dev/random".into(),
-                error,
-            })?;
+        let node_network = host.is_some_and(|pod| pod.network == host::Network::Node);
+        if node_network && request.hostname.is_empty() {
+            let name = rustix::system::uname();
+            request.hostname = name.nodename().to_string_lossy().into_owned();
         }
-        tracing::debug!("setup: entropy");
-        if !request.hostname.is_empty() {
+        if !node_network && !request.hostname.is_empty() {
             rustix::system::sethostname(request.hostname.as_bytes())
                 .map_err(system("setting the hostname"))?;
         }
         let directory = self.containers().paths.sandbox();
         if !request.machine_id.is_empty() {
-            files::write_machine_id(Path::new("/etc/machine-id"), &request.machine_id)?;
             files::write_machine_id(&directory.join("machine-id"), &request.machine_id)?;
         }
         tracing::debug!("setup: names");
 
         let shm = request.shm_bytes;
-        mount_shm(
-            &directory.join("shm"),
-            if shm == 0 { DEFAULT_SHM_BYTES } else { shm },
-        )?;
+        if host.is_some_and(|pod| !pod.own_ipc) {
+            // POSIX shared memory is part of the host's IPC.
+            bind_shm(&directory.join("shm"))?;
+        } else {
+            mount_shm(
+                &directory.join("shm"),
+                if shm == 0 { DEFAULT_SHM_BYTES } else { shm },
+            )?;
+        }
         files::write_hostname(&directory, &request.hostname)?;
         files::write_resolv_conf(&directory, &request.dns.unwrap_or_default())?;
         sandbox.hostname = request.hostname;
         sandbox.extra_hosts = request.extra_hosts;
-        write_hosts(&sandbox, &directory, network.as_ref())?;
+        if node_network {
+            files::copy_hosts(Path::new("/etc/hosts"), &directory)?;
+        } else {
+            write_hosts(&sandbox, &directory, network.as_ref())?;
+        }
 
+        if user_namespace.is_some() && host.is_some() {
+            mount_mqueue(&self.containers().paths.mqueue())?;
+        }
         if let Some(map) = &user_namespace {
             // The container's root may write these, as everywhere.
             for file in ["hostname", "hosts", "resolv.conf", "shm"] {
@@ -176,18 +183,23 @@ impl Agent {
         }
         tracing::debug!("setup: files");
         // The rest does not depend on each other; waiting for the disk overlaps with the network.
+        let disks = &self.containers().disks;
         let scratch = async {
-            if !request.scratch_disk.is_empty() {
-                self.containers()
-                    .disks
-                    .mount_scratch(&request.scratch_disk)
+            if !request.scratch_file.is_empty() {
+                disks
+                    .mount_scratch_file(&request.scratch_disk, request.scratch_file.into())
                     .await?;
+            } else if !request.scratch_disk.is_empty() {
+                disks.mount_scratch(&request.scratch_disk).await?;
                 tracing::debug!("setup: scratch disk");
             }
             Ok::<_, SandboxError>(())
         };
         // A processor comes up in milliseconds, in which this one can do something else.
         let processors = async {
+            if host.is_some() {
+                return Ok(());
+            }
             let bring_up = move || cpus::online(Path::new(cpus::SYSFS), request.online_cpus);
             tokio::task::spawn_blocking(bring_up)
                 .await
@@ -196,7 +208,8 @@ impl Agent {
             Ok(())
         };
         let net = async {
-            if let Some(network) = &network {
+            // On the host CNI has done it.
+            if let (Some(network), None) = (&network, host) {
                 apply::apply(network).await?;
             }
             if user_namespace.is_some() {
@@ -230,6 +243,12 @@ impl Agent {
         network: Option<Network>,
         dns: Option<Dns>,
     ) -> Result<(), SandboxError> {
+        if self.containers().paths.host().is_some() {
+            return Err(SandboxError::Invalid {
+                field: "network",
+                expected: "a guest's: on the host CNI sets the pod's network",
+            });
+        }
         let sandbox = self.0.sandbox.lock().await;
         let network = model::Network::try_from(&network.unwrap_or_default())?;
         let directory = self.containers().paths.sandbox();
@@ -249,18 +268,17 @@ impl Agent {
             0 => DEFAULT_DEADLINE,
             milliseconds => Duration::from_millis(milliseconds.into()),
         };
+        let disks = &self.containers().disks;
         let (mut mounted, mut raw) = (Vec::new(), Vec::new());
         for disk in request.disks {
-            match disk.filesystem.as_str() {
-                "" => raw.push(disk.serial),
-                "erofs" => mounted.push((disk.serial, Filesystem::Erofs)),
-                "ext4" => {
-                    mounted.push((
-                        disk.serial,
-                        Filesystem::Ext4 {
-                            read_only: disk.read_only,
-                        },
-                    ));
+            let filesystem = match disk.filesystem.as_str() {
+                "erofs" => Filesystem::Erofs,
+                "ext4" => Filesystem::Ext4 {
+                    read_only: disk.read_only,
+                },
+                "" if disk.file.is_empty() => {
+                    raw.push(disk.serial);
+                    continue;
                 }
                 _ => {
                     return Err(DiskError::BadFilesystem {
@@ -268,9 +286,15 @@ impl Agent {
                         filesystem: disk.filesystem,
                     });
                 }
+            };
+            if disk.file.is_empty() {
+                mounted.push((disk.serial, filesystem));
+            } else {
+                disks
+                    .mount_file(&disk.serial, disk.file.into(), filesystem)
+                    .await?;
             }
         }
-        let disks = &self.containers().disks;
         disks.wait(&raw, deadline).await?;
         disks.mount(&mounted, deadline).await
     }
@@ -305,6 +329,62 @@ fn write_hosts(
         &addresses,
         &sandbox.extra_hosts,
     )
+}
+
+/// What a guest has of its own: the clock, the entropy pool, the machine id.
+fn own_machine(request: &SetupSandboxRequest) -> Result<(), SandboxError> {
+    // First the clock and the entropy: everything after may stamp times and draw numbers.
+    if request.clock_unix_ns > 0 {
+        clock::step_realtime(request.clock_unix_ns).map_err(|error| SandboxError::System {
+            what: "stepping the clock",
+            error,
+        })?;
+    }
+    tracing::debug!("setup: clock");
+    if !request.entropy.is_empty() {
+        init::entropy::add(&request.entropy).map_err(|error| SandboxError::File {
+            what: "adding entropy by",
+            path: "/dev/random".into(),
+            error,
+        })?;
+    }
+    tracing::debug!("setup: entropy");
+    if !request.machine_id.is_empty() {
+        files::write_machine_id(Path::new("/etc/machine-id"), &request.machine_id)?;
+    }
+    Ok(())
+}
+
+/// The message queues of a pod on the host, for containers that cannot mount them. A second call
+/// changes nothing.
+fn mount_mqueue(path: &Path) -> Result<(), SandboxError> {
+    if path.exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path).map_err(|error| SandboxError::File {
+        what: "making",
+        path: path.to_owned(),
+        error,
+    })?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let mounted = rustix::mount::mount("mqueue", path, "mqueue", flags, None);
+    mounted.map_err(|error| SandboxError::System {
+        what: "mounting the pod's message queues",
+        error,
+    })
+}
+
+/// The host's /dev/shm, for a pod in the host's IPC namespace.
+fn bind_shm(path: &Path) -> Result<(), SandboxError> {
+    std::fs::create_dir_all(path).map_err(|error| SandboxError::File {
+        what: "making",
+        path: path.to_owned(),
+        error,
+    })?;
+    rustix::mount::mount_bind("/dev/shm", path).map_err(|error| SandboxError::System {
+        what: "binding the host's /dev/shm",
+        error,
+    })
 }
 
 /// The pod's /dev/shm. A second call changes the size.

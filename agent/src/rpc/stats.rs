@@ -38,7 +38,10 @@ pub async fn collect(
     }
     Ok(StatsResponse {
         containers: answers,
-        guest: Some(stats::guest(containers.paths.cgroup_root())),
+        guest: Some(match containers.paths.host() {
+            None => stats::guest(containers.paths.cgroup_root()),
+            Some(pod) => stats::on_host(pod),
+        }),
     })
 }
 

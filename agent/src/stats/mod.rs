@@ -13,6 +13,7 @@ use std::path::Path;
 use bulkhead_proto::agent::{Filesystem, GuestStats, InterfaceStats, Psi};
 
 use crate::clock;
+use crate::host::{Network, Pod};
 
 fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap_or_default()
@@ -42,6 +43,28 @@ pub fn device_name(major: u32, minor: u32) -> String {
     let link = fs::read_link(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default();
     let name = link.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
+}
+
+/// A whole pod's use on the host: of memory, what is not available is what it works with.
+pub fn on_host(pod: &Pod) -> GuestStats {
+    let whole = container("", &pod.cgroup, (0, 0));
+    let host = guest(&pod.cgroup_root);
+    GuestStats {
+        cpu_usage_ns: whole.cpu_usage_ns,
+        memory_available_bytes: host
+            .memory_total_bytes
+            .saturating_sub(whole.memory_working_set_bytes),
+        pids: whole.pids,
+        cpu_psi: whole.cpu_psi,
+        memory_psi: whole.memory_psi,
+        io_psi: whole.io_psi,
+        // In the host's network they are the host's.
+        interfaces: match pod.network {
+            Network::Node => Vec::new(),
+            Network::Own | Network::At(_) => host.interfaces,
+        },
+        ..host
+    }
 }
 
 /// The whole guest's use.

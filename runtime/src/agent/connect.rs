@@ -137,14 +137,31 @@ impl Agent {
     }
 }
 
-/// Connects to the agent behind a VMM's vsock socket. Reconnects by itself later on.
-pub async fn connect(vsock: &Path) -> Result<Agent, AgentError> {
-    let connector = tower::service_fn(connector(vsock));
+/// Where an agent serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// In a guest: the VMM's socket for its vsock device.
+    Vsock(PathBuf),
+    /// On the host: its own socket.
+    Unix(PathBuf),
+}
+
+impl Address {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Vsock(path) | Self::Unix(path) => path,
+        }
+    }
+}
+
+/// Connects to an agent. Reconnects by itself later on.
+pub async fn connect(address: &Address) -> Result<Agent, AgentError> {
+    let connector = tower::service_fn(connector(address));
     let channel = endpoint()
         .connect_with_connector(connector)
         .await
         .map_err(|source| AgentError::Connect {
-            path: vsock.to_owned(),
+            path: address.path().to_owned(),
             source,
         })?;
     Ok(Agent {
@@ -157,8 +174,8 @@ pub async fn connect(vsock: &Path) -> Result<Agent, AgentError> {
 
 /// Like [`connect`], but the connection is made by the first call: for a pod of an earlier daemon,
 /// which is there whether or not its guest has time to answer just now.
-pub fn connect_lazily(vsock: &Path) -> Agent {
-    let connector = tower::service_fn(connector(vsock));
+pub fn connect_lazily(address: &Address) -> Agent {
+    let connector = tower::service_fn(connector(address));
     Agent {
         channel: endpoint().connect_with_connector_lazy(connector),
         dialler: Dialler {
@@ -179,11 +196,18 @@ fn endpoint() -> Endpoint {
 
 type Dialled = BoxFuture<'static, io::Result<TokioIo<UnixStream>>>;
 
-fn connector(vsock: &Path) -> impl FnMut(Uri) -> Dialled + Clone + Send + 'static {
-    let path: PathBuf = vsock.to_owned();
+fn connector(address: &Address) -> impl FnMut(Uri) -> Dialled + Clone + Send + 'static {
+    let address = address.clone();
     move |_| {
-        let path = path.clone();
-        Box::pin(async move { dial(&path, AGENT_PORT).await.map(TokioIo::new) })
+        let address = address.clone();
+        Box::pin(async move {
+            let stream = match &address {
+                Address::Vsock(path) => dial(path, AGENT_PORT).await,
+                // A Unix socket answers at once or not at all.
+                Address::Unix(path) => crate::vmm::jail::connect(path).await,
+            };
+            stream.map(TokioIo::new)
+        })
     }
 }
 

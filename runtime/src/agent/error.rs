@@ -10,9 +10,11 @@ use crate::error::Grpc;
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// There is no connection to it.
-    #[error("cannot reach the pod's agent through {path}; the guest's console log may say why")]
+    #[error(
+        "cannot reach the pod's agent through {path}; its log (`bulkhead console POD`) may say why"
+    )]
     Connect {
-        /// The VMM's vsock socket.
+        /// The VMM's vsock socket, or the agent's own on the host.
         path: PathBuf,
         /// Why.
         source: tonic::transport::Error,
@@ -42,7 +44,7 @@ pub enum AgentError {
         source: std::io::Error,
     },
     /// It never reported.
-    #[error("the agent did not report within {seconds} s of the VMM's start")]
+    #[error("the agent did not report within {seconds} s of its start")]
     NotReady {
         /// How long it had.
         seconds: u64,

@@ -1,5 +1,6 @@
 //! The agent's report: when it serves, it dials the host's port 1025, and the VMM connects that to
-//! a Unix socket on which the daemon has listened since before the VM's start. Nothing is polled.
+//! a Unix socket on which the daemon has listened since before the VM's start; an agent on the host
+//! connects to it by itself. Nothing is polled.
 
 use std::{
     os::unix::fs::{PermissionsExt as _, chown},
@@ -27,7 +28,7 @@ pub struct ReadyListener {
 }
 
 impl ReadyListener {
-    /// Listens at `path`, where the VMM running as `uid` may connect.
+    /// Listens at `path`, where a process running as `uid` (the VMM) may connect.
     pub fn bind(path: &Path, uid: u32) -> Result<Self, AgentError> {
         let failed = |source| AgentError::Listen {
             path: path.to_owned(),

@@ -102,8 +102,82 @@ fn enable_controllers(root: &Path, parent: &Path) {
     }
 }
 
-/// Kills what is in a cgroup and removes it; one that is gone is no error. Blocks, in bounded
-/// time.
+/// Kills what is in a cgroup and below it; one that is gone is no error. Blocks, in bounded time.
+pub fn kill(path: &Path) -> Result<(), CgroupError> {
+    let mut inside = Vec::new();
+    for level in with_children(path) {
+        inside.extend(processes(&level));
+    }
+    match fs::write(path.join("cgroup.kill"), "1") {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !path.exists() => return Ok(()),
+        Err(source) => {
+            return Err(CgroupError::Io {
+                action: "kill what is in",
+                path: path.to_owned(),
+                source,
+            });
+        }
+    }
+    wait_empty(path)?;
+    for pid in inside {
+        // What a process that failed to start has left, or an agent on the host that died, is our
+        // child by now (the daemon is a subreaper) and would stay a zombie. Everything else is not
+        // ours: ECHILD, at once.
+        let _reaped = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
+    }
+    for pid in zombies(path) {
+        let _reaped = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
+    }
+    Ok(())
+}
+
+/// Our children that had ended in a cgroup before anyone looked: cgroup.procs leaves zombies out,
+/// but each still tells where it was.
+fn zombies(cgroup: &Path) -> Vec<Pid> {
+    let Some(leaf) = cgroup.file_name() else {
+        return Vec::new();
+    };
+    let own = rustix::process::getpid().as_raw_nonzero().to_string();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // The second field, the name, is in parentheses and may hold anything (proc_pid_stat(5)).
+        let mut fields = stat
+            .rsplit_once(')')
+            .map_or("", |(_, rest)| rest)
+            .split_whitespace();
+        if fields.next() != Some("Z") || fields.next() != Some(own.as_str()) {
+            continue;
+        }
+        let place = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        let place = place.lines().find_map(|line| line.strip_prefix("0::"));
+        let place = place.map(|path| path.strip_suffix(" (deleted)").unwrap_or(path));
+        if place.is_some_and(|path| Path::new(path).iter().any(|part| part == leaf)) {
+            found.extend(Pid::from_raw(pid));
+        }
+    }
+    found
+}
+
+/// A cgroup and all below it, the deepest first.
+fn with_children(path: &Path) -> Vec<PathBuf> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all.extend(with_children(&entry.path()));
+        }
+    }
+    all.push(path.to_owned());
+    all
+}
+
+/// Kills what is in a cgroup and below it and removes them; one that is gone is no error. Blocks,
+/// in bounded time.
 pub fn remove(path: &Path) -> Result<(), CgroupError> {
     let io = |action, source| CgroupError::Io {
         action,
@@ -113,27 +187,18 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
     match fs::remove_dir(path) {
         Ok(()) => return Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // EBUSY: processes are in it.
+        // EBUSY: processes or further cgroups are in it.
         Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) => {}
         Err(e) => return Err(io("remove", e)),
     }
-    let inside = processes(path);
-    match fs::write(path.join("cgroup.kill"), "1") {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound && !path.exists() => return Ok(()),
-        Err(e) => return Err(io("kill what is in", e)),
+    kill(path)?;
+    for level in with_children(path) {
+        match fs::remove_dir(level) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io("remove", e)),
+            _ => {}
+        }
     }
-    wait_empty(path)?;
-    for pid in inside {
-        // What a VMM that failed to start has left is our child by now (the daemon is a
-        // subreaper) and would stay a zombie. Everything else is not ours: ECHILD, at once.
-        let _reaped = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED);
-    }
-    match fs::remove_dir(path) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(io("remove", e)),
-    }
+    Ok(())
 }
 
 fn processes(path: &Path) -> Vec<Pid> {

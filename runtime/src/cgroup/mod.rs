@@ -11,7 +11,7 @@ mod parent;
 mod usage;
 
 pub use error::CgroupError;
-pub use leaf::{Leaf, check_v2, find, remove};
+pub use leaf::{Leaf, check_v2, find, kill, remove};
 pub use limit::{memory_limit, oom_kills};
 pub use parent::{ParentError, parent_path};
 pub use usage::{Memory, Usage, usage};

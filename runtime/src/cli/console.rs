@@ -17,6 +17,7 @@ use rustix::{
 use super::fail;
 use crate::{
     config::Config,
+    host::HostDir,
     vmm::{JailDir, jail},
 };
 
@@ -60,11 +61,20 @@ pub fn run(args: Console) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error),
     };
-    let shown = pod_dir(&config, &args.pod)
-        .and_then(|dir| show(&JailDir::of_pod(&dir).console(), !args.no_follow));
+    let shown =
+        pod_dir(&config, &args.pod).and_then(|dir| show(&console_of(&dir), !args.no_follow));
     match shown {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
+    }
+}
+
+/// A guest's console; of a pod on the host the log of its agent.
+fn console_of(pod_dir: &Path) -> PathBuf {
+    let host = HostDir::of_pod(pod_dir);
+    match host.root().is_dir() {
+        true => host.log(),
+        false => JailDir::of_pod(pod_dir).console(),
     }
 }
 

@@ -11,8 +11,8 @@ use std::path::Path;
 
 pub use error::ConfigError;
 pub use resolve::{
-    Boot, Cgroup, CgroupDriver, Config, Network, NetworkMode, Paths, Registry, Sandbox, Streaming,
-    TlsFiles, VhostNet, Vmm,
+    Boot, Cgroup, CgroupDriver, Config, Host, HostNamespacePods, Network, NetworkMode, Paths,
+    Registry, Sandbox, Streaming, TlsFiles, VhostNet, Vmm,
 };
 
 /// The file that is read when none is named; it may be absent, which means all defaults.

@@ -130,6 +130,15 @@ sections! {
         scratch_mib: u64 = 10_240;
         /// Seconds a VMM gets to end its VM before it is killed.
         stop_timeout_secs: u64 = 10;
+        /// Pods that ask for the host's network, PID or IPC namespace and for no handler: "host" runs
+        /// them on the host, without a virtual machine; "reject" refuses them.
+        host_namespace_pods: String = "host".into();
+    }
+
+    /// Pods on the host: those of the handler "host".
+    host: Host {
+        /// The agent, one process per pod; the guests' agent is in vmm.initramfs.
+        agent: String = "/usr/lib/bulkhead/bulkhead-agent".into();
     }
 
     /// Starting virtual machines.

@@ -19,6 +19,8 @@ pub struct Config {
     pub vmm: Vmm,
     /// Defaults and limits for pods.
     pub sandbox: Sandbox,
+    /// Pods on the host.
+    pub host: Host,
     /// Starting virtual machines.
     pub boot: Boot,
     /// Pods' network.
@@ -122,6 +124,24 @@ pub struct Sandbox {
     pub scratch_mib: u64,
     /// Time for a VMM to end its VM.
     pub stop_timeout: Duration,
+    /// Where pods go that need namespaces of the host.
+    pub host_namespace_pods: HostNamespacePods,
+}
+
+/// What happens to a pod that asks for namespaces of the host and for no handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostNamespacePods {
+    /// It runs on the host.
+    Host,
+    /// It is refused.
+    Reject,
+}
+
+/// Pods on the host.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// The agent's program.
+    pub agent: PathBuf,
 }
 
 /// Starting virtual machines.
@@ -371,6 +391,16 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         scratch_mib: At("sandbox", "scratch_mib").number(raw.sandbox.scratch_mib, 16, MOST_MIB)?,
         stop_timeout: At("sandbox", "stop_timeout_secs")
             .seconds(raw.sandbox.stop_timeout_secs, HOUR)?,
+        host_namespace_pods: At("sandbox", "host_namespace_pods").one_of(
+            &raw.sandbox.host_namespace_pods,
+            &[
+                ("host", HostNamespacePods::Host),
+                ("reject", HostNamespacePods::Reject),
+            ],
+        )?,
+    };
+    let host = Host {
+        agent: At("host", "agent").path(&raw.host.agent)?,
     };
 
     let boot = Boot {
@@ -444,6 +474,7 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         paths,
         vmm,
         sandbox,
+        host,
         boot,
         network,
         cgroup,

@@ -1,16 +1,16 @@
-//! The layer disks of a pod's VM: plugged when the first container needs them, unplugged when the
-//! last one that does is gone. Who needs what stands in the containers' records.
+//! The layer disks of a pod's VM (on the host: the mounts of its agent): plugged when the first
+//! container needs them, unplugged when the last one that does is gone. Who needs what stands in the containers' records.
 
 use std::{collections::HashSet, fs::File, os::fd::AsFd as _, time::Duration};
 
-use bulkhead_proto::agent::DeleteContainerRequest;
+use bulkhead_proto::agent::{AddDisksRequest, DeleteContainerRequest, Disk};
 
 use super::ContainerError;
 use crate::{
     app::App,
     images::LayerDisk,
     records::ContainerRecord,
-    sandbox::Pod,
+    sandbox::{Machine, Pod},
     vmm::{DiskSpec, Kind, VmmError},
 };
 
@@ -25,6 +25,32 @@ pub(super) async fn attach(
 ) -> Result<(), ContainerError> {
     let state = app.containers.pod(&pod.id);
     let mut disks = state.disks.lock().await;
+    let control = match &pod.machine {
+        Machine::Vm { control, .. } => control,
+        Machine::Host { .. } => {
+            // The agent mounts the files themselves.
+            let missing: Vec<_> = layers
+                .iter()
+                .filter(|layer| !disks.contains(&layer.serial))
+                .map(layer_file)
+                .collect();
+            if !missing.is_empty() {
+                let request = AddDisksRequest {
+                    disks: missing,
+                    timeout_ms: 0,
+                };
+                pod.agent
+                    .call(
+                        "mount the image's layers",
+                        DEADLINE,
+                        |mut agent| async move { agent.add_disks(request).await },
+                    )
+                    .await?;
+                disks.extend(layers.iter().map(|layer| layer.serial.clone()));
+            }
+            return Ok(());
+        }
+    };
     for layer in layers {
         if disks.contains(&layer.serial) {
             continue;
@@ -43,7 +69,7 @@ pub(super) async fn attach(
             read_only: true,
             queues: 1,
         };
-        match pod.vmm.attach(&spec, file.as_fd()).await {
+        match control.attach(&spec, file.as_fd()).await {
             Ok(_) => {}
             // Left by a daemon that died between plugging and writing so.
             Err(VmmError::Request {
@@ -95,8 +121,23 @@ pub(super) async fn release(
     Ok(())
 }
 
+fn layer_file(layer: &LayerDisk) -> Disk {
+    Disk {
+        serial: layer.serial.clone(),
+        filesystem: "erofs".to_owned(),
+        read_only: true,
+        // Below the state directory, whose path is text from the configuration.
+        file: layer.path.to_string_lossy().into_owned(),
+    }
+}
+
 async fn detach(pod: &Pod, serial: &str) -> Result<(), ContainerError> {
-    match pod.vmm.detach(serial).await {
+    let control = match &pod.machine {
+        Machine::Vm { control, .. } => control,
+        // The agent has unmounted it, and there was nothing else.
+        Machine::Host { .. } => return Ok(()),
+    };
+    match control.detach(serial).await {
         Ok(())
         | Err(VmmError::Request {
             kind: Kind::NotFound,

@@ -2,7 +2,7 @@
 //! of that the guest must be told.
 //!
 //! [`PodNetwork::prepare`] comes before the VMM starts (it gives the tap), [`PodNetwork::attach`]
-//! runs while the guest boots, [`PodNetwork::teardown`] undoes both and may be repeated. Not here:
+//! runs while the guest boots (for a pod on the host without a tap), [`PodNetwork::teardown`] undoes both and may be repeated. Not here:
 //! configuring the guest's own interfaces, which is the agent's work.
 
 mod cni;
@@ -111,7 +111,18 @@ impl PodNetwork {
         }])
     }
 
-    /// Has CNI set the pod's network up, and ties it to the tap.
+    /// Makes the namespace alone: a pod on the host has the CNI interface itself.
+    ///
+    /// # Errors
+    /// If the kernel refuses; the namespace may then be there, for `teardown`.
+    pub async fn prepare_namespace(&self, sandbox_id: &str) -> Result<(), NetworkError> {
+        match self.netns(sandbox_id) {
+            Some(path) => create(&path).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Has CNI set the pod's network up, and ties it to the tap, if there is one.
     ///
     /// # Errors
     /// Those of CNI and the kernel; what was set up by then is for `teardown`.
@@ -121,14 +132,17 @@ impl PodNetwork {
         config: &PodSandboxConfig,
         nics: &[agent::Interface],
     ) -> Result<Attached, NetworkError> {
-        let (Some(path), Some(nic)) = (self.netns(sandbox_id), nics.first()) else {
+        let Some(path) = self.netns(sandbox_id) else {
             return Ok(Attached::default());
         };
         let result = self
             .cni
             .add(attachment(sandbox_id, &path, config), config)
             .await?;
-        let network = link::tie(&path, nic.mac.clone()).await?;
+        let network = match nics.first() {
+            Some(nic) => link::tie(&path, nic.mac.clone()).await?,
+            None => agent::Network::default(),
+        };
         Ok(Attached {
             network,
             dns: dns(&result.dns),

@@ -16,8 +16,8 @@ use std::{path::Path, sync::Arc};
 pub use container::{ContainerMeta, ContainerRecord, ContainerState, ContainerStatus};
 pub use error::RecordsError;
 pub use sandbox::{
-    InterfaceRecord, NetworkRecord, Phase, Resource, SandboxRecord, SandboxState, Shape,
-    SizeLimits, VmExit, VmmProcess,
+    InterfaceRecord, MachineKind, NetworkRecord, Phase, Resource, SandboxRecord, SandboxState,
+    Shape, SizeLimits, VmExit, VmmProcess,
 };
 pub use table::{Record, Table};
 pub use wire::proto;

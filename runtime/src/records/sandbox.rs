@@ -15,7 +15,7 @@ pub struct SandboxRecord {
     /// As CRI sent it.
     #[serde(with = "super::proto")]
     pub config: PodSandboxConfig,
-    /// The RuntimeClass handler as asked for: "" or "kvm".
+    /// The RuntimeClass handler as asked for: "", "kvm" or "host".
     pub handler: String,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
@@ -24,7 +24,10 @@ pub struct SandboxRecord {
     /// What it holds on the host, in the order made; released in reverse. Each is written here
     /// before it is made, so that nothing is made that no record owns.
     pub resources: Vec<Resource>,
-    /// Size of its virtual machine.
+    /// What it runs in.
+    #[serde(default)]
+    pub machine: MachineKind,
+    /// Size of its virtual machine; on the host only that of its writable disk.
     pub shape: Shape,
     /// Once the network is set up.
     pub network: Option<NetworkRecord>,
@@ -54,6 +57,27 @@ pub enum SandboxState {
     NotReady,
     /// Stopped and everything but the record released.
     Released,
+}
+
+/// What a pod runs in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineKind {
+    /// A virtual machine: the handler "kvm".
+    #[default]
+    Vm,
+    /// The host: the handler "host".
+    Host,
+}
+
+impl MachineKind {
+    /// The RuntimeClass handler that stands for it.
+    pub fn handler(self) -> &'static str {
+        match self {
+            Self::Vm => "kvm",
+            Self::Host => "host",
+        }
+    }
 }
 
 /// Size of a virtual machine.
@@ -105,7 +129,7 @@ pub enum Resource {
         /// The namespace's file.
         netns: PathBuf,
     },
-    /// The VMM process.
+    /// The pod's process: its VMM, or its agent on the host.
     Vmm {
         /// What identifies it; `None` until it runs (its cgroup and directory own it meanwhile).
         process: Option<VmmProcess>,

@@ -6,6 +6,7 @@ use crate::{
     agent::AgentError,
     cgroup::{CgroupError, ParentError},
     error::Grpc,
+    host::HostError,
     network::NetworkError,
     records::RecordsError,
     vmm::VmmError,
@@ -49,7 +50,7 @@ pub enum SandboxError {
         what: String,
     },
     /// No such RuntimeClass handler.
-    #[error("there is no runtime handler {handler:?}; there are \"\" and \"kvm\"")]
+    #[error("there is no runtime handler {handler:?}; there are \"\", \"kvm\" and \"host\"")]
     Handler {
         /// What was asked for.
         handler: String,
@@ -79,17 +80,26 @@ pub enum SandboxError {
     /// The records failed.
     #[error(transparent)]
     Records(#[from] RecordsError),
+    /// Something only a virtual machine has was asked of a pod on the host.
+    #[error("the pod sandbox {id} runs on the host (handler \"host\"): it has no virtual machine")]
+    NoVm {
+        /// Which.
+        id: String,
+    },
     /// The VMM failed.
     #[error(transparent)]
     Vmm(#[from] VmmError),
+    /// Starting the agent on the host failed.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The agent failed.
     #[error(transparent)]
     Agent(#[from] AgentError),
     /// The network failed.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// The VM ended while the pod was being started.
-    #[error("the pod's VM ended while it started ({reason}): {message}{}", console(.console_tail))]
+    /// The VM, or the agent on the host, ended while the pod was being started.
+    #[error("the pod ended while it started ({reason}): {message}{}", console(.console_tail))]
     Died {
         /// As in exit.json, or `killed`.
         reason: String,
@@ -100,7 +110,7 @@ pub enum SandboxError {
     },
     /// The guest came to nothing in the time it had.
     #[error(
-        "the pod's VM runs, but its agent did not report within {seconds} s (boot.timeout_secs){}",
+        "the pod runs, but its agent did not report within {seconds} s (boot.timeout_secs){}",
         console(.console_tail)
     )]
     Silent {
@@ -141,7 +151,7 @@ pub enum SandboxError {
 /// people; nothing is decided by it.
 fn console(tail: &str) -> String {
     if let Some(panic) = tail.lines().find(|line| line.contains("Kernel panic")) {
-        return format!("; the guest's console: {}", panic.trim());
+        return format!("; its console: {}", panic.trim());
     }
     let last: Vec<&str> = tail
         .lines()
@@ -151,22 +161,25 @@ fn console(tail: &str) -> String {
         .take(3)
         .collect();
     if last.is_empty() {
-        return "; the guest's console is empty".to_owned();
+        return "; its console is empty".to_owned();
     }
     let last: Vec<&str> = last.into_iter().rev().collect();
-    format!("; the guest's console ends: {}", last.join(" | "))
+    format!("; its console ends: {}", last.join(" | "))
 }
 
 impl Grpc for SandboxError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } | Self::Handler { .. } => Code::NotFound,
-            Self::NotReady { .. } | Self::Unsupported { .. } => Code::FailedPrecondition,
+            Self::NotReady { .. } | Self::Unsupported { .. } | Self::NoVm { .. } => {
+                Code::FailedPrecondition
+            }
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::Invalid { .. } => Code::InvalidArgument,
             Self::CgroupParent { source, .. } => source.code(),
             Self::Records(e) => e.code(),
             Self::Vmm(e) => e.code(),
+            Self::Host(e) => e.code(),
             Self::Agent(e) => e.code(),
             Self::Network(e) => e.code(),
             Self::Died { .. } => Code::Internal,

@@ -1,11 +1,16 @@
-//! What a fresh guest is told: SetupSandbox, from the pod's record and its network.
+//! What a fresh guest, or a fresh agent on the host, is told: SetupSandbox, from the pod's record and
+//! its network.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use bulkhead_proto::agent::SetupSandboxRequest;
 
 use super::{SandboxError, dns, now_ns, random, validate::Wanted};
-use crate::{network::Attached, records::SandboxRecord};
+use crate::{
+    config::Paths,
+    network::Attached,
+    records::{MachineKind, SandboxRecord},
+};
 
 /// The writable disk's serial.
 pub(super) const SCRATCH: &str = "scratch";
@@ -21,6 +26,7 @@ pub(super) async fn setup(
     record: &SandboxRecord,
     wanted: &Wanted,
     attached: &Attached,
+    paths: &Paths,
 ) -> Result<SetupSandboxRequest, SandboxError> {
     let entropy = random::<ENTROPY>().map_err(|source| SandboxError::Os {
         action: "read random bytes for the guest".to_owned(),
@@ -31,6 +37,18 @@ pub(super) async fn setup(
         .await
         .unwrap_or_default();
     let linux = record.config.linux.as_ref();
+    let (scratch_file, extra_hosts) = match wanted.machine {
+        MachineKind::Vm => (String::new(), Vec::new()),
+        // The agent on the host is not told the network, which it has not to set.
+        MachineKind::Host => (
+            file_name(&paths.pod_state(&record.id).join(SCRATCH_FILE))?,
+            attached
+                .addresses
+                .iter()
+                .map(|address| format!("{address}\t{}", wanted.hostname))
+                .collect(),
+        ),
+    };
     Ok(SetupSandboxRequest {
         sandbox_id: record.id.clone(),
         hostname: wanted.hostname.clone(),
@@ -43,12 +61,21 @@ pub(super) async fn setup(
             attached.dns.clone(),
             &host,
         )),
-        extra_hosts: Vec::new(),
+        extra_hosts,
         scratch_disk: SCRATCH.to_owned(),
         online_cpus: record.shape.vcpus,
         shm_bytes: 0,
         network: Some(attached.network.clone()),
         shared_pid_namespace: wanted.shared_pid,
         user_namespace: wanted.user_namespace,
+        scratch_file,
+    })
+}
+
+/// A path as the agent's protocol has it.
+fn file_name(path: &Path) -> Result<String, SandboxError> {
+    let name = path.to_str().map(ToOwned::to_owned);
+    name.ok_or_else(|| SandboxError::Invalid {
+        what: format!("the path {} is not UTF-8", path.display()),
     })
 }

@@ -4,7 +4,7 @@ use bulkhead_proto::cri as v1;
 
 use crate::{
     app::App,
-    records::{SandboxRecord, SandboxState},
+    records::{MachineKind, SandboxRecord, SandboxState},
 };
 
 /// The pods a filter lets through, newest first.
@@ -43,6 +43,14 @@ fn matches(record: &SandboxRecord, filter: &v1::PodSandboxFilter) -> bool {
             .all(|(key, value)| labels.get(key) == Some(value))
 }
 
+/// The handler a pod runs on: as asked for, but for one that the policy put on the host.
+pub(super) fn handler(record: &SandboxRecord) -> String {
+    match (record.handler.as_str(), record.machine) {
+        ("", MachineKind::Host) => MachineKind::Host.handler().to_owned(),
+        (asked, _) => asked.to_owned(),
+    }
+}
+
 fn item(record: &SandboxRecord) -> v1::PodSandbox {
     v1::PodSandbox {
         id: record.id.clone(),
@@ -51,7 +59,7 @@ fn item(record: &SandboxRecord) -> v1::PodSandbox {
         created_at: record.created_at,
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
-        runtime_handler: record.handler.clone(),
+        runtime_handler: handler(record),
     }
 }
 
@@ -81,6 +89,7 @@ mod tests {
             id: format!("{number:032x}"),
             config,
             handler: String::new(),
+            machine: MachineKind::Vm,
             created_at: i64::from(number),
             state: match number % 2 {
                 0 => SandboxState::Ready,

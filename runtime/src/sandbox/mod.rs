@@ -5,6 +5,7 @@ mod dns;
 mod error;
 mod guest;
 mod list;
+mod machine;
 mod names;
 mod pods;
 mod recovery;
@@ -22,6 +23,7 @@ mod watch;
 
 pub use error::SandboxError;
 pub use list::list;
+pub use machine::Machine;
 pub use pods::{Pod, Pods};
 pub use recovery::recover;
 pub use remove::remove;

@@ -8,29 +8,37 @@ use std::{
 
 use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 
-use super::{SandboxError, names::Reserved};
+use super::{Machine, SandboxError, machine, names::Reserved};
 use crate::{
     agent::Agent,
     config::Config,
     records::VmExit,
-    vmm::{Control, JailDir, Process},
+    vmm::{Control, Process},
 };
 
-/// A pod whose guest runs.
+/// A pod whose agent runs.
 #[derive(Debug)]
 pub struct Pod {
     /// The sandbox id.
     pub id: String,
-    /// The service in its guest.
+    /// The service in its guest, or in its namespaces on the host.
     pub agent: Agent,
-    /// Its VMM's control socket.
-    pub vmm: Control,
-    /// Its VMM's process.
+    /// What it runs in.
+    pub machine: Machine,
+    /// Its VMM, or its agent on the host: the process whose end is the pod's.
     pub process: Arc<Process>,
-    /// Its VMM's directory.
-    pub jail: JailDir,
-    /// How its VM ended, once it has and the records say so.
+    /// How that ended, once it has and the records say so.
     pub ended: watch::Receiver<Option<VmExit>>,
+}
+
+impl Pod {
+    /// Its VMM's control socket.
+    ///
+    /// # Errors
+    /// For a pod on the host, which has none.
+    pub fn vmm(&self) -> Result<&Control, SandboxError> {
+        machine::control(&self.id, &self.machine)
+    }
 }
 
 /// All running pods by id, and what pods compete for.
@@ -71,7 +79,7 @@ impl Pods {
     pub fn ready(&self, id: &str) -> Result<Arc<Pod>, SandboxError> {
         self.get(id).ok_or_else(|| SandboxError::NotReady {
             id: id.to_owned(),
-            why: "its virtual machine does not run".to_owned(),
+            why: "it does not run".to_owned(),
         })
     }
 

@@ -6,13 +6,13 @@ use std::{collections::HashSet, fs, path::Path, sync::Arc, time::Duration};
 use bulkhead_proto::agent::HelloRequest;
 use tokio::sync::watch;
 
-use super::{Pod, is_id, release, watch as watcher};
+use super::{Machine, Pod, is_id, release, watch as watcher};
 use crate::{
     agent,
     app::App,
     cgroup, container,
     records::{Resource, SandboxRecord, SandboxState},
-    vmm::{Control, JailDir, Process},
+    vmm::Process,
 };
 
 /// A guest under load answers late and is no worse for it; this is only for the log.
@@ -55,16 +55,16 @@ async fn recover_one(app: &Arc<App>, record: &SandboxRecord) {
             }
         }
         SandboxState::Ready => match process(record) {
-            Ok(Some(process)) => take_up(app, id, process).await,
+            Ok(Some(process)) => take_up(app, record, process).await,
             Ok(None) => {
-                let jail = JailDir::of_pod(&app.config.paths.pod(id));
-                let exit = watcher::exit_of_pod(app, id, &jail).await;
+                let machine = Machine::of_pod(record.machine, &app.config.paths, id);
+                let exit = watcher::exit_of_pod(app, id, &machine).await;
                 watcher::gone(app, id, &exit).await;
                 if let Err(error) = release::release(app, id).await {
                     tracing::warn!(pod = %id, "not released: {}", crate::error::chain(&error));
                 }
             }
-            Err(error) => tracing::error!(pod = %id, "cannot look for its VMM: {error}"),
+            Err(error) => tracing::error!(pod = %id, "cannot look for its process: {error}"),
         },
     }
 }
@@ -77,15 +77,14 @@ fn process(record: &SandboxRecord) -> std::io::Result<Option<Process>> {
     identity.map_or(Ok(None), Process::find)
 }
 
-async fn take_up(app: &Arc<App>, id: &str, process: Process) {
-    let jail = JailDir::of_pod(&app.config.paths.pod(id));
+async fn take_up(app: &Arc<App>, record: &SandboxRecord, process: Process) {
+    let machine = Machine::of_pod(record.machine, &app.config.paths, &record.id);
     let (ended, ended_receiver) = watch::channel(None);
     let pod = Arc::new(Pod {
-        id: id.to_owned(),
-        agent: agent::connect_lazily(&jail.vsock()),
-        vmm: Control::new(jail.control()),
+        id: record.id.clone(),
+        agent: agent::connect_lazily(&machine.agent()),
+        machine,
         process: Arc::new(process),
-        jail,
         ended: ended_receiver,
     });
     app.pods.insert(Arc::clone(&pod));

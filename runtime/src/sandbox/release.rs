@@ -97,10 +97,10 @@ async fn release_one(
     }
 }
 
-/// Kills a VMM and sees it gone.
+/// Kills a pod's process and sees it gone.
 pub(super) async fn kill(identity: VmmProcess) -> Result<(), SandboxError> {
     let os = |source| SandboxError::Os {
-        action: format!("kill the VMM process {}", identity.pid),
+        action: format!("kill the pod's process {}", identity.pid),
         source,
     };
     let Some(process) = Process::find(identity).map_err(os)? else {

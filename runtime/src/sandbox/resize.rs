@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     app::App,
-    records::{ContainerState, SandboxRecord, SandboxState, Shape},
+    records::{ContainerState, MachineKind, SandboxRecord, SandboxState, Shape},
     vmm::Resize,
 };
 
@@ -63,7 +63,9 @@ pub async fn update(
     linux.overhead = overhead.or(linux.overhead);
     linux.resources = resources.or(linux.resources);
     // Limits that cannot be are refused before anything is changed.
-    target(&app, &record, &linux, Change::None).await?;
+    if record.machine == MachineKind::Vm {
+        target(&app, &record, &linux, Change::None).await?;
+    }
     let work = async move {
         let change = move |record: &mut SandboxRecord| record.config.linux = Some(linux);
         app.records.sandboxes.update(&pod.id, change).await?;
@@ -97,7 +99,7 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
         memory_mib: (wanted.memory_mib != now.memory_mib).then_some(wanted.memory_mib),
         wait_ms: None,
     };
-    pod.vmm.resize(size).await?;
+    pod.vmm()?.resize(size).await?;
     let request = ResizeGuestRequest {
         online_cpus: wanted.vcpus,
         // The memory device is plugged with the first resize that adds some.
@@ -113,7 +115,7 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
         wait_ms: Some(MEMORY_DEADLINE_MS),
         ..Resize::default()
     };
-    let memory_mib = pod.vmm.resize(wait).await?;
+    let memory_mib = pod.vmm()?.resize(wait).await?;
     let reached = Shape {
         vcpus: wanted.vcpus,
         memory_mib,

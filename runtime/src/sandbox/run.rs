@@ -10,7 +10,7 @@ use bulkhead_proto::{
 use tokio::sync::watch;
 
 use super::{
-    Pod, SandboxError, guest, names, new_id, now_ns, release, scratch,
+    Machine, Pod, SandboxError, guest, names, new_id, now_ns, release, scratch,
     sizing::{self, CgroupLimit},
     timeline::Timeline,
     validate::{self, Wanted},
@@ -21,15 +21,21 @@ use crate::{
     app::App,
     cgroup::{self, Leaf},
     container, events,
-    network::{Attached, Nic},
-    records::{InterfaceRecord, NetworkRecord, Resource, SandboxRecord, SandboxState, Shape},
-    vmm::{self, Control, JailDir, Process},
+    host::{self, HostDir},
+    network::{Attached, NetworkError, Nic},
+    records::{
+        InterfaceRecord, MachineKind, NetworkRecord, Resource, SandboxRecord, SandboxState, Shape,
+    },
+    vmm::{self, Process},
 };
 
 /// The console's last words in an error.
 const CONSOLE_TAIL: u32 = 2 * 1024;
 /// Making a pod's writable disk: its template comes from mkfs the first time.
 const HOST_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Who may report on the host.
+const ROOT: u32 = 0;
 
 /// Runs a pod and gives its id. Goes on to its end, up or undone, even if the caller is dropped.
 pub async fn run(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, SandboxError> {
@@ -45,11 +51,20 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
         what: "the request has no config".to_owned(),
     })?;
     let handler = request.runtime_handler;
-    let wanted = validate::validate(&config, &handler)?;
+    let policy = app.config.sandbox.host_namespace_pods;
+    let wanted = validate::validate(&config, &handler, policy)?;
 
     // Plan.
     let parent = cgroup_parent(&app, &config)?;
-    let shape = shape(&app, &config, &parent).await?;
+    let shape = match wanted.machine {
+        MachineKind::Vm => shape(&app, &config, &parent).await?,
+        MachineKind::Host => Shape {
+            vcpus: 0,
+            memory_mib: 0,
+            scratch_mib: app.config.sandbox.scratch_mib,
+            limits: None,
+        },
+    };
     let id = new_id().map_err(|source| SandboxError::Os {
         action: "make an id".to_owned(),
         source,
@@ -73,7 +88,8 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
         handler,
         created_at: now_ns(),
         state: SandboxState::Creating,
-        resources: resources(&app, &id, uid, &leaf),
+        resources: resources(&app, &id, &wanted, uid, &leaf),
+        machine: wanted.machine,
         shape,
         network: None,
         phases: Vec::new(),
@@ -91,6 +107,14 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
     };
 
     // Act.
+    if wanted.machine == MachineKind::Host {
+        // Never silently: the status says it too.
+        let why = match record.handler.as_str() {
+            "" => "it asks for namespaces of the host (sandbox.host_namespace_pods)",
+            _ => "its handler says so",
+        };
+        tracing::info!(pod = %id, name, "the pod runs on the host, not in a virtual machine: {why}");
+    }
     let start = Start {
         app: &app,
         record: &record,
@@ -160,85 +184,131 @@ impl Start<'_> {
             ..
         } = *self;
         let id = &record.id;
-        let jail = JailDir::of_pod(&app.config.paths.pod(id));
+        let machine = Machine::of_pod(record.machine, &app.config.paths, id);
         let closed = |_| SandboxError::Ending;
         let _boot = timeline
             .step("queue", app.pods.boots.acquire())
             .await
             .map_err(closed)?;
 
-        let (cgroup_procs, scratch) = timeline.step("host files", self.host_files(&jail)).await?;
-        let nics = timeline
-            .step("namespace and tap", app.network.prepare(id))
+        let (cgroup_procs, scratch) = timeline
+            .step("host files", self.host_files(&machine))
             .await?;
-        let interfaces: Vec<Interface> = nics.iter().enumerate().map(interface).collect();
-        let listener = ReadyListener::bind(
-            &jail.vsock_port(bulkhead_proto::agent::READY_PORT),
-            self.uid,
-        )?;
-        let limits = record.shape.limits;
-        let plan = vmm::Plan {
-            id: id.clone(),
-            uid: self.uid,
-            jail: jail.clone(),
-            cgroup_procs,
-            vcpus: record.shape.vcpus,
-            max_vcpus: limits.map_or(record.shape.vcpus, |l| l.max_vcpus),
-            memory_mib: record.shape.memory_mib,
-            max_memory_mib: limits.map_or(record.shape.memory_mib, |l| l.max_memory_mib),
-            disks: vec![(guest::SCRATCH.to_owned(), scratch, false)],
-            nics,
+        let (process, interfaces, listener) = match &machine {
+            Machine::Vm { jail, .. } => {
+                let nics = timeline
+                    .step("namespace and tap", app.network.prepare(id))
+                    .await?;
+                let interfaces: Vec<Interface> = nics.iter().enumerate().map(interface).collect();
+                let listener = ReadyListener::bind(&machine.ready(), self.uid)?;
+                let limits = record.shape.limits;
+                let plan = vmm::Plan {
+                    id: id.clone(),
+                    uid: self.uid,
+                    jail: jail.clone(),
+                    cgroup_procs,
+                    vcpus: record.shape.vcpus,
+                    max_vcpus: limits.map_or(record.shape.vcpus, |l| l.max_vcpus),
+                    memory_mib: record.shape.memory_mib,
+                    max_memory_mib: limits.map_or(record.shape.memory_mib, |l| l.max_memory_mib),
+                    disks: vec![(guest::SCRATCH.to_owned(), scratch, false)],
+                    nics,
+                };
+                let spawn = vmm::spawn(&app.config.vmm, plan);
+                let process = timeline.step("vmm process", spawn).await?;
+                (process, interfaces, listener)
+            }
+            Machine::Host { dir } => {
+                if !self.wanted.node.network {
+                    let prepare = app.network.prepare_namespace(id);
+                    timeline.step("namespace", prepare).await?;
+                }
+                let listener = ReadyListener::bind(&machine.ready(), ROOT)?;
+                let plan = self.host_plan(dir);
+                let spawn = host::spawn(&app.config.host.agent, dir, &plan);
+                let process = timeline.step("agent process", spawn).await?;
+                (process, Vec::new(), listener)
+            }
         };
-        let process = timeline
-            .step("vmm process", vmm::spawn(&app.config.vmm, plan))
-            .await?;
         let process = Arc::new(process);
 
         // CNI works and the process is recorded while the guest boots. All end in bounded time;
         // none is cut off by another's failure, so that what they made is whole when it is undone.
         let recorded = timeline.step("record process", self.record_process(&process));
-        let attach = timeline.step(
-            "network",
-            app.network.attach(id, &record.config, &interfaces),
-        );
-        let boot = timeline.step("boot", self.boot(&jail, &process, listener));
+        let attach = timeline.step("network", self.attach(&interfaces));
+        let boot = timeline.step("boot", self.boot(&machine, &process, listener));
         let (recorded, attached, ready) = tokio::join!(recorded, attach, boot);
         let (ready, attached) = (ready?, attached?);
         recorded?;
-        self.note_guest(&ready);
+        if record.machine == MachineKind::Vm {
+            self.note_guest(&ready);
+        }
 
-        let set_up = self.set_up(&jail, &attached);
+        let set_up = self.set_up(&machine, &attached);
         let agent = self
-            .or_died(&jail, &process, timeline.step("guest set-up", set_up))
+            .or_died(&machine, &process, timeline.step("guest set-up", set_up))
             .await?;
 
         let (ended, ended_receiver) = watch::channel(None);
         let pod = Arc::new(Pod {
             id: id.clone(),
             agent,
-            vmm: Control::new(jail.control()),
+            machine,
             process,
-            jail,
             ended: ended_receiver,
         });
         Ok((pod, ended, network_record(attached)))
     }
 
+    /// What CNI gives the pod; in the host's network nothing.
+    async fn attach(&self, interfaces: &[Interface]) -> Result<Attached, NetworkError> {
+        if self.wanted.node.network {
+            return Ok(Attached::default());
+        }
+        let Self { app, record, .. } = *self;
+        let attach = app.network.attach(&record.id, &record.config, interfaces);
+        attach.await
+    }
+
+    /// What the agent on the host is told before it serves.
+    fn host_plan(&self, dir: &HostDir) -> host::Plan {
+        let Self { app, record, .. } = *self;
+        host::Plan {
+            id: record.id.clone(),
+            directory: dir.root().to_owned(),
+            socket: dir.socket(),
+            ready: dir.ready(),
+            exit: dir.exit(),
+            cgroup_root: app.config.cgroup.root.clone(),
+            cgroup: self.leaf.path().to_owned(),
+            network: match app.network.netns(&record.id) {
+                _ if self.wanted.node.network => host::Network::Node,
+                Some(path) => host::Network::At(path),
+                None => host::Network::Own,
+            },
+            own_ipc: !self.wanted.node.ipc,
+        }
+    }
+
     /// Directories, cgroup and writable disk.
     async fn host_files(
         &self,
-        jail: &JailDir,
+        machine: &Machine,
     ) -> Result<(std::os::fd::OwnedFd, std::fs::File), SandboxError> {
         let paths = self.app.config.paths.clone();
         let root = self.app.config.cgroup.root.clone();
-        let (leaf, jail, uid) = (self.leaf.clone(), jail.clone(), self.uid);
+        let (leaf, machine, uid) = (self.leaf.clone(), machine.clone(), self.uid);
         let (id, mib) = (self.record.id.clone(), self.record.shape.scratch_mib);
         let work = tokio::task::spawn_blocking(move || {
             for dir in [paths.pod(&id), paths.pod_state(&id)] {
                 make_dir(&dir)?;
             }
-            vmm::make_jail(&jail, uid).map_err(|source| SandboxError::Os {
-                action: format!("make the VMM's directory {}", jail.root().display()),
+            let (made, place) = match &machine {
+                Machine::Vm { jail, .. } => (vmm::make_jail(jail, uid), jail.root()),
+                Machine::Host { dir } => (host::make_dir(dir), dir.root()),
+            };
+            made.map_err(|source| SandboxError::Os {
+                action: format!("make the directory {}", place.display()),
                 source,
             })?;
             let cgroup_procs = leaf.create(&root)?;
@@ -276,15 +346,15 @@ impl Start<'_> {
 
     async fn boot(
         &self,
-        jail: &JailDir,
+        machine: &Machine,
         process: &Process,
         listener: ReadyListener,
     ) -> Result<Ready, SandboxError> {
         let timeout = self.app.config.boot.timeout;
         let wait = async { Ok(listener.wait(timeout).await?) };
-        match self.or_died(jail, process, wait).await {
+        match self.or_died(machine, process, wait).await {
             Err(SandboxError::Agent(AgentError::NotReady { seconds })) => {
-                let console = jail.console();
+                let console = machine.console();
                 let tail = tokio::task::spawn_blocking(move || {
                     vmm::jail::tail(&console, CONSOLE_TAIL).unwrap_or_default()
                 });
@@ -301,20 +371,20 @@ impl Start<'_> {
     /// The result of `work`, or the VM's end if that comes first or explains its failure.
     async fn or_died<T>(
         &self,
-        jail: &JailDir,
+        machine: &Machine,
         process: &Process,
         work: impl Future<Output = Result<T, SandboxError>>,
     ) -> Result<T, SandboxError> {
         let result = tokio::select! {
             biased;
             result = work => result,
-            _ended = process.wait() => return Err(watcher::died(self.app, &self.record.id, jail).await),
+            _ended = process.wait() => return Err(watcher::died(self.app, &self.record.id, machine).await),
         };
         let Err(error) = result else { return result };
         // A connection breaks a moment before its process is gone.
         let grace = Duration::from_millis(500);
         match tokio::time::timeout(grace, process.wait()).await {
-            Ok(_ended) => Err(watcher::died(self.app, &self.record.id, jail).await),
+            Ok(_ended) => Err(watcher::died(self.app, &self.record.id, machine).await),
             Err(_runs) => Err(error),
         }
     }
@@ -322,11 +392,12 @@ impl Start<'_> {
     /// Connects to the agent and tells the guest who it is.
     async fn set_up(
         &self,
-        jail: &JailDir,
+        machine: &Machine,
         attached: &Attached,
     ) -> Result<agent::Agent, SandboxError> {
-        let agent = agent::connect(&jail.vsock()).await?;
-        let setup = guest::setup(self.record, self.wanted, attached).await?;
+        let agent = agent::connect(&machine.agent()).await?;
+        let paths = &self.app.config.paths;
+        let setup = guest::setup(self.record, self.wanted, attached, paths).await?;
         agent
             .call(
                 "set the sandbox up",
@@ -398,7 +469,7 @@ pub(super) async fn cgroup_limit(
 }
 
 /// Everything the pod will hold, in the order it is made.
-fn resources(app: &App, id: &str, uid: u32, leaf: &Leaf) -> Vec<Resource> {
+fn resources(app: &App, id: &str, wanted: &Wanted, uid: u32, leaf: &Leaf) -> Vec<Resource> {
     let paths = &app.config.paths;
     let mut resources = vec![
         Resource::Uid { uid },
@@ -412,11 +483,11 @@ fn resources(app: &App, id: &str, uid: u32, leaf: &Leaf) -> Vec<Resource> {
             path: leaf.path().to_owned(),
         },
     ];
-    resources.extend(
-        app.network
-            .netns(id)
-            .map(|netns| Resource::Network { netns }),
-    );
+    let netns = match wanted.node.network {
+        true => None,
+        false => app.network.netns(id),
+    };
+    resources.extend(netns.map(|netns| Resource::Network { netns }));
     resources.push(Resource::Vmm { process: None });
     resources
 }

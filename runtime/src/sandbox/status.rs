@@ -5,12 +5,15 @@ use std::{collections::HashMap, time::Duration};
 use bulkhead_proto::cri as v1;
 use serde_json::json;
 
-use super::{SandboxError, list::cri_state, now_ns};
+use super::{
+    Machine, SandboxError,
+    list::{cri_state, handler},
+    now_ns,
+};
 use crate::{
     app::App,
     events,
     records::{Resource, SandboxRecord, SandboxState},
-    vmm::JailDir,
 };
 
 /// For the VMM's figures, which are only an operator's wish.
@@ -68,7 +71,7 @@ pub(crate) fn describe(record: &SandboxRecord) -> v1::PodSandboxStatus {
         }),
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
-        runtime_handler: record.handler.clone(),
+        runtime_handler: handler(record),
     }
 }
 
@@ -88,19 +91,27 @@ fn network(record: &SandboxRecord) -> v1::PodSandboxNetworkStatus {
 async fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
     // The VMM's own figures (docs/vmm-api.md, metrics), if it can give them now.
     let metrics = match app.pods.get(&record.id) {
-        Some(pod) => {
-            let asked = tokio::time::timeout(METRICS_DEADLINE, pod.vmm.metrics()).await;
-            asked.ok().and_then(Result::ok)
-        }
+        Some(pod) => match pod.vmm() {
+            Ok(vmm) => {
+                let asked = tokio::time::timeout(METRICS_DEADLINE, vmm.metrics()).await;
+                asked.ok().and_then(Result::ok)
+            }
+            Err(_on_the_host) => None,
+        },
         None => None,
     };
-    let jail = JailDir::of_pod(&app.config.paths.pod(&record.id));
+    let machine = Machine::of_pod(record.machine, &app.config.paths, &record.id);
+    let vmm_log = match &machine {
+        Machine::Vm { jail, .. } => Some(jail.log()),
+        Machine::Host { .. } => None,
+    };
     let vmm = record.resources.iter().find_map(|resource| match resource {
         Resource::Vmm { process } => *process,
         _ => None,
     });
     json!({
-        "handler": "kvm",
+        "handler": record.machine.handler(),
+        "handlerAsked": record.handler,
         "state": record.state,
         "shape": record.shape,
         "vmmOverheadMib": app.config.vmm.overhead_mib,
@@ -108,8 +119,8 @@ async fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
         "phases": record.phases,
         "network": record.network,
         "resources": record.resources,
-        "console": jail.console(),
-        "vmmLog": jail.log(),
+        "console": machine.console(),
+        "vmmLog": vmm_log,
         "vmm": metrics,
         "exit": record.exit,
     })

@@ -1,14 +1,16 @@
-//! StopPodSandbox: containers end, the VM is stopped, everything but the record is released.
+//! StopPodSandbox: containers end, the VM (or the agent on the host) is stopped, everything but the record is released.
 //! May be repeated; each part has its deadline, and behind the last stands SIGKILL.
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Pod, SandboxError, release};
+use super::{Machine, Pod, SandboxError, release};
+use bulkhead_proto::agent::PowerOffRequest;
+
 use crate::{app::App, container, records::SandboxState};
 
 /// Containers get SIGKILL; their output is drained.
 const CONTAINERS_DEADLINE: Duration = Duration::from_secs(60);
-/// The watcher records a VM's end right after it.
+/// The watcher records a process's end right after it.
 const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Stops a pod; an unknown id is no error. Goes on to its end even if the caller is dropped.
@@ -49,34 +51,45 @@ pub(super) async fn stop_in_turn(app: &Arc<App>, id: &str) -> Result<(), Sandbox
         .await
         .is_err()
     {
-        tracing::warn!(pod = %id, "the containers did not end in time; the VM ends with them");
+        tracing::warn!(pod = %id, "the containers did not end in time; they end with the pod");
     }
     if let Some(pod) = app.pods.get(id) {
-        end_vm(app, &pod).await;
+        end_machine(app, &pod).await;
     }
     release::release(app, id).await?;
     tracing::info!(pod = %id, "the pod is stopped");
     Ok(())
 }
 
-/// Has the VMM end the VM, or kills it; then the end is on record. Failures are left to the
-/// release, which kills by the record.
+/// Has the VMM end the VM or the agent on the host itself, or kills it; then the end is on record.
+/// Failures are left to the release, which kills by the record.
 ///
-/// The guest is not asked to power off: its containers are dead and their output is in the logs,
+/// A guest is not asked to power off: its containers are dead and their output is in the logs,
 /// and the one disk it writes goes with the pod, so it has nothing to bring to an end.
-async fn end_vm(app: &Arc<App>, pod: &Pod) {
+async fn end_machine(app: &Arc<App>, pod: &Pod) {
     let limit = app.config.sandbox.stop_timeout;
     let stop = async {
-        pod.vmm.stop().await.map_err(|e| crate::error::chain(&e))?;
+        match &pod.machine {
+            Machine::Vm { control, .. } => {
+                control.stop().await.map_err(|e| crate::error::chain(&e))?;
+            }
+            Machine::Host { .. } => {
+                let request = PowerOffRequest { grace_ms: 0 };
+                let end = pod.agent.call("end", limit, |mut agent| async move {
+                    agent.power_off(request).await
+                });
+                end.await.map_err(|e| crate::error::chain(&e))?;
+            }
+        }
         pod.process.wait().await.map_err(|e| e.to_string())
     };
     let stopped = tokio::time::timeout(limit, stop)
         .await
         .unwrap_or_else(|_| Err(format!("it did not stop within {} s", limit.as_secs())));
     if let Err(why) = stopped {
-        tracing::warn!(pod = %pod.id, "the VMM is killed: {why}");
+        tracing::warn!(pod = %pod.id, "the pod's process is killed: {why}");
         if let Err(error) = pod.process.kill() {
-            tracing::warn!(pod = %pod.id, "cannot kill the VMM: {error}");
+            tracing::warn!(pod = %pod.id, "cannot kill the pod's process: {error}");
         }
     }
     let mut ended = pod.ended.clone();
@@ -85,6 +98,6 @@ async fn end_vm(app: &Arc<App>, pod: &Pod) {
         .await
         .is_err()
     {
-        tracing::warn!(pod = %pod.id, "the VMM's end was not noticed in time");
+        tracing::warn!(pod = %pod.id, "the end of the pod's process was not noticed in time");
     }
 }

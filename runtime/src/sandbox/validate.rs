@@ -8,14 +8,15 @@ use bulkhead_proto::{
 };
 
 use super::SandboxError;
-use crate::oci::userns;
-
-/// Handlers of this release; both are the same.
-pub(super) const HANDLERS: [&str; 2] = ["", "kvm"];
+use crate::{config::HostNamespacePods, oci::userns, records::MachineKind};
 
 /// What a valid request asks for.
 #[derive(Debug)]
 pub(super) struct Wanted {
+    /// What it runs in.
+    pub(super) machine: MachineKind,
+    /// Which of the host's namespaces it is in; in a VM none.
+    pub(super) node: NodeNamespaces,
     pub(super) metadata: PodSandboxMetadata,
     /// The guest's host name.
     pub(super) hostname: String,
@@ -25,12 +26,86 @@ pub(super) struct Wanted {
     pub(super) user_namespace: Option<agent::UserNamespace>,
 }
 
-pub(super) fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wanted, SandboxError> {
-    if !HANDLERS.contains(&handler) {
-        return Err(SandboxError::Handler {
-            handler: handler.to_owned(),
-        });
+/// The host's namespaces a pod is in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct NodeNamespaces {
+    /// Network, and with it the host name.
+    pub(super) network: bool,
+    /// Processes.
+    pub(super) pid: bool,
+    /// System V IPC, message queues, /dev/shm.
+    pub(super) ipc: bool,
+}
+
+impl NodeNamespaces {
+    fn of(config: &PodSandboxConfig) -> Self {
+        let linux = config.linux.as_ref();
+        let security = linux.and_then(|l| l.security_context.as_ref());
+        let Some(options) = security.and_then(|s| s.namespace_options.as_ref()) else {
+            return Self::default();
+        };
+        let node = |mode| mode == i32::from(NamespaceMode::Node);
+        Self {
+            network: node(options.network),
+            pid: node(options.pid),
+            ipc: node(options.ipc),
+        }
     }
+
+    /// The fields of a pod's spec that ask for them.
+    fn fields(self) -> Vec<&'static str> {
+        let fields = [
+            (self.network, "hostNetwork"),
+            (self.pid, "hostPID"),
+            (self.ipc, "hostIPC"),
+        ];
+        fields
+            .into_iter()
+            .filter_map(|(asked, field)| asked.then_some(field))
+            .collect()
+    }
+}
+
+/// Where a pod runs: where its handler says; without one in a VM, but for a pod that no VM can run,
+/// which the policy sends to the host or refuses. Nothing else decides.
+fn machine(
+    handler: &str,
+    node: NodeNamespaces,
+    policy: HostNamespacePods,
+) -> Result<MachineKind, SandboxError> {
+    let fields = node.fields().join(", ");
+    let refused = |advice: &str| {
+        Err(SandboxError::Unsupported {
+            what: format!(
+                "the pod asks for namespaces of the host ({fields}), which a virtual machine \
+                 cannot have: {advice}"
+            ),
+        })
+    };
+    match (handler, policy) {
+        ("host", _) => Ok(MachineKind::Host),
+        ("" | "kvm", _) if fields.is_empty() => Ok(MachineKind::Vm),
+        ("", HostNamespacePods::Host) => Ok(MachineKind::Host),
+        ("", HostNamespacePods::Reject) => refused(
+            "give it a RuntimeClass with the handler \"host\", or set \
+             sandbox.host_namespace_pods = \"host\" on this node",
+        ),
+        ("kvm", _) => refused(
+            "give it a RuntimeClass with the handler \"host\" or none, or unset these fields",
+        ),
+        _ => Err(SandboxError::Handler {
+            handler: handler.to_owned(),
+        }),
+    }
+}
+
+pub(super) fn validate(
+    config: &PodSandboxConfig,
+    handler: &str,
+    policy: HostNamespacePods,
+) -> Result<Wanted, SandboxError> {
+    let node = NodeNamespaces::of(config);
+    let machine = machine(handler, node, policy)?;
     let metadata = config
         .metadata
         .clone()
@@ -39,6 +114,8 @@ pub(super) fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wante
         return Err(invalid("metadata.name is empty"));
     }
     let hostname = match config.hostname.as_str() {
+        // The host's own.
+        "" if node.network => String::new(),
         "" => metadata.name.chars().take(63).collect(),
         name => name.to_owned(),
     };
@@ -67,21 +144,6 @@ pub(super) fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wante
         .and_then(|l| l.security_context.as_ref());
     let (mut shared_pid, mut user_namespace) = (true, None);
     if let Some(options) = security.and_then(|s| s.namespace_options.as_ref()) {
-        for (what, field, mode) in [
-            ("network", "hostNetwork", options.network),
-            ("PID", "hostPID", options.pid),
-            ("IPC", "hostIPC", options.ipc),
-        ] {
-            if mode == i32::from(NamespaceMode::Node) {
-                return Err(SandboxError::Unsupported {
-                    what: format!(
-                        "the pod asks for the host's {what} namespace ({field}), and a virtual \
-                         machine cannot have it; this release has no handler for such pods: run \
-                         them with another runtime on this node, or unset {field}"
-                    ),
-                });
-            }
-        }
         shared_pid = options.pid == i32::from(NamespaceMode::Pod);
         if options.pid == i32::from(NamespaceMode::Target) {
             return Err(invalid("a sandbox's PID namespace cannot be TARGET"));
@@ -99,13 +161,45 @@ pub(super) fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wante
         if key.is_empty() || key.contains("..") || !key.chars().all(good) {
             return Err(invalid(format!("{key:?} is not the name of a sysctl")));
         }
+        if machine == MachineKind::Host {
+            namespaced(key, node)?;
+        }
+    }
+    if user_namespace.is_some() && !node.fields().is_empty() {
+        return Err(invalid(format!(
+            "a pod with a user namespace of its own (hostUsers: false) cannot be in the host's other \
+             namespaces ({})",
+            node.fields().join(", ")
+        )));
     }
     Ok(Wanted {
+        machine,
+        node,
         metadata,
         hostname,
         shared_pid,
         user_namespace,
     })
+}
+
+/// Refuses a sysctl that would be set for more than the pod: on the host there are others.
+fn namespaced(key: &str, node: NodeNamespaces) -> Result<(), SandboxError> {
+    let name = key.replace('/', ".");
+    let network = name.starts_with("net.");
+    // The parameters of ipc_namespaces(7).
+    let ipc = name.starts_with("fs.mqueue.")
+        || name.starts_with("kernel.msg")
+        || name.starts_with("kernel.shm")
+        || name == "kernel.sem";
+    let why = match (network, ipc) {
+        (true, _) if node.network => "the pod is in the host's network namespace",
+        (_, true) if node.ipc => "the pod is in the host's IPC namespace",
+        (true, _) | (_, true) => return Ok(()),
+        _ => "it is not of a namespace, and would be set for the whole host",
+    };
+    Err(invalid(format!(
+        "the sysctl {key:?} cannot be set for a pod on the host (handler \"host\"): {why}"
+    )))
 }
 
 fn invalid(what: impl Into<String>) -> SandboxError {
@@ -121,6 +215,10 @@ mod tests {
 
     use super::*;
     use crate::error::Grpc as _;
+
+    fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wanted, SandboxError> {
+        super::validate(config, handler, HostNamespacePods::Host)
+    }
 
     fn config() -> PodSandboxConfig {
         PodSandboxConfig {
@@ -164,6 +262,62 @@ mod tests {
     }
 
     #[test]
+    fn only_pods_that_need_it_go_to_the_host_and_only_by_policy() {
+        let machine = |config: &PodSandboxConfig, handler: &str, policy| {
+            super::validate(config, handler, policy).map(|wanted| wanted.machine)
+        };
+        use HostNamespacePods::{Host, Reject};
+        let network = with_namespaces(NamespaceMode::Node, NamespaceMode::Pod);
+        let pid = with_namespaces(NamespaceMode::Pod, NamespaceMode::Node);
+        for pod in [&network, &pid] {
+            assert_eq!(machine(pod, "", Host).unwrap(), MachineKind::Host);
+            assert_eq!(machine(pod, "host", Reject).unwrap(), MachineKind::Host);
+            for (handler, policy) in [("", Reject), ("kvm", Host), ("kvm", Reject)] {
+                let code = machine(pod, handler, policy).unwrap_err().code();
+                assert_eq!(code, Code::FailedPrecondition);
+            }
+        }
+        assert_eq!(machine(&config(), "", Host).unwrap(), MachineKind::Vm);
+        assert_eq!(machine(&config(), "kvm", Host).unwrap(), MachineKind::Vm);
+        assert_eq!(
+            machine(&config(), "host", Reject).unwrap(),
+            MachineKind::Host
+        );
+    }
+
+    #[test]
+    fn sysctls_of_the_host_are_not_set_for_a_pod_on_it() {
+        let with = |mode, key: &str| {
+            let mut config = with_namespaces(mode, NamespaceMode::Pod);
+            let linux = config.linux.get_or_insert_default();
+            linux.sysctls = [(key.to_owned(), "1".to_owned())].into();
+            config
+        };
+        let own = |key| validate(&with(NamespaceMode::Pod, key), "host");
+        for key in [
+            "net.ipv4.ip_unprivileged_port_start",
+            "kernel.shm_rmid_forced",
+            "kernel/sem",
+        ] {
+            own(key).unwrap();
+        }
+        for key in [
+            "kernel.panic",
+            "vm.swappiness",
+            "fs.file-max",
+            "user.max_user_namespaces",
+        ] {
+            assert_eq!(own(key).unwrap_err().code(), Code::InvalidArgument, "{key}");
+            validate(&with(NamespaceMode::Pod, key), "kvm").unwrap();
+        }
+        let node = with(NamespaceMode::Node, "net.core.somaxconn");
+        assert_eq!(
+            validate(&node, "host").unwrap_err().code(),
+            Code::InvalidArgument
+        );
+    }
+
+    #[test]
     fn bad_requests_have_the_right_code() {
         let code = |config: &PodSandboxConfig, handler: &str| {
             validate(config, handler).unwrap_err().code()
@@ -173,8 +327,6 @@ mod tests {
             code(&PodSandboxConfig::default(), ""),
             Code::InvalidArgument
         );
-        let host = with_namespaces(NamespaceMode::Node, NamespaceMode::Pod);
-        assert_eq!(code(&host, ""), Code::FailedPrecondition);
         let host = with_namespaces(NamespaceMode::Pod, NamespaceMode::Node);
         assert_eq!(code(&host, "kvm"), Code::FailedPrecondition);
         let group = with_security(LinuxSandboxSecurityContext {

@@ -1,10 +1,10 @@
 //! How a VM ended: what its VMM wrote into exit.json before it went, or that it wrote nothing.
 
-use std::{io, io::Read as _};
+use std::{io, io::Read as _, path::Path};
 
 use serde::Deserialize;
 
-use super::jail::{self, JailDir};
+use super::jail;
 use crate::records::VmExit;
 
 /// The VMM writes 4 KiB of console and a message; JSON escapes may make six of one.
@@ -21,26 +21,30 @@ pub(super) struct Written {
     console_tail: String,
 }
 
-/// Reads how the VM of this jail ended. Blocks. `at` is nanoseconds since the epoch.
-pub fn read(jail: &JailDir, at: i64) -> VmExit {
-    match written(jail) {
+/// Whose end is read.
+pub const THE_VMM: &str = "the VMM process";
+
+/// Reads how a pod's process ended, from the file it writes at its end; what it says while it runs
+/// is in `console`. Blocks. `at` is nanoseconds since the epoch.
+pub fn read(who: &str, exit: &Path, console: &Path, at: i64) -> VmExit {
+    match written(exit) {
         Ok(Some(exit)) => VmExit {
             reason: short(&exit.reason),
             message: short(&exit.message),
             console_tail: jail::printable(exit.console_tail.as_bytes()),
             at,
         },
-        Ok(None) => killed(jail, "the VMM process was killed".to_owned(), at),
+        Ok(None) => killed(console, format!("{who} was killed"), at),
         Err(e) => killed(
-            jail,
-            format!("the VMM left an exit.json that cannot be read: {e}"),
+            console,
+            format!("{who} left an exit.json that cannot be read: {e}"),
             at,
         ),
     }
 }
 
-fn killed(jail: &JailDir, message: String, at: i64) -> VmExit {
-    let console_tail = jail::tail(&jail.console(), TAIL).unwrap_or_default();
+fn killed(console: &Path, message: String, at: i64) -> VmExit {
+    let console_tail = jail::tail(console, TAIL).unwrap_or_default();
     VmExit {
         reason: "killed".to_owned(),
         message,
@@ -49,8 +53,8 @@ fn killed(jail: &JailDir, message: String, at: i64) -> VmExit {
     }
 }
 
-fn written(jail: &JailDir) -> io::Result<Option<Written>> {
-    let file = match jail::open_file(&jail.exit()) {
+fn written(exit: &Path) -> io::Result<Option<Written>> {
+    let file = match jail::open_file(exit) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
@@ -74,11 +78,12 @@ mod tests {
     #[test]
     fn the_three_ways_to_leave() {
         let dir = tempfile::tempdir().unwrap();
-        let jail = JailDir::of_pod(dir.path());
+        let jail = jail::JailDir::of_pod(dir.path());
+        let read = |at| read(THE_VMM, &jail.exit(), &jail.console(), at);
         std::fs::create_dir(jail.root()).unwrap();
         std::fs::write(jail.console(), "Kernel panic - not syncing").unwrap();
 
-        let exit = read(&jail, 5);
+        let exit = read(5);
         assert_eq!((exit.reason.as_str(), exit.at), ("killed", 5));
         assert_eq!(exit.console_tail, "Kernel panic - not syncing");
 
@@ -87,14 +92,14 @@ mod tests {
             r#"{"reason":"panic","message":"m","console_tail":"t"}"#,
         )
         .unwrap();
-        let exit = read(&jail, 5);
+        let exit = read(5);
         assert_eq!(
             (exit.reason.as_str(), exit.message.as_str()),
             ("panic", "m")
         );
 
         std::fs::write(jail.exit(), "{").unwrap();
-        let exit = read(&jail, 5);
+        let exit = read(5);
         assert_eq!(exit.reason, "killed");
         assert!(exit.message.contains("cannot be read"));
     }

@@ -14,7 +14,7 @@ mod spawn;
 pub use config::{Console, ControlSocket, Disk, Jail, Net, RestoreFds, VmmConfig, Vsock};
 pub use control::{Control, DiskSpec, Resize};
 pub use error::{Kind, VmmError};
-pub use exit::read as read_exit;
+pub use exit::{THE_VMM, read as read_exit};
 pub use jail::JailDir;
 pub use process::Process;
 pub use spawn::{Plan, make_jail, spawn};

@@ -5,8 +5,8 @@ use std::{path::Path, sync::Arc};
 
 use bulkhead_proto::cri::ListContainersRequest;
 use bulkhead_runtime::records::{
-    ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, Records, SandboxRecord,
-    SandboxState, Shape,
+    ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, MachineKind, Records,
+    SandboxRecord, SandboxState, Shape,
 };
 use tokio::time::Instant;
 
@@ -59,6 +59,7 @@ async fn fill(database: &Path) -> Outcome {
         id: POD.to_owned(),
         config: config.clone(),
         handler: String::new(),
+        machine: MachineKind::Vm,
         created_at: 1,
         state: SandboxState::Released,
         resources: Vec::new(),

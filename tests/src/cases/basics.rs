@@ -65,7 +65,9 @@ async fn the_runtime_says_who_it_is(context: &mut Context) -> Outcome {
         .map(|h| h.name.as_str())
         .collect();
     check!(
-        handlers.contains(&"") && handlers.contains(&"kvm"),
+        ["", "kvm", "host"]
+            .iter()
+            .all(|name| handlers.contains(name)),
         "{handlers:?}"
     );
     let config = runtime

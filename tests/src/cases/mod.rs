@@ -7,6 +7,7 @@ mod crictl;
 mod docs;
 mod events;
 mod exec;
+mod host;
 mod images;
 mod isolation;
 mod logs;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<Test> {
         security::tests(),
         confinement::tests(),
         isolation::tests(),
+        host::tests(),
         recovery::tests(),
         bad_input::tests(),
         crictl::tests(),

@@ -17,8 +17,9 @@ use crate::{
     config::Config,
     error::Grpc as _,
     images::{ImageConfig, ImageRecord, LayerRecord, digest::Digest},
-    records::{Records, SandboxRecord, SandboxState, Shape},
-    vmm::{Control, JailDir, Process},
+    records::{MachineKind, Records, SandboxRecord, SandboxState, Shape},
+    sandbox::Machine,
+    vmm::{JailDir, Process},
 };
 
 const POD: &str = "00000000000000000000000000000001";
@@ -113,6 +114,7 @@ impl Node {
                     ..Default::default()
                 },
                 handler: String::new(),
+                machine: MachineKind::Vm,
                 created_at: 1,
                 state: SandboxState::Ready,
                 resources: Vec::new(),
@@ -137,17 +139,16 @@ impl Node {
             .enable_all()
             .build();
         let runtime = runtime.unwrap();
-        let jail = JailDir::of_pod(self.dir.path());
+        let machine = Machine::vm(JailDir::of_pod(self.dir.path()));
         let app = runtime.block_on(async {
             let app = App::open(self.config()).unwrap();
             let pod = Arc::new(Pod {
                 id: POD.to_owned(),
-                agent: agent::connect(&jail.vsock()).await.unwrap(),
-                vmm: Control::new(jail.control()),
+                agent: agent::connect(&machine.agent()).await.unwrap(),
+                machine,
                 process: Arc::new(
                     Process::adopt(i32::try_from(std::process::id()).unwrap()).unwrap(),
                 ),
-                jail,
                 ended: watch::channel(None).1,
             });
             app.pods.insert(Arc::clone(&pod));

@@ -1,0 +1,279 @@
+//! The agent of a pod on the host: the configuration it is given, and its way into the pod's cgroup
+//! and namespaces, before it has threads. After that it is the same agent as in a guest; what
+//! differs asks [`crate::paths::Paths::host`].
+//!
+//! Not here: mounting files (`disk::file`), what the calls do.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bulkhead_proto::agent::Ready;
+use prost::Message;
+use rustix::io::Errno;
+use rustix::mount::MountPropagationFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+
+/// A configuration is a few paths.
+const LONGEST: u64 = 64 * 1024;
+/// The cgroup of the agent itself, beside those of the containers, whose names are longer.
+const OWN_CGROUP: &str = "agent";
+/// Without the agent the pod is lost: the kernel shall kill something else.
+const OOM_SCORE: &str = "-998";
+/// The daemon listens, or has died: nothing is waited for.
+const READY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the daemon says about the pod, as JSON on standard input.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pod {
+    /// The sandbox id, for messages.
+    pub id: String,
+    /// The directory of the agent's own things.
+    pub directory: PathBuf,
+    /// Where to serve.
+    pub socket: PathBuf,
+    /// Where to report.
+    pub ready: PathBuf,
+    /// Where to write how it ended.
+    pub exit: PathBuf,
+    /// The mount point of cgroup version 2.
+    pub cgroup_root: PathBuf,
+    /// The pod's cgroup: there, and empty.
+    pub cgroup: PathBuf,
+    /// Its network.
+    pub network: Network,
+    /// Whether it gets an IPC namespace of its own.
+    pub own_ipc: bool,
+}
+
+/// The pod's network namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// The host's, and with it the host's name.
+    Node,
+    /// A new one with a loopback interface only.
+    Own,
+    /// The one behind this file.
+    At(PathBuf),
+}
+
+/// Why the agent is not where it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// No configuration.
+    #[error("reading the pod's configuration from standard input failed: {0}")]
+    Configuration(io::Error),
+    /// The cgroup.
+    #[error("{what} {} failed: {error}", path.display())]
+    File {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// A namespace.
+    #[error("{what} failed: {error}")]
+    Namespace {
+        /// What was attempted.
+        what: &'static str,
+        /// The kernel's answer.
+        error: Errno,
+    },
+    /// The loopback device.
+    #[error("setting the loopback device of the pod's network namespace up failed: {0}")]
+    Loopback(io::Error),
+    /// The cgroup is not below the hierarchy's root.
+    #[error("the pod's cgroup {} is not below {}", cgroup.display(), root.display())]
+    Outside {
+        /// The cgroup.
+        cgroup: PathBuf,
+        /// The root.
+        root: PathBuf,
+    },
+}
+
+/// How the agent ended, in its own words: what a VMM writes too.
+#[derive(Debug, Serialize)]
+struct Exit<'a> {
+    reason: &'a str,
+    message: &'a str,
+}
+
+impl Pod {
+    /// Reads the configuration, to the end of standard input: a daemon that dies on the way starts
+    /// nothing.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn read() -> Result<Self, HostError> {
+        let mut text = Vec::new();
+        io::stdin()
+            .lock()
+            .take(LONGEST)
+            .read_to_end(&mut text)
+            .map_err(HostError::Configuration)?;
+        serde_json::from_slice(&text).map_err(|error| HostError::Configuration(error.into()))
+    }
+
+    /// The pod's cgroup as a path below the hierarchy's root.
+    ///
+    /// # Errors
+    /// When it is not below it.
+    pub fn cgroup_below_root(&self) -> Result<&Path, HostError> {
+        self.cgroup
+            .strip_prefix(&self.cgroup_root)
+            .map_err(|_| HostError::Outside {
+                cgroup: self.cgroup.clone(),
+                root: self.cgroup_root.clone(),
+            })
+    }
+
+    /// Goes into the pod's cgroup and namespaces.
+    ///
+    /// # Errors
+    /// The first step that fails; the process is then of no use and must end.
+    pub fn enter(&self) -> Result<(), HostError> {
+        self.join_cgroup()?;
+        // Signals to the daemon's terminal are not the pod's.
+        let _ = rustix::process::setsid();
+        let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+        let failed = |what| move |error| HostError::Namespace { what, error };
+        let mut own = UnshareFlags::NEWNS;
+        if self.own_ipc {
+            own |= UnshareFlags::NEWIPC;
+        }
+        match &self.network {
+            Network::Node => {}
+            Network::Own => own |= UnshareFlags::NEWUTS | UnshareFlags::NEWNET,
+            Network::At(path) => {
+                let file = File::open(path).map_err(|error| HostError::File {
+                    what: "opening the pod's network namespace",
+                    path: path.clone(),
+                    error,
+                })?;
+                rustix::thread::move_into_link_name_space(
+                    file.as_fd(),
+                    Some(LinkNameSpaceType::Network),
+                )
+                .map_err(failed("entering the pod's network namespace"))?;
+                own |= UnshareFlags::NEWUTS;
+            }
+        }
+        // SAFETY: the process has one thread, and none of these flags concerns descriptors.
+        unsafe { rustix::thread::unshare_unsafe(own) }
+            .map_err(failed("making the pod's namespaces"))?;
+        // What the host mounts later appears here; what is mounted here stays here and goes with
+        // the last process of the pod.
+        rustix::mount::mount_change(
+            "/",
+            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        )
+        .map_err(failed("separating the pod's mounts from the host's"))?;
+        if self.network != Network::Node {
+            crate::init::loopback::up().map_err(HostError::Loopback)?;
+        }
+        Ok(())
+    }
+
+    /// The agent gets a cgroup of its own below the pod's: one that has processes cannot have
+    /// children with limits (cgroup-v2.rst, No Internal Process Constraint).
+    fn join_cgroup(&self) -> Result<(), HostError> {
+        let below = self.cgroup_below_root()?;
+        let own = self.cgroup.join(OWN_CGROUP);
+        let failed = |what, path: &Path| {
+            let path = path.to_owned();
+            move |error| HostError::File { what, path, error }
+        };
+        match fs::create_dir(&own) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed("making the agent's cgroup", &own)(error));
+            }
+            _ => {}
+        }
+        let procs = own.join("cgroup.procs");
+        fs::write(&procs, "0").map_err(failed("joining the agent's cgroup by", &procs))?;
+        let list = self.cgroup_root.join("cgroup.controllers");
+        let controllers =
+            fs::read_to_string(&list).map_err(failed("reading the host's controllers", &list))?;
+        let mut level = self.cgroup_root.clone();
+        enable(&level, &controllers);
+        for part in below.components() {
+            level.push(part);
+            enable(&level, &controllers);
+        }
+        Ok(())
+    }
+
+    /// Tells the daemon that the agent serves.
+    ///
+    /// # Errors
+    /// When the daemon does not listen (any more).
+    pub async fn tell_ready(&self, ready: &Ready) -> io::Result<()> {
+        let tell = async {
+            let mut stream = tokio::net::UnixStream::connect(&self.ready).await?;
+            stream
+                .write_all(&ready.encode_length_delimited_to_vec())
+                .await?;
+            stream.shutdown().await
+        };
+        tokio::time::timeout(READY_DEADLINE, tell)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Writes how the agent ends. Whoever reads it sees all or nothing.
+    pub fn write_exit(&self, reason: &str, message: &str) {
+        let part = self.exit.with_extension("part");
+        let write = || -> io::Result<()> {
+            fs::write(&part, serde_json::to_vec(&Exit { reason, message })?)?;
+            fs::rename(&part, &self.exit)
+        };
+        if let Err(error) = write() {
+            // The daemon then says that the agent was killed.
+            tracing::warn!(%error, "the agent's end is not written down");
+        }
+    }
+}
+
+/// Lets the cgroups below a level have limits. Not fatal: a limit whose controller is missing fails
+/// when it is set, and names it.
+fn enable(level: &Path, controllers: &str) {
+    for name in controllers.split_whitespace() {
+        let _ = fs::write(level.join("cgroup.subtree_control"), format!("+{name}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As runtime/src/host/spawn.rs writes it.
+    const DOCUMENT: &str = r#"{"id":"a","directory":"/r/host","socket":"/r/host/agent.sock",
+        "ready":"/r/host/ready.sock","exit":"/r/host/exit.json","cgroup_root":"/sys/fs/cgroup",
+        "cgroup":"/sys/fs/cgroup/k/p","network":{"at":"/r/netns/a"},"own_ipc":true}"#;
+
+    #[test]
+    fn a_configuration_is_read_as_the_daemon_writes_it() {
+        let pod: Pod = serde_json::from_str(DOCUMENT).unwrap();
+        assert_eq!(pod.network, Network::At("/r/netns/a".into()));
+        assert_eq!(pod.cgroup_below_root().unwrap(), Path::new("k/p"));
+        let node = DOCUMENT.replace(r#"{"at":"/r/netns/a"}"#, r#""node""#);
+        let pod: Pod = serde_json::from_str(&node).unwrap();
+        assert_eq!(pod.network, Network::Node);
+        let outside = DOCUMENT.replace("/sys/fs/cgroup/k/p", "/k/p");
+        let pod: Pod = serde_json::from_str(&outside).unwrap();
+        assert!(matches!(
+            pod.cgroup_below_root(),
+            Err(HostError::Outside { .. })
+        ));
+        assert!(serde_json::from_str::<Pod>(&DOCUMENT.replace("\"id\"", "\"di\"")).is_err());
+    }
+}
