@@ -45,7 +45,7 @@ pub(super) async fn setup(
             attached
                 .addresses
                 .iter()
-                .map(|address| format!("{address}\t{}", wanted.hostname))
+                .map(|address| format!("{address} {}", wanted.hostname))
                 .collect(),
         ),
     };

@@ -90,7 +90,8 @@ fn open(pid: i32) -> io::Result<Option<OwnedFd>> {
     };
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(fd) => Ok(Some(fd)),
-        Err(rustix::io::Errno::SRCH) => Ok(None),
+        // EINVAL: nobody's number any more, but still that of a session the process has led.
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => Ok(None),
         Err(e) => Err(e.into()),
     }
 }
