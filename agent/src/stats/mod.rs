@@ -47,7 +47,7 @@ pub fn device_name(major: u32, minor: u32) -> String {
 
 /// A whole pod's use on the host: of memory, what is not available is what it works with.
 pub fn on_host(pod: &Pod) -> GuestStats {
-    let whole = container("", &pod.cgroup, (0, 0));
+    let whole = cgroup::container("", &pod.cgroup, (0, 0));
     let host = guest(&pod.cgroup_root);
     GuestStats {
         cpu_usage_ns: whole.cpu_usage_ns,
