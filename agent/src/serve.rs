@@ -2,7 +2,6 @@
 //! it is ready.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use prost::Message;
+use rustix::fs::Mode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixListener;
 use tokio::time::timeout;
@@ -83,19 +83,14 @@ impl Listener {
     /// When the path cannot be bound.
     pub fn unix(path: &Path) -> Result<Self, ServeError> {
         let _ = std::fs::remove_file(path);
-        // Who connects is root to the pod, and on a host to the host: the socket is ours alone from
-        // its first moment, when nobody accepts yet.
-        let private = |listener| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-            Ok(listener)
-        };
-        UnixListener::bind(path)
-            .and_then(private)
-            .map(Self::Unix)
-            .map_err(|error| ServeError::Unix {
-                path: path.to_owned(),
-                error,
-            })
+        // Who connects is root to the pod, and on a host to the host.
+        let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+        let listener = UnixListener::bind(path);
+        rustix::process::umask(mask);
+        listener.map(Self::Unix).map_err(|error| ServeError::Unix {
+            path: path.to_owned(),
+            error,
+        })
     }
 
     /// Serves for ever. A connection that breaks concerns itself alone.

@@ -19,6 +19,12 @@ impl Agent {
         &self,
         request: ResizeGuestRequest,
     ) -> Result<ResizeGuestResponse, SandboxError> {
+        if self.containers().paths.host().is_some() {
+            return Err(SandboxError::Invalid {
+                field: "online_cpus",
+                expected: "a guest's: the host's processors are not the pod's",
+            });
+        }
         // One at a time, and not while the sandbox is being set up.
         let _sandbox = self.0.sandbox.lock().await;
         let work = tokio::task::spawn_blocking(move || {

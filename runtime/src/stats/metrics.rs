@@ -156,6 +156,7 @@ mod tests {
             id: "p".into(),
             config: cri::PodSandboxConfig::default(),
             handler: String::new(),
+            machine: Default::default(),
             created_at: 1,
             state: SandboxState::Ready,
             resources: Vec::new(),

@@ -20,11 +20,11 @@ use crate::{
     app::App,
     config::Config,
     records::{
-        ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, SandboxRecord,
-        SandboxState, Shape,
+        ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, MachineKind,
+        SandboxRecord, SandboxState, Shape,
     },
-    sandbox::Pod,
-    vmm::{Control, JailDir, Process},
+    sandbox::{Machine, Pod},
+    vmm::{JailDir, Process},
 };
 
 const POD: &str = "00000000000000000000000000000001";
@@ -60,6 +60,7 @@ impl Node {
         std::fs::create_dir_all(config.paths.layers()).unwrap();
         let jail = JailDir::of_pod(dir.path());
         let guest = Guest::start(&jail.vsock());
+        let machine = Machine::vm(jail);
         let app = App::open(config).unwrap();
         app.records.sandboxes.put(sandbox()).await.unwrap();
         for (id, state) in [
@@ -74,10 +75,9 @@ impl Node {
         }
         app.pods.insert(Arc::new(Pod {
             id: POD.to_owned(),
-            agent: agent::connect_lazily(&jail.vsock()),
-            vmm: Control::new(jail.control()),
+            agent: agent::connect_lazily(&machine.agent()),
+            machine,
             process: Arc::new(Process::adopt(std::process::id().cast_signed()).unwrap()),
-            jail,
             ended: watch::channel(None).1,
         }));
         let (stop, stopped) = watch::channel(false);
@@ -132,6 +132,7 @@ fn sandbox() -> SandboxRecord {
         id: POD.to_owned(),
         config: v1::PodSandboxConfig::default(),
         handler: String::new(),
+        machine: MachineKind::Vm,
         created_at: 1,
         state: SandboxState::Ready,
         resources: Vec::new(),
