@@ -51,19 +51,7 @@ const MAX_MESSAGE: usize = 16 << 20;
 #[derive(Debug, Clone)]
 pub struct Agent {
     channel: Channel,
-    dialler: Dialler,
-}
-
-/// How connections to one agent are made.
-#[derive(Debug, Clone)]
-struct Dialler {
-    vsock: PathBuf,
-}
-
-impl Dialler {
-    async fn dial(&self) -> io::Result<UnixStream> {
-        dial(&self.vsock, AGENT_PORT).await
-    }
+    address: Address,
 }
 
 impl Agent {
@@ -92,7 +80,7 @@ impl Agent {
     async fn open(&self, action: &'static str, what: What) -> Result<UnixStream, AgentError> {
         let failed = |source| AgentError::Session { action, source };
         let opening = session::opening(&SessionRequest { what: Some(what) });
-        let mut stream = self.dialler.dial().await.map_err(failed)?;
+        let mut stream = self.address.dial().await.map_err(failed)?;
         stream.write_all(&opening).await.map_err(failed)?;
         let mut length = [0; 4];
         stream.read_exact(&mut length).await.map_err(failed)?;
@@ -152,6 +140,14 @@ impl Address {
             Self::Vsock(path) | Self::Unix(path) => path,
         }
     }
+
+    async fn dial(&self) -> io::Result<UnixStream> {
+        match self {
+            Self::Vsock(path) => dial(path, AGENT_PORT).await,
+            // A Unix socket answers at once or not at all.
+            Self::Unix(path) => crate::vmm::jail::connect(path).await,
+        }
+    }
 }
 
 /// Connects to an agent. Reconnects by itself later on.
@@ -166,9 +162,7 @@ pub async fn connect(address: &Address) -> Result<Agent, AgentError> {
         })?;
     Ok(Agent {
         channel,
-        dialler: Dialler {
-            vsock: vsock.to_owned(),
-        },
+        address: address.clone(),
     })
 }
 
@@ -178,9 +172,7 @@ pub fn connect_lazily(address: &Address) -> Agent {
     let connector = tower::service_fn(connector(address));
     Agent {
         channel: endpoint().connect_with_connector_lazy(connector),
-        dialler: Dialler {
-            vsock: vsock.to_owned(),
-        },
+        address: address.clone(),
     }
 }
 
@@ -200,14 +192,7 @@ fn connector(address: &Address) -> impl FnMut(Uri) -> Dialled + Clone + Send + '
     let address = address.clone();
     move |_| {
         let address = address.clone();
-        Box::pin(async move {
-            let stream = match &address {
-                Address::Vsock(path) => dial(path, AGENT_PORT).await,
-                // A Unix socket answers at once or not at all.
-                Address::Unix(path) => crate::vmm::jail::connect(path).await,
-            };
-            stream.map(TokioIo::new)
-        })
+        Box::pin(async move { address.dial().await.map(TokioIo::new) })
     }
 }
 
