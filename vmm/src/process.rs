@@ -115,7 +115,7 @@ fn start(timing: &Arc<Timing>) -> Result<Side, StartError> {
             attempted: "opening /dev/null".into(),
             source,
         })?;
-    match jail::fork(config.jail.as_ref())? {
+    match jail::fork(config.jail.as_ref(), config.fs.is_some())? {
         Child::Outer { pid, report } => outer(pid, &report),
         Child::Inner(report) => Ok(Side::Inner(inner(&config, &null, report, timing))),
     }
@@ -166,11 +166,18 @@ fn set_up(
         null.as_raw_fd(),
         config.jail.as_ref().map_or(2, |j| j.log_fd),
     )?;
-    if let Some(jail) = &config.jail {
-        jail::enter(jail)?;
-    }
+    let share = config.fs.as_ref().map(|fs| fs.share.as_path());
+    let descriptors = match (&config.jail, share) {
+        (Some(jail), share) => jail::enter(jail, share)?,
+        (None, Some(_)) => Some(jail::descriptors()?),
+        (None, None) => None,
+    };
     timing.mark("jailed");
-    let resources = Resources::take(config)?;
+    let resources = Resources::take(config, descriptors)?;
+    if config.jail.is_some() {
+        // The file server's threads have theirs. No thread that starts from here on has any.
+        jail::drop_capabilities()?;
+    }
     let mut machine = Machine::new(config, resources, Arc::clone(timing))?;
     let server = match &config.control {
         Some(control) => Some(ControlServer::bind(&control.path, memory_map)?),

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::devices::fs::MAX_TAG;
 
 /// Guest memory, in MiB: less boots no kernel.
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 32..=1024 * 1024;
@@ -17,8 +19,10 @@ const CONSOLE_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
 const MAX_FILES: std::ops::RangeInclusive<u64> = 64..=1 << 20;
 const MAX_DISKS: usize = 240;
 const MAX_ID: usize = 20;
+/// Files of the share the guest may have looked up, or open.
+const FS_FILES: std::ops::RangeInclusive<u64> = 16..=1 << 20;
 /// Ids the VMM gives to its own devices.
-const OWN_IDS: [&str; 4] = ["vsock", "rng", "balloon", "mem"];
+const OWN_IDS: [&str; 5] = ["vsock", "rng", "balloon", "mem", "fs"];
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -38,13 +42,19 @@ pub enum ConfigError {
     },
     /// Two devices have one id, or an id is the VMM's own.
     #[error(
-        "configuration: the device id {0} is taken twice (vsock, rng, balloon and mem are the VMM's \
-         own)"
+        "configuration: the device id {0} is taken twice (vsock, rng, balloon, mem and fs are the \
+         VMM's own)"
     )]
     DuplicateId(String),
     /// One descriptor is named twice.
     #[error("configuration: descriptor {0} is named twice")]
     DuplicateFd(RawFd),
+    /// The share is not where the jail keeps it.
+    #[error(
+        "configuration key fs.share: {} is not possible; with a jail it is one name in jail.root",
+        .0.display()
+    )]
+    BadShare(PathBuf),
     /// A boot without a kernel.
     #[error("configuration: kernel_fd is missing; only a restore does without")]
     NoKernel,
@@ -89,6 +99,9 @@ pub struct Config {
     /// The vsock device.
     #[serde(default)]
     pub vsock: Option<Vsock>,
+    /// The directory of the host that the guest gets by virtio-fs.
+    #[serde(default)]
+    pub fs: Option<Fs>,
     /// Where the serial console goes.
     pub console: Console,
     /// The control socket.
@@ -167,6 +180,20 @@ pub struct Vsock {
     pub cid: u64,
     /// The Unix socket.
     pub path: PathBuf,
+}
+
+/// The file server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fs {
+    /// The name the guest mounts it by.
+    pub tag: String,
+    /// The directory: with a jail, one name in its root, and a mount of its own.
+    pub share: PathBuf,
+    /// The most files the guest may have looked up.
+    pub max_inodes: u64,
+    /// The most files it may have open.
+    pub max_handles: u64,
 }
 
 /// The serial console's log.
@@ -304,6 +331,16 @@ impl Config {
         if let Some(vsock) = &self.vsock {
             within("vsock.cid", vsock.cid, &(3..=u64::from(u32::MAX) - 1))?;
         }
+        if let Some(fs) = &self.fs {
+            within("fs.tag (its bytes)", fs.tag.len(), &(1..=MAX_TAG))?;
+            within("fs.max_inodes", fs.max_inodes, &FS_FILES)?;
+            within("fs.max_handles", fs.max_handles, &FS_FILES)?;
+            let mut parts = fs.share.components();
+            let one = matches!(parts.next(), Some(Component::Normal(_)));
+            if self.jail.is_some() && !(one && parts.next().is_none()) {
+                return Err(ConfigError::BadShare(fs.share.clone()));
+            }
+        }
         if let Some(jail) = &self.jail {
             within("jail.max_files", jail.max_files, &MAX_FILES)?;
             within("jail.uid", jail.uid, &(1..=u32::MAX - 1))?;
@@ -399,6 +436,8 @@ mod tests {
             "disks": [{"id": "scratch", "fd": 9, "read_only": false, "queues": 1}],
             "nets": [{"id": "eth0", "tap_fd": 10, "mac": "02:00:00:00:00:01",
                       "mtu": 1500, "queue_size": 256}],
+            "fs": {"tag": "t", "share": "share", "max_inodes": 100, "max_handles": 100},
+            "jail": {"uid": 7, "gid": 7, "root": "/x", "max_files": 1024, "log_fd": 2},
             "console": {"path": "console.log", "limit_bytes": 65536},
         })
     }
@@ -411,7 +450,7 @@ mod tests {
     fn a_minimal_document_is_enough() {
         let config = parse(&document()).unwrap();
         assert_eq!(config.fds(), [6, 7, 9, 10]);
-        assert!(!config.hold && config.jail.is_none());
+        assert!(!config.hold && config.vsock.is_none());
     }
 
     #[test]
@@ -446,6 +485,12 @@ mod tests {
             ),
             ("/nets/0/queue_size", serde_json::json!(100), "queue_size"),
             ("/kernel_fd", serde_json::json!(null), "kernel_fd"),
+            ("/fs/tag", serde_json::json!(""), "fs.tag"),
+            ("/fs/tag", serde_json::json!("x".repeat(37)), "fs.tag"),
+            ("/fs/max_inodes", serde_json::json!(0), "fs.max_inodes"),
+            ("/fs/share", serde_json::json!("../x"), "fs.share"),
+            ("/fs/share", serde_json::json!("/share"), "fs.share"),
+            ("/fs/share", serde_json::json!("a/b"), "fs.share"),
         ] {
             let mut changed = document();
             *changed.pointer_mut(pointer).unwrap() = value;

@@ -7,7 +7,7 @@ mod config;
 mod control;
 
 pub use config::{
-    Config, ConfigError, Console, Control, Disk, Jail, MacAddress, Net, RestoreFds, Vsock,
+    Config, ConfigError, Console, Control, Disk, Fs, Jail, MacAddress, Net, RestoreFds, Vsock,
 };
 pub use control::{
     Answer, AttachDisk, Done, ErrorKind, ExitReport, Failure, Request, Resize, Started,

@@ -180,6 +180,23 @@ impl Segments {
         }
     }
 
+    /// Moves up to `n` bytes from the front to `front`, which is cleared before.
+    pub fn take_front(&mut self, n: usize, front: &mut Segments) {
+        front.clear();
+        for piece in self.pieces() {
+            let take = piece.iov_len.min(n - front.len);
+            if take == 0 {
+                break;
+            }
+            front.iov.push(libc::iovec {
+                iov_base: piece.iov_base,
+                iov_len: take,
+            });
+            front.len += take;
+        }
+        self.advance(front.len);
+    }
+
     /// Keeps at most the first `n` bytes.
     pub fn truncate(&mut self, n: usize) {
         while self.len > n {
@@ -348,6 +365,34 @@ impl Segments {
         message.msg_iovlen = pieces.len();
         // SAFETY: as in `readv`; the kernel only reads the list and the pieces.
         let n = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Fills the pieces from `fd`, from byte `offset` of it on, with one `preadv`.
+    ///
+    /// # Errors
+    /// The system call's.
+    ///
+    /// # Safety
+    /// The guest memory they were taken from is still mapped.
+    pub unsafe fn preadv(&self, fd: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
+        let (ptr, count) = self.raw();
+        // SAFETY: as in `readv`.
+        let n = unsafe { libc::preadv(fd.as_raw_fd(), ptr, count, offset) };
+        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes the pieces to `fd`, from byte `offset` of it on, with one `pwritev`.
+    ///
+    /// # Errors
+    /// The system call's.
+    ///
+    /// # Safety
+    /// The guest memory they were taken from is still mapped.
+    pub unsafe fn pwritev(&self, fd: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
+        let (ptr, count) = self.raw();
+        // SAFETY: as in `readv`.
+        let n = unsafe { libc::pwritev(fd.as_raw_fd(), ptr, count, offset) };
         usize::try_from(n).map_err(|_| io::Error::last_os_error())
     }
 

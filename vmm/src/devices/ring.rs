@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
@@ -61,6 +62,13 @@ impl Ring {
     /// Asks for kicks again; true when chains came meanwhile and the ring must be looked at.
     pub fn listen(&mut self, mem: &GuestMemory) -> bool {
         self.queue.enable_notification(mem).unwrap_or(false)
+    }
+
+    /// Whether chains wait that were not taken.
+    #[must_use]
+    pub fn waits(&self, mem: &GuestMemory) -> bool {
+        let offered = self.queue.avail_idx(mem, Ordering::Acquire);
+        offered.is_ok_and(|idx| idx.0 != self.queue.next_avail())
     }
 
     /// Makes the event loop deliver this ring's kick again, later.

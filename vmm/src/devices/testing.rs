@@ -227,7 +227,8 @@ impl<D: VirtioDevice + 'static> Machine<D> {
                 QueueState {
                     index: u16::try_from(i).unwrap(),
                     max_size: *size,
-                    size: *size,
+                    // What the layout above has room for.
+                    size: (*size).min(256),
                     desc_table: base,
                     avail_ring: base + 0x1000,
                     used_ring: base + 0x2000,

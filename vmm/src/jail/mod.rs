@@ -3,7 +3,10 @@
 //! The outer process, with the daemon's privileges, joins the cgroups, closes what was not meant
 //! for the VMM and makes a child in namespaces of its own (`namespaces`); the child takes the
 //! pod's directory as its whole file system (`root`) and drops every privilege (`privileges`).
-//! Nothing here knows what the VMM does afterwards.
+//! With a file server (virtio-fs) the directory it serves stays too, and its threads keep the
+//! capabilities over files that serving them with their owners takes: over ids as they are on the
+//! host, and with no file in reach but those of the share. Nothing here knows what the VMM does
+//! afterwards.
 
 mod descriptors;
 mod namespaces;
@@ -12,12 +15,15 @@ mod root;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use crate::api;
 
 pub use descriptors::{close_all_but, null_stdio};
 pub use namespaces::{Child, fork};
+pub use privileges::{drop_capabilities, raise_file_capabilities};
+pub use root::descriptors;
 
 /// Why the jail could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -72,14 +78,24 @@ pub fn join_cgroups(fds: &[RawFd]) -> Result<(), JailError> {
     Ok(())
 }
 
-/// In the child: the pod's directory becomes everything, and every privilege goes.
+/// In the child: the pod's directory becomes everything, and every privilege goes, but for what a
+/// file server of the directory `share` needs. Gives /proc/self/fd, which that needs too.
 ///
 /// # Errors
 /// When a step fails; the process must then end.
-pub fn enter(jail: &api::Jail) -> Result<(), JailError> {
-    privileges::become_mapped_root()?;
+pub fn enter(jail: &api::Jail, share: Option<&Path>) -> Result<Option<OwnedFd>, JailError> {
+    match share {
+        // Zero in here, the VMM's own outside.
+        None => privileges::become_user(0, 0)?,
+        Some(_) => {
+            privileges::keep_capabilities()?;
+            privileges::become_user(jail.uid, jail.gid)?;
+        }
+    }
     // SAFETY: no preconditions; fails only for a process group leader, which a child is not.
     check(unsafe { libc::setsid() }, "a session of its own")?;
-    root::enter()?;
-    privileges::drop_all(jail.max_files)
+    let descriptors = share.map(|_| root::own_descriptors()).transpose()?;
+    root::enter(share)?;
+    privileges::drop_all(share.is_some())?;
+    Ok(descriptors)
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::{JailError, check};
+use super::{JailError, check, privileges};
 use crate::api;
 
 /// How long the child may take until it reports: it loads a kernel in this time.
@@ -30,15 +30,18 @@ pub enum Child {
 }
 
 /// Makes the child. In the caller this returns when the child has reported and closed its end,
-/// or died.
+/// or died. With `all_ids` its user namespace has every id, each as it is outside, as a file
+/// server must know the owners of what it serves; else it has none but the VMM's own.
 ///
 /// # Errors
 /// When the child cannot be made, or does not report in time; it is dead then.
-pub fn fork(jail: Option<&api::Jail>) -> Result<Child, JailError> {
+pub fn fork(jail: Option<&api::Jail>, all_ids: bool) -> Result<Child, JailError> {
     let pair = UnixStream::pair();
     let (mut outer, mut inner) = pair.map_err(io_error("a socket pair"))?;
     if let Some(jail) = jail {
         prepare_root(jail)?;
+        // Here, as a limit may be raised by the host's root alone.
+        privileges::limit(libc::RLIMIT_NOFILE, jail.max_files, "limiting descriptors")?;
         // The groups of the daemon are not the VMM's, and the new namespace may not change them.
         // SAFETY: an empty list needs no pointer.
         let result = unsafe { libc::setgroups(0, std::ptr::null()) };
@@ -65,7 +68,7 @@ pub fn fork(jail: Option<&api::Jail>) -> Result<Child, JailError> {
         }
         Ok(pid) if pid > 0 => {
             drop(inner);
-            let report = lead(pid, jail, &mut outer);
+            let report = lead(pid, jail, all_ids, &mut outer);
             if report.is_err() {
                 end(pid);
             }
@@ -79,13 +82,22 @@ pub fn fork(jail: Option<&api::Jail>) -> Result<Child, JailError> {
 }
 
 /// Maps the child's ids, lets it go on and reads its report.
-fn lead(pid: i32, jail: Option<&api::Jail>, child: &mut UnixStream) -> Result<Vec<u8>, JailError> {
+fn lead(
+    pid: i32,
+    jail: Option<&api::Jail>,
+    all_ids: bool,
+    child: &mut UnixStream,
+) -> Result<Vec<u8>, JailError> {
     if let Some(jail) = jail {
         // In this order: a group map of an unprivileged writer needs setgroups denied, and so
         // the VMM can never gain groups.
         write_proc(pid, "setgroups", "deny")?;
-        write_proc(pid, "uid_map", &format!("0 {} 1", jail.uid))?;
-        write_proc(pid, "gid_map", &format!("0 {} 1", jail.gid))?;
+        let map = |id: u32| match all_ids {
+            true => format!("0 0 {}", u32::MAX),
+            false => format!("0 {id} 1"),
+        };
+        write_proc(pid, "uid_map", &map(jail.uid))?;
+        write_proc(pid, "gid_map", &map(jail.gid))?;
     }
     child
         .write_all(&[1])

@@ -2,20 +2,39 @@
 
 use super::{JailError, check};
 
-/// Takes the ids the outer process has mapped: zero in here, the VMM's own outside.
-pub(super) fn become_mapped_root() -> Result<(), JailError> {
+/// What a file server needs to make files for others and keep their owners: it may change owners
+/// and modes, pass permissions (the guest's kernel has checked them), keep set-group-id bits, and
+/// be any user while it makes a file. It may open no file by a handle, and make no device.
+const FILE_CAPABILITIES: u64 =
+    1 << CHOWN | 1 << DAC_OVERRIDE | 1 << FOWNER | 1 << FSETID | 1 << SETGID | 1 << SETUID;
+const CHOWN: u32 = 0;
+const DAC_OVERRIDE: u32 = 1;
+const FOWNER: u32 = 3;
+const FSETID: u32 = 4;
+const SETGID: u32 = 6;
+const SETUID: u32 = 7;
+
+/// From here on a change of user changes no capabilities, and being root gives none
+/// (SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP, SECBIT_NO_CAP_AMBIENT_RAISE, each locked).
+pub(super) fn keep_capabilities() -> Result<(), JailError> {
+    let bits = 0b11 | 0b11 << 2 | 0b11 << 6;
+    prctl(libc::PR_SET_SECUREBITS, bits, "setting secure bits")
+}
+
+/// Takes these ids for good.
+pub(super) fn become_user(uid: u32, gid: u32) -> Result<(), JailError> {
     // SAFETY: no preconditions.
-    let result = unsafe { libc::setresgid(0, 0, 0) };
+    let result = unsafe { libc::setresgid(gid, gid, gid) };
     check(result, "taking the VMM's group")?;
     // SAFETY: no preconditions.
-    let result = unsafe { libc::setresuid(0, 0, 0) };
+    let result = unsafe { libc::setresuid(uid, uid, uid) };
     check(result, "taking the VMM's user")?;
     Ok(())
 }
 
-/// Limits, then no capability in any set, no way to gain one, and no tracing.
-pub(super) fn drop_all(max_files: u64) -> Result<(), JailError> {
-    limit(libc::RLIMIT_NOFILE, max_files, "limiting descriptors")?;
+/// No capability in any set, no way to gain one, and no tracing. For a file server, this thread
+/// may still pass on what that needs, but use it no more.
+pub(super) fn drop_all(file_server: bool) -> Result<(), JailError> {
     limit(libc::RLIMIT_CORE, 0, "forbidding core dumps")?;
     drop_bounding_set()?;
     prctl(
@@ -23,7 +42,8 @@ pub(super) fn drop_all(max_files: u64) -> Result<(), JailError> {
         libc::PR_CAP_AMBIENT_CLEAR_ALL,
         "clearing ambient capabilities",
     )?;
-    drop_sets()?;
+    let kept = if file_server { FILE_CAPABILITIES } else { 0 };
+    set_capabilities(kept, 0, "dropping capabilities")?;
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1, "forbidding new privileges")?;
     prctl(libc::PR_SET_DUMPABLE, 0, "forbidding tracing")?;
     // SAFETY: there is one thread, and nothing holds a pointer into the environment.
@@ -32,7 +52,28 @@ pub(super) fn drop_all(max_files: u64) -> Result<(), JailError> {
     Ok(())
 }
 
-fn limit(what: libc::__rlimit_resource_t, value: u64, attempted: &str) -> Result<(), JailError> {
+/// Gives this thread the capabilities of a file server.
+///
+/// # Errors
+/// When the thread that started it has none to pass on.
+pub fn raise_file_capabilities() -> Result<(), JailError> {
+    let all = FILE_CAPABILITIES;
+    set_capabilities(all, all, "taking the file server's capabilities")
+}
+
+/// Takes every capability from this thread, and so from those it starts.
+///
+/// # Errors
+/// Never, on a kernel that has capabilities.
+pub fn drop_capabilities() -> Result<(), JailError> {
+    set_capabilities(0, 0, "dropping capabilities")
+}
+
+pub(super) fn limit(
+    what: libc::__rlimit_resource_t,
+    value: u64,
+    attempted: &str,
+) -> Result<(), JailError> {
     let limit = libc::rlimit {
         rlim_cur: value,
         rlim_max: value,
@@ -61,8 +102,8 @@ fn drop_bounding_set() -> Result<(), JailError> {
     Ok(())
 }
 
-/// Permitted, effective and inheritable.
-fn drop_sets() -> Result<(), JailError> {
+/// Sets this thread's capabilities; none is inheritable.
+fn set_capabilities(permitted: u64, effective: u64, attempted: &str) -> Result<(), JailError> {
     #[repr(C)]
     struct Header {
         version: u32,
@@ -73,8 +114,9 @@ fn drop_sets() -> Result<(), JailError> {
         version: 0x2008_0522,
         pid: 0,
     };
-    let sets = [[0u32; 3]; 2];
+    let word = |set: u64, shift: u32| u32::try_from(set >> shift & 0xffff_ffff).unwrap_or(0);
+    let sets = [0, 32].map(|shift| [word(effective, shift), word(permitted, shift), 0]);
     // SAFETY: both pointers are to structures of the layout this version has.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const sets) };
-    check(i32::try_from(result).unwrap_or(-1), "dropping capabilities").map(|_| ())
+    check(i32::try_from(result).unwrap_or(-1), attempted).map(|_| ())
 }

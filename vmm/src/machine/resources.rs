@@ -3,13 +3,17 @@
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
+use rustix::fs::{Mode, OFlags};
+
 use super::MachineError;
-use crate::api::Config;
+use crate::api::{self, Config};
 use crate::devices::balloon::BalloonDevice;
 use crate::devices::block::{BlockConfig, BlockDevice, EngineKind};
+use crate::devices::fs::{FsConfig, FsDevice, Limits, Server, Workers};
 use crate::devices::net::{NetConfig, NetDevice};
 use crate::devices::rng::RngDevice;
 use crate::devices::vsock::{VsockConfig, VsockDevice};
+use crate::jail;
 use crate::virtio::device::VirtioDevice;
 
 /// Takes descriptor `fd`, which this process inherited for this purpose.
@@ -43,11 +47,13 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Takes every descriptor `config` names, but for the jail's.
+    /// Takes every descriptor `config` names, but for the jail's. `descriptors` is /proc/self/fd,
+    /// for the file server. Its threads start here, before any other, as they keep capabilities
+    /// that no other gets.
     ///
     /// # Errors
-    /// When one is not open.
-    pub fn take(config: &Config) -> Result<Self, MachineError> {
+    /// When one is not open, or the share cannot be served.
+    pub fn take(config: &Config, descriptors: Option<OwnedFd>) -> Result<Self, MachineError> {
         let file = |fd, what| take(fd, what).map(File::from);
         let mut devices = vec![Source::Rng, Source::Balloon];
         if let Some(vsock) = &config.vsock {
@@ -55,6 +61,9 @@ impl Resources {
                 cid: vsock.cid,
                 path: vsock.path.clone(),
             }));
+        }
+        if let Some(fs) = &config.fs {
+            devices.push(Source::Fs(file_server(config, fs, descriptors)?));
         }
         for net in &config.nets {
             devices.push(Source::Net(NetConfig {
@@ -98,6 +107,36 @@ impl Resources {
     }
 }
 
+fn file_server(
+    config: &Config,
+    fs: &api::Fs,
+    descriptors: Option<OwnedFd>,
+) -> Result<FsConfig, MachineError> {
+    let shown = fs.share.display();
+    let descriptors = descriptors.ok_or_else(|| {
+        MachineError::Mismatch("a file server needs the directory of descriptors".into())
+    })?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let share = rustix::fs::open(&fs.share, flags, Mode::empty())
+        .map_err(|e| MachineError::io(format!("opening the share {shown}"))(e.into()))?;
+    let limits = Limits {
+        nodes: usize::try_from(fs.max_inodes).unwrap_or(usize::MAX),
+        handles: usize::try_from(fs.max_handles).unwrap_or(usize::MAX),
+    };
+    let server = Server::new(share, descriptors, limits)
+        .map_err(|e| MachineError::io(format!("looking at the share {shown}"))(e.into()))?;
+    let jailed = config.jail.is_some();
+    let workers = Workers::start(server, move || match jailed {
+        true => jail::raise_file_capabilities().map_err(std::io::Error::other),
+        false => Ok(()),
+    })
+    .map_err(MachineError::io("starting the file server's threads"))?;
+    Ok(FsConfig {
+        tag: fs.tag.clone(),
+        workers,
+    })
+}
+
 /// What one device is made from.
 #[derive(Debug)]
 pub enum Source {
@@ -107,6 +146,8 @@ pub enum Source {
     Balloon,
     /// vsock.
     Vsock(VsockConfig),
+    /// The file server.
+    Fs(FsConfig),
     /// A network device.
     Net(NetConfig),
     /// A disk.
@@ -134,6 +175,7 @@ impl Source {
             Source::Rng => "rng",
             Source::Balloon => "balloon",
             Source::Vsock(_) => "vsock",
+            Source::Fs(_) => "fs",
             Source::Net(net) => &net.id,
             Source::Disk(disk) => &disk.id,
         }
@@ -155,6 +197,8 @@ impl Source {
             (Source::Balloon, Some(state)) => boxed(id, BalloonDevice::restore(state)),
             (Source::Vsock(config), None) => boxed(id, VsockDevice::new(config)),
             (Source::Vsock(config), Some(state)) => boxed(id, VsockDevice::restore(config, state)),
+            (Source::Fs(config), None) => boxed(id, FsDevice::new(config)),
+            (Source::Fs(config), Some(state)) => boxed(id, FsDevice::restore(config, state)),
             (Source::Net(config), None) => boxed(id, NetDevice::new(config)),
             (Source::Net(config), Some(state)) => boxed(id, NetDevice::restore(config, state)),
             (Source::Disk(config), None) => boxed(id, BlockDevice::new(config)),

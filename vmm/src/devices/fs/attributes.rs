@@ -1,0 +1,192 @@
+//! Requests on a file's attributes: stat, chmod, chown, truncate, times, extended attributes.
+
+use std::ffi::CStr;
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use super::files::strip_set_ids;
+use super::nodes::Node;
+use super::reply::{self, Writer};
+use super::request::{MAX_XATTR, Request, SetAttr, SetTime};
+use super::server::{Answer, Outcome, Scratch, Server, name_of, stat};
+
+/// The one name space the guest reaches. `security.` and `trusted.` would mean something to the
+/// host's kernel, `system.` (ACLs) is checked by the guest's, which was not told that there are any.
+const XATTRS: &[u8] = b"user.";
+
+fn allowed(name: &CStr) -> Result<(), Errno> {
+    match name.to_bytes().starts_with(XATTRS) {
+        true => Ok(()),
+        false => Err(Errno::OPNOTSUPP),
+    }
+}
+
+impl Server {
+    pub(super) fn on_attributes(
+        &self,
+        node: u64,
+        request: &Request<'_>,
+        scratch: &mut Scratch,
+    ) -> Outcome {
+        let node = self.node(node)?;
+        match *request {
+            Request::GetAttr { handle } => {
+                let stat = self.stat_of(&node, handle)?;
+                reply::attr_out(&mut Writer(&mut scratch.out), node.ino(&stat), &stat);
+            }
+            Request::Statx { handle } => {
+                let stat = self.stat_of(&node, handle)?;
+                reply::statx_out(&mut Writer(&mut scratch.out), node.ino(&stat), &stat);
+            }
+            Request::SetAttr(ref wanted) => {
+                self.set_attributes(&node, wanted)?;
+                let stat = stat(&node.fd)?;
+                reply::attr_out(&mut Writer(&mut scratch.out), node.ino(&stat), &stat);
+            }
+            Request::StatFs => {
+                let stat = rustix::fs::fstatfs(&node.fd)?;
+                reply::statfs(&mut Writer(&mut scratch.out), &stat);
+            }
+            Request::SetXattr { name, value, flags } => {
+                allowed(name)?;
+                let flags = XattrFlags::from_bits_retain(flags);
+                rustix::fs::setxattr(&*name_of(&node.fd)?, name, value, flags)?;
+            }
+            Request::GetXattr { name, size } => {
+                allowed(name)?;
+                get(size, scratch, |buffer| {
+                    rustix::fs::getxattr(&*name_of(&node.fd)?, name, buffer)
+                })?;
+            }
+            Request::ListXattr { size } => list(&node, size, scratch)?,
+            Request::RemoveXattr { name } => {
+                allowed(name)?;
+                rustix::fs::removexattr(&*name_of(&node.fd)?, name)?;
+            }
+            _ => return Err(Errno::NOSYS),
+        }
+        Ok(Answer::Out)
+    }
+
+    fn stat_of(&self, node: &Node, handle: Option<u64>) -> Result<rustix::fs::Statx, Errno> {
+        // Through the open file where there is one: on a network file system it may know more.
+        match handle.map(|h| self.handle(h)) {
+            Some(Ok(handle)) => stat(&handle.fd),
+            _ => stat(&node.fd),
+        }
+    }
+
+    fn set_attributes(&self, node: &Node, wanted: &SetAttr) -> Result<(), Errno> {
+        if wanted.uid.is_some() || wanted.gid.is_some() {
+            rustix::fs::chownat(
+                &node.fd,
+                c"",
+                wanted.uid.map(Uid::from_raw),
+                wanted.gid.map(Gid::from_raw),
+                AtFlags::EMPTY_PATH,
+            )?;
+        }
+        // After the owner, whose change takes set-id bits away.
+        if let Some(mode) = wanted.mode {
+            let mode = Mode::from_bits_retain(mode & 0o7777);
+            let name = name_of(&node.fd)?;
+            rustix::fs::chmodat(&self.descriptors, &*name, mode, AtFlags::empty())?;
+        }
+        if let Some(size) = wanted.size {
+            self.truncate(node, wanted.handle, size, wanted.kill)?;
+        }
+        if wanted.atime.is_some() || wanted.mtime.is_some() {
+            let times = Timestamps {
+                last_access: timespec(wanted.atime),
+                last_modification: timespec(wanted.mtime),
+            };
+            rustix::fs::utimensat(&node.fd, c"", &times, AtFlags::EMPTY_PATH)?;
+        }
+        Ok(())
+    }
+
+    fn truncate(
+        &self,
+        node: &Node,
+        handle: Option<u64>,
+        size: u64,
+        kill: bool,
+    ) -> Result<(), Errno> {
+        let open = handle.map(|h| self.handle(h)).transpose()?;
+        if let Some(handle) = open.filter(|h| h.writable) {
+            rustix::fs::ftruncate(&handle.fd, size)?;
+            return if kill {
+                strip_set_ids(&handle.fd)
+            } else {
+                Ok(())
+            };
+        }
+        let fd = self.reopen(node, OFlags::WRONLY)?;
+        rustix::fs::ftruncate(&fd, size)?;
+        if kill { strip_set_ids(&fd) } else { Ok(()) }
+    }
+}
+
+fn timespec(time: Option<SetTime>) -> Timespec {
+    match time {
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+        Some(SetTime::Now) => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        },
+        Some(SetTime::At(seconds, nanos)) => Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanos.into(),
+        },
+    }
+}
+
+/// Answers with a value, or with its length when no room was offered.
+fn get(
+    size: u32,
+    scratch: &mut Scratch,
+    call: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
+) -> Result<(), Errno> {
+    scratch.buffer.clear();
+    // At most 64 KiB.
+    scratch.buffer.resize(usize::try_from(size).unwrap_or(0), 0);
+    let length = call(&mut scratch.buffer)?;
+    answer(size, length, scratch)
+}
+
+fn answer(size: u32, length: usize, scratch: &mut Scratch) -> Result<(), Errno> {
+    if size == 0 {
+        let length = u32::try_from(length).map_err(|_| Errno::TOOBIG)?;
+        Writer(&mut scratch.out).u32(length).u32(0);
+    } else {
+        let value = scratch.buffer.get(..length).ok_or(Errno::RANGE)?;
+        scratch.out.extend_from_slice(value);
+    }
+    Ok(())
+}
+
+/// The names the guest may know of.
+fn list(node: &Node, size: u32, scratch: &mut Scratch) -> Result<(), Errno> {
+    scratch.buffer.clear();
+    scratch
+        .buffer
+        .resize(usize::try_from(MAX_XATTR).unwrap_or(0), 0);
+    let length = rustix::fs::listxattr(&*name_of(&node.fd)?, &mut scratch.buffer)?;
+    let mut names = Vec::new();
+    let all = scratch.buffer.get(..length).unwrap_or_default();
+    for name in all.split_inclusive(|b| *b == 0) {
+        if name.starts_with(XATTRS) {
+            names.extend_from_slice(name);
+        }
+    }
+    if size != 0 && names.len() > usize::try_from(size).unwrap_or(0) {
+        return Err(Errno::RANGE);
+    }
+    let length = names.len();
+    scratch.buffer = names;
+    answer(size, length, scratch)
+}

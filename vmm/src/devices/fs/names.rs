@@ -1,0 +1,239 @@
+//! Requests on a directory's entries: looking up, making, moving, removing.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx};
+use rustix::io::Errno;
+
+use super::abi;
+use super::caller::Caller;
+use super::files::{open_flags, strip_set_ids};
+use super::nodes::{Handle, Node};
+use super::reply::{self, Writer};
+use super::request::{Header, Request};
+use super::server::{Answer, Outcome, Scratch, Server, name_of, stat};
+
+/// PROC_SUPER_MAGIC (statfs(2)).
+const PROCFS: i64 = 0x9fa0;
+/// Names a file without opening it; a symbolic link names itself.
+const BY_NAME: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+fn permissions(mode: u32) -> Mode {
+    Mode::from_bits_retain(mode & 0o7777)
+}
+
+fn find(dir: &Node, name: &CStr) -> Result<(OwnedFd, Statx), Errno> {
+    let fd = rustix::fs::openat(&dir.fd, name, BY_NAME, Mode::empty())?;
+    let stat = stat(&fd)?;
+    Ok((fd, stat))
+}
+
+impl Server {
+    pub(super) fn on_name(
+        &self,
+        header: &Header,
+        request: &Request<'_>,
+        scratch: &mut Scratch,
+    ) -> Outcome {
+        let dir = self.node(header.node)?;
+        let caller = || Caller::become_one(header.uid, header.gid);
+        match *request {
+            Request::Lookup { name } => self.tell_of(&dir, name, scratch),
+            Request::Mkdir { name, mode } => {
+                let made = caller()?;
+                rustix::fs::mkdirat(&dir.fd, name, permissions(mode))?;
+                drop(made);
+                self.tell_of(&dir, name, scratch)
+            }
+            Request::Mknod { name, mode, device } => {
+                let kind = FileType::from_raw_mode(mode);
+                match kind {
+                    FileType::RegularFile | FileType::Fifo | FileType::Socket => {}
+                    // A whiteout of an overlay, which is no device at all.
+                    FileType::CharacterDevice if device == 0 => {}
+                    _ => return Err(Errno::PERM),
+                }
+                let made = caller()?;
+                rustix::fs::mknodat(&dir.fd, name, kind, permissions(mode), 0)?;
+                drop(made);
+                self.tell_of(&dir, name, scratch)
+            }
+            Request::Symlink { name, target } => {
+                let made = caller()?;
+                rustix::fs::symlinkat(target, &dir.fd, name)?;
+                drop(made);
+                self.tell_of(&dir, name, scratch)
+            }
+            Request::Link { node, name } => {
+                let file = self.node(node)?;
+                // By the descriptor's own link: linkat(2) takes a bare descriptor only from those
+                // who may open files by handle.
+                rustix::fs::linkat(
+                    &self.descriptors,
+                    &*name_of(&file.fd)?,
+                    &dir.fd,
+                    name,
+                    AtFlags::SYMLINK_FOLLOW,
+                )?;
+                self.tell_of(&dir, name, scratch)
+            }
+            Request::Create {
+                name,
+                flags,
+                mode,
+                kill,
+            } => {
+                let made = caller()?;
+                let (fd, stat) = self.create(&dir, name, flags, mode, kill, made)?;
+                self.tell_of_open(&dir, fd, &stat, flags, scratch)
+            }
+            Request::Tmpfile { flags, mode } => {
+                let flags = open_flags(flags)? | OFlags::TMPFILE | OFlags::CLOEXEC;
+                let made = caller()?;
+                let fd = rustix::fs::openat(&dir.fd, c".", flags, permissions(mode))?;
+                drop(made);
+                let stat = stat(&fd)?;
+                self.tell_of_open(&dir, fd, &stat, flags.bits(), scratch)
+            }
+            Request::Unlink { name } => {
+                rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty())?;
+                Ok(Answer::Out)
+            }
+            Request::Rmdir { name } => {
+                rustix::fs::unlinkat(&dir.fd, name, AtFlags::REMOVEDIR)?;
+                Ok(Answer::Out)
+            }
+            Request::Rename {
+                name,
+                to,
+                to_name,
+                flags,
+            } => {
+                let to = self.node(to)?;
+                let flags = RenameFlags::from_bits_retain(flags);
+                // A whiteout that is left behind is the caller's.
+                let made = match flags.contains(RenameFlags::WHITEOUT) {
+                    true => Some(caller()?),
+                    false => None,
+                };
+                rustix::fs::renameat_with(&dir.fd, name, &to.fd, to_name, flags)?;
+                drop(made);
+                Ok(Answer::Out)
+            }
+            Request::ReadLink => {
+                let buffer = std::mem::take(&mut scratch.buffer);
+                let target = rustix::fs::readlinkat(&dir.fd, c"", buffer)?;
+                scratch.out.extend_from_slice(target.to_bytes());
+                scratch.buffer = target.into_bytes();
+                Ok(Answer::Out)
+            }
+            _ => Err(Errno::NOSYS),
+        }
+    }
+
+    /// Answers with an entry of `dir`.
+    fn tell_of(&self, dir: &Node, name: &CStr, scratch: &mut Scratch) -> Outcome {
+        let (fd, stat) = find(dir, name)?;
+        self.tell(dir, fd, &stat, scratch)?;
+        Ok(Answer::Out)
+    }
+
+    fn tell(
+        &self,
+        dir: &Node,
+        fd: OwnedFd,
+        stat: &Statx,
+        scratch: &mut Scratch,
+    ) -> Result<(u64, u16), Errno> {
+        let kind = FileType::from_raw_mode(u32::from(stat.stx_mode));
+        let procfs = if dir.same_mount(stat) {
+            dir.procfs
+        } else {
+            i64::try_from(rustix::fs::fstatfs(&fd)?.f_type) == Ok(PROCFS)
+        };
+        let added = self.nodes().add(fd, stat, kind, procfs);
+        let (id, node) = added.inspect_err(|_| self.metrics.limited.add(1))?;
+        reply::entry(&mut Writer(&mut scratch.out), id, node.ino(stat), stat);
+        Ok((id, node.device))
+    }
+
+    /// Makes the file, or opens the one that is there.
+    fn create(
+        &self,
+        dir: &Node,
+        name: &CStr,
+        flags: u32,
+        mode: u32,
+        kill: bool,
+        made: Caller,
+    ) -> Result<(OwnedFd, Statx), Errno> {
+        let exclusive = OFlags::from_bits_retain(flags).contains(OFlags::EXCL);
+        let flags = open_flags(flags)?;
+        // Always exclusive: so a symbolic link is never followed, whoever put it there.
+        let fresh = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOCTTY;
+        match rustix::fs::openat(&dir.fd, name, flags | fresh, permissions(mode)) {
+            Err(Errno::EXIST) if !exclusive => {}
+            Err(error) => return Err(error),
+            Ok(fd) => {
+                drop(made);
+                let stat = stat(&fd)?;
+                return Ok((fd, stat));
+            }
+        }
+        drop(made);
+        // Somebody else made it since the guest looked.
+        let (path, found) = find(dir, name)?;
+        let kind = FileType::from_raw_mode(u32::from(found.stx_mode));
+        if kind != FileType::RegularFile || dir.procfs {
+            // The guest looks again, and sees what it is.
+            return Err(Errno::STALE);
+        }
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let fd = rustix::fs::openat(&self.descriptors, &*name_of(&path)?, flags, Mode::empty())?;
+        if kill {
+            strip_set_ids(&fd)?;
+        }
+        let stat = stat(&fd)?;
+        Ok((fd, stat))
+    }
+
+    /// Answers with a file that is open: its entry and its handle.
+    fn tell_of_open(
+        &self,
+        dir: &Node,
+        fd: OwnedFd,
+        stat: &Statx,
+        flags: u32,
+        scratch: &mut Scratch,
+    ) -> Outcome {
+        // The very file that is open, whatever has become of its name.
+        let path = OFlags::PATH | OFlags::CLOEXEC;
+        let path = rustix::fs::openat(
+            &self.descriptors,
+            &*name_of(fd.as_fd())?,
+            path,
+            Mode::empty(),
+        )?;
+        let (node, device) = self.tell(dir, path, stat, scratch)?;
+        let writable = flags & OFlags::ACCMODE.bits() != OFlags::RDONLY.bits();
+        let handle = self.handles().add(Handle {
+            fd,
+            writable,
+            position: None,
+            device,
+        });
+        let handle = match handle {
+            Ok(handle) => handle,
+            Err(error) => {
+                self.metrics.limited.add(1);
+                let gone = self.nodes().forget(node, 1);
+                drop(gone);
+                return Err(error);
+            }
+        };
+        let noflush = if writable { 0 } else { abi::FOPEN_NOFLUSH };
+        reply::open(&mut Writer(&mut scratch.out), handle, noflush);
+        Ok(Answer::Out)
+    }
+}

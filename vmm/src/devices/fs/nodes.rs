@@ -1,0 +1,289 @@
+//! What the guest knows of the share: nodes (a file it has looked up) and handles (one it has
+//! open), each behind a number that is never given twice. Both tables are bounded.
+//!
+//! A node is an `O_PATH` descriptor: it names the file for good, whatever becomes of its name, and
+//! grants nothing by itself. No path is ever kept.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{FileType, Statx};
+use rustix::io::Errno;
+
+use super::abi::ROOT;
+
+/// The most file systems that are told apart in the guest's inode numbers.
+const MAX_DEVICES: usize = 4096;
+
+/// What makes a node the same: the file, and the mount it was reached by, as a read-only mount of
+/// the same directory must not become writable by way of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    device: u64,
+    inode: u64,
+    mount: u64,
+}
+
+/// A file the guest has looked up.
+#[derive(Debug)]
+pub struct Node {
+    /// `O_PATH`.
+    pub fd: OwnedFd,
+    /// Its type when it was looked up, which a file never changes.
+    pub kind: FileType,
+    /// The number of its file system, for inode numbers.
+    pub device: u16,
+    /// On a procfs, where opening a file can mean much more than reading it.
+    pub procfs: bool,
+    key: Key,
+}
+
+/// An open file or directory.
+#[derive(Debug)]
+pub struct Handle {
+    /// The file.
+    pub fd: OwnedFd,
+    /// Opened for writing.
+    pub writable: bool,
+    /// A directory's: one reader at a time, as they share a position.
+    pub position: Option<Mutex<()>>,
+    /// For the inode numbers of a directory's entries.
+    pub device: u16,
+}
+
+#[derive(Debug)]
+struct Entry {
+    node: Arc<Node>,
+    /// How often the guest was told of it (FUSE's `nlookup`).
+    count: u64,
+}
+
+/// All nodes.
+#[derive(Debug)]
+pub struct Nodes {
+    by_id: HashMap<u64, Entry>,
+    by_key: HashMap<Key, u64>,
+    devices: HashMap<u64, u16>,
+    next: u64,
+    max: usize,
+}
+
+/// The device number of a file as one number.
+fn device_of(stat: &Statx) -> u64 {
+    u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor)
+}
+
+/// The inode number the guest sees. Several file systems of the host are one in the guest, where
+/// two files with one number pass for hard links of each other; so the file system's number goes
+/// into bits that inode numbers seldom reach.
+#[must_use]
+pub fn ino(device: u16, inode: u64) -> u64 {
+    inode ^ (u64::from(device) << 44)
+}
+
+impl Node {
+    /// The inode number the guest sees of it.
+    #[must_use]
+    pub fn ino(&self, stat: &Statx) -> u64 {
+        ino(self.device, stat.stx_ino)
+    }
+
+    /// Whether `stat` is of a file on the same mount.
+    #[must_use]
+    pub fn same_mount(&self, stat: &Statx) -> bool {
+        self.key.mount == stat.stx_mnt_id && self.key.device == device_of(stat)
+    }
+}
+
+impl Nodes {
+    /// Holds the root alone.
+    #[must_use]
+    pub fn new(root: OwnedFd, stat: &Statx, max: usize) -> Self {
+        let mut nodes = Nodes {
+            by_id: HashMap::new(),
+            by_key: HashMap::new(),
+            devices: HashMap::new(),
+            next: ROOT,
+            max: max.max(1),
+        };
+        // The table has room for one.
+        let _ = nodes.add(root, stat, FileType::Directory, false);
+        nodes
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// The node, when the guest was told of it.
+    ///
+    /// # Errors
+    /// STALE when not, or no longer.
+    pub fn get(&self, id: u64) -> Result<Arc<Node>, Errno> {
+        let entry = self.by_id.get(&id).ok_or(Errno::STALE)?;
+        Ok(Arc::clone(&entry.node))
+    }
+
+    /// Tells the guest of a file: its number, new or not.
+    ///
+    /// # Errors
+    /// NFILE when the table is full.
+    pub fn add(
+        &mut self,
+        fd: OwnedFd,
+        stat: &Statx,
+        kind: FileType,
+        procfs: bool,
+    ) -> Result<(u64, Arc<Node>), Errno> {
+        let key = Key {
+            device: device_of(stat),
+            inode: stat.stx_ino,
+            mount: stat.stx_mnt_id,
+        };
+        if let Some(id) = self.by_key.get(&key)
+            && let Some(entry) = self.by_id.get_mut(id)
+        {
+            entry.count = entry.count.saturating_add(1);
+            return Ok((*id, Arc::clone(&entry.node)));
+        }
+        if self.by_id.len() >= self.max {
+            return Err(Errno::NFILE);
+        }
+        let node = Arc::new(Node {
+            fd,
+            kind,
+            device: self.device_number(key.device),
+            procfs,
+            key,
+        });
+        let id = self.next;
+        self.next += 1;
+        let entry = Entry {
+            node: Arc::clone(&node),
+            count: 1,
+        };
+        self.by_id.insert(id, entry);
+        self.by_key.insert(key, id);
+        Ok((id, node))
+    }
+
+    fn device_number(&mut self, device: u64) -> u16 {
+        let next = u16::try_from(self.devices.len()).unwrap_or(u16::MAX);
+        match self.devices.get(&device) {
+            Some(number) => *number,
+            None if self.devices.len() >= MAX_DEVICES => u16::MAX,
+            None => {
+                self.devices.insert(device, next);
+                next
+            }
+        }
+    }
+
+    /// The guest has dropped `count` of its references. What is no longer known to it is given
+    /// back, to be closed outside of the lock.
+    pub fn forget(&mut self, id: u64, count: u64) -> Option<Arc<Node>> {
+        if id == ROOT {
+            return None;
+        }
+        let entry = self.by_id.get_mut(&id)?;
+        entry.count = entry.count.saturating_sub(count);
+        if entry.count > 0 {
+            return None;
+        }
+        let entry = self.by_id.remove(&id)?;
+        self.by_key.remove(&entry.node.key);
+        Some(entry.node)
+    }
+
+    /// Forgets all but the root. Numbers go on where they were.
+    pub fn clear(&mut self) -> Vec<Arc<Node>> {
+        let gone: Vec<u64> = self.by_id.keys().copied().filter(|i| *i != ROOT).collect();
+        gone.into_iter()
+            .filter_map(|id| self.forget(id, u64::MAX))
+            .collect()
+    }
+
+    /// One node of each file system, to sync them all.
+    #[must_use]
+    pub fn one_of_each_device(&self) -> Vec<Arc<Node>> {
+        let mut seen = HashMap::new();
+        for entry in self.by_id.values() {
+            let node = &entry.node;
+            if matches!(node.kind, FileType::Directory | FileType::RegularFile) && !node.procfs {
+                seen.entry(node.key.device)
+                    .or_insert_with(|| Arc::clone(node));
+            }
+        }
+        seen.into_values().collect()
+    }
+}
+
+/// All handles.
+#[derive(Debug)]
+pub struct Handles {
+    open: HashMap<u64, Arc<Handle>>,
+    next: u64,
+    max: usize,
+}
+
+impl Handles {
+    /// None yet.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Handles {
+            open: HashMap::new(),
+            next: 1,
+            max,
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether there is room for one more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.open.len() >= self.max
+    }
+
+    /// The open file.
+    ///
+    /// # Errors
+    /// BADF when it is none.
+    pub fn get(&self, id: u64) -> Result<Arc<Handle>, Errno> {
+        self.open.get(&id).map(Arc::clone).ok_or(Errno::BADF)
+    }
+
+    /// Keeps an open file, and gives its number.
+    ///
+    /// # Errors
+    /// NFILE when there are too many.
+    pub fn add(&mut self, handle: Handle) -> Result<u64, Errno> {
+        if self.is_full() {
+            return Err(Errno::NFILE);
+        }
+        let id = self.next;
+        self.next += 1;
+        self.open.insert(id, Arc::new(handle));
+        Ok(id)
+    }
+
+    /// The guest has closed it; the file is closed when the last request on it is done.
+    ///
+    /// # Errors
+    /// BADF when it is none.
+    pub fn remove(&mut self, id: u64) -> Result<Arc<Handle>, Errno> {
+        self.open.remove(&id).ok_or(Errno::BADF)
+    }
+
+    /// Closes all.
+    pub fn clear(&mut self) -> Vec<Arc<Handle>> {
+        self.open.drain().map(|(_, handle)| handle).collect()
+    }
+}

@@ -1,0 +1,378 @@
+//! From one FUSE message in guest memory to its answer there.
+//!
+//! The server is called by several threads at once and holds no lock over a system call. What the
+//! requests do is in `names`, `files` and `attributes`; this file has the dispatch, and what all
+//! of them use.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+
+use super::abi::{self, IN_HEADER, OUT_HEADER, op};
+use super::metrics::FsMetrics;
+use super::nodes::{Handle, Handles, Node, Nodes};
+use super::reply::{self, Writer};
+use super::request::{Header, MAX_MESSAGE, Request, WRITE_HEAD, wants_answer};
+use crate::devices::buffers::Segments;
+
+/// The most bytes of one READ or WRITE: 256 pages, the most the guest's kernel puts in a request.
+pub const MAX_WRITE: u32 = 1 << 20;
+const MAX_PAGES: u16 = 256;
+
+/// How much the guest may make this process hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Files looked up, one descriptor each.
+    pub nodes: usize,
+    /// Files open, one more descriptor each.
+    pub handles: usize,
+}
+
+/// Where a thread works: nothing of it outlives a request but the allocations.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// The message's pieces.
+    pub readable: Segments,
+    /// The answer's pieces.
+    pub writable: Segments,
+    front: Segments,
+    message: Vec<u8>,
+    /// The answer after its header.
+    pub(super) out: Vec<u8>,
+    /// What system calls fill.
+    pub(super) buffer: Vec<u8>,
+}
+
+/// The file server of one share.
+#[derive(Debug)]
+pub struct Server {
+    nodes: Mutex<Nodes>,
+    handles: Mutex<Handles>,
+    /// /proc/self/fd, to open what an `O_PATH` descriptor names.
+    pub(super) descriptors: OwnedFd,
+    /// INIT has been answered.
+    ready: AtomicBool,
+    /// Counters.
+    pub metrics: FsMetrics,
+}
+
+/// What an answer consists of.
+pub(super) enum Answer {
+    /// What is in `Scratch::out`.
+    Out,
+    /// So many bytes, in guest memory already.
+    Placed(usize),
+}
+
+pub(super) type Outcome = Result<Answer, Errno>;
+
+/// What is asked of every file.
+const STAT: StatxFlags = StatxFlags::BASIC_STATS
+    .union(StatxFlags::BTIME)
+    .union(StatxFlags::MNT_ID);
+
+/// All there is to know of the file behind a descriptor.
+pub(super) fn stat(fd: impl AsFd) -> Result<Statx, Errno> {
+    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, STAT)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The name of a descriptor in /proc/self/fd.
+pub(super) fn name_of(fd: impl AsFd) -> Result<CString, Errno> {
+    CString::new(fd.as_fd().as_raw_fd().to_string()).map_err(|_| Errno::INVAL)
+}
+
+impl Server {
+    /// Serves the directory `share`; `descriptors` is /proc/self/fd.
+    ///
+    /// # Errors
+    /// When `share` cannot be looked at.
+    pub fn new(share: OwnedFd, descriptors: OwnedFd, limits: Limits) -> Result<Self, Errno> {
+        let root = stat(&share)?;
+        Ok(Server {
+            nodes: Mutex::new(Nodes::new(share, &root, limits.nodes)),
+            handles: Mutex::new(Handles::new(limits.handles)),
+            descriptors,
+            ready: AtomicBool::new(false),
+            metrics: FsMetrics::default(),
+        })
+    }
+
+    /// Whether the guest holds anything but the root.
+    #[must_use]
+    pub fn holds(&self) -> (usize, usize) {
+        (self.nodes().len() - 1, self.handles().len())
+    }
+
+    /// Whether the guest has mounted it.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// A restored guest has mounted it already.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Relaxed);
+    }
+
+    /// Closes all the guest holds.
+    pub fn clear(&self) {
+        self.set_ready(false);
+        // Closing waits for disks, at times: not under the locks.
+        let handles = self.handles().clear();
+        let nodes = self.nodes().clear();
+        drop((handles, nodes));
+    }
+
+    pub(super) fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        lock(&self.nodes)
+    }
+
+    pub(super) fn handles(&self) -> MutexGuard<'_, Handles> {
+        lock(&self.handles)
+    }
+
+    pub(super) fn node(&self, id: u64) -> Result<Arc<Node>, Errno> {
+        self.nodes().get(id)
+    }
+
+    pub(super) fn handle(&self, id: u64) -> Result<Arc<Handle>, Errno> {
+        self.handles().get(id)
+    }
+
+    /// Opens the file behind a node anew. Only regular files and directories are ever opened:
+    /// what a device or a FIFO does when it is opened is the guest's own business.
+    pub(super) fn reopen(&self, node: &Node, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = match node.kind {
+            FileType::RegularFile => flags,
+            FileType::Directory => flags | OFlags::DIRECTORY,
+            FileType::Symlink => return Err(Errno::LOOP),
+            _ => return Err(Errno::NXIO),
+        };
+        if node.procfs && node.kind == FileType::RegularFile {
+            allowed_on_procfs(node, flags)?;
+        }
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+        rustix::fs::openat(
+            &self.descriptors,
+            &*name_of(&node.fd)?,
+            flags,
+            Mode::empty(),
+        )
+    }
+
+    /// Serves the message in `scratch.readable` and answers in `scratch.writable`; the number of
+    /// bytes written there.
+    ///
+    /// # Safety
+    /// The guest memory both lists were taken from is mapped until this returns.
+    pub unsafe fn serve(&self, scratch: &mut Scratch) -> usize {
+        // SAFETY: the caller's promise.
+        let Some(header) = (unsafe { self.read_message(scratch) }) else {
+            self.metrics.malformed.add(1);
+            return 0;
+        };
+        self.metrics.requests.add(1);
+        scratch.out.clear();
+        let mut front = std::mem::take(&mut scratch.front);
+        scratch.writable.take_front(OUT_HEADER, &mut front);
+        let message = std::mem::take(&mut scratch.message);
+        // SAFETY: the caller's promise.
+        let outcome = unsafe { self.act(&header, &message, scratch) };
+        let written = if wants_answer(header.opcode) && front.len() == OUT_HEADER {
+            // SAFETY: the caller's promise.
+            unsafe { self.answer(&header, outcome, &front, scratch) }
+        } else {
+            0
+        };
+        scratch.front = front;
+        scratch.message = message;
+        written
+    }
+
+    /// Copies the message; of a WRITE, what comes before its data.
+    ///
+    /// # Safety
+    /// As `serve`.
+    unsafe fn read_message(&self, scratch: &mut Scratch) -> Option<Header> {
+        let message = &mut scratch.message;
+        let total = scratch.readable.len();
+        message.clear();
+        message.resize(total.min(WRITE_HEAD), 0);
+        // SAFETY: the caller's promise.
+        unsafe { scratch.readable.copy_out(message) };
+        let header = Header::parse(message, total).ok()?;
+        let len = usize::try_from(header.len).ok()?;
+        if header.opcode == op::WRITE {
+            scratch.readable.advance(WRITE_HEAD);
+        } else if len <= MAX_MESSAGE {
+            message.resize(len, 0);
+            // The guest may have changed it meanwhile. What counts is the header read before and
+            // the body read now, of which each is checked by itself.
+            // SAFETY: the caller's promise.
+            unsafe { scratch.readable.copy_out(message) };
+        } else {
+            message.clear();
+        }
+        Some(header)
+    }
+
+    /// # Safety
+    /// As `serve`.
+    unsafe fn answer(
+        &self,
+        header: &Header,
+        outcome: Outcome,
+        front: &Segments,
+        scratch: &mut Scratch,
+    ) -> usize {
+        let payload = match outcome {
+            Ok(Answer::Placed(n)) => Ok(n),
+            Ok(Answer::Out) if scratch.out.len() <= scratch.writable.len() => {
+                // SAFETY: the caller's promise.
+                Ok(unsafe { scratch.writable.copy_in(&scratch.out) })
+            }
+            // The guest gave too little room for the answer it asked for.
+            Ok(Answer::Out) => Err(Errno::INVAL.raw_os_error()),
+            Err(errno) => Err(errno.raw_os_error()),
+        };
+        if payload.is_err() {
+            self.metrics.errors.add(1);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { front.copy_in(&reply::header(header.unique, payload)) };
+        OUT_HEADER + payload.unwrap_or(0)
+    }
+
+    /// # Safety
+    /// As `serve`.
+    unsafe fn act(&self, header: &Header, message: &[u8], scratch: &mut Scratch) -> Outcome {
+        let body = message.get(IN_HEADER..).ok_or(Errno::TOOBIG)?;
+        let request = Request::parse(header, body)?;
+        if !self.is_ready() && !matches!(request, Request::Init { .. }) {
+            return Err(Errno::NOTCONN);
+        }
+        let node = header.node;
+        match request {
+            Request::Init {
+                major,
+                minor,
+                max_readahead,
+                flags,
+            } => self.init(major, minor, max_readahead, flags, scratch),
+            Request::Destroy => {
+                self.clear();
+                Ok(Answer::Out)
+            }
+            Request::Interrupt => Ok(Answer::Out),
+            Request::Forget { count } => {
+                let gone = self.nodes().forget(node, count);
+                drop(gone);
+                Ok(Answer::Out)
+            }
+            Request::BatchForget(forgets) => {
+                for (node, count) in forgets {
+                    let gone = self.nodes().forget(node, count);
+                    drop(gone);
+                }
+                Ok(Answer::Out)
+            }
+            // SAFETY: the caller's promise.
+            Request::Read {
+                handle,
+                offset,
+                size,
+            } => unsafe { self.read(handle, offset, size, scratch) },
+            // SAFETY: the caller's promise.
+            Request::Write {
+                handle,
+                offset,
+                size,
+                kill,
+            } => unsafe { self.write(handle, offset, size, kill, scratch) },
+            Request::Lookup { .. }
+            | Request::Symlink { .. }
+            | Request::Mknod { .. }
+            | Request::Mkdir { .. }
+            | Request::Unlink { .. }
+            | Request::Rmdir { .. }
+            | Request::Rename { .. }
+            | Request::Link { .. }
+            | Request::Create { .. }
+            | Request::Tmpfile { .. }
+            | Request::ReadLink => self.on_name(header, &request, scratch),
+            Request::GetAttr { .. }
+            | Request::Statx { .. }
+            | Request::SetAttr(_)
+            | Request::StatFs
+            | Request::SetXattr { .. }
+            | Request::GetXattr { .. }
+            | Request::ListXattr { .. }
+            | Request::RemoveXattr { .. } => self.on_attributes(node, &request, scratch),
+            Request::Open { .. }
+            | Request::OpenDir
+            | Request::Release { .. }
+            | Request::Flush { .. }
+            | Request::Fsync { .. }
+            | Request::ReadDir { .. }
+            | Request::Fallocate { .. }
+            | Request::Lseek { .. }
+            | Request::CopyRange { .. }
+            | Request::SyncFs => self.on_file(node, &request, scratch),
+        }
+    }
+
+    fn init(
+        &self,
+        major: u32,
+        minor: u32,
+        max_readahead: u32,
+        flags: u64,
+        scratch: &mut Scratch,
+    ) -> Outcome {
+        use abi::init;
+        const WANTED: u64 = init::ASYNC_READ
+            | init::ATOMIC_O_TRUNC
+            | init::BIG_WRITES
+            | init::AUTO_INVAL_DATA
+            | init::ASYNC_DIO
+            | init::PARALLEL_DIROPS
+            | init::MAX_PAGES
+            | init::HANDLE_KILLPRIV_V2
+            | init::INIT_EXT
+            | init::DIRECT_IO_ALLOW_MMAP
+            | init::ALLOW_IDMAP;
+        if major < abi::VERSION || (major == abi::VERSION && minor < abi::OLDEST_MINOR) {
+            return Err(Errno::PROTO);
+        }
+        self.clear();
+        self.set_ready(true);
+        reply::init(
+            &mut Writer(&mut scratch.out),
+            max_readahead,
+            flags & WANTED,
+            MAX_WRITE,
+            MAX_PAGES,
+        );
+        Ok(Answer::Out)
+    }
+}
+
+/// A pod that was given the host's /proc sees this process in it. What it could do with its own
+/// memory through /proc/PID/mem ends here: files there are read if everyone may, and not written.
+fn allowed_on_procfs(node: &Node, flags: OFlags) -> Result<(), Errno> {
+    let mode = Mode::from_raw_mode(u32::from(stat(&node.fd)?.stx_mode));
+    let reads = flags & OFlags::ACCMODE == OFlags::RDONLY && !flags.contains(OFlags::TRUNC);
+    if reads && mode.contains(Mode::ROTH) {
+        Ok(())
+    } else {
+        Err(Errno::ACCESS)
+    }
+}
