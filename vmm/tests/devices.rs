@@ -423,3 +423,274 @@ fn restored_devices_go_on_where_they_were() {
         "a copy wrote to the original's disk"
     );
 }
+
+/// A share on a mount of its own, as the daemon makes it; it goes with this.
+struct Share(PathBuf);
+
+fn mount(arguments: &[&str]) {
+    let done = std::process::Command::new("mount").args(arguments).status();
+    assert!(done.unwrap().success(), "mount {arguments:?}");
+}
+
+impl Share {
+    fn new(guest: &mut Guest) -> Self {
+        let share = guest.dir.path().join("share");
+        std::fs::create_dir(&share).unwrap();
+        let path = share.to_str().unwrap();
+        mount(&["--bind", path, path]);
+        mount(&["--make-private", path]);
+        mount(&["--make-shared", path]);
+        guest.config["fs"] = json!({
+            "tag": "t", "share": "share", "max_inodes": 1000, "max_handles": 1000,
+        });
+        Share(share)
+    }
+
+    /// A directory of the host, mounted on the share.
+    fn volume(&self, name: &str, source: &Path, options: &str) {
+        let target = self.0.join(name);
+        if source.is_dir() {
+            std::fs::create_dir(&target).unwrap();
+        } else {
+            File::create(&target).unwrap();
+        }
+        let (source, target) = (source.to_str().unwrap(), target.to_str().unwrap());
+        mount(&["--bind", source, target]);
+        if !options.is_empty() {
+            mount(&["-o", &format!("remount,bind,{options}"), target]);
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let path = std::ffi::CString::new(self.0.to_str().unwrap()).unwrap();
+        // SAFETY: a string that ends in zero.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+/// Effective capabilities of every thread of the VMM, by the thread's name.
+fn capabilities(vm: &Vm) -> Vec<(String, String)> {
+    let mut all: Vec<_> = std::fs::read_dir(format!("/proc/{}/task", vm.pid))
+        .unwrap()
+        .map(|task| {
+            let task = task.unwrap().path();
+            let name = std::fs::read_to_string(task.join("comm")).unwrap();
+            let status = std::fs::read_to_string(task.join("status")).unwrap();
+            let sets = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|set| {
+                let line = status.lines().find(|l| l.starts_with(set)).unwrap();
+                let value = line.split_whitespace().nth(1).unwrap();
+                u64::from_str_radix(value, 16).unwrap().to_string()
+            });
+            (name.trim().to_owned(), sets.join(" "))
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+/// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID.
+const FILE_SERVER: u64 = 0b1101_1011;
+
+#[test]
+fn a_share_is_served_with_its_owners_from_inside_the_jail() {
+    let Some(mut guest) = linux() else { return };
+    let volumes = tempfile::tempdir().unwrap();
+    let dir = |name: &str| {
+        let dir = volumes.path().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        dir
+    };
+    let (rw, ro, late) = (dir("rw"), dir("ro"), dir("late"));
+    std::fs::write(ro.join("config"), "fixed").unwrap();
+    std::fs::write(volumes.path().join("single"), "one file").unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", ro.join("link")).unwrap();
+    let share = Share::new(&mut guest);
+    share.volume("rw", &rw, "");
+    share.volume("ro", &ro, "ro");
+    share.volume("single", &volumes.path().join("single"), "");
+    guest.config["vsock"]["path"] = "v.sock".into();
+    let mut guest = guest.jailed();
+    guest.config["jail"]["max_files"] = 4096.into();
+    let uid = guest.config["jail"]["uid"].as_u64().unwrap();
+    let vm = up(guest);
+
+    // The threads that serve files have what that takes; all others have nothing.
+    let threads = capabilities(&vm);
+    let servers = threads.iter().filter(|(name, _)| name.starts_with("fs"));
+    assert_eq!(servers.count(), 4, "{threads:?}");
+    for (name, sets) in &threads {
+        let expected = match name.starts_with("fs") {
+            true => format!("0 {FILE_SERVER} {FILE_SERVER} 0 0"),
+            false => "0 0 0 0 0".to_owned(),
+        };
+        assert_eq!(sets, &expected, "{name}");
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", vm.pid)).unwrap();
+    assert!(
+        status.contains(&format!("Uid:\t{uid}\t{uid}\t{uid}")),
+        "{status}"
+    );
+
+    assert_eq!(run(&vm, "fs mount t"), "done");
+    assert_eq!(run(&vm, "fs ls ."), "ro rw single");
+    assert_eq!(run(&vm, "fs check"), "done", "console: {}", vm.console());
+    assert_eq!(run(&vm, "fs read single"), "one file");
+    // Read-only stays read-only, and what lies between the volumes is nobody's to write.
+    assert_eq!(run(&vm, "fs read ro/config"), "fixed");
+    for write in [
+        "fs write ro/config x",
+        "fs write ro/new x",
+        "fs mkdir between",
+        "fs remove ro/config",
+        "fs rename single other",
+    ] {
+        let answer = run(&vm, write);
+        let busy = write.contains("single") && answer == format!("error {}", libc::EBUSY);
+        assert!(
+            busy || answer == format!("error {}", libc::EROFS),
+            "{write}: {answer}"
+        );
+    }
+    // A link's target is the guest's, where there is no /etc.
+    assert_eq!(
+        run(&vm, "fs read ro/link"),
+        format!("error {}", libc::ENOENT)
+    );
+    for across in [
+        "fs link ro/config rw/config",
+        "fs rename ro/config rw/config",
+    ] {
+        let answer = run(&vm, across);
+        assert!(answer.starts_with("error"), "{answer}");
+    }
+
+    // Owners, groups and the mask.
+    assert_eq!(run(&vm, "fs make 1000 2000 rw/made"), "done");
+    for (name, mode) in [("made", 0o750), ("made/file", 0o640)] {
+        let meta = std::fs::metadata(rw.join(name)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (1000, 2000));
+        assert_eq!(meta.mode() & 0o7777, mode, "{name}");
+    }
+    let link = std::fs::symlink_metadata(rw.join("made/link")).unwrap();
+    assert_eq!((link.uid(), link.gid()), (1000, 2000));
+    assert_eq!(run(&vm, "fs idmap rw"), "100007 100007", "{}", vm.console());
+    let mapped = std::fs::metadata(rw.join("mapped")).unwrap();
+    assert_eq!((mapped.uid(), mapped.gid()), (7, 7));
+
+    // What the host does is seen at the next look.
+    for round in 0..20 {
+        let text = "x".repeat(round);
+        std::fs::write(rw.join("live"), &text).unwrap();
+        assert_eq!(run(&vm, "fs read rw/live"), text);
+        std::fs::write(rw.join("new"), &text).unwrap();
+        std::fs::rename(rw.join("new"), rw.join("live")).unwrap();
+        assert_eq!(run(&vm, "fs read rw/live"), text);
+        std::fs::remove_file(rw.join("live")).unwrap();
+        let gone = run(&vm, "fs stat rw/live");
+        assert_eq!(gone, format!("error {}", libc::ENOENT));
+    }
+    // Mounted on the host after the start, and gone again.
+    std::fs::write(late.join("file"), "late").unwrap();
+    share.volume("late", &late, "ro");
+    assert_eq!(run(&vm, "fs read late/file"), "late");
+    assert_eq!(
+        run(&vm, "fs write late/file x"),
+        format!("error {}", libc::EROFS)
+    );
+    let nested = share.0.join("rw/made");
+    mount(&["-t", "tmpfs", "none", nested.to_str().unwrap()]);
+    std::fs::write(nested.join("deep"), "x").unwrap();
+    assert_eq!(run(&vm, "fs ls rw/made"), "deep");
+    let path = share.0.join("late");
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: a string that ends in zero.
+    assert_eq!(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }, 0);
+    assert_eq!(run(&vm, "fs ls late"), "");
+    let path = std::ffi::CString::new(nested.to_str().unwrap()).unwrap();
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }, 0);
+    assert_eq!(run(&vm, "fs ls rw/made"), "file link");
+
+    // Its kernel holds what is in use, and no more.
+    let all = metrics(&vm);
+    let fs = &all["devices"]["fs"];
+    println!("{fs}");
+    assert!(fs["nodes"].as_u64() < Some(20), "{fs}");
+    assert_eq!(
+        (&fs["handles"], &fs["malformed"], &fs["limited"]),
+        (&json!(0), &json!(0), &json!(0))
+    );
+    println!(
+        "VMM beyond the guest: {} KiB",
+        all["vmm_rss_bytes"].as_u64().unwrap() >> 10
+    );
+    assert!(all["vmm_rss_bytes"].as_u64() < Some(12 * MIB));
+
+    // A pause is possible whatever is open; a snapshot when nothing is.
+    assert_eq!(run(&vm, "fs keep rw/mapped"), "done");
+    vm.must(&json!({"pause": {}}), &[]);
+    let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let fds = [state.as_raw_fd(), memory.as_raw_fd()];
+    let refused = vm.ask(&json!({"snapshot": {}}), &fds);
+    let message = refused["error"]["message"].as_str().unwrap();
+    assert!(message.contains("the guest holds"), "{refused}");
+    vm.must(&json!({"resume": {}}), &[]);
+    assert_eq!(run(&vm, "fs read rw/mapped"), "");
+}
+
+#[test]
+fn a_share_that_is_no_mount_or_missing_is_refused() {
+    let Some(mut guest) = linux() else { return };
+    guest.config["fs"] = json!({
+        "tag": "t", "share": "share", "max_inodes": 1000, "max_handles": 1000,
+    });
+    let guest = guest.jailed();
+    let (answer, success) = guest.launch();
+    assert!(
+        !success
+            && answer["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("share"),
+        "{answer}"
+    );
+    std::fs::create_dir(guest.dir.path().join("share")).unwrap();
+    let (answer, success) = guest.launch();
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(
+        !success && message.contains("a mount of its own"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_restored_guest_mounts_its_share() {
+    let Some(mut guest) = linux() else { return };
+    let share = Share::new(&mut guest);
+    std::fs::write(share.0.join("file"), "first").unwrap();
+    guest.config["fs"]["share"] = share.0.to_str().unwrap().into();
+    let vm = up(guest);
+    vm.must(&json!({"pause": {}}), &[]);
+    let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    vm.must(
+        &json!({"snapshot": {}}),
+        &[state.as_raw_fd(), memory.as_raw_fd()],
+    );
+    let Some(mut copy) = Guest::from_snapshot(state, memory) else {
+        return;
+    };
+    let own = Share::new(&mut copy);
+    std::fs::write(own.0.join("file"), "second").unwrap();
+    copy.config["fs"]["share"] = own.0.to_str().unwrap().into();
+    copy.config["memory_mib"] = 256.into();
+    copy.config["disks"] = json!([]);
+    copy.config["vsock"] = json!({"cid": 10, "path": copy.dir.path().join("v.sock")});
+    let copy = copy.start();
+    assert_eq!(run(&copy, "fs mount t"), "done");
+    assert_eq!(run(&copy, "fs read file"), "second");
+    vm.must(&json!({"resume": {}}), &[]);
+    assert_eq!(run(&vm, "fs mount t"), "done");
+    assert_eq!(run(&vm, "fs read file"), "first");
+}

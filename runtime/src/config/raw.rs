@@ -21,6 +21,12 @@ impl AsToml for Vec<String> {
     }
 }
 
+impl AsToml for bool {
+    fn as_toml(&self) -> String {
+        self.to_string()
+    }
+}
+
 impl AsToml for u64 {
     fn as_toml(&self) -> String {
         self.to_string()
@@ -128,6 +134,9 @@ sections! {
         min_memory_mib: u64 = 80;
         /// Size limit in MiB of a pod's writable disk (its file grows as it is used).
         scratch_mib: u64 = 10_240;
+        /// Give pods a file server (virtio-fs) for volumes of the host. Without, a pod with such a
+        /// volume is refused, and its VMM has no capability at all.
+        volumes: bool = true;
         /// Seconds a VMM gets to end its VM before it is killed.
         stop_timeout_secs: u64 = 10;
         /// Pods that ask for the host's network, PID or IPC namespace and for no handler: "host" runs

@@ -122,6 +122,8 @@ pub struct Sandbox {
     pub min_memory_mib: u64,
     /// Bound of the writable disk.
     pub scratch_mib: u64,
+    /// Whether VMMs have a file server.
+    pub volumes: bool,
     /// Time for a VMM to end its VM.
     pub stop_timeout: Duration,
     /// Where pods go that need namespaces of the host.
@@ -389,6 +391,7 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         },
         min_memory_mib,
         scratch_mib: At("sandbox", "scratch_mib").number(raw.sandbox.scratch_mib, 16, MOST_MIB)?,
+        volumes: raw.sandbox.volumes,
         stop_timeout: At("sandbox", "stop_timeout_secs")
             .seconds(raw.sandbox.stop_timeout_secs, HOUR)?,
         host_namespace_pods: At("sandbox", "host_namespace_pods").one_of(

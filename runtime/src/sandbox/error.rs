@@ -9,7 +9,7 @@ use crate::{
     host::HostError,
     network::NetworkError,
     records::RecordsError,
-    vmm::VmmError,
+    vmm::{ShareError, VmmError},
 };
 
 /// A failure in the life of a pod.
@@ -74,6 +74,9 @@ pub enum SandboxError {
         /// How many there are.
         count: u32,
     },
+    /// The share with the pod's volumes cannot be made, or taken away.
+    #[error("the share of the pod's volumes failed")]
+    Share(#[from] ShareError),
     /// The pod's cgroup on the host failed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -180,6 +183,7 @@ impl Grpc for SandboxError {
             Self::Records(e) => e.code(),
             Self::Vmm(e) => e.code(),
             Self::Host(e) => e.code(),
+            Self::Share(e) => e.code(),
             Self::Agent(e) => e.code(),
             Self::Network(e) => e.code(),
             Self::Died { .. } => Code::Internal,

@@ -8,7 +8,7 @@ use crate::{
     app::App,
     cgroup,
     records::{Resource, SandboxRecord, SandboxState, VmmProcess},
-    vmm::Process,
+    vmm::{self, Process},
 };
 
 /// From SIGKILL to the end: the kernel frees a guest's memory first.
@@ -114,8 +114,10 @@ pub(super) async fn kill(identity: VmmProcess) -> Result<(), SandboxError> {
 }
 
 /// Removes a directory with all in it; one that is gone is no error. Blocks. (The standard library
-/// does not follow links on the way, which matters: a VMM writes in its directory.)
+/// does not follow links on the way, which matters: a VMM writes in its directory.) Volumes that are
+/// mounted in it are taken off before, and while one is not, nothing is removed.
 pub(super) fn remove_dir(path: &Path) -> Result<(), SandboxError> {
+    vmm::detach_below(path)?;
     match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(SandboxError::Os {
             action: format!("remove the directory {}", path.display()),

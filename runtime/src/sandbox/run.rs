@@ -213,6 +213,7 @@ impl Start<'_> {
                     max_memory_mib: limits.map_or(record.shape.memory_mib, |l| l.max_memory_mib),
                     disks: vec![(guest::SCRATCH.to_owned(), scratch, false)],
                     nics,
+                    share: app.config.sandbox.volumes,
                 };
                 let spawn = vmm::spawn(&app.config.vmm, plan);
                 let process = timeline.step("vmm process", spawn).await?;
@@ -299,6 +300,7 @@ impl Start<'_> {
         let root = self.app.config.cgroup.root.clone();
         let (leaf, machine, uid) = (self.leaf.clone(), machine.clone(), self.uid);
         let (id, mib) = (self.record.id.clone(), self.record.shape.scratch_mib);
+        let share = self.app.config.sandbox.volumes;
         let work = tokio::task::spawn_blocking(move || {
             for dir in [paths.pod(&id), paths.pod_state(&id)] {
                 make_dir(&dir)?;
@@ -311,6 +313,11 @@ impl Start<'_> {
                 action: format!("make the directory {}", place.display()),
                 source,
             })?;
+            if let Machine::Vm { jail, .. } = &machine
+                && share
+            {
+                vmm::make_share(jail)?;
+            }
             let cgroup_procs = leaf.create(&root)?;
             let disk = paths.pod_state(&id).join(guest::SCRATCH_FILE);
             let disk = scratch::create(&paths.state_dir, &disk, mib)?;

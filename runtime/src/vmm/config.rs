@@ -22,6 +22,7 @@ pub struct VmmConfig {
     pub disks: Vec<Disk>,
     pub nets: Vec<Net>,
     pub vsock: Option<Vsock>,
+    pub fs: Option<Fs>,
     pub console: Option<Console>,
     pub control: Option<ControlSocket>,
     pub restore_fds: Option<RestoreFds>,
@@ -72,6 +73,17 @@ pub struct Net {
 pub struct Vsock {
     pub cid: u64,
     pub path: PathBuf,
+}
+
+/// The directory the guest gets by virtio-fs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Fs {
+    pub tag: String,
+    pub share: PathBuf,
+    pub max_inodes: u64,
+    pub max_handles: u64,
 }
 
 /// The serial console's log.

@@ -11,6 +11,9 @@ use std::{
 use rustix::fs::{FileType, Mode, OFlags};
 use tokio::net::UnixStream;
 
+/// The share's name in the jail.
+pub(super) const SHARE: &str = "share";
+
 /// The files in a pod's jail, by their names in docs/vmm-api.md.
 #[derive(Debug, Clone)]
 pub struct JailDir {
@@ -53,6 +56,11 @@ impl JailDir {
     /// What the VMM logs.
     pub fn log(&self) -> PathBuf {
         self.root.join("vmm.log")
+    }
+
+    /// What the guest gets by virtio-fs: a mount of its own, on which volumes are mounted.
+    pub fn share(&self) -> PathBuf {
+        self.root.join(SHARE)
     }
 
     /// How the VM ended.

@@ -22,8 +22,8 @@ use tokio::{
 
 use super::{
     VmmError,
-    config::{Console, ControlSocket, Disk, Jail, Net, VmmConfig, Vsock},
-    jail::JailDir,
+    config::{Console, ControlSocket, Disk, Fs, Jail, Net, VmmConfig, Vsock},
+    jail::{JailDir, SHARE},
     process::Process,
 };
 use crate::{
@@ -37,6 +37,11 @@ const START_DEADLINE: Duration = Duration::from_secs(20);
 const LONGEST_LINE: u64 = 64 * 1024;
 /// Descriptors a VMM may hold: its devices, the vsock connections, a disk per image layer.
 const MAX_FILES: u64 = 4_096;
+/// The name by which the guest mounts its share.
+pub const FS_TAG: &str = "bulkhead";
+/// Files of the share a guest may have looked up, and open, at one time. Its kernel forgets a file
+/// as soon as nothing uses it, so these bound open files, not the size of volumes.
+const FS_FILES: u64 = 16_384;
 /// vsock addresses are per VM here (the back end is the VMM's own), so all guests have the same:
 /// the first that is not reserved (virtio 1.2 §5.10.4).
 const GUEST_CID: u64 = 3;
@@ -64,6 +69,8 @@ pub struct Plan {
     pub disks: Vec<(String, File, bool)>,
     /// Network devices.
     pub nics: Vec<Nic>,
+    /// Whether it serves the jail's share by virtio-fs; the share is made then.
+    pub share: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -243,7 +250,10 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
             gid: plan.uid,
             root: plan.jail.root().to_owned(),
             cgroup_procs_fds: vec![files.pass(plan.cgroup_procs)],
-            max_files: MAX_FILES,
+            max_files: match plan.share {
+                true => MAX_FILES + 2 * FS_FILES,
+                false => MAX_FILES,
+            },
             log_fd: 2,
         }),
         kvm_fd: files.pass(kvm.into()),
@@ -259,6 +269,12 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
         vsock: Some(Vsock {
             cid: GUEST_CID,
             path: "vsock.sock".into(),
+        }),
+        fs: plan.share.then(|| Fs {
+            tag: FS_TAG.to_owned(),
+            share: SHARE.into(),
+            max_inodes: FS_FILES,
+            max_handles: FS_FILES,
         }),
         console: Some(Console {
             path: "console.log".into(),

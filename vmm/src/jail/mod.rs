@@ -22,7 +22,7 @@ use crate::api;
 
 pub use descriptors::{close_all_but, null_stdio};
 pub use namespaces::{Child, fork};
-pub use privileges::{drop_capabilities, raise_file_capabilities};
+pub use privileges::{drop_capabilities, keep_capabilities, raise_file_capabilities};
 pub use root::descriptors;
 
 /// Why the jail could not be made.

@@ -15,8 +15,12 @@ const SETGID: u32 = 6;
 const SETUID: u32 = 7;
 
 /// From here on a change of user changes no capabilities, and being root gives none
-/// (SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP, SECBIT_NO_CAP_AMBIENT_RAISE, each locked).
-pub(super) fn keep_capabilities() -> Result<(), JailError> {
+/// (SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP, SECBIT_NO_CAP_AMBIENT_RAISE, each locked). Concerns this
+/// thread and those it starts.
+///
+/// # Errors
+/// For one without CAP_SETPCAP.
+pub fn keep_capabilities() -> Result<(), JailError> {
     let bits = 0b11 | 0b11 << 2 | 0b11 << 6;
     prctl(libc::PR_SET_SECUREBITS, bits, "setting secure bits")
 }

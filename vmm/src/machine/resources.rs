@@ -128,7 +128,11 @@ fn file_server(
     let jailed = config.jail.is_some();
     let workers = Workers::start(server, move || match jailed {
         true => jail::raise_file_capabilities().map_err(std::io::Error::other),
-        false => Ok(()),
+        false => {
+            // Without a jail, and without being root, files are made as this process's user.
+            let _ = jail::keep_capabilities();
+            Ok(())
+        }
     })
     .map_err(MachineError::io("starting the file server's threads"))?;
     Ok(FsConfig {

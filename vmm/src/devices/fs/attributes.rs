@@ -151,9 +151,14 @@ fn get(
     scratch: &mut Scratch,
     call: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
 ) -> Result<(), Errno> {
+    // For its length alone the value is read too: rustix asks for no length.
+    let room = match size {
+        0 => MAX_XATTR,
+        size => size,
+    };
     scratch.buffer.clear();
     // At most 64 KiB.
-    scratch.buffer.resize(usize::try_from(size).unwrap_or(0), 0);
+    scratch.buffer.resize(usize::try_from(room).unwrap_or(0), 0);
     let length = call(&mut scratch.buffer)?;
     answer(size, length, scratch)
 }

@@ -12,6 +12,8 @@
     reason = "a test program: whatever goes wrong ends the guest, and the test sees it"
 )]
 
+mod share;
+
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -131,6 +133,7 @@ fn command(mut stream: File) {
         ["remove", serial] => act(&format!("{}/device/../remove", disk(serial))),
         ["eat", mib] => eat(mib.parse().unwrap()),
         ["net", octet] => net(octet.parse().unwrap()),
+        ["fs", ref words @ ..] => share::run(words),
         ["poweroff"] => {
             // SAFETY: no pointers.
             unsafe { libc::reboot(libc::RB_POWER_OFF) };
