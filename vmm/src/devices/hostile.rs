@@ -343,19 +343,30 @@ fn the_file_server_survives() {
     let mut random = Random(0x3141_5926_5358_9793);
     for round in 0..4 {
         let mut queues = machine.activate(round % 2 == 0);
-        let mut ask = |bytes: &[u8], queue: usize, room: u32| {
+        // Gives what an answer begins with: a node's number, or a handle's.
+        let mut ask = |bytes: &[u8], queue: usize, room: u32| -> u64 {
             machine.mem.write_slice(bytes, GuestAddress(DATA)).unwrap();
-            let len = bytes.len() as u32;
-            queues[queue].offer(&[(DATA, len, false), (DATA + 0x10_0000, room, true)]);
+            let (len, answer) = (bytes.len() as u32, DATA + 0x10_0000);
+            queues[queue].offer(&[(DATA, len, false), (answer, room, true)]);
             queues[queue].kick();
-            queues[queue].wait();
+            match queues[queue].wait().1 {
+                24.. => machine.mem.read_obj(GuestAddress(answer + 16)).unwrap(),
+                _ => 1,
+            }
         };
-        ask(&fuse(26, 0, &[7, 41, 0, 0, 0]), 1, 4096);
-        for _ in 0..4000 {
-            let message = fuse_nonsense(&mut random);
+        let mount = fuse(26, 0, &[7, 41, 0, 0, 0]);
+        let mut seen = [1u64; 8];
+        for count in 0..6000 {
+            if count % 300 == 0 {
+                ask(&mount, 1, 4096);
+            }
+            let message = fuse_nonsense(&mut random, &seen);
             let room = [0, 15, 16, 100, 4096, 0x10_0000][random.below(6) as usize];
             let queue = usize::from(random.below(10) > 0);
-            ask(&message, queue, room);
+            let answer = ask(&message, queue, room);
+            if answer > 1 && answer < 1 << 32 {
+                seen[random.below(8) as usize] = answer;
+            }
             if random.below(200) == 0 {
                 machine.device().quiesce().unwrap();
                 // Refused while files are held, which is not what this is about.
@@ -383,7 +394,13 @@ fn the_file_server_survives() {
     let text = std::fs::read(dir.path().join("outside")).unwrap();
     assert_eq!(text, b"untouched");
     let metrics = machine.device().metrics();
-    for counter in ["requests", "errors", "malformed", "limited", "bytes_read"] {
+    for counter in [
+        "errors",
+        "malformed",
+        "limited",
+        "bytes_read",
+        "bytes_written",
+    ] {
         assert!(metrics[counter].as_u64() > Some(1), "{metrics}");
     }
     // It still works.
@@ -410,7 +427,7 @@ fn fuse(opcode: u32, node: u64, body: &[u32]) -> Vec<u8> {
     out
 }
 
-fn fuse_nonsense(random: &mut Random) -> Vec<u8> {
+fn fuse_nonsense(random: &mut Random, seen: &[u64; 8]) -> Vec<u8> {
     const NAMES: [&str; 10] = [
         "a",
         "b",
@@ -425,29 +442,38 @@ fn fuse_nonsense(random: &mut Random) -> Vec<u8> {
     ];
     let opcode = match random.below(20) {
         0 => random.next() as u32,
-        // Looking up and opening is what the rest builds on; mounting anew loses it all.
-        1..6 => [1, 1, 14, 27, 35][random.below(5) as usize],
+        // Looking up, opening, reading and writing is what the rest builds on.
+        1..10 => [1, 1, 14, 27, 35, 15, 16, 28, 18][random.below(9) as usize],
         _ => match random.below(53) as u32 {
             26 | 38 => 1,
             other => other,
         },
     };
+    let pick = |random: &mut Random| seen[random.below(8) as usize];
     let node = match random.below(3) {
         0 => 1,
-        _ => random.below(60),
+        1 => random.below(60),
+        _ => pick(random),
     };
     // Numbers first, of the size most structures have, then names.
-    let numbers = [0, 1, 2, 4, 4, 6, 8, 10, 14, 22][random.below(10) as usize];
-    let body: Vec<u32> = (0..numbers)
+    let numbers = [0, 1, 2, 4, 4, 6, 10, 10, 14, 22][random.below(10) as usize];
+    let mut body: Vec<u32> = (0..numbers)
         .map(|i| match random.below(8) {
             0 => random.next() as u32,
             1 => u32::MAX,
             2 => 0,
-            // Handles are 64 bits wide.
             _ if i % 2 == 1 => 0,
             _ => random.below(60) as u32,
         })
         .collect();
+    if numbers >= 2 && random.below(3) > 0 {
+        // Mostly flags, or a handle.
+        let first = match opcode {
+            14 | 35 => random.below(3),
+            _ => pick(random),
+        };
+        (body[0], body[1]) = (first as u32, 0);
+    }
     let mut out = fuse(opcode, node, &body);
     for _ in 0..random.below(3) {
         let name = NAMES[random.below(NAMES.len() as u64) as usize];
