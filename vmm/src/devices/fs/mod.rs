@@ -44,4 +44,6 @@ pub use server::{Limits, Server};
 pub use workers::Workers;
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;
