@@ -7,7 +7,9 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 
-use common::{Guest, is_root, letters, out, power_off, print, spin};
+use common::{
+    FILE_SERVER, Guest, Share, capabilities, is_root, letters, out, power_off, print, spin,
+};
 use serde_json::{Value, json};
 
 #[test]
@@ -312,4 +314,96 @@ fn the_jailed_process_has_nothing_but_its_directory() {
     assert_eq!(vm.end().1["reason"], "stopped");
     let log = std::fs::read_to_string(vm.path("vmm.log")).unwrap();
     assert!(log.contains("the VM ended"), "{log}");
+}
+
+#[test]
+fn a_share_stays_in_the_jail_and_its_threads_alone_have_capabilities() {
+    if !is_root() {
+        return;
+    }
+    let Some(mut guest) = Guest::new(&[print("up\n"), spin()].concat()) else {
+        return;
+    };
+    let volume = tempfile::tempdir().unwrap();
+    std::fs::write(volume.path().join("file"), "x").unwrap();
+    let share = Share::new(&mut guest);
+    share.volume("early", volume.path(), "ro");
+    let guest = guest.jailed();
+    let uid = guest.config["jail"]["uid"].to_string();
+    let vm = guest.start();
+    vm.wait_for("console", |vm| vm.console() == "up\n");
+
+    let threads = capabilities(&vm);
+    let servers = threads.iter().filter(|(name, _)| name.starts_with("fs"));
+    assert_eq!(servers.count(), 4, "{threads:?}");
+    for (name, sets) in &threads {
+        let expected = match name.starts_with("fs") {
+            true => format!("0 {FILE_SERVER} {FILE_SERVER} 0 0"),
+            false => "0 0 0 0 0".to_owned(),
+        };
+        assert_eq!(sets, &expected, "{name}");
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", vm.pid)).unwrap();
+    let own = format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}");
+    assert!(status.contains(&own), "{status}");
+
+    // A volume that is mounted later shows up; what is mounted elsewhere does not.
+    share.volume("late", volume.path(), "");
+    let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", vm.pid)).unwrap();
+    let points: Vec<_> = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .map(|fields| {
+            (
+                fields[4].to_owned(),
+                fields[5].to_owned(),
+                fields[6].to_owned(),
+            )
+        })
+        .collect();
+    let names: Vec<_> = points.iter().map(|(point, ..)| point.as_str()).collect();
+    assert_eq!(
+        names,
+        ["/", "/share", "/share/early", "/share/late"],
+        "{mounts}"
+    );
+    for (point, options, propagation) in &points {
+        let read_only = options.split(',').any(|o| o == "ro");
+        assert_eq!(
+            read_only,
+            ["/share", "/share/early"].contains(&point.as_str()),
+            "{mounts}"
+        );
+        assert_eq!(propagation.starts_with("master:"), point != "/", "{mounts}");
+    }
+}
+
+#[test]
+fn a_share_that_is_no_mount_or_missing_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let Some(mut guest) = Guest::new(&spin()) else {
+        return;
+    };
+    guest.config["fs"] = json!({
+        "tag": "t", "share": "share", "max_inodes": 1000, "max_handles": 1000,
+    });
+    let guest = guest.jailed();
+    let (answer, success) = guest.launch();
+    assert!(
+        !success
+            && answer["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("share"),
+        "{answer}"
+    );
+    std::fs::create_dir(guest.dir.path().join("share")).unwrap();
+    let (answer, success) = guest.launch();
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(
+        !success && message.contains("a mount of its own"),
+        "{answer}"
+    );
 }

@@ -318,3 +318,72 @@ pub fn ask(socket: &Path, request: &Value, fds: &[RawFd]) -> Value {
     stream.read_exact(&mut answer).unwrap();
     serde_json::from_slice(&answer).unwrap()
 }
+
+/// A share on a mount of its own, as the daemon makes it; it goes with this.
+pub struct Share(pub PathBuf);
+
+pub fn mount(arguments: &[&str]) {
+    let done = Command::new("mount").args(arguments).status();
+    assert!(done.unwrap().success(), "mount {arguments:?}");
+}
+
+impl Share {
+    pub fn new(guest: &mut Guest) -> Self {
+        let share = guest.dir.path().join("share");
+        std::fs::create_dir(&share).unwrap();
+        let path = share.to_str().unwrap();
+        mount(&["--bind", path, path]);
+        mount(&["--make-private", path]);
+        mount(&["--make-shared", path]);
+        guest.config["fs"] = json!({
+            "tag": "t", "share": "share", "max_inodes": 1000, "max_handles": 1000,
+        });
+        Share(share)
+    }
+
+    /// A directory of the host, mounted on the share.
+    pub fn volume(&self, name: &str, source: &Path, options: &str) {
+        let target = self.0.join(name);
+        if source.is_dir() {
+            std::fs::create_dir(&target).unwrap();
+        } else {
+            File::create(&target).unwrap();
+        }
+        let (source, target) = (source.to_str().unwrap(), target.to_str().unwrap());
+        mount(&["--bind", source, target]);
+        if !options.is_empty() {
+            mount(&["-o", &format!("remount,bind,{options}"), target]);
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let path = std::ffi::CString::new(self.0.to_str().unwrap()).unwrap();
+        // SAFETY: a string that ends in zero.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+/// Effective capabilities of every thread of the VMM, by the thread's name.
+pub fn capabilities(vm: &Vm) -> Vec<(String, String)> {
+    let mut all: Vec<_> = std::fs::read_dir(format!("/proc/{}/task", vm.pid))
+        .unwrap()
+        .map(|task| {
+            let task = task.unwrap().path();
+            let name = std::fs::read_to_string(task.join("comm")).unwrap();
+            let status = std::fs::read_to_string(task.join("status")).unwrap();
+            let sets = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|set| {
+                let line = status.lines().find(|l| l.starts_with(set)).unwrap();
+                let value = line.split_whitespace().nth(1).unwrap();
+                u64::from_str_radix(value, 16).unwrap().to_string()
+            });
+            (name.trim().to_owned(), sets.join(" "))
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+/// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID.
+pub const FILE_SERVER: u64 = 0b1101_1011;
