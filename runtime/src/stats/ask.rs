@@ -170,10 +170,18 @@ async fn ask(
         let record = Arc::clone(own.get(&stats.container_id)?);
         Some(OneContainer { record, stats })
     });
+    let mut figures = guest.guest.unwrap_or_default();
+    // The pod's are those it was given: a kernel has more of its own accord (dummy0).
+    let given = record.network.as_ref().map(|network| &network.interfaces);
+    if let Some(given) = given.filter(|given| !given.is_empty()) {
+        figures
+            .interfaces
+            .retain(|interface| given.iter().any(|known| known.name == interface.name));
+    }
     Ok(Sample {
         at,
         containers: containers.collect(),
-        guest: guest.guest.unwrap_or_default(),
+        guest: figures,
         host,
         limit,
         vmm,
