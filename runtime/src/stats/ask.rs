@@ -10,7 +10,7 @@ use crate::{
     app::App,
     cgroup::{self, Usage},
     error::chain,
-    records::{ContainerRecord, Resource, SandboxRecord, SandboxState},
+    records::{ContainerRecord, MachineKind, Resource, SandboxRecord, SandboxState},
     sandbox::{Pod, SandboxError, now_ns},
 };
 
@@ -178,6 +178,15 @@ async fn ask(
             .interfaces
             .retain(|interface| given.iter().any(|known| known.name == interface.name));
     }
+    // A pod on the host has no machine of its own to cost anything: its memory is the host's.
+    let vmm = match record.machine {
+        MachineKind::Vm => vmm,
+        MachineKind::Host => host.memory.map(|memory| VmmMemory {
+            guest_size: figures.memory_total_bytes,
+            guest_resident: memory.usage,
+            own: 0,
+        }),
+    };
     Ok(Sample {
         at,
         containers: containers.collect(),
