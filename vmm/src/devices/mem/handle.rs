@@ -36,7 +36,6 @@ impl MemHandle {
     }
 
     /// The region, locked: not to be held over anything that waits.
-    #[must_use]
     pub fn region(&self) -> MutexGuard<'_, Region> {
         self.0.region.lock().unwrap_or_else(PoisonError::into_inner)
     }
