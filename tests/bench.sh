@@ -47,6 +47,7 @@ trap 'rm -rf "$results"' EXIT
 status=0
 mkdir "$results/program"
 cp "$CARGO_TARGET_DIR/fast/bulkhead-bench" "$results/program/"
+cc -Os -s -static -Wall -Werror -o "$results/program/vsock-source" tests/bench-guest/vsock-source.c
 if [[ " ${words[*]-} " != *" --only-peer "* ]]; then
     say "what needs no VM, on this machine"
     "$results/program/bulkhead-bench" --only-lists --repeat 50 --results "$results" --json "$results/lists.json" || status=$?

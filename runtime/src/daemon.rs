@@ -161,8 +161,11 @@ pub async fn serve_until(
     };
     // The streaming server stops at once; what is in flight on the socket is waited for.
     let serving = async {
-        let (result, ()) = tokio::join!(serving, streams);
-        result
+        tokio::pin!(serving);
+        tokio::select! {
+            result = &mut serving => result,
+            () = streams => serving.await,
+        }
     };
     let result = tokio::select! {
         result = serving => result,

@@ -198,9 +198,8 @@ fn parts(data: &Bytes) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The session's bytes into the process's input, until either ends; then what still comes is
-/// dropped, so that the daemon does not wait for ever. Returns true if the session ended its
-/// writing (a half-close), false if the process takes no more.
-async fn feed<S: AsyncRead + AsyncWrite>(mut read: ReadHalf<S>, process: &AnyProcess) -> bool {
+/// dropped, so that the daemon does not wait for ever.
+async fn feed<S: AsyncRead + AsyncWrite>(mut read: ReadHalf<S>, process: &AnyProcess) {
     let mut bytes = BytesMut::with_capacity(READ_SIZE);
     let mut exit = process.exit.clone();
     let mut taking = true;
@@ -234,7 +233,6 @@ async fn feed<S: AsyncRead + AsyncWrite>(mut read: ReadHalf<S>, process: &AnyPro
     if once && !process.has_terminal() {
         *process.stdin.lock().await = None;
     }
-    taking
 }
 
 async fn input<S>(mut stream: S, containers: &Containers, process: ProcessRef) -> io::Result<()>
@@ -259,7 +257,7 @@ where
     let (read, mut write) = tokio::io::split(stream);
     let mut exit = process.exit.clone();
     tokio::select! {
-        _ = feed(read, &process) => {}
+        () = feed(read, &process) => {}
         () = exit.wait_raw() => {}
     }
     write.shutdown().await

@@ -58,6 +58,8 @@ pub async fn measure(results: &Path, effort: Effort, figures: &mut Figures) -> O
         .await?;
     }
     compare_first_and_last(figures);
+    println!("==> streams");
+    super::streams::measure(&host, &cri, &busybox, effort.repeat, figures).await?;
     if let Some(memory) = figures.median(VMM_MEMORY) {
         figures.hold("VMM memory beyond guest RAM, MiB", memory, 5.0);
     }

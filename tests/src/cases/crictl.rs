@@ -36,8 +36,10 @@ impl Crictl {
         })
     }
 
-    pub(super) fn call(&self, args: &[&str]) -> Result<String, Failure> {
-        let done = Command::new(&self.program)
+    /// To be given more arguments, and run.
+    pub(super) fn program(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
             .args([
                 "--runtime-endpoint",
                 &self.endpoint,
@@ -45,8 +47,12 @@ impl Crictl {
                 &self.endpoint,
             ])
             .args(["--timeout", "120s"])
-            .args(args)
-            .output()?;
+            .args(args);
+        command
+    }
+
+    pub(super) fn call(&self, args: &[&str]) -> Result<String, Failure> {
+        let done = self.program(args).output()?;
         let text = String::from_utf8_lossy(&done.stdout).into_owned();
         if !done.status.success() {
             let complaint = String::from_utf8_lossy(&done.stderr);

@@ -17,6 +17,7 @@ mod resize;
 mod scale;
 mod security;
 mod stats;
+mod streaming;
 
 use crate::suite::Test;
 
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Test> {
         recovery::tests(),
         bad_input::tests(),
         crictl::tests(),
+        streaming::tests(),
         docs::tests(),
         scale::tests(),
     ]
