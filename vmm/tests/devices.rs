@@ -437,6 +437,8 @@ fn a_share_is_served_with_its_owners_from_inside_the_jail() {
         dir
     };
     let (rw, ro, late) = (dir("rw"), dir("ro"), dir("late"));
+    // For users of the guest that are not root.
+    std::fs::set_permissions(&rw, std::fs::Permissions::from_mode(0o777)).unwrap();
     std::fs::write(ro.join("config"), "fixed").unwrap();
     std::fs::write(volumes.path().join("single"), "one file").unwrap();
     std::os::unix::fs::symlink("/etc/hostname", ro.join("link")).unwrap();
@@ -602,4 +604,61 @@ fn a_restored_guest_mounts_its_share() {
     vm.must(&json!({"resume": {}}), &[]);
     assert_eq!(run(&vm, "fs mount t"), "done");
     assert_eq!(run(&vm, "fs read file"), "first");
+}
+
+/// Sequential in MiB, random in 4 KiB, as the guest's `bench` command does it; in microseconds.
+fn on_the_host(path: &Path, mode: &str, mib: u64) -> u128 {
+    let mut buffer = vec![0x5a; 1 << 20];
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .unwrap();
+    let start = Instant::now();
+    match mode {
+        "write" => {
+            for _ in 0..mib {
+                file.write_all(&buffer).unwrap();
+            }
+            file.sync_all().unwrap();
+        }
+        "read" => while file.read(&mut buffer).unwrap() > 0 {},
+        _ => {
+            let mut state = 1u64;
+            for _ in 0..2000 {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                let at = (state >> 16) % (mib * 256) * 4096;
+                match mode {
+                    "randread" => file.read_exact_at(&mut buffer[..4096], at).unwrap(),
+                    _ => file.write_all_at(&buffer[..4096], at).unwrap(),
+                }
+            }
+        }
+    }
+    start.elapsed().as_micros()
+}
+
+/// Prints what the share costs beside the host's own file system; how long is no matter of passing.
+#[test]
+fn a_share_moves_the_same_bytes_as_the_hosts_file_system() {
+    let Some(mut guest) = linux() else { return };
+    let share = Share::new(&mut guest);
+    guest.config["fs"]["share"] = share.0.to_str().unwrap().into();
+    let vm = up(guest);
+    assert_eq!(run(&vm, "fs mount t"), "done");
+    let mib = 32;
+    for mode in ["write", "read", "randread", "randwrite"] {
+        let host = on_the_host(&share.0.join("host"), mode, mib);
+        let answer = run(&vm, &format!("fs bench guest {mode} {mib}"));
+        let (count, guest) = answer.split_once(' ').unwrap();
+        assert!(count.parse::<u64>().unwrap() >= mib, "{answer}");
+        println!("{mode}: {host} us on the host, {guest} us in the guest");
+    }
+    let (host, guest) = (share.0.join("host"), share.0.join("guest"));
+    assert!(std::fs::read(host).unwrap() == std::fs::read(guest).unwrap());
+    println!("{}", metrics(&vm)["devices"]["fs"]);
 }
