@@ -350,10 +350,22 @@ impl Share {
             File::create(&target).unwrap();
         }
         let (source, target) = (source.to_str().unwrap(), target.to_str().unwrap());
-        mount(&["--bind", source, target]);
-        if !options.is_empty() {
-            mount(&["-o", &format!("remount,bind,{options}"), target]);
+        if options.is_empty() {
+            mount(&["--bind", source, target]);
+            return;
         }
+        // The VMM's copy takes the flags over when it is mounted, and no remount follows: so the
+        // mount has them before.
+        let stage = self.0.with_file_name(format!("stage-{name}"));
+        std::fs::create_dir(&stage).unwrap();
+        let stage = stage.to_str().unwrap();
+        mount(&["--bind", source, stage]);
+        mount(&["-o", &format!("remount,bind,{options}"), stage]);
+        mount(&["--bind", stage, target]);
+        let path = std::ffi::CString::new(stage).unwrap();
+        // SAFETY: a string that ends in zero.
+        assert_eq!(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }, 0);
+        std::fs::remove_dir(stage).unwrap();
     }
 }
 
