@@ -11,7 +11,7 @@ say() { printf '==> %s\n' "$*" >&2; }
 die() { printf 'install: %s\n' "$*" >&2; exit 1; }
 
 [[ $prefix == /* ]] || die "PREFIX is '$prefix', not an absolute path"
-for part in bulkhead bulkhead-vmm vmlinux initramfs.cpio; do
+for part in bulkhead bulkhead-vmm bulkhead-agent vmlinux initramfs.cpio; do
     [ -f "$built/$part" ] || die "$built/$part is missing: make build"
 done
 
@@ -21,6 +21,7 @@ put() { # MODE FILE TARGET
 }
 put 755 "$built/bulkhead" "$prefix/bin/bulkhead"
 put 755 "$built/bulkhead-vmm" "$prefix/lib/bulkhead/bulkhead-vmm"
+put 755 "$built/bulkhead-agent" "$prefix/lib/bulkhead/bulkhead-agent"
 put 644 "$built/vmlinux" "$prefix/lib/bulkhead/vmlinux"
 put 644 "$built/initramfs.cpio" "$prefix/lib/bulkhead/initramfs.cpio"
 
@@ -36,6 +37,7 @@ put 644 "$work/bulkhead.service" "$prefix/lib/systemd/system/bulkhead.service"
 put 644 "$work/config.toml" "$prefix/share/bulkhead/config.toml"
 put 644 "$top/packaging/cni/10-bulkhead.conflist" "$prefix/share/bulkhead/10-bulkhead.conflist"
 put 644 "$top/packaging/kubernetes/runtimeclass-kvm.yaml" "$prefix/share/bulkhead/runtimeclass-kvm.yaml"
+put 644 "$top/packaging/kubernetes/runtimeclass-host.yaml" "$prefix/share/bulkhead/runtimeclass-host.yaml"
 put 644 "$top/LICENSE" "$prefix/share/doc/bulkhead/LICENSE"
 if [ -e "$root/etc/bulkhead/config.toml" ]; then
     say "$root/etc/bulkhead/config.toml is there and stays as it is"
