@@ -37,7 +37,10 @@ pub enum AppArmorError {
         error: std::io::Error,
     },
     /// The policy does not have the profile.
-    #[error("the policy that was sent has no AppArmor profile {profile:?}")]
+    #[error(
+        "neither the kernel nor a policy that was sent has the AppArmor profile {profile:?}; on the \
+         host it must be loaded (apparmor_parser)"
+    )]
     Absent {
         /// The profile.
         profile: String,

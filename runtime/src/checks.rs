@@ -60,6 +60,8 @@ pub fn all(config: &Config) -> Vec<Check> {
             program("mkfs.ext4", "install the package e2fsprogs"),
         ),
         check("user namespaces", user_namespaces()),
+        check("the agent of pods on the host", host_agent(config)),
+        check("loop devices and EROFS for pods on the host", loop_mounts()),
     ];
     if config.network.mode == NetworkMode::Cni {
         checks.push(check(
@@ -192,6 +194,37 @@ fn cni_plugins(config: &Config) -> Found {
             missing.join(", ")
         )),
     }
+}
+
+fn host_agent(config: &Config) -> Found {
+    match file(&config.host.agent, "host.agent") {
+        Found::Fatal(why) => Found::Missing(format!("{why}; pods on the host do not start")),
+        found => found,
+    }
+}
+
+fn loop_mounts() -> Found {
+    let without = |why: &str| Found::Missing(format!("{why}; pods on the host do not start"));
+    if !Path::new("/dev/loop-control").exists() {
+        return without("/dev/loop-control is not there: load the module loop");
+    }
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let module = |name: &str| {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let modules = Path::new("/lib/modules").join(release.trim());
+        modules.join("kernel/fs").join(name).is_dir()
+    };
+    for name in ["erofs", "overlay", "ext4"] {
+        let listed = known
+            .lines()
+            .any(|line| line.split_whitespace().last() == Some(name));
+        // The kernel loads a module with the first mount; overlay's directory has another name.
+        let directory = if name == "overlay" { "overlayfs" } else { name };
+        if !listed && !module(directory) {
+            return without(&format!("the kernel has no {name}"));
+        }
+    }
+    Found::Good("/dev/loop-control, erofs, overlay, ext4".to_owned())
 }
 
 fn cni_configuration(config: &Config) -> Found {

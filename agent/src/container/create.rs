@@ -346,6 +346,8 @@ fn lay_ground(
             user: &identity.user,
             home: &identity.home,
             tty: request.tty,
+            // A guest has one root of cgroups, which is out of every container's sight.
+            host_cgroup_namespace: request.host_cgroup_namespace && paths.host().is_some(),
             pid_mode: namespaces.pid_mode,
             pid_namespace: namespaces.pid.clone(),
             user_namespace: namespaces

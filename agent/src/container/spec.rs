@@ -41,6 +41,8 @@ pub struct Decisions<'a> {
     pub home: &'a str,
     /// Whether its process gets a terminal.
     pub tty: bool,
+    /// Whether it sees the host's cgroups.
+    pub host_cgroup_namespace: bool,
     /// Its PID namespace.
     pub pid_mode: PidMode,
     /// For POD and TARGET: the namespace's file.
@@ -252,10 +254,10 @@ fn masks_for_libcontainer(mut filter: LinuxSeccomp) -> Result<LinuxSeccomp, Spec
 fn namespaces(decisions: &Decisions<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
     let own = |typ| LinuxNamespaceBuilder::default().typ(typ).build();
     let joined = |typ, path: &Path| LinuxNamespaceBuilder::default().typ(typ).path(path).build();
-    let mut list = vec![
-        own(LinuxNamespaceType::Mount)?,
-        own(LinuxNamespaceType::Cgroup)?,
-    ];
+    let mut list = vec![own(LinuxNamespaceType::Mount)?];
+    if !decisions.host_cgroup_namespace {
+        list.push(own(LinuxNamespaceType::Cgroup)?);
+    }
     match (decisions.pid_mode, &decisions.pid_namespace) {
         (PidMode::Container, _) => list.push(own(LinuxNamespaceType::Pid)?),
         (PidMode::Node, _) => {}
@@ -373,6 +375,7 @@ mod tests {
             user,
             home: "/home/u",
             tty: false,
+            host_cgroup_namespace: false,
             pid_mode: mode,
             pid_namespace: None,
             user_namespace: None,

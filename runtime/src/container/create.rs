@@ -11,8 +11,10 @@ use crate::{
     events,
     images::{ImageRecord, LayerDisk},
     logs::LogPath,
-    oci::{self, ImageProcess, apparmor, seccomp},
-    records::{ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, SandboxRecord},
+    oci::{self, ImageProcess, apparmor, host_devices, seccomp},
+    records::{
+        ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, MachineKind, SandboxRecord,
+    },
     sandbox::{Pod, SandboxError, new_id, now_ns},
 };
 
@@ -208,6 +210,7 @@ async fn build(
         writable_bytes: 0,
         implied_directories,
         apparmor_policy: planned.apparmor_policy.into(),
+        host_cgroup_namespace: planned.host_cgroup_namespace,
     };
     let answer = pod
         .agent
@@ -266,6 +269,8 @@ struct Planned {
     spec: Vec<u8>,
     /// The policy that has the container's profile; empty without one.
     apparmor_policy: Vec<u8>,
+    /// It sees the host's cgroups.
+    host_cgroup_namespace: bool,
 }
 
 /// Everything that can be refused without the guest.
@@ -288,7 +293,8 @@ async fn plan(
         ),
         seccomp::Choice::Unconfined | seccomp::Choice::RuntimeDefault => None,
     };
-    let plan = oci::build(oci::Input {
+    let on_host = sandbox.machine == MachineKind::Host;
+    let mut plan = oci::build(oci::Input {
         config,
         sandbox: &sandbox.config,
         image: &image_process(image),
@@ -297,7 +303,17 @@ async fn plan(
     if plan.pid_mode == agent::PidMode::Target {
         check_target(app, sandbox, &plan.pid_target)?;
     }
+    if on_host && context.privileged {
+        plan = tokio::task::spawn_blocking(move || {
+            host_devices::give_all(&mut plan)?;
+            Ok::<_, oci::OciError>(plan)
+        })
+        .await
+        .map_err(|_| ContainerError::Ending)??;
+    }
     let apparmor_policy = match apparmor::choose(&context)? {
+        // The host's own kernel has it, or the agent refuses it: nothing is loaded there for a pod.
+        apparmor::Choice::Localhost(_) if on_host => Vec::new(),
         apparmor::Choice::Localhost(profile) => apparmor::Node::default().policy(&profile).await?,
         apparmor::Choice::Unconfined => Vec::new(),
     };
@@ -305,6 +321,7 @@ async fn plan(
         spec: plan.spec_json()?,
         plan,
         apparmor_policy,
+        host_cgroup_namespace: on_host && context.privileged,
     })
 }
 

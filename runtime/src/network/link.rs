@@ -91,6 +91,25 @@ pub async fn tie(path: &Path, mac: String) -> Result<agent::Network, NetworkErro
     .await
 }
 
+/// Tells what the CNI interface has, and leaves it as it is: a pod on the host uses it itself.
+///
+/// # Errors
+/// If the interface is not there, or the kernel refuses.
+pub async fn look(path: &Path) -> Result<agent::Network, NetworkError> {
+    let inside = path.to_owned();
+    netns::within(path, move || async move {
+        let net = Netlink::open(inside)?;
+        let link = net.link(POD_INTERFACE).await?;
+        let link = link.ok_or_else(|| net.missing(POD_INTERFACE))?;
+        let mut network = net.describe(&link, String::new(), mtu_of(&link)).await?;
+        for interface in &mut network.interfaces {
+            interface.mac.clone_from(&interface.hardware_address);
+        }
+        Ok(network)
+    })
+    .await
+}
+
 fn mtu_of(link: &LinkMessage) -> u32 {
     let mtu = link
         .attributes

@@ -141,7 +141,7 @@ impl PodNetwork {
             .await?;
         let network = match nics.first() {
             Some(nic) => link::tie(&path, nic.mac.clone()).await?,
-            None => agent::Network::default(),
+            None => link::look(&path).await?,
         };
         Ok(Attached {
             network,

@@ -6,6 +6,7 @@
 
 pub mod apparmor;
 pub mod capabilities;
+pub mod host_devices;
 pub mod mounts;
 pub mod process;
 pub mod resources;

@@ -37,17 +37,9 @@ pub(super) async fn setup(
         .await
         .unwrap_or_default();
     let linux = record.config.linux.as_ref();
-    let (scratch_file, extra_hosts) = match wanted.machine {
-        MachineKind::Vm => (String::new(), Vec::new()),
-        // The agent on the host is not told the network, which it has not to set.
-        MachineKind::Host => (
-            file_name(&paths.pod_state(&record.id).join(SCRATCH_FILE))?,
-            attached
-                .addresses
-                .iter()
-                .map(|address| format!("{address} {}", wanted.hostname))
-                .collect(),
-        ),
+    let scratch_file = match wanted.machine {
+        MachineKind::Vm => String::new(),
+        MachineKind::Host => file_name(&paths.pod_state(&record.id).join(SCRATCH_FILE))?,
     };
     Ok(SetupSandboxRequest {
         sandbox_id: record.id.clone(),
@@ -61,7 +53,7 @@ pub(super) async fn setup(
             attached.dns.clone(),
             &host,
         )),
-        extra_hosts,
+        extra_hosts: Vec::new(),
         scratch_disk: SCRATCH.to_owned(),
         online_cpus: record.shape.vcpus,
         shm_bytes: 0,
