@@ -149,13 +149,15 @@ where
     let (mut stdout, mut stderr) = (Some(0u64), Some(0u64));
     let mut frame = Vec::with_capacity(FRAME_HEADER + MAX_FRAME);
     while stdout.is_some() || stderr.is_some() {
-        let (is_stdout, read) = tokio::select! {
-            read = process.stdout.wait_read(stdout.unwrap_or(0)), if stdout.is_some() => (true, read),
-            read = process.stderr.wait_read(stderr.unwrap_or(0)), if stderr.is_some() => (false, read),
-            () = tokio::time::sleep(ALIVE_EVERY) => {
-                write.write_all(&Frame::Alive.header()).await?;
-                continue;
+        let next = async {
+            tokio::select! {
+                read = process.stdout.wait_read(stdout.unwrap_or(0)), if stdout.is_some() => (true, read),
+                read = process.stderr.wait_read(stderr.unwrap_or(0)), if stderr.is_some() => (false, read),
             }
+        };
+        let Ok((is_stdout, read)) = timeout(ALIVE_EVERY, next).await else {
+            write.write_all(&Frame::Alive.header()).await?;
+            continue;
         };
         let (offset, buffer) = if is_stdout {
             (&mut stdout, &process.stdout)

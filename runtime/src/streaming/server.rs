@@ -30,6 +30,8 @@ use crate::{app::App, config};
 const CONNECTIONS: usize = 2048;
 /// For a TLS handshake, and for a request's headers.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// After a failed accept.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// What a request's line and headers may take.
 const MAX_HEAD: usize = 32 * 1024;
 
@@ -136,7 +138,8 @@ impl Listening {
                     Err(error) => {
                         // Out of descriptors, most likely: others must get to free some.
                         tracing::warn!(%error, "a streaming connection could not be accepted");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        let pause = std::future::pending::<()>();
+                        let _over = tokio::time::timeout(ACCEPT_AGAIN, pause).await;
                     }
                 }
             }

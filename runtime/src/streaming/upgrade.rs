@@ -57,10 +57,7 @@ fn refusal(status: StatusCode, text: impl Into<String>) -> Refusal {
 }
 
 /// The values of a header that is a list.
-fn list<'a>(
-    headers: &'a HeaderMap,
-    name: impl header::AsHeaderName,
-) -> impl Iterator<Item = &'a str> {
+fn list(headers: &HeaderMap, name: impl header::AsHeaderName) -> impl Iterator<Item = &str> {
     let values = headers.get_all(name).into_iter();
     values
         .filter_map(|value| value.to_str().ok())

@@ -34,7 +34,8 @@ where
         while let Some(Ok(message)) = source.next().await {
             match message {
                 Message::Binary(bytes) => {
-                    if write.write_all(&bytes).await.is_err() {
+                    let written = write.write_all(&bytes).await;
+                    if written.is_err() {
                         return;
                     }
                 }
