@@ -8,6 +8,7 @@
 //! | [`launcher`] | the single-threaded process that forks containers and execs |
 //! | [`container`] | a container's life: root file system, cgroup, spec, records |
 //! | [`process`] | standard streams, exit statuses, reaping |
+//! | [`volumes`] | what containers' mounts have as their source |
 //! | [`net`], [`disk`], [`cpus`], [`user`], [`stats`] | devices and data of the guest |
 //! | [`apparmor`], [`userns`] | what confines a container beyond its namespaces |
 //! | [`rpc`] | the service, and the only place that knows gRPC codes |
@@ -31,4 +32,5 @@ pub mod serve;
 pub mod stats;
 pub mod user;
 pub mod userns;
+pub mod volumes;
 pub mod watched;

@@ -99,6 +99,51 @@ impl Paths {
         self.base.join("sysfs")
     }
 
+    /// Where the virtio-fs device with the host's volumes is mounted.
+    pub fn share(&self) -> PathBuf {
+        self.base.join("share")
+    }
+
+    fn volumes(&self) -> PathBuf {
+        self.base.join("volumes")
+    }
+
+    /// A volume in memory.
+    pub fn memory(&self, name: &str) -> PathBuf {
+        self.volumes().join("memory").join(name)
+    }
+
+    /// A volume that follows the host's by being copied.
+    pub fn copied(&self, name: &str) -> PathBuf {
+        self.volumes().join("copied").join(name)
+    }
+
+    /// A socket that leads to one of the host's.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.volumes().join("sockets").join(name)
+    }
+
+    /// Where parts of volumes are mounted for one container.
+    pub fn placed(&self, id: &str) -> PathBuf {
+        self.volumes().join("placed").join(id)
+    }
+
+    /// Where one container's image volumes are stacked.
+    pub fn images(&self, id: &str) -> PathBuf {
+        self.volumes().join("images").join(id)
+    }
+
+    /// Device nodes that are mounted outside of a container's /dev. In the guest's /dev, because
+    /// nodes on other mounts are dead.
+    pub fn devices(&self) -> PathBuf {
+        PathBuf::from("/dev/bulkhead")
+    }
+
+    /// One of them.
+    pub fn device(&self, id: &str, number: usize) -> PathBuf {
+        self.devices().join(format!("{id}-{number}"))
+    }
+
     /// The directory of one container: its bundle, its root file system, its sockets.
     pub fn container(&self, id: &str) -> PathBuf {
         self.containers().join(id)

@@ -11,6 +11,7 @@ use crate::{
     records::{Records, RecordsError},
     sandbox::Pods,
     streaming::Streaming,
+    volumes::Volumes,
 };
 
 /// Everything the daemon holds. Parts have their own locks; there is none over the whole.
@@ -32,6 +33,8 @@ pub struct App {
     pub events: Events,
     /// URLs of the streaming server.
     pub streaming: Streaming,
+    /// What the volumes module keeps in memory.
+    pub volumes: Volumes,
     pod_cidr: Mutex<String>,
 }
 
@@ -57,6 +60,7 @@ impl App {
             containers: Containers::new(&config),
             events: Events::default(),
             streaming: Streaming::default(),
+            volumes: Volumes::default(),
             images,
             records,
             config,

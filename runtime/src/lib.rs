@@ -28,3 +28,4 @@ pub mod sandbox;
 pub mod stats;
 pub mod streaming;
 pub mod vmm;
+pub mod volumes;

@@ -116,7 +116,7 @@ impl Host {
             "[paths]\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n[vmm]\n{}{}\n[network]\n\
              cni_conf_dir = \"{}\"\ncni_bin_dirs = [\"/usr/lib/cni\", \"{}\"]\n\
              [host]\nagent = \"{bin}/bulkhead-agent\"\n\
-             [registry]\nconfig_dir = \"{}\"\n{}\n",
+             [registry]\nconfig_dir = \"{}\"\n[volumes]\nsockets = [\"{}\"]\n{}\n",
             state.display(),
             self.run_dir().display(),
             options.vmm,
@@ -124,6 +124,7 @@ impl Host {
             self.dir.join("cni").display(),
             self.dir.join("plugins").display(),
             self.certs_dir().display(),
+            self.test_socket().display(),
             sections,
         );
         fs::write(self.dir.join("config.toml"), text)?;
@@ -197,6 +198,12 @@ impl Host {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// A socket that pods may reach (`volumes.sockets`).
+    #[must_use]
+    pub fn test_socket(&self) -> PathBuf {
+        self.run_dir().join("test.sock")
     }
 
     /// The CRI socket.

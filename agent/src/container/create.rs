@@ -1,18 +1,17 @@
 //! Building a container: layers, root file system, user, spec, cgroup, process. What was made is
 //! unmade in reverse when a later step fails.
 
-use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use bulkhead_proto::agent::{CreateContainerRequest, PidMode, ResolvedUser};
+use bulkhead_proto::agent::{CreateContainerRequest, PidMode, ResolvedUser, volume};
 
 use super::implied;
 use super::rootfs::Rootfs;
-use super::spec::{self, Decisions, Prepared};
+use super::spec::{self, Decisions};
 use super::{
     Container, ContainerError, Containers, Phase, Slot, cgroup, check_id, device_filter, lock,
     watch,
@@ -23,10 +22,11 @@ use crate::paths::Paths;
 use crate::process::{Process, Streams, exit, give_streams};
 use crate::user::{self, Identity};
 use crate::userns::{self, IdMap};
+use crate::volumes::{Prepared, Volumes, image};
 
 /// What blocking steps leave for the launch.
 struct Ground {
-    prepared: Prepared,
+    prepared: spec::Prepared,
     identity: Identity,
 }
 
@@ -79,7 +79,10 @@ impl Containers {
         })?;
         let pid_namespace = self.pid_namespace(pid_mode, &request.pid_target).await?;
         let user_namespace = self.user_namespace().await?;
-        let layers = self.disks.acquire_layers(&request.layers).await?;
+        // Image volumes' layers are held like the container's own.
+        let held: Vec<String> = all_layers(&request);
+        let mut layers = self.disks.acquire_layers(&held).await?;
+        layers.truncate(request.layers.len());
         let rootfs = Rootfs {
             target: self.paths.container(&id).join("rootfs"),
             scratch: self.paths.scratch().join(&id),
@@ -101,7 +104,7 @@ impl Containers {
             Ok(built) => Ok(built),
             Err(error) => {
                 self.clear(&id, rootfs).await;
-                self.disks.release_layers(&request.layers).await;
+                self.disks.release_layers(&held).await;
                 Err(error)
             }
         }
@@ -118,10 +121,11 @@ impl Containers {
         let cgroup = self.paths.cgroup(id);
         let bundle = self.paths.container(id);
         let own_users = namespaces.user.is_some();
+        let volumes = self.volumes.prepare(request, &self.disks).await?;
         let ground = {
             let (request, rootfs) = (request.clone(), rootfs.clone());
             let paths = self.paths.clone();
-            let work = move || lay_ground(&request, &namespaces, &layers, &rootfs, &paths);
+            let work = move || lay_ground(&request, volumes, &namespaces, &layers, &rootfs, &paths);
             tokio::task::spawn_blocking(work)
                 .await
                 .map_err(|_| ContainerError::Cancelled)??
@@ -168,7 +172,7 @@ impl Containers {
             process,
             template: spec::exec_template(&ground.prepared.spec)?,
             stdin_once: request.stdin_once,
-            layers: request.layers.clone(),
+            layers: all_layers(request),
             rootfs,
             cgroup,
             waiting: tokio::sync::Mutex::new(launched.status),
@@ -251,8 +255,9 @@ impl Containers {
     pub(super) async fn clear(&self, id: &str, rootfs: Rootfs) {
         let (cgroup, bundle) = (self.paths.cgroup(id), self.paths.container(id));
         let state = self.paths.runtime_state().join(id);
+        let (paths, id) = (self.paths.clone(), id.to_owned());
         let work = move || {
-            let steps: [(&str, Result<(), ContainerError>); 5] = [
+            let steps: [(&str, Result<(), ContainerError>); 6] = [
                 (
                     "cgroup",
                     cgroup::kill(&cgroup)
@@ -260,6 +265,7 @@ impl Containers {
                         .map_err(Into::into),
                 ),
                 ("mount", rootfs.unmount().map_err(Into::into)),
+                ("volumes", Volumes::clear(&paths, &id).map_err(Into::into)),
                 ("written files", rootfs.remove_written().map_err(Into::into)),
                 ("state", remove_directory(&state)),
                 ("bundle", remove_directory(&bundle)),
@@ -286,16 +292,15 @@ fn remove_directory(path: &Path) -> Result<(), ContainerError> {
     }
 }
 
-/// The paths by the place of their layer. A layer nobody asked for has none.
-fn implied_directories(request: &CreateContainerRequest) -> HashMap<usize, HashSet<Vec<u8>>> {
-    let place = |serial: &str| request.layers.iter().position(|layer| layer == serial);
-    let of_layers = request.implied_directories.iter();
-    of_layers
-        .filter_map(|implied| {
-            let paths = implied.paths.iter().map(|path| path.to_vec()).collect();
-            Some((place(&implied.layer)?, paths))
-        })
-        .collect()
+/// The serials of a container's layers, then its image volumes'.
+fn all_layers(request: &CreateContainerRequest) -> Vec<String> {
+    let mut all = request.layers.clone();
+    for volume in &request.volumes {
+        if let Some(volume::Source::Image(image)) = &volume.source {
+            all.extend(image.layers.iter().cloned());
+        }
+    }
+    all
 }
 
 /// The namespaces a container joins or gets.
@@ -312,6 +317,7 @@ struct Namespaces {
 /// The steps that block on files and mounts.
 fn lay_ground(
     request: &CreateContainerRequest,
+    volumes: Prepared,
     namespaces: &Namespaces,
     layers: &[PathBuf],
     rootfs: &Rootfs,
@@ -320,7 +326,8 @@ fn lay_ground(
     let cgroup = &paths.cgroup(&request.container_id);
     let bundle = &paths.container(&request.container_id);
     tracing::debug!("create: layers are there");
-    let parsed = spec::parse(&request.oci_spec)?;
+    let mut parsed = spec::parse(&request.oci_spec)?;
+    volumes.apply(&mut parsed)?;
     let map = match &namespaces.user {
         Some((file, map)) => {
             rootfs.mount_mapped(layers, file, map)?;
@@ -331,7 +338,8 @@ fn lay_ground(
             None
         }
     };
-    implied::adopt(&rootfs.target, layers, &implied_directories(request), map)?;
+    let implied = image::by_place(&request.layers, &request.implied_directories);
+    implied::adopt(&rootfs.target, layers, &implied, map)?;
     tracing::debug!("create: root file system");
     let identity = user::resolve(&rootfs.target, &request.user.clone().unwrap_or_default())?;
     if let Some(map) = map {

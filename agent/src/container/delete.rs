@@ -73,6 +73,7 @@ impl Containers {
             self.disks.release_layers(&container.layers).await;
             lock(&self.slots).remove(id);
         }
+        self.volumes.forget_disks(release_disks).await;
         Ok(self.disks.remove_unused(release_disks).await?)
     }
 

@@ -27,6 +27,7 @@ use crate::paths::Paths;
 use crate::process::Process;
 use crate::process::exit::Exit;
 use crate::userns::IdMap;
+use crate::volumes::Volumes;
 
 /// What can go wrong with containers.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,9 @@ pub enum ContainerError {
     /// The user namespace.
     #[error(transparent)]
     Userns(#[from] crate::userns::UsernsError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] crate::volumes::VolumeError),
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] cgroup::CgroupError),
@@ -165,7 +169,7 @@ pub struct Container {
     pub template: ExecTemplate,
     /// Whether the first input stream that ends closes its input.
     pub stdin_once: bool,
-    /// Its layers' serials.
+    /// The serials of its layers and its image volumes'.
     pub layers: Vec<String>,
     /// Its root file system.
     pub rootfs: Rootfs,
@@ -248,6 +252,8 @@ pub struct Containers {
     pub paths: Paths,
     /// Disks.
     pub disks: Disks,
+    /// Volumes.
+    pub volumes: Volumes,
     /// The launcher.
     pub launcher: Launcher,
     /// What happened.
@@ -300,6 +306,7 @@ impl Containers {
         Self {
             slots: Mutex::default(),
             disks: Disks::new(paths.clone()),
+            volumes: Volumes::new(paths.clone()),
             paths,
             launcher,
             events: Events::default(),

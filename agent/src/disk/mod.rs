@@ -379,16 +379,29 @@ impl Disks {
         Ok(())
     }
 
-    /// Waits until raw disks are there.
+    /// Waits until raw disks are there, and gives them by serial.
     ///
     /// # Errors
     /// When one does not come in time.
-    pub async fn wait(&self, serials: &[String], deadline: Duration) -> Result<(), DiskError> {
+    pub async fn wait(
+        &self,
+        serials: &[String],
+        deadline: Duration,
+    ) -> Result<HashMap<String, BlockDevice>, DiskError> {
         for serial in serials {
             device::check_serial(serial)?;
         }
         self.in_guest(serials)?;
-        wait_for(serials, deadline).await.map(drop)
+        wait_for(serials, deadline).await
+    }
+
+    /// Where layers are mounted, in the given order; those that are not are left out.
+    pub async fn paths_of(&self, serials: &[String]) -> Vec<PathBuf> {
+        let mounted = self.mounted.lock().await;
+        serials
+            .iter()
+            .filter_map(|serial| Some(mounted.get(serial)?.target.clone()))
+            .collect()
     }
 
     /// That disks can be waited for at all: the host's are not the pod's.

@@ -191,6 +191,25 @@ impl Service for Agent {
         Ok(Response::new(UpdateContainerResponse {}))
     }
 
+    async fn put_volume(
+        &self,
+        request: Request<Streaming<PutVolumeRequest>>,
+    ) -> Answer<PutVolumeResponse> {
+        let changed = self
+            .containers()
+            .volumes
+            .put(request.into_inner())
+            .await
+            .map_err(status::of_volume)?;
+        Ok(Response::new(PutVolumeResponse { changed }))
+    }
+
+    async fn sync_volumes(&self, _: Request<SyncVolumesRequest>) -> Answer<SyncVolumesResponse> {
+        let synced = self.containers().volumes.sync().await;
+        synced.map_err(status::of_volume)?;
+        Ok(Response::new(SyncVolumesResponse {}))
+    }
+
     async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
         let pid = self
             .containers()

@@ -295,7 +295,7 @@ impl Agent {
                     .await?;
             }
         }
-        disks.wait(&raw, deadline).await?;
+        disks.wait(&raw, deadline).await.map(drop)?;
         disks.mount(&mounted, deadline).await
     }
 }

@@ -13,6 +13,7 @@ use crate::launcher::message::{Failure, FailureKind};
 use crate::net::NetError;
 use crate::process::ProcessError;
 use crate::user::UserError;
+use crate::volumes::VolumeError;
 
 fn status(code: Code, error: &impl std::error::Error) -> Status {
     Status::new(code, error.to_string())
@@ -26,6 +27,11 @@ pub fn of_container(error: ContainerError) -> Status {
 /// Disks.
 pub fn of_disk(error: DiskError) -> Status {
     status(disk_code(&error), &error)
+}
+
+/// Volumes.
+pub fn of_volume(error: VolumeError) -> Status {
+    status(volume_code(&error), &error)
 }
 
 /// The sandbox.
@@ -59,6 +65,7 @@ fn container_code(error: &ContainerError) -> Code {
         },
         ContainerError::Userns(_) => Code::InvalidArgument,
         ContainerError::Disk(error) => disk_code(error),
+        ContainerError::Volume(error) => volume_code(error),
         ContainerError::Cgroup(error) => cgroup_code(error),
         ContainerError::Devices(error) => match error {
             crate::container::device_filter::DeviceFilterError::Bpf { .. } => Code::Internal,
@@ -118,6 +125,27 @@ fn disk_code(error: &DiskError) -> Code {
         DiskError::Scan { .. } | DiskError::Mount { .. } | DiskError::Release { .. } => {
             Code::Internal
         }
+    }
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    let of_file = |error: &std::io::Error| match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::OutOfMemory => {
+            Code::ResourceExhausted
+        }
+        _ => Code::Internal,
+    };
+    match error {
+        VolumeError::Invalid { .. } => Code::InvalidArgument,
+        VolumeError::Share { .. } => Code::FailedPrecondition,
+        VolumeError::Part { error, .. } => match error.kind() {
+            std::io::ErrorKind::NotFound => Code::NotFound,
+            _ => Code::InvalidArgument,
+        },
+        VolumeError::File { error, .. } => of_file(error),
+        VolumeError::Disk(error) => disk_code(error),
+        VolumeError::Rootfs(_) => Code::Internal,
+        VolumeError::Cancelled => Code::Unavailable,
     }
 }
 

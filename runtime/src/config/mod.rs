@@ -12,7 +12,7 @@ use std::path::Path;
 pub use error::ConfigError;
 pub use resolve::{
     Boot, Cgroup, CgroupDriver, Config, Host, HostNamespacePods, Network, NetworkMode, Paths,
-    Registry, Sandbox, Streaming, TlsFiles, VhostNet, Vmm,
+    Registry, Sandbox, Streaming, TlsFiles, VhostNet, Vmm, Volumes,
 };
 
 /// The file that is read when none is named; it may be absent, which means all defaults.

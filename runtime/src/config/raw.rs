@@ -170,6 +170,12 @@ sections! {
         cni_timeout_secs: u64 = 60;
     }
 
+    /// Volumes of the host in pods.
+    volumes: Volumes {
+        /// Unix sockets of the host that pods may connect to when they mount them (hostPath).
+        sockets: Vec<String> = Vec::new();
+    }
+
     /// Control groups of the host (version 2 only).
     cgroup: Cgroup {
         /// "systemd", "cgroupfs", or "auto": systemd where it runs.

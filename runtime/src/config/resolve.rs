@@ -25,6 +25,8 @@ pub struct Config {
     pub boot: Boot,
     /// Pods' network.
     pub network: Network,
+    /// Volumes of the host.
+    pub volumes: Volumes,
     /// Control groups.
     pub cgroup: Cgroup,
     /// Exec, attach and port-forward.
@@ -186,6 +188,13 @@ pub struct Cgroup {
     pub root: PathBuf,
     /// Parent for pods without one.
     pub default_parent: String,
+}
+
+/// Volumes of the host in pods.
+#[derive(Debug, Clone)]
+pub struct Volumes {
+    /// Sockets that pods may connect to.
+    pub sockets: Vec<PathBuf>,
 }
 
 /// The manager of the host's cgroups.
@@ -462,6 +471,13 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         })?,
     };
     let streaming = streaming(&raw.streaming)?;
+    let sockets = raw.volumes.sockets.iter();
+    let volumes = Volumes {
+        sockets: sockets
+            .map(|socket| At("volumes", "sockets").path(socket))
+            .collect::<Result<_, _>>()?,
+    };
+
     let registry = Registry {
         config_dir: At("registry", "config_dir").path(&raw.registry.config_dir)?,
         parallel_layers: At("registry", "parallel_layers").number(
@@ -480,6 +496,7 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         host,
         boot,
         network,
+        volumes,
         cgroup,
         streaming,
         registry,

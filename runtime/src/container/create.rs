@@ -16,6 +16,7 @@ use crate::{
         ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, MachineKind, SandboxRecord,
     },
     sandbox::{Pod, SandboxError, new_id, now_ns},
+    volumes::{self, guest},
 };
 
 /// For the agent: the disks have to appear (10 s at most) and the launcher has a minute.
@@ -45,7 +46,7 @@ async fn create_now(
         field,
         what: "is missing".to_owned(),
     };
-    let config = request.config.ok_or_else(|| missing("config"))?;
+    let mut config = request.config.ok_or_else(|| missing("config"))?;
     let metadata = config
         .metadata
         .clone()
@@ -83,12 +84,13 @@ async fn create_now(
         metadata.attempt,
         &id,
     )?;
+    let volume_plan = plan_volumes(app, &sandbox, &config).await?;
     let image = app.images.hold(&id, &image).await?;
-    let planned = plan(app, &sandbox, &config, &image).await;
-    let planned = match planned {
+    let planned = plan(app, &sandbox, &mut config, &image, &id, volume_plan).await;
+    let (planned, volumes) = match planned {
         Ok(planned) => planned,
         Err(error) => {
-            release_image(app, &id).await;
+            release_images(app, &id).await;
             return Err(error);
         }
     };
@@ -103,6 +105,7 @@ async fn create_now(
             created_at: now_ns(),
             stop_signal: planned.plan.stop_signal,
             user: None,
+            volumes: volumes.records.clone(),
             extra: Default::default(),
             config: config.clone(),
         }),
@@ -123,11 +126,11 @@ async fn create_now(
     let record = match containers.insert(record).await {
         Ok(record) => record,
         Err(error) => {
-            release_image(app, &id).await;
+            release_images(app, &id).await;
             return Err(error.into());
         }
     };
-    match build(app, &pod, &config, planned, &layers, &id).await {
+    match build(app, &pod, &config, planned, &layers, volumes, &id).await {
         Ok(()) => {
             events::container(app, cri::ContainerEventType::ContainerCreatedEvent, &record);
             tracing::info!(
@@ -186,16 +189,21 @@ fn undo_later(app: &Arc<App>, record: Arc<ContainerRecord>) {
 }
 
 /// The agent's part, and the record of it.
+#[allow(clippy::too_many_arguments)] // Each is one thing that was decided.
 async fn build(
     app: &App,
     pod: &Pod,
     config: &cri::ContainerConfig,
     planned: Planned,
     layers: &[LayerDisk],
+    mut volumes: guest::Prepared,
     id: &str,
 ) -> Result<(), ContainerError> {
     let implied_directories = implied_directories(layers)?;
+    guest::attach(app, pod, &mut volumes).await?;
     disks::attach(app, pod, layers).await?;
+    disks::attach(app, pod, &volumes.layers).await?;
+    disks::attach_devices(app, pod, &volumes.disks).await?;
     let plan = planned.plan;
     let request = agent::CreateContainerRequest {
         container_id: id.to_owned(),
@@ -211,6 +219,8 @@ async fn build(
         implied_directories,
         apparmor_policy: planned.apparmor_policy.into(),
         host_cgroup_namespace: planned.host_cgroup_namespace,
+        volumes: volumes.volumes,
+        block_devices: volumes.block_devices,
     };
     let answer = pod
         .agent
@@ -273,13 +283,50 @@ struct Planned {
     host_cgroup_namespace: bool,
 }
 
-/// Everything that can be refused without the guest.
-async fn plan(
+/// A look at the sources of mounts and devices. Nothing is made and nothing held but descriptors.
+async fn plan_volumes(
     app: &App,
     sandbox: &SandboxRecord,
     config: &cri::ContainerConfig,
+) -> Result<volumes::Plan, ContainerError> {
+    let metadata = sandbox.config.metadata.clone().unwrap_or_default();
+    let circumstances = volumes::Circumstances {
+        handler: match sandbox.machine {
+            MachineKind::Vm => volumes::Handler::Kvm,
+            MachineKind::Host => volumes::Handler::Host,
+        },
+        pod_uid: metadata.uid,
+        sockets: app.config.volumes.sockets.clone(),
+        share: sandbox.has_share(),
+    };
+    let config = config.clone();
+    let look = move || volumes::inspect(&config, &circumstances);
+    let plan = tokio::task::spawn_blocking(look)
+        .await
+        .map_err(|_| ContainerError::Ending)??;
+    Ok(plan)
+}
+
+/// Everything else that can be refused without the guest. What a failure leaves is images held.
+async fn plan(
+    app: &App,
+    sandbox: &SandboxRecord,
+    config: &mut cri::ContainerConfig,
     image: &ImageRecord,
-) -> Result<Planned, ContainerError> {
+    id: &str,
+    volume_plan: volumes::Plan,
+) -> Result<(Planned, guest::Prepared), ContainerError> {
+    let images = guest::hold_images(app, id, &volume_plan).await?;
+    for (number, image) in &images {
+        // ContainerStatus tells which image it is that was mounted.
+        if let Some(spec) = config
+            .mounts
+            .get_mut(*number)
+            .and_then(|m| m.image.as_mut())
+        {
+            spec.image_ref = image.id.clone();
+        }
+    }
     let context = config
         .linux
         .clone()
@@ -299,6 +346,7 @@ async fn plan(
         sandbox: &sandbox.config,
         image: &image_process(image),
         localhost_seccomp: localhost.as_ref(),
+        volumes: &volume_plan,
     })?;
     if plan.pid_mode == agent::PidMode::Target {
         check_target(app, sandbox, &plan.pid_target)?;
@@ -317,12 +365,14 @@ async fn plan(
         apparmor::Choice::Localhost(profile) => apparmor::Node::default().policy(&profile).await?,
         apparmor::Choice::Unconfined => Vec::new(),
     };
-    Ok(Planned {
+    let planned = Planned {
         spec: plan.spec_json()?,
         plan,
         apparmor_policy,
         host_cgroup_namespace: on_host && context.privileged,
-    })
+    };
+    let prepared = guest::prepare(app, &sandbox.id, id, volume_plan, &images);
+    Ok((planned, prepared))
 }
 
 fn check_target(app: &App, sandbox: &SandboxRecord, id: &str) -> Result<(), ContainerError> {
@@ -355,8 +405,9 @@ fn image_process(image: &ImageRecord) -> ImageProcess {
     }
 }
 
-async fn release_image(app: &App, id: &str) {
-    if let Err(error) = app.images.release(id).await {
+async fn release_images(app: &App, id: &str) {
+    let volumes = guest::release_images(app, id).await;
+    if let Err(error) = app.images.release(id).await.and(volumes) {
         // The sweep at the next start releases it: no record has this id.
         tracing::warn!(
             container = id,

@@ -1,5 +1,6 @@
-//! The layer disks of a pod's VM (on the host: the mounts of its agent): plugged when the first
-//! container needs them, unplugged when the last one that does is gone. Who needs what stands in the containers' records.
+//! The disks of a pod's VM, image layers and block devices (on the host: the mounts of its agent):
+//! plugged when the first container needs them, unplugged when the last one that does is gone. Who
+//! needs what stands in the containers' records.
 
 use std::{collections::HashSet, fs::File, os::fd::AsFd as _, time::Duration};
 
@@ -12,6 +13,7 @@ use crate::{
     records::ContainerRecord,
     sandbox::{Machine, Pod},
     vmm::{DiskSpec, Kind, VmmError},
+    volumes::BlockDisk,
 };
 
 /// For one unplugging, or the deletion of a container with its disks.
@@ -82,6 +84,39 @@ pub(super) async fn attach(
     Ok(())
 }
 
+/// Plugs those of the block devices the pod does not have.
+pub(super) async fn attach_devices(
+    app: &App,
+    pod: &Pod,
+    devices: &[BlockDisk],
+) -> Result<(), ContainerError> {
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let control = pod.vmm()?;
+    let state = app.containers.pod(&pod.id);
+    let mut disks = state.disks.lock().await;
+    for device in devices {
+        if disks.contains(&device.serial) {
+            continue;
+        }
+        let spec = DiskSpec {
+            id: device.serial.clone(),
+            read_only: device.read_only,
+            queues: 1,
+        };
+        match control.attach(&spec, device.file.as_fd()).await {
+            Ok(_)
+            | Err(VmmError::Request {
+                kind: Kind::Exists, ..
+            }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        disks.insert(device.serial.clone());
+    }
+    Ok(())
+}
+
 /// Deletes the container in the guest, and unplugs the disks only it needed. Repeatable.
 pub(super) async fn release(
     app: &App,
@@ -96,15 +131,12 @@ pub(super) async fn release(
         .list()
         .iter()
         .filter(|other| other.meta.sandbox_id == pod.id && other.meta.id != record.meta.id)
-        .flat_map(|other| other.meta.layers.clone())
+        .flat_map(|other| other.meta.disks())
         .collect();
-    let free: Vec<String> = record
-        .meta
-        .layers
-        .iter()
-        .filter(|serial| disks.contains(*serial) && !needed.contains(*serial))
-        .cloned()
-        .collect();
+    let mut free = record.meta.disks();
+    free.retain(|serial| disks.contains(serial) && !needed.contains(serial));
+    free.sort();
+    free.dedup();
     let request = DeleteContainerRequest {
         container_id: record.meta.id.clone(),
         release_disks: free.clone(),

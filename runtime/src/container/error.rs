@@ -11,6 +11,7 @@ use crate::{
     records::{ContainerState, RecordsError},
     sandbox::SandboxError,
     vmm::VmmError,
+    volumes::VolumeError,
 };
 
 /// A failure in the life of a container.
@@ -104,6 +105,9 @@ pub enum ContainerError {
     /// The AppArmor profile.
     #[error(transparent)]
     AppArmor(#[from] AppArmorError),
+    /// A mount or device.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The image.
     #[error(transparent)]
     Image(#[from] ImagesError),
@@ -148,6 +152,7 @@ impl Grpc for ContainerError {
             Self::Protocol { .. } => Code::Internal,
             Self::Oci(e) => e.code(),
             Self::AppArmor(e) => e.code(),
+            Self::Volume(e) => e.code(),
             Self::Image(e) => e.code(),
             Self::Log(e) => e.code(),
             Self::Sandbox(e) => e.code(),

@@ -41,6 +41,7 @@ use crate::{
     error::chain,
     records::{ContainerRecord, ContainerState},
     sandbox::{Pod, now_ns},
+    volumes::guest,
 };
 
 /// For the last output of a guest that is gone to be written.
@@ -64,6 +65,7 @@ pub async fn pod_ready(app: &Arc<App>, pod: &Arc<Pod>) {
         );
     }
     events::watch(app, pod);
+    guest::resume(app, pod).await;
 }
 
 /// A pod is being stopped: end its containers, in bounded time, and see their output to its end.
@@ -92,6 +94,7 @@ pub async fn pod_stopping(app: &Arc<App>, sandbox_id: &str) {
 /// A pod's guest is gone, stopped or not: containers still counted as running have ended.
 pub async fn pod_gone(app: &Arc<App>, sandbox_id: &str, why: &str) {
     app.containers.forget_pod(sandbox_id);
+    app.volumes.forget_pod(sandbox_id);
     join_all(
         of_pod(app, sandbox_id)
             .into_iter()
@@ -133,7 +136,7 @@ pub async fn recover(app: &Arc<App>) {
     for pod in app.pods.all() {
         let layers: Vec<_> = of_pod(app, &pod.id)
             .iter()
-            .flat_map(|record| record.meta.layers.clone())
+            .flat_map(|record| record.meta.disks())
             .collect();
         app.containers
             .pod(&pod.id)
@@ -164,7 +167,7 @@ pub async fn recover(app: &Arc<App>) {
         .map(|record| record.meta.id.clone())
         .collect();
     for holder in app.images.holders() {
-        if !known.contains(&holder)
+        if !known.contains(guest::container_of(&holder))
             && let Err(error) = app.images.release(&holder).await
         {
             tracing::warn!(

@@ -10,6 +10,7 @@ use crate::{
     events,
     logs::LogError,
     records::{ContainerRecord, ContainerState},
+    volumes::guest,
 };
 
 /// For the last output to reach the log of a container whose processes are dead.
@@ -55,7 +56,7 @@ async fn remove_now(app: &App, id: &str) -> Result<(), ContainerError> {
 }
 
 /// Gives back what a container holds, in reverse: its output, its place in the guest and its
-/// disks, its checkpoint, its image, its record. Repeatable; the record goes last, so that what
+/// disks, its checkpoint, its volumes, its images, its record. Repeatable; the record goes last, so that what
 /// fails half-way is found again.
 pub(super) async fn dismantle(app: &App, record: &ContainerRecord) -> Result<(), ContainerError> {
     let id = &record.meta.id;
@@ -72,6 +73,8 @@ pub(super) async fn dismantle(app: &App, record: &ContainerRecord) -> Result<(),
     tokio::task::spawn_blocking(move || checkpoints.remove(&container))
         .await
         .map_err(|_| LogError::Ending)??;
+    guest::release(app, record).await?;
+    guest::release_images(app, id).await?;
     app.images.release(id).await?;
     app.records.containers.remove(id).await?;
     app.containers.forget(id);

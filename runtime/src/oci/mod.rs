@@ -26,7 +26,7 @@ use oci_spec::{
 };
 use tonic::Code;
 
-use crate::error::Grpc;
+use crate::{error::Grpc, volumes};
 
 /// Open files per process: what container images have come to expect of a node.
 const OPEN_FILES: u64 = 1_048_576;
@@ -130,6 +130,8 @@ pub struct Input<'a> {
     pub image: &'a ImageProcess,
     /// The localhost seccomp profile, if [`seccomp::choose`] said there is one.
     pub localhost_seccomp: Option<&'a LinuxSeccomp>,
+    /// What its mounts and devices become.
+    pub volumes: &'a volumes::Plan,
 }
 
 /// What the agent is told, and what the records keep of it.
@@ -190,7 +192,9 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
     }
 
     let mut limits = resources::build(&asked)?;
-    limits.set_devices(Some(resources::device_rules(context.privileged)?));
+    let mut rules = resources::device_rules(context.privileged)?;
+    rules.extend(mounts::device_rules(input.volumes)?);
+    limits.set_devices(Some(rules));
     let mut kinds = vec![LinuxNamespaceType::Mount, LinuxNamespaceType::Cgroup];
     if pid_mode == agent::PidMode::Container {
         kinds.push(LinuxNamespaceType::Pid);
@@ -212,7 +216,7 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces)
         .resources(limits)
-        .devices(mounts::devices(context.privileged)?)
+        .devices(mounts::devices(context.privileged, input.volumes)?)
         .masked_paths(hidden(&context.masked_paths))
         .readonly_paths(hidden(&context.readonly_paths));
     if let Some(profile) = filter(&context, &granted, input.localhost_seccomp)? {
@@ -226,9 +230,10 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
         .version("1.2.0")
         .root(root)
         .process(process.build()?)
-        .mounts(mounts::default(
+        .mounts(mounts::all(
             context.privileged,
             context.readonly_rootfs,
+            input.volumes,
         )?)
         .linux(linux.build()?)
         .build()?;
@@ -260,23 +265,6 @@ fn filter(
 }
 
 fn refuse_unsupported(config: &cri::ContainerConfig) -> Result<(), OciError> {
-    if let Some(mount) = config.mounts.first() {
-        return Err(OciError::Unsupported {
-            what: format!(
-                "the mount at {:?} (of {})",
-                mount.container_path,
-                config.mounts.len()
-            ),
-            advice: "a container with mounts is not implemented in this release of Bulkhead",
-        });
-    }
-    if let Some(device) = config.devices.first() {
-        return Err(OciError::Unsupported {
-            what: format!("the node's device {:?}", device.host_path),
-            advice: "a pod is a virtual machine and has its own devices; a privileged container \
-                     has all of the guest's",
-        });
-    }
     if let Some(device) = config.cdi_devices.first() {
         return Err(OciError::Unsupported {
             what: format!("the CDI device {:?}", device.name),

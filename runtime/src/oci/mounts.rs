@@ -1,14 +1,70 @@
-//! The mounts and devices every container gets.
+//! The mounts and devices of a container: those every one gets, and its volumes.
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, Mount, MountBuilder};
+use std::path::Path;
+
+use oci_spec::runtime::{
+    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
+    Mount, MountBuilder,
+};
 
 use super::OciError;
+use crate::volumes::{GuestDevice, Kind, Plan};
 
 /// Where the agent keeps the files all containers of the pod share (see the agent's API).
 const SHARED: &str = "/run/bulkhead/sandbox";
 
+/// The source of mounts for which the agent has one: it puts it in.
+const BY_THE_AGENT: &str = "bulkhead";
+
+/// All mounts, each after those it lies in. A volume at the place of a default mount takes it, and
+/// one at /dev takes what is below too.
+pub fn all(privileged: bool, readonly_rootfs: bool, plan: &Plan) -> Result<Vec<Mount>, OciError> {
+    let volumes = &plan.volumes;
+    let mut mounts = default(privileged, readonly_rootfs)?;
+    mounts.retain(|mount| {
+        let at = mount.destination();
+        !volumes.iter().any(|volume| {
+            volume.destination == *at
+                || (volume.destination == Path::new("/dev") && at.starts_with("/dev"))
+        })
+    });
+    for volume in volumes {
+        let source = match &volume.kind {
+            Kind::GuestNode(path) => path.as_path(),
+            Kind::Shared(source, _) if plan.on_host => source.path.as_path(),
+            _ => Path::new(BY_THE_AGENT),
+        };
+        mounts.push(
+            MountBuilder::default()
+                .destination(&volume.destination)
+                .typ("bind")
+                .source(source)
+                .options(volume.options.clone())
+                .build()?,
+        );
+    }
+    mounts.sort_by_key(|mount| mount.destination().components().count());
+    Ok(mounts)
+}
+
+/// What a container may do with the devices it is given.
+pub fn device_rules(plan: &Plan) -> Result<Vec<LinuxDeviceCgroup>, OciError> {
+    plan.devices
+        .iter()
+        .map(|device| {
+            Ok(LinuxDeviceCgroupBuilder::default()
+                .allow(true)
+                .typ(kind(device))
+                .major(i64::from(device.number.0))
+                .minor(i64::from(device.number.1))
+                .access(device.permissions.clone())
+                .build()?)
+        })
+        .collect()
+}
+
 /// The kernel's file systems, in the order they go on top of each other, and the pod's own files.
-pub fn default(privileged: bool, readonly_rootfs: bool) -> Result<Vec<Mount>, OciError> {
+fn default(privileged: bool, readonly_rootfs: bool) -> Result<Vec<Mount>, OciError> {
     let kernel = if privileged { "rw" } else { "ro" };
     let etc = if readonly_rootfs { "ro" } else { "rw" };
     let mut mounts = vec![
@@ -66,7 +122,33 @@ fn shared(at: &str, name: &str, mode: &str) -> Result<Mount, OciError> {
 /// Device nodes beyond the standard ones (null, zero, full, random, urandom, tty, ptmx, which
 /// every OCI runtime makes): for a privileged container those of the guest's kernel that programs
 /// open by name. The guest has no modules, so the list is complete but for disks.
-pub fn devices(privileged: bool) -> Result<Vec<LinuxDevice>, OciError> {
+pub fn devices(privileged: bool, plan: &Plan) -> Result<Vec<LinuxDevice>, OciError> {
+    let mut result = own_devices(privileged)?;
+    for given in &plan.devices {
+        result.retain(|device| *device.path() != given.destination);
+        let (major, minor) = given.number;
+        let mut node = LinuxDeviceBuilder::default()
+            .path(&given.destination)
+            .typ(kind(given))
+            .major(i64::from(major))
+            .minor(i64::from(minor))
+            .file_mode(given.ownership.mode)
+            .build()?;
+        node.set_uid(Some(given.ownership.uid));
+        node.set_gid(Some(given.ownership.gid));
+        result.push(node);
+    }
+    Ok(result)
+}
+
+fn kind(device: &GuestDevice) -> LinuxDeviceType {
+    match device.block {
+        true => LinuxDeviceType::B,
+        false => LinuxDeviceType::C,
+    }
+}
+
+fn own_devices(privileged: bool) -> Result<Vec<LinuxDevice>, OciError> {
     if !privileged {
         return Ok(Vec::new());
     }

@@ -17,11 +17,76 @@ fn plan(config: &cri::ContainerConfig) -> Result<Plan, OciError> {
         ..Default::default()
     };
     build(Input {
+        volumes: &Default::default(),
         config,
         sandbox: &sandbox,
         image: &ImageProcess::default(),
         localhost_seccomp: None,
     })
+}
+
+#[test]
+fn volumes_take_the_places_of_default_mounts_and_lie_in_order() {
+    let volume = |at: &str| volumes::Volume {
+        destination: at.into(),
+        options: vec!["rbind".to_owned(), "ro".to_owned()],
+        kind: volumes::Kind::GuestNode("/dev/null".into()),
+    };
+    let build = |at: &[&str]| {
+        let plan = volumes::Plan {
+            volumes: at.iter().map(|at| volume(at)).collect(),
+            ..Default::default()
+        };
+        mounts::all(false, false, &plan).unwrap()
+    };
+    let mounts = build(&["/a/b/c", "/etc/hosts", "/a", "/dev/shm", "/a/b"]);
+    let at = |path: &str| {
+        let found: Vec<_> = mounts
+            .iter()
+            .enumerate()
+            .filter(|(_, mount)| mount.destination() == std::path::Path::new(path))
+            .collect();
+        assert_eq!(found.len(), 1, "{path}");
+        found[0]
+    };
+    assert!(at("/a").0 < at("/a/b").0 && at("/a/b").0 < at("/a/b/c").0);
+    assert!(at("/dev").0 < at("/dev/shm").0);
+    for path in ["/etc/hosts", "/dev/shm"] {
+        assert_eq!(at(path).1.source().as_deref(), Some("/dev/null".as_ref()));
+    }
+    assert!(at("/etc/hostname").1.source() != at("/etc/hosts").1.source());
+    let below = build(&["/dev"]);
+    let in_dev = |mount: &&oci_spec::runtime::Mount| mount.destination().starts_with("/dev");
+    assert_eq!(below.iter().filter(in_dev).count(), 1);
+}
+
+#[test]
+fn a_given_device_has_a_node_and_a_rule() {
+    let given = volumes::Plan {
+        devices: vec![volumes::GuestDevice {
+            destination: "/dev/fuse".into(),
+            block: false,
+            number: (10, 229),
+            permissions: "rw".to_owned(),
+            ownership: volumes::snapshot::Ownership {
+                mode: 0o666,
+                uid: 1,
+                gid: 2,
+            },
+        }],
+        ..Default::default()
+    };
+    for privileged in [false, true] {
+        let nodes = mounts::devices(privileged, &given).unwrap();
+        let fuse: Vec<_> = nodes
+            .iter()
+            .filter(|node| node.path() == std::path::Path::new("/dev/fuse"))
+            .collect();
+        assert_eq!(fuse.len(), 1);
+        assert_eq!((fuse[0].uid(), fuse[0].gid()), (Some(1), Some(2)));
+    }
+    let rules = mounts::device_rules(&given).unwrap();
+    assert_eq!(rules[0].access().as_deref(), Some("rw"));
 }
 
 fn context(change: impl FnOnce(&mut cri::LinuxContainerSecurityContext)) -> cri::ContainerConfig {
@@ -177,18 +242,6 @@ fn an_apparmor_profile_is_named_to_the_guest() {
 #[test]
 fn what_is_not_done_is_said() {
     let mut cases = Vec::new();
-    let mut with = config();
-    with.mounts = vec![cri::Mount {
-        container_path: "/data".into(),
-        ..Default::default()
-    }];
-    cases.push((with, Code::Unimplemented, "/data"));
-    let mut with = config();
-    with.devices = vec![cri::Device {
-        host_path: "/dev/sda".into(),
-        ..Default::default()
-    }];
-    cases.push((with, Code::Unimplemented, "/dev/sda"));
     let mut with = config();
     with.cdi_devices = vec![cri::CdiDevice {
         name: "v/c=0".into(),

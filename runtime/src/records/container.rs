@@ -7,6 +7,7 @@ use bulkhead_proto::cri::{ContainerConfig, LinuxContainerResources};
 use serde::{Deserialize, Serialize};
 
 use super::Record;
+use crate::volumes::VolumeRecord;
 
 /// A container.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,9 +48,20 @@ pub struct ContainerMeta {
     pub stop_signal: u32,
     /// User id, group id and all groups, as the agent resolved them.
     pub user: Option<(u32, u32, Vec<u32>)>,
+    /// What it holds for its volumes, in the order made; given back in reverse.
+    #[serde(default)]
+    pub volumes: Vec<VolumeRecord>,
     /// Whatever else the container module wants to remember, by name.
     #[serde(default)]
     pub extra: BTreeMap<String, String>,
+}
+
+impl ContainerMeta {
+    /// Serials of all disks of the VM that it needs.
+    pub fn disks(&self) -> Vec<String> {
+        let volumes = self.volumes.iter().flat_map(VolumeRecord::disks);
+        self.layers.iter().cloned().chain(volumes).collect()
+    }
 }
 
 /// What changes in a container's life.

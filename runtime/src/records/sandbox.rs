@@ -37,6 +37,22 @@ pub struct SandboxRecord {
     pub exit: Option<VmExit>,
 }
 
+impl SandboxRecord {
+    /// The user its VMM runs as.
+    pub fn uid(&self) -> Option<u32> {
+        self.resources.iter().find_map(|resource| match resource {
+            Resource::Uid { uid } => Some(*uid),
+            _ => None,
+        })
+    }
+
+    /// Whether it was made with a directory for the host's volumes.
+    pub fn has_share(&self) -> bool {
+        let share = |resource: &Resource| matches!(resource, Resource::Share { .. });
+        self.resources.iter().any(share)
+    }
+}
+
 impl Record for SandboxRecord {
     const TABLE: &'static str = "sandboxes";
 
@@ -118,6 +134,11 @@ pub enum Resource {
     Directory {
         /// Where.
         path: PathBuf,
+    },
+    /// The mounts of the host's volumes, below the pod's run-time directory.
+    Share {
+        /// That directory.
+        pod: PathBuf,
     },
     /// A cgroup (v2), as a directory below /sys/fs/cgroup.
     Cgroup {

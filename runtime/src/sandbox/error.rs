@@ -9,7 +9,7 @@ use crate::{
     host::HostError,
     network::NetworkError,
     records::RecordsError,
-    vmm::{ShareError, VmmError},
+    vmm::VmmError,
 };
 
 /// A failure in the life of a pod.
@@ -74,9 +74,6 @@ pub enum SandboxError {
         /// How many there are.
         count: u32,
     },
-    /// The share with the pod's volumes cannot be made, or taken away.
-    #[error("the share of the pod's volumes failed")]
-    Share(#[from] ShareError),
     /// The pod's cgroup on the host failed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -137,6 +134,9 @@ pub enum SandboxError {
         /// How long it had.
         seconds: u32,
     },
+    /// The mounts of the host's volumes.
+    #[error(transparent)]
+    Volume(#[from] crate::volumes::VolumeError),
     /// An operating-system call failed.
     #[error("cannot {action}")]
     Os {
@@ -183,13 +183,13 @@ impl Grpc for SandboxError {
             Self::Records(e) => e.code(),
             Self::Vmm(e) => e.code(),
             Self::Host(e) => e.code(),
-            Self::Share(e) => e.code(),
             Self::Agent(e) => e.code(),
             Self::Network(e) => e.code(),
             Self::Died { .. } => Code::Internal,
             Self::Silent { .. } | Self::Resize { .. } => Code::DeadlineExceeded,
             Self::NoUid { .. } => Code::ResourceExhausted,
             Self::Cgroup(e) => e.code(),
+            Self::Volume(e) => e.code(),
             Self::Os { source, .. } => crate::error::io_code(source),
             Self::Ending => Code::Unavailable,
         }

@@ -8,7 +8,8 @@ use crate::{
     app::App,
     cgroup,
     records::{Resource, SandboxRecord, SandboxState, VmmProcess},
-    vmm::{self, Process},
+    vmm::Process,
+    volumes::share::{self, Share},
 };
 
 /// From SIGKILL to the end: the kernel frees a guest's memory first.
@@ -81,6 +82,10 @@ async fn release_one(
             let path = path.clone();
             blocking(move || remove_dir(&path)).await
         }
+        Resource::Share { pod } => {
+            let share = Share::of_pod(pod);
+            blocking(move || Ok(share.destroy()?)).await
+        }
         Resource::Cgroup { path } => {
             let path = path.clone();
             blocking(move || Ok(cgroup::remove(&path)?)).await
@@ -114,10 +119,10 @@ pub(super) async fn kill(identity: VmmProcess) -> Result<(), SandboxError> {
 }
 
 /// Removes a directory with all in it; one that is gone is no error. Blocks. (The standard library
-/// does not follow links on the way, which matters: a VMM writes in its directory.) Volumes that are
-/// mounted in it are taken off before, and while one is not, nothing is removed.
+/// does not follow links on the way, which matters: a VMM writes in its directory.) What is mounted
+/// in it is the host's: that is detached first, and nothing is removed while any is left.
 pub(super) fn remove_dir(path: &Path) -> Result<(), SandboxError> {
-    vmm::detach_below(path)?;
+    share::detach_all(path)?;
     match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(SandboxError::Os {
             action: format!("remove the directory {}", path.display()),

@@ -27,6 +27,7 @@ use crate::{
         InterfaceRecord, MachineKind, NetworkRecord, Resource, SandboxRecord, SandboxState, Shape,
     },
     vmm::{self, Process},
+    volumes::share::Share,
 };
 
 /// The console's last words in an error.
@@ -213,7 +214,7 @@ impl Start<'_> {
                     max_memory_mib: limits.map_or(record.shape.memory_mib, |l| l.max_memory_mib),
                     disks: vec![(guest::SCRATCH.to_owned(), scratch, false)],
                     nics,
-                    share: app.config.sandbox.volumes,
+                    share: record.has_share(),
                 };
                 let spawn = vmm::spawn(&app.config.vmm, plan);
                 let process = timeline.step("vmm process", spawn).await?;
@@ -300,7 +301,7 @@ impl Start<'_> {
         let root = self.app.config.cgroup.root.clone();
         let (leaf, machine, uid) = (self.leaf.clone(), machine.clone(), self.uid);
         let (id, mib) = (self.record.id.clone(), self.record.shape.scratch_mib);
-        let share = self.app.config.sandbox.volumes;
+        let share = self.record.has_share();
         let work = tokio::task::spawn_blocking(move || {
             for dir in [paths.pod(&id), paths.pod_state(&id)] {
                 make_dir(&dir)?;
@@ -313,10 +314,8 @@ impl Start<'_> {
                 action: format!("make the directory {}", place.display()),
                 source,
             })?;
-            if let Machine::Vm { jail, .. } = &machine
-                && share
-            {
-                vmm::make_share(jail)?;
+            if share {
+                Share::of_pod(&paths.pod(&id)).create()?;
             }
             let cgroup_procs = leaf.create(&root)?;
             let disk = paths.pod_state(&id).join(guest::SCRATCH_FILE);
@@ -486,10 +485,14 @@ fn resources(app: &App, id: &str, wanted: &Wanted, uid: u32, leaf: &Leaf) -> Vec
         Resource::Directory {
             path: paths.pod(id),
         },
-        Resource::Cgroup {
-            path: leaf.path().to_owned(),
-        },
     ];
+    let vm = wanted.machine == MachineKind::Vm;
+    if vm && app.config.sandbox.volumes {
+        resources.push(Resource::Share { pod: paths.pod(id) });
+    }
+    resources.push(Resource::Cgroup {
+        path: leaf.path().to_owned(),
+    });
     let netns = match wanted.node.network {
         true => None,
         false => app.network.netns(id),

@@ -4,12 +4,14 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Machine, Pod, SandboxError, release};
-use bulkhead_proto::agent::PowerOffRequest;
+use bulkhead_proto::agent::{PowerOffRequest, SyncVolumesRequest};
 
-use crate::{app::App, container, records::SandboxState};
+use crate::{app::App, container, records::SandboxState, volumes::guest};
 
 /// Containers get SIGKILL; their output is drained.
 const CONTAINERS_DEADLINE: Duration = Duration::from_secs(60);
+/// Disks can be slow, and much may be unwritten; a guest that is dead does not answer at all.
+const SYNC_DEADLINE: Duration = Duration::from_secs(30);
 /// The watcher records a process's end right after it.
 const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -54,6 +56,7 @@ pub(super) async fn stop_in_turn(app: &Arc<App>, id: &str) -> Result<(), Sandbox
         tracing::warn!(pod = %id, "the containers did not end in time; they end with the pod");
     }
     if let Some(pod) = app.pods.get(id) {
+        write_out(app, &pod).await;
         end_machine(app, &pod).await;
     }
     release::release(app, id).await?;
@@ -61,11 +64,31 @@ pub(super) async fn stop_in_turn(app: &Arc<App>, id: &str) -> Result<(), Sandbox
     Ok(())
 }
 
+/// Has the guest write out what is the host's: shared volumes and block devices. What a dead
+/// container had open is written by then as a rule; this makes it certain.
+async fn write_out(app: &Arc<App>, pod: &Pod) {
+    if !guest::has_writes(app, &pod.id) {
+        return;
+    }
+    let synced = pod
+        .agent
+        .call("write volumes out", SYNC_DEADLINE, |mut agent| async move {
+            agent.sync_volumes(SyncVolumesRequest {}).await
+        })
+        .await;
+    if let Err(error) = synced {
+        tracing::warn!(
+            pod = %pod.id,
+            "the last writes to its volumes may be lost: {}", crate::error::chain(&error)
+        );
+    }
+}
+
 /// Has the VMM end the VM or the agent on the host itself, or kills it; then the end is on record.
 /// Failures are left to the release, which kills by the record.
 ///
-/// A guest is not asked to power off: its containers are dead and their output is in the logs,
-/// and the one disk it writes goes with the pod, so it has nothing to bring to an end.
+/// A guest is not asked to power off: its containers are dead, their output is in the logs, what
+/// is the host's is written out and the disk that is its own goes with the pod.
 async fn end_machine(app: &Arc<App>, pod: &Pod) {
     let limit = app.config.sandbox.stop_timeout;
     let stop = async {

@@ -140,6 +140,7 @@ mod tests {
                 created_at: 1,
                 stop_signal: 15,
                 user: None,
+                volumes: Vec::new(),
                 extra: BTreeMap::new(),
             }),
             status: ContainerStatus {

@@ -9,7 +9,6 @@ mod error;
 mod exit;
 pub mod jail;
 mod process;
-mod share;
 mod spawn;
 
 pub use config::{Console, ControlSocket, Disk, Fs, Jail, Net, RestoreFds, VmmConfig, Vsock};
@@ -18,5 +17,4 @@ pub use error::{Kind, VmmError};
 pub use exit::{THE_VMM, read as read_exit};
 pub use jail::JailDir;
 pub use process::Process;
-pub use share::{ShareError, detach_below, make_share};
 pub use spawn::{FS_TAG, Plan, make_jail, spawn};

@@ -98,7 +98,7 @@ impl Daemon {
             "[paths]\nstate_dir = \"{base}/lib\"\nrun_dir = \"{base}/run\"\n\
              [vmm]\nbinary = {fake:?}\nkernel = {kernel:?}\n\
              initramfs = \"/proc/self/exe\"\ncmdline = {mode:?}\n\
-             [sandbox]\nscratch_mib = 64\nstop_timeout_secs = 1\n\
+             [sandbox]\nscratch_mib = 64\nstop_timeout_secs = 1\nvolumes = false\n\
              [boot]\ntimeout_secs = 3\n[network]\nmode = \"none\"\n\
              [cgroup]\ndriver = \"cgroupfs\"\nroot = {root:?}\n",
             fake = fake_vmm(),

@@ -95,6 +95,7 @@ async fn fill(database: &Path) -> Outcome {
                 created_at: 1,
                 stop_signal: 15,
                 user: None,
+                volumes: Vec::new(),
                 extra: std::collections::BTreeMap::new(),
             }),
             status: ContainerStatus {

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Instant};
 
 use bulkhead_proto::cri::{
     AttachRequest, ContainerConfig, ContainerStatsRequest, ContainerStatusRequest, ExecRequest,
-    Int64Value, LinuxContainerResources, ListPodSandboxStatsRequest, Mount, NamespaceMode,
+    Int64Value, LinuxContainerResources, ListPodSandboxStatsRequest, NamespaceMode,
     NamespaceOption, PodSandboxStatusRequest, PortForwardRequest, ReopenContainerLogRequest,
     RunPodSandboxRequest, UpdateContainerResourcesRequest,
 };
@@ -110,12 +110,6 @@ async fn containers_that_cannot_be(context: &mut Context) -> Outcome {
     let config = logs::logging_pod(context, "refusals").0;
     let id = cri.run_pod(config.clone()).await?;
     let plain = || script("refused", BUSYBOX, "true");
-    let mut mounted = plain();
-    mounted.mounts.push(Mount {
-        container_path: "/data".to_owned(),
-        host_path: "/tmp".to_owned(),
-        ..Mount::default()
-    });
     let mut group_alone = plain();
     let security = group_alone
         .linux
@@ -144,7 +138,6 @@ async fn containers_that_cannot_be(context: &mut Context) -> Outcome {
             script("m", "127.0.0.1:5000/not/pulled:1", "true"),
             &[Code::NotFound][..],
         ),
-        ("a mount", mounted, &[Code::Unimplemented]),
         ("a group without a user", group_alone, &invalid),
         ("a negative user", negative, &invalid),
         ("a negative limit", limit, &invalid),

@@ -18,6 +18,7 @@ mod scale;
 mod security;
 mod stats;
 mod streaming;
+mod volumes;
 
 use crate::suite::Test;
 
@@ -35,6 +36,7 @@ pub fn all() -> Vec<Test> {
         images::tests(),
         security::tests(),
         confinement::tests(),
+        volumes::tests(),
         isolation::tests(),
         host::tests(),
         recovery::tests(),

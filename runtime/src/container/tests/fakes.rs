@@ -502,6 +502,18 @@ impl agent_server::Agent for Guest {
             guest: None,
         }))
     }
+    async fn put_volume(
+        &self,
+        _: Request<Streaming<api::PutVolumeRequest>>,
+    ) -> Answer<api::PutVolumeResponse> {
+        absent()
+    }
+    async fn sync_volumes(
+        &self,
+        _: Request<api::SyncVolumesRequest>,
+    ) -> Answer<api::SyncVolumesResponse> {
+        absent()
+    }
     async fn power_off(&self, _: Request<api::PowerOffRequest>) -> Answer<api::PowerOffResponse> {
         absent()
     }

@@ -315,7 +315,31 @@ fn a_failure_at_any_step_of_a_creation_leaves_nothing() {
         (with(|c| c.image = None), Code::InvalidArgument),
         (
             with(|c| c.mounts = vec![cri::Mount::default()]),
-            Code::Unimplemented,
+            Code::InvalidArgument,
+        ),
+        (
+            with(|c| {
+                c.mounts = vec![cri::Mount {
+                    container_path: "/image".to_owned(),
+                    readonly: true,
+                    image: Some(cri::ImageSpec {
+                        image: "none".to_owned(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }];
+            }),
+            Code::NotFound,
+        ),
+        (
+            with(|c| {
+                c.mounts = vec![cri::Mount {
+                    container_path: "/data".to_owned(),
+                    host_path: "/no/such/path".to_owned(),
+                    ..Default::default()
+                }];
+            }),
+            Code::NotFound,
         ),
         (
             with(|c| c.log_path = "../up.log".to_owned()),

@@ -160,6 +160,7 @@ fn container(id: &str, state: ContainerState) -> ContainerRecord {
             created_at: 1,
             stop_signal: 15,
             user: None,
+            volumes: Vec::new(),
             extra: Default::default(),
         }),
         status: ContainerStatus {

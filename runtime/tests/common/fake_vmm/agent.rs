@@ -175,4 +175,18 @@ impl Agent for Fake {
     ) -> Answer<v1::ResizeTerminalResponse> {
         absent()
     }
+
+    async fn put_volume(
+        &self,
+        _: Request<Streaming<v1::PutVolumeRequest>>,
+    ) -> Answer<v1::PutVolumeResponse> {
+        absent()
+    }
+
+    async fn sync_volumes(
+        &self,
+        _: Request<v1::SyncVolumesRequest>,
+    ) -> Answer<v1::SyncVolumesResponse> {
+        absent()
+    }
 }

@@ -1,0 +1,69 @@
+//! Image volumes: an image's layers stacked as for a container's root, and a part of that. What is
+//! in an image is not trusted: links lead nowhere but in the image. Blocks.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use bulkhead_proto::agent::{ImageVolume, ImpliedDirectories};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use super::{VolumeError, place};
+use crate::container::implied;
+use crate::container::rootfs::Rootfs;
+
+/// Stacks the image at `root` and gives the path of what of it is wanted; a part is mounted at
+/// `placed`.
+///
+/// # Errors
+/// When the scratch disk is full, the kernel refuses, or the image has no such part.
+pub fn mount(
+    image: &ImageVolume,
+    layers: &[PathBuf],
+    root: PathBuf,
+    scratch: PathBuf,
+    placed: PathBuf,
+) -> Result<PathBuf, VolumeError> {
+    let rootfs = Rootfs {
+        target: root.clone(),
+        scratch,
+    };
+    rootfs.mount(layers)?;
+    implied::adopt(
+        &root,
+        layers,
+        &by_place(&image.layers, &image.implied_directories),
+        None,
+    )?;
+    let part = Path::new(&image.sub_path);
+    let whole = part.components().all(|c| c == std::path::Component::CurDir);
+    if whole {
+        return Ok(root);
+    }
+    let failed = |error: rustix::io::Errno| VolumeError::Part {
+        what: "the image".to_owned(),
+        part: image.sub_path.clone(),
+        error: error.into(),
+    };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let base =
+        rustix::fs::openat(CWD, &root, flags | OFlags::DIRECTORY, Mode::empty()).map_err(failed)?;
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let found = rustix::fs::openat2(&base, part, flags, Mode::empty(), inside).map_err(failed)?;
+    place::mount(found, &placed)?;
+    Ok(placed)
+}
+
+/// The paths by the place of their layer. A layer nobody asked for has none.
+pub fn by_place(
+    layers: &[String],
+    implied: &[ImpliedDirectories],
+) -> HashMap<usize, HashSet<Vec<u8>>> {
+    let place = |serial: &str| layers.iter().position(|layer| layer == serial);
+    implied
+        .iter()
+        .filter_map(|implied| {
+            let paths = implied.paths.iter().map(|path| path.to_vec()).collect();
+            Some((place(&implied.layer)?, paths))
+        })
+        .collect()
+}

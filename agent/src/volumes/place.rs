@@ -1,0 +1,166 @@
+//! Places in the guest's own tree: directories and files to mount on, device nodes, and parts of
+//! volumes that are mounted there so that they have a path nobody can change. Blocks.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use bulkhead_proto::agent::Ownership;
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+
+use super::VolumeError;
+use crate::paths::Paths;
+
+/// Makes a directory and those above it.
+///
+/// # Errors
+/// The kernel's.
+pub fn make_directory(path: &Path) -> Result<(), VolumeError> {
+    fs::create_dir_all(path).map_err(|error| VolumeError::File {
+        what: "making",
+        path: path.to_owned(),
+        error,
+    })
+}
+
+/// Opens for reading.
+///
+/// # Errors
+/// The kernel's.
+pub fn open(path: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(
+        path,
+        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+}
+
+/// Mounts an open file or directory at a place made for it.
+///
+/// # Errors
+/// The kernel's.
+pub fn mount(source: impl AsFd, place: &Path) -> Result<(), VolumeError> {
+    if let Some(parent) = place.parent() {
+        make_directory(parent)?;
+    }
+    let steps = || -> io::Result<()> {
+        let mode = rustix::fs::fstat(&source)?.st_mode;
+        if FileType::from_raw_mode(mode) == FileType::Directory {
+            fs::create_dir(place)?;
+        } else {
+            fs::File::create_new(place)?;
+        }
+        let tree = open_tree(
+            &source,
+            "",
+            OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_EMPTY_PATH,
+        )?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(move_mount(&tree, "", CWD, place, flags)?)
+    };
+    steps().map_err(|error| VolumeError::File {
+        what: "mounting at",
+        path: place.to_owned(),
+        error,
+    })
+}
+
+/// Makes a block device node.
+///
+/// # Errors
+/// The kernel's.
+pub fn make_node(
+    path: &Path,
+    (major, minor): (u32, u32),
+    ownership: Ownership,
+) -> Result<(), VolumeError> {
+    if let Some(parent) = path.parent() {
+        make_directory(parent)?;
+    }
+    let mode = Mode::from_raw_mode(ownership.mode & 0o7777);
+    let steps = || -> Result<(), Errno> {
+        let device = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(CWD, path, FileType::BlockDevice, mode, device)?;
+        // Whatever the umask is.
+        rustix::fs::chmod(path, mode)?;
+        let (uid, gid) = (Uid::from_raw(ownership.uid), Gid::from_raw(ownership.gid));
+        rustix::fs::chown(path, Some(uid), Some(gid))
+    };
+    steps().map_err(|error| VolumeError::File {
+        what: "making the device node",
+        path: path.to_owned(),
+        error: error.into(),
+    })
+}
+
+/// Takes down what was made for one container. What is mounted is let go of, not looked into.
+///
+/// # Errors
+/// The first that would not go.
+pub fn clear(paths: &Paths, id: &str) -> Result<(), VolumeError> {
+    let mut first = None;
+    for directory in [paths.placed(id), paths.images(id)] {
+        let Ok(entries) = fs::read_dir(&directory) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            if let Err(error) = take_down(&entry.path()) {
+                first.get_or_insert(error);
+            }
+        }
+        if let Err(error) = gone(fs::remove_dir(&directory)) {
+            first.get_or_insert(VolumeError::File {
+                what: "removing",
+                path: directory,
+                error,
+            });
+        }
+    }
+    let nodes = paths.devices();
+    for entry in fs::read_dir(&nodes).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.rsplit_once('-').is_some_and(|(of, _)| of == id)
+            && let Err(error) = gone(fs::remove_file(entry.path()))
+        {
+            first.get_or_insert(VolumeError::File {
+                what: "removing",
+                path: entry.path(),
+                error,
+            });
+        }
+    }
+    first.map_or(Ok(()), Err)
+}
+
+fn take_down(path: &Path) -> Result<(), VolumeError> {
+    let steps = || -> io::Result<()> {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Empty places: nothing that is still mounted can be removed by these.
+        if fs::symlink_metadata(path)?.is_dir() {
+            fs::remove_dir(path)
+        } else {
+            fs::remove_file(path)
+        }
+    };
+    gone(steps()).map_err(|error| VolumeError::File {
+        what: "taking down",
+        path: path.to_owned(),
+        error,
+    })
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,410 @@
+//! A plan carried out for a pod in a virtual machine: recorded, made on the host, told to the agent,
+//! and given back in reverse.
+
+use std::{collections::HashMap, os::fd::AsFd as _, path::Path, sync::Arc};
+
+use bulkhead_proto::agent;
+
+use super::{
+    BlockDisk, Image, Kind, Plan, Source, VolumeError, VolumeRecord,
+    bridge::Bridge,
+    inspect::digest,
+    share::{Manner, Share},
+    snapshot::Ownership,
+    watch::Watch,
+};
+use crate::{
+    app::App,
+    images::{ImageRecord, LayerDisk},
+    records::ContainerRecord,
+    sandbox::{Machine, Pod},
+};
+
+/// The ports of bridged sockets: far from the agent's own.
+const FIRST_PORT: u32 = 0x4000_0000;
+/// Hex digits of names made from paths.
+const NAME_DIGITS: usize = 32;
+/// How much of a container's id the names of its share's entries begin with.
+const ID_DIGITS: usize = 16;
+
+/// What the daemon keeps of a pod's volumes beside the records.
+#[derive(Debug, Default)]
+pub struct Live {
+    watches: HashMap<String, Watch>,
+    bridges: HashMap<String, Bridge>,
+}
+
+/// A container's volumes on their way into a pod.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// For the container's record.
+    pub records: Vec<VolumeRecord>,
+    /// For the agent.
+    pub volumes: Vec<agent::Volume>,
+    /// For the agent.
+    pub block_devices: Vec<agent::BlockDevice>,
+    /// Disks of image volumes' layers.
+    pub layers: Vec<LayerDisk>,
+    /// Block devices, open.
+    pub disks: Vec<BlockDisk>,
+    /// What is to be mounted in the share, by its entry.
+    sources: HashMap<String, (Source, Manner)>,
+}
+
+/// The name under which an image volume holds its image.
+pub fn holder(container: &str, number: usize) -> String {
+    format!("{container}/{number}")
+}
+
+/// The container of a holder's name.
+pub fn container_of(holder: &str) -> &str {
+    holder.split('/').next().unwrap_or(holder)
+}
+
+/// Holds the images of a plan's image volumes, in the order of the mounts. A failure leaves what
+/// is held to [`release_images`].
+pub async fn hold_images(
+    app: &App,
+    container: &str,
+    plan: &Plan,
+) -> Result<HashMap<usize, Arc<ImageRecord>>, VolumeError> {
+    let mut held = HashMap::new();
+    for (number, volume) in plan.volumes.iter().enumerate() {
+        if let Kind::Image(Image { reference, .. }) = &volume.kind {
+            let image = app
+                .images
+                .hold(&holder(container, number), reference)
+                .await
+                .map_err(|source| VolumeError::Image {
+                    at: volume.destination.display().to_string(),
+                    source,
+                })?;
+            held.insert(number, image);
+        }
+    }
+    Ok(held)
+}
+
+/// Ends the holds of a container's image volumes.
+pub async fn release_images(app: &App, container: &str) -> Result<(), crate::images::ImagesError> {
+    let prefix = format!("{container}/");
+    for holder in app.images.holders() {
+        if holder.starts_with(&prefix) {
+            app.images.release(&holder).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Decides names; what other containers of the pod have already is shared with them. Makes nothing.
+pub fn prepare(
+    app: &App,
+    pod: &str,
+    container: &str,
+    plan: Plan,
+    images: &HashMap<usize, Arc<ImageRecord>>,
+) -> Prepared {
+    let others: Vec<VolumeRecord> = app
+        .records
+        .containers
+        .list()
+        .iter()
+        .filter(|record| record.meta.sandbox_id == pod)
+        .flat_map(|record| record.meta.volumes.clone())
+        .collect();
+    let mut prepared = Prepared::default();
+    for (number, volume) in plan.volumes.into_iter().enumerate() {
+        let source = match volume.kind {
+            // On the host the spec names it.
+            Kind::Shared(..) if plan.on_host => None,
+            Kind::Shared(source, manner) => {
+                Some(prepared.share(&others, container, source, manner))
+            }
+            Kind::Memory(memory) => Some(agent::volume::Source::Memory(agent::MemoryVolume {
+                name: memory.name,
+                bytes: memory.bytes,
+                huge_page_bytes: memory.huge_page_bytes,
+                root: Some(memory.root.into()),
+                sub_path: memory.sub_path.to_string_lossy().into_owned(),
+                sub_path_made: Some(memory.mounted.into()),
+            })),
+            Kind::Copied(source) => {
+                let name = name_of(&source.path);
+                prepared.records.push(VolumeRecord::Copy {
+                    name: name.clone(),
+                    path: source.path,
+                });
+                Some(agent::volume::Source::Copied(agent::CopiedVolume { name }))
+            }
+            Kind::Socket(source, ownership) => {
+                let (name, port) = (name_of(&source.path), port_of(&source.path));
+                prepared.records.push(VolumeRecord::Socket {
+                    name: name.clone(),
+                    path: source.path,
+                    port,
+                });
+                Some(agent::volume::Source::Socket(agent::SocketVolume {
+                    name,
+                    port,
+                    ownership: Some(ownership.into()),
+                }))
+            }
+            Kind::Image(image) => images
+                .get(&number)
+                .map(|record| prepared.image(app, container, number, &image, record)),
+            // The spec names it.
+            Kind::GuestNode(_) => None,
+        };
+        if source.is_some() {
+            prepared.volumes.push(agent::Volume {
+                destination: volume.destination.to_string_lossy().into_owned(),
+                source,
+            });
+        }
+    }
+    for disk in plan.disks {
+        prepared.records.push(VolumeRecord::Disk {
+            serial: disk.serial.clone(),
+        });
+        prepared.block_devices.push(agent::BlockDevice {
+            serial: disk.serial.clone(),
+            path: disk.destination.to_string_lossy().into_owned(),
+            permissions: disk.permissions.clone(),
+            ownership: Some(disk.ownership.into()),
+        });
+        prepared.disks.push(disk);
+    }
+    prepared
+}
+
+impl Prepared {
+    fn share(
+        &mut self,
+        others: &[VolumeRecord],
+        container: &str,
+        source: Source,
+        manner: Manner,
+    ) -> agent::volume::Source {
+        let same = |record: &VolumeRecord| match record {
+            VolumeRecord::Share {
+                name,
+                path,
+                device,
+                inode,
+                manner: how,
+            } if (path, *device, *inode, *how)
+                == (&source.path, source.device, source.inode, manner) =>
+            {
+                Some(name.clone())
+            }
+            _ => None,
+        };
+        let existing = others.iter().chain(&self.records).find_map(same);
+        let name = existing.unwrap_or_else(|| {
+            let id: String = container.chars().take(ID_DIGITS).collect();
+            format!("{id}-{}", self.records.len())
+        });
+        self.records.push(VolumeRecord::Share {
+            name: name.clone(),
+            path: source.path.clone(),
+            device: source.device,
+            inode: source.inode,
+            manner,
+        });
+        self.sources.insert(name.clone(), (source, manner));
+        agent::volume::Source::Shared(agent::SharedVolume { name })
+    }
+
+    fn image(
+        &mut self,
+        app: &App,
+        container: &str,
+        number: usize,
+        image: &Image,
+        record: &ImageRecord,
+    ) -> agent::volume::Source {
+        let layers = app.images.disks(record);
+        let serials: Vec<String> = layers.iter().map(|layer| layer.serial.clone()).collect();
+        self.records.push(VolumeRecord::Image {
+            holder: holder(container, number),
+            layers: serials.clone(),
+        });
+        let implied = layers.iter().skip(1);
+        let implied = implied.filter(|layer| !layer.implicit_dirs.is_empty());
+        let implied_directories = implied
+            .map(|layer| agent::ImpliedDirectories {
+                layer: layer.serial.clone(),
+                paths: layer
+                    .implicit_dirs
+                    .iter()
+                    .cloned()
+                    .map(Into::into)
+                    .collect(),
+            })
+            .collect();
+        self.layers.extend(layers);
+        agent::volume::Source::Image(agent::ImageVolume {
+            layers: serials,
+            implied_directories,
+            sub_path: image.sub_path.clone(),
+        })
+    }
+}
+
+/// Makes on the host what a container's record names: mounts, watches, bridges. What is there
+/// already stays. Disks are the container module's.
+pub async fn attach(app: &App, pod: &Pod, prepared: &mut Prepared) -> Result<(), VolumeError> {
+    if prepared.records.is_empty() {
+        return Ok(());
+    }
+    let state = app.volumes.pod(&pod.id);
+    let mut live = state.lock().await;
+    let share = share_of(app, pod);
+    for (name, (source, manner)) in std::mem::take(&mut prepared.sources) {
+        let share = share.clone();
+        blocking(move || share.add(&name, source.fd.as_fd(), manner)).await?;
+    }
+    follow(app, pod, &mut live, &prepared.records).await
+}
+
+/// Starts the watches and bridges of some records that do not run yet.
+async fn follow(
+    app: &App,
+    pod: &Pod,
+    live: &mut Live,
+    records: &[VolumeRecord],
+) -> Result<(), VolumeError> {
+    for record in records {
+        match record {
+            VolumeRecord::Copy { name, path } if !live.watches.contains_key(name) => {
+                let watch = Watch::start(pod.agent.clone(), name.clone(), path.clone()).await?;
+                live.watches.insert(name.clone(), watch);
+            }
+            VolumeRecord::Socket { name, path, port } if !live.bridges.contains_key(name) => {
+                let uid = app.records.sandboxes.get(&pod.id).and_then(|r| r.uid());
+                let Machine::Vm { jail, .. } = &pod.machine else {
+                    continue;
+                };
+                let at = jail.vsock_port(*port);
+                let bridge = Bridge::start(at, uid, path.clone())?;
+                live.bridges.insert(name.clone(), bridge);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// After a restart of the daemon: takes up again what a pod's containers need. Repeatable; a failure
+/// with one volume keeps no other from it.
+pub async fn resume(app: &App, pod: &Pod) {
+    let records = records_of(app, &pod.id, None);
+    if records.is_empty() {
+        return;
+    }
+    let state = app.volumes.pod(&pod.id);
+    let mut live = state.lock().await;
+    for record in &records {
+        if let Err(error) = follow(app, pod, &mut live, std::slice::from_ref(record)).await {
+            let error = crate::error::chain(&error);
+            tracing::warn!(pod = pod.id, ?record, error, "a volume is not followed");
+        }
+    }
+}
+
+/// Gives back what a container alone needed on the host. Repeatable. The guest has let go before.
+pub async fn release(app: &App, record: &ContainerRecord) -> Result<(), VolumeError> {
+    let (container, pod) = (&record.meta.id, &record.meta.sandbox_id);
+    if record.meta.volumes.is_empty() {
+        return Ok(());
+    }
+    let state = app.volumes.pod(pod);
+    let mut live = state.lock().await;
+    let others = records_of(app, pod, Some(container));
+    for volume in record.meta.volumes.iter().rev() {
+        let needed = |name: &str| others.iter().any(|other| names(other) == Some(name));
+        match volume {
+            VolumeRecord::Share { name, .. } if !needed(name) => {
+                let share = Share::of_pod(&app.config.paths.pod(pod));
+                let name = name.clone();
+                // The pod's release has taken the whole share down, if it is gone.
+                blocking(move || match share.exists() {
+                    true => share.remove(&name),
+                    false => Ok(()),
+                })
+                .await?;
+            }
+            VolumeRecord::Copy { name, .. } if !needed(name) => {
+                live.watches.remove(name);
+            }
+            VolumeRecord::Socket { name, .. } if !needed(name) => {
+                live.bridges.remove(name);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a pod has volumes whose last writes are in its guest.
+pub fn has_writes(app: &App, pod: &str) -> bool {
+    records_of(app, pod, None).iter().any(|record| {
+        matches!(
+            record,
+            VolumeRecord::Share { .. } | VolumeRecord::Disk { .. }
+        )
+    })
+}
+
+fn share_of(app: &App, pod: &Pod) -> Share {
+    Share::of_pod(&app.config.paths.pod(&pod.id))
+}
+
+fn records_of(app: &App, pod: &str, but: Option<&str>) -> Vec<VolumeRecord> {
+    app.records
+        .containers
+        .list()
+        .iter()
+        .filter(|record| record.meta.sandbox_id == pod)
+        .filter(|record| Some(record.meta.id.as_str()) != but)
+        .flat_map(|record| record.meta.volumes.clone())
+        .collect()
+}
+
+fn names(record: &VolumeRecord) -> Option<&str> {
+    match record {
+        VolumeRecord::Share { name, .. }
+        | VolumeRecord::Copy { name, .. }
+        | VolumeRecord::Socket { name, .. } => Some(name),
+        VolumeRecord::Disk { .. } | VolumeRecord::Image { .. } => None,
+    }
+}
+
+fn name_of(path: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    digest(path.as_os_str().as_bytes(), NAME_DIGITS)
+}
+
+/// A port of the socket's own: two that fall together cannot both be listened on, which is told.
+fn port_of(path: &Path) -> u32 {
+    let digits: String = name_of(path).chars().take(7).collect();
+    FIRST_PORT + u32::from_str_radix(&digits, 16).unwrap_or(0)
+}
+
+impl From<Ownership> for agent::Ownership {
+    fn from(own: Ownership) -> Self {
+        Self {
+            mode: own.mode,
+            uid: own.uid,
+            gid: own.gid,
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, VolumeError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| VolumeError::Ending)?
+}

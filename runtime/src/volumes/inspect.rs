@@ -1,0 +1,484 @@
+//! A look at the host: what each of a container's mounts and devices is, and what it becomes.
+//! Everything is opened once, links followed, and used by its descriptor from then on. Makes nothing.
+
+use std::{
+    fs::OpenOptions,
+    io,
+    os::fd::AsFd as _,
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use bulkhead_proto::cri;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    VolumeError,
+    mountinfo::{self, MountInfo},
+    plan::{BlockDisk, GuestDevice, Image, Kind, Memory, Plan, Source, Volume},
+    share::{Manner, ReadOnly},
+    snapshot::{self, Ownership},
+    validate::{self, Handler},
+};
+
+/// The kubelet's directory of emptyDirs in a pod's directory.
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+/// Digits of a serial after its letter (virtio 1.2 §5.2.6.1: 20 bytes at most).
+const SERIAL_DIGITS: usize = 19;
+
+/// What decides about sources beside the sources themselves.
+#[derive(Debug, Clone)]
+pub struct Circumstances {
+    /// Where the pod runs.
+    pub handler: Handler,
+    /// The pod's uid, as Kubernetes knows it.
+    pub pod_uid: String,
+    /// Sockets of the host that pods may reach.
+    pub sockets: Vec<PathBuf>,
+    /// Whether the pod has a directory for the host's files (sandbox.volumes of the configuration).
+    pub share: bool,
+}
+
+/// Plans all mounts and devices of a container. Blocks.
+///
+/// # Errors
+/// For the first that cannot be had.
+pub fn inspect(
+    config: &cri::ContainerConfig,
+    circumstances: &Circumstances,
+) -> Result<Plan, VolumeError> {
+    validate::check(config, circumstances.handler)?;
+    let mut plan = Plan {
+        on_host: circumstances.handler == Handler::Host,
+        ..Plan::default()
+    };
+    if config.mounts.is_empty() && config.devices.is_empty() {
+        return Ok(plan);
+    }
+    let mounts = mountinfo::read().map_err(|source| VolumeError::Host {
+        action: "read",
+        path: "/proc/thread-self/mountinfo".into(),
+        source,
+    })?;
+    for (number, mount) in config.mounts.iter().enumerate() {
+        let look = Look {
+            number,
+            mount,
+            circumstances,
+            mounts: &mounts,
+        };
+        plan.volumes.push(look.volume()?);
+    }
+    for (number, given) in config.devices.iter().enumerate() {
+        device(number, given, circumstances.handler, &mut plan)?;
+    }
+    Ok(plan)
+}
+
+struct Look<'a> {
+    number: usize,
+    mount: &'a cri::Mount,
+    circumstances: &'a Circumstances,
+    mounts: &'a [MountInfo],
+}
+
+impl Look<'_> {
+    fn field(&self) -> String {
+        format!("mounts[{}].host_path", self.number)
+    }
+
+    fn failed(&self, action: &'static str) -> impl Fn(io::Error) -> VolumeError {
+        let (field, path) = (self.field(), PathBuf::from(&self.mount.host_path));
+        move |source| VolumeError::Source {
+            field: field.clone(),
+            action,
+            path: path.clone(),
+            source,
+        }
+    }
+
+    fn volume(&self) -> Result<Volume, VolumeError> {
+        let at = format!("mounts[{}].container_path", self.number);
+        let destination = validate::container_path(at, &self.mount.container_path)?;
+        let kind = match &self.mount.image {
+            Some(image) => Kind::Image(Image {
+                reference: image.image.clone(),
+                sub_path: self.mount.image_sub_path.clone(),
+            }),
+            None => self.of_host()?,
+        };
+        let mut options = vec!["rbind".to_owned()];
+        if self.is_read_only_inside(&kind) {
+            options.push(
+                match (self.mount.recursive_read_only, self.circumstances.handler) {
+                    (true, Handler::Host) => "rro".to_owned(),
+                    _ => "ro".to_owned(),
+                },
+            );
+        }
+        options.push(self.propagation_inside());
+        options.extend(self.mount.mount_options.iter().cloned());
+        Ok(Volume {
+            destination,
+            options,
+            kind,
+        })
+    }
+
+    /// Of the mount in the container. On the host it is what was asked; in a guest the host's
+    /// mounts are part of the one file system of the share, and nothing is to follow.
+    fn propagation_inside(&self) -> String {
+        use cri::MountPropagation::{PropagationBidirectional, PropagationHostToContainer};
+        match (self.circumstances.handler, self.mount.propagation()) {
+            (Handler::Host, PropagationBidirectional) => "rshared",
+            (Handler::Host, PropagationHostToContainer) => "rslave",
+            _ => "rprivate",
+        }
+        .to_owned()
+    }
+
+    /// A share is one file system to the guest. If only its top is read-only and mounts are below
+    /// it, or may come, the host's mount alone keeps it so.
+    fn is_read_only_inside(&self, kind: &Kind) -> bool {
+        if !self.mount.readonly {
+            return false;
+        }
+        match kind {
+            Kind::Shared(source, manner) if self.circumstances.handler == Handler::Kvm => {
+                let below = |mount: &MountInfo| {
+                    mount.mount_point != source.path && mount.mount_point.starts_with(&source.path)
+                };
+                manner.read_only == ReadOnly::Recursive
+                    || (!manner.follows_host && !self.mounts.iter().any(below))
+            }
+            _ => true,
+        }
+    }
+
+    fn of_host(&self) -> Result<Kind, VolumeError> {
+        let (source, stat) = open(Path::new(&self.mount.host_path)).map_err(self.failed("open"))?;
+        if self.circumstances.handler == Handler::Host {
+            self.check_shared_peer(&source)?;
+            return Ok(Kind::Shared(source, self.manner()));
+        }
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Socket => self.socket(source, &stat),
+            FileType::BlockDevice => Err(VolumeError::Unsupported {
+                what: format!("the block device {} as a mount", source.path.display()),
+                advice: "give it to the container as a device (volumeDevices in Kubernetes)",
+            }),
+            FileType::CharacterDevice => match guest_node(&stat) {
+                Some(path) => Ok(Kind::GuestNode(path)),
+                None => Err(VolumeError::Unsupported {
+                    what: format!("the device {} of the node", source.path.display()),
+                    advice: "a pod is a virtual machine and has its own devices; run the pod with \
+                             the RuntimeClass handler \"host\"",
+                }),
+            },
+            FileType::Directory => {
+                if let Some(memory) = self.memory(&source, &stat)? {
+                    return Ok(Kind::Memory(memory));
+                }
+                if self.is_followed(&source)? {
+                    return Ok(Kind::Copied(source));
+                }
+                self.shared(source)
+            }
+            _ => self.shared(source),
+        }
+    }
+
+    fn shared(&self, source: Source) -> Result<Kind, VolumeError> {
+        if self.circumstances.share {
+            return Ok(Kind::Shared(source, self.manner()));
+        }
+        Err(VolumeError::NotAllowed {
+            what: format!("the node's {} in a pod", source.path.display()),
+            advice: "the pod was started without a virtio-fs device; set sandbox.volumes = true in \
+                     /etc/bulkhead/config.toml and start it again",
+        })
+    }
+
+    fn manner(&self) -> Manner {
+        Manner {
+            read_only: match (self.mount.readonly, self.mount.recursive_read_only) {
+                (false, _) => ReadOnly::No,
+                (true, false) => ReadOnly::Top,
+                (true, true) => ReadOnly::Recursive,
+            },
+            follows_host: self.mount.propagation() != cri::MountPropagation::PropagationPrivate,
+        }
+    }
+
+    /// What a container mounts can only appear on the host below a mount that passes it on.
+    fn check_shared_peer(&self, source: &Source) -> Result<(), VolumeError> {
+        if self.mount.propagation() != cri::MountPropagation::PropagationBidirectional {
+            return Ok(());
+        }
+        let id = mount_id(source).map_err(self.failed("look at"))?;
+        let shared = self
+            .mounts
+            .iter()
+            .any(|mount| mount.id == id && mount.shared);
+        if shared {
+            return Ok(());
+        }
+        Err(VolumeError::Invalid {
+            field: format!("mounts[{}].propagation", self.number),
+            value: "PROPAGATION_BIDIRECTIONAL".to_owned(),
+            allowed: "the host path is on a mount that is not shared; make it one with \
+                      `mount --make-rshared`",
+        })
+    }
+
+    fn socket(&self, source: Source, stat: &Stat) -> Result<Kind, VolumeError> {
+        // Either as it was asked for or as it is, both are the operator's words.
+        let allowed =
+            self.circumstances.sockets.iter().any(|socket| {
+                *socket == source.path || *socket == Path::new(&self.mount.host_path)
+            });
+        if !allowed {
+            return Err(VolumeError::NotAllowed {
+                what: format!("the socket {} of the node", source.path.display()),
+                advice: "list it in volumes.sockets of /etc/bulkhead/config.toml, or run the pod \
+                         with the RuntimeClass handler \"host\"",
+            });
+        }
+        Ok(Kind::Socket(source, stat.into()))
+    }
+
+    /// Only what the container cannot write is copied, and only where no mount of the host's may
+    /// turn up in it.
+    fn is_followed(&self, source: &Source) -> Result<bool, VolumeError> {
+        if !self.mount.readonly
+            || self.mount.propagation() != cri::MountPropagation::PropagationPrivate
+        {
+            return Ok(false);
+        }
+        for _ in 0..4 {
+            match snapshot::read(&*source.fd) {
+                Ok(found) => return Ok(found.is_some()),
+                // Turned while it was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(self.failed("read")(error)),
+            }
+        }
+        // Turned all the time: it is one.
+        Ok(true)
+    }
+
+    /// A memory-backed emptyDir of this pod, or a directory of one (subPath): the kubelet has
+    /// mounted a tmpfs or hugetlbfs for it, whose size is the emptyDir's.
+    fn memory(&self, source: &Source, stat: &Stat) -> Result<Option<Memory>, VolumeError> {
+        let id = mount_id(source).map_err(self.failed("look at"))?;
+        let Some((volume, sub_path)) =
+            empty_dir(self.mounts, id, &source.path, &self.circumstances.pod_uid)
+        else {
+            return Ok(None);
+        };
+        let root = rustix::fs::stat(&volume.mount_point)
+            .map_err(|e| self.failed("look at the emptyDir of")(e.into()))?;
+        let limit = rustix::fs::statvfs(&volume.mount_point)
+            .map_err(|e| self.failed("read the size of")(e.into()))?;
+        let name = volume.mount_point.file_name().unwrap_or_default();
+        Ok(Some(Memory {
+            name: memory_name(&name.to_string_lossy()),
+            bytes: limit.f_blocks.saturating_mul(limit.f_frsize),
+            huge_page_bytes: match volume.kind.as_str() {
+                "hugetlbfs" => page_size(&volume.super_options).unwrap_or(limit.f_bsize),
+                _ => 0,
+            },
+            root: (&root).into(),
+            sub_path,
+            mounted: stat.into(),
+        }))
+    }
+}
+
+/// The emptyDir that a path is in, and where in it, if it is in one of this pod's in memory.
+fn empty_dir<'a>(
+    mounts: &'a [MountInfo],
+    mount_id: u64,
+    path: &Path,
+    pod_uid: &str,
+) -> Option<(&'a MountInfo, PathBuf)> {
+    let own = mounts.iter().find(|mount| mount.id == mount_id)?;
+    if !matches!(own.kind.as_str(), "tmpfs" | "hugetlbfs") {
+        return None;
+    }
+    let is_volume = |mount: &&MountInfo| {
+        let parts: Vec<_> = mount.mount_point.components().rev().take(4).collect();
+        let names = [EMPTY_DIR, "volumes", pod_uid];
+        mount.device == own.device
+            && mount.root == Path::new("/")
+            && !pod_uid.is_empty()
+            && parts.len() == 4
+            && names
+                .iter()
+                .zip(parts.iter().skip(1))
+                .all(|(name, part)| *part == Component::Normal((*name).as_ref()))
+    };
+    let volume = mounts.iter().find(is_volume)?;
+    let below = path.strip_prefix(&own.mount_point).ok()?;
+    let inside = own.root.join(below);
+    Some((volume, inside.strip_prefix("/").ok()?.to_owned()))
+}
+
+/// pagesize=2M and the like.
+fn page_size(options: &[String]) -> Option<u64> {
+    let text = options
+        .iter()
+        .find_map(|option| option.strip_prefix("pagesize="))?;
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(digits.len()..)? {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" | "m" => 1 << 20,
+        "G" | "g" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// Kubernetes' names of volumes (DNS labels) as they are, everything else by its digest.
+fn memory_name(name: &str) -> String {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if (1..=63).contains(&name.len()) && name.chars().all(good) {
+        return name.to_owned();
+    }
+    digest(name.as_bytes(), 32)
+}
+
+/// The first hex digits of the SHA-256 of some bytes.
+pub(super) fn digest(bytes: &[u8], digits: usize) -> String {
+    hex::encode(Sha256::digest(bytes))
+        .chars()
+        .take(digits)
+        .collect()
+}
+
+/// Opens a path, links followed, to look at and to mount, and nothing else.
+fn open(path: &Path) -> io::Result<(Source, Stat)> {
+    let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = rustix::fs::fstat(&fd)?;
+    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+    let path = std::fs::read_link(link)?;
+    let source = Source {
+        fd: Arc::new(fd),
+        path,
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    };
+    Ok((source, stat))
+}
+
+fn mount_id(source: &Source) -> io::Result<u64> {
+    let found = rustix::fs::statx(
+        source.fd.as_fd(),
+        "",
+        AtFlags::EMPTY_PATH,
+        StatxFlags::MNT_ID,
+    )?;
+    Ok(found.stx_mnt_id)
+}
+
+/// The guest's own node for a device that is nobody's in particular.
+fn guest_node(stat: &Stat) -> Option<PathBuf> {
+    let number = (
+        rustix::fs::major(stat.st_rdev),
+        rustix::fs::minor(stat.st_rdev),
+    );
+    let name = match number {
+        (1, 3) => "null",
+        (1, 5) => "zero",
+        (1, 7) => "full",
+        (1, 8) => "random",
+        (1, 9) => "urandom",
+        (1, 11) => "kmsg",
+        (10, 200) => "net/tun",
+        (10, 229) => "fuse",
+        _ => return None,
+    };
+    Some(Path::new("/dev").join(name))
+}
+
+fn device(
+    number: usize,
+    given: &cri::Device,
+    handler: Handler,
+    plan: &mut Plan,
+) -> Result<(), VolumeError> {
+    let field = |name: &str| format!("devices[{number}].{name}");
+    let path = PathBuf::from(&given.host_path);
+    let failed = |action| {
+        let (field, path) = (field("host_path"), path.clone());
+        move |source| VolumeError::Source {
+            field,
+            action,
+            path,
+            source,
+        }
+    };
+    let destination = validate::container_path(field("container_path"), &given.container_path)?;
+    let (source, stat) = open(&path).map_err(failed("open"))?;
+    let permissions = given.permissions.clone();
+    let ownership = Ownership::from(&stat);
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::BlockDevice if handler == Handler::Kvm => {
+            let read_only = !permissions.contains('w');
+            let file = OpenOptions::new()
+                .read(true)
+                .write(!read_only)
+                .open(format!(
+                    "/proc/self/fd/{}",
+                    std::os::fd::AsRawFd::as_raw_fd(&*source.fd)
+                ))
+                .map_err(failed("open"))?;
+            let (major, minor) = (
+                rustix::fs::major(stat.st_rdev),
+                rustix::fs::minor(stat.st_rdev),
+            );
+            let name = format!("{major}:{minor} {read_only}");
+            plan.disks.push(BlockDisk {
+                serial: format!("v{}", digest(name.as_bytes(), SERIAL_DIGITS)),
+                file,
+                path: source.path,
+                read_only,
+                destination,
+                permissions,
+                ownership,
+            });
+            Ok(())
+        }
+        FileType::CharacterDevice | FileType::BlockDevice
+            if handler == Handler::Host || guest_node(&stat).is_some() =>
+        {
+            plan.devices.push(GuestDevice {
+                destination,
+                block: FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice,
+                number: (
+                    rustix::fs::major(stat.st_rdev),
+                    rustix::fs::minor(stat.st_rdev),
+                ),
+                permissions,
+                ownership,
+            });
+            Ok(())
+        }
+        FileType::CharacterDevice => Err(VolumeError::Unsupported {
+            what: format!("the node's device {}", source.path.display()),
+            advice: "a pod is a virtual machine and has its own devices: block devices, null, \
+                     zero, full, random, urandom, kmsg, net/tun and fuse can be given to it; run \
+                     the pod with the RuntimeClass handler \"host\" for others",
+        }),
+        _ => Err(VolumeError::Invalid {
+            field: field("host_path"),
+            value: given.host_path.clone(),
+            allowed: "it is no device",
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,28 @@
+//! Volumes: from CRI's mounts and devices to what a container gets.
+//!
+//! [`validate`] refuses what makes no sense, [`inspect`] looks at the sources and decides what each
+//! becomes ([`Kind`]); both serve any handler. For a pod in a virtual machine [`guest`] then carries
+//! the plan out: mounts in the pod's [`share`], copies that follow the host ([`snapshot`],
+//! `watch`), disks, sockets.
+//!
+//! Not here: what the guest does with it (the agent), images' layers (`images`), the OCI spec (`oci`).
+
+mod bridge;
+mod error;
+pub mod guest;
+mod inspect;
+pub mod mountinfo;
+mod plan;
+mod record;
+pub mod share;
+pub mod snapshot;
+mod state;
+pub mod validate;
+mod watch;
+
+pub use error::VolumeError;
+pub use inspect::{Circumstances, inspect};
+pub use plan::{BlockDisk, GuestDevice, Image, Kind, Memory, Plan, Source, Volume};
+pub use record::VolumeRecord;
+pub use state::Volumes;
+pub use validate::Handler;

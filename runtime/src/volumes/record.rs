@@ -1,0 +1,66 @@
+//! What a container's record keeps of its volumes: all that is on the host and has to be given back,
+//! and what the daemon takes up again after a restart.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::share::Manner;
+
+/// One thing a container holds for a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum VolumeRecord {
+    /// A mount in the pod's share.
+    Share {
+        /// Its entry.
+        name: String,
+        /// The source, without links.
+        path: PathBuf,
+        /// The source's device.
+        device: u64,
+        /// The source's inode.
+        inode: u64,
+        /// How it is mounted.
+        manner: Manner,
+    },
+    /// A copy that follows the source.
+    Copy {
+        /// Its name in the guest.
+        name: String,
+        /// The source, without links.
+        path: PathBuf,
+    },
+    /// A socket of the host that the guest can reach.
+    Socket {
+        /// Its name in the guest.
+        name: String,
+        /// The socket, without links.
+        path: PathBuf,
+        /// The vsock port it is reached by.
+        port: u32,
+    },
+    /// A block device that is a disk of the guest.
+    Disk {
+        /// Its serial.
+        serial: String,
+    },
+    /// An image volume.
+    Image {
+        /// In whose name the image is held.
+        holder: String,
+        /// Serials of its layers.
+        layers: Vec<String>,
+    },
+}
+
+impl VolumeRecord {
+    /// Serials of the disks of the VM that it needs.
+    pub fn disks(&self) -> Vec<String> {
+        match self {
+            Self::Disk { serial } => vec![serial.clone()],
+            Self::Image { layers, .. } => layers.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
