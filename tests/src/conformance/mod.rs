@@ -33,12 +33,17 @@ struct Run {
     only: &'static str,
 }
 
-const WEBSOCKET: &str = "Streaming ";
+const STREAMING: &str = "Streaming ";
 
 const RUNS: &[Run] = &[
     Run {
         name: "kvm",
         args: &[],
+        only: "",
+    },
+    Run {
+        name: "host",
+        args: &["-runtime-handler=host"],
         only: "",
     },
     Run {
@@ -48,7 +53,17 @@ const RUNS: &[Run] = &[
             "-websocket-attach",
             "-websocket-portforward",
         ],
-        only: WEBSOCKET,
+        only: STREAMING,
+    },
+    Run {
+        name: "host-websocket",
+        args: &[
+            "-runtime-handler=host",
+            "-websocket-exec",
+            "-websocket-attach",
+            "-websocket-portforward",
+        ],
+        only: STREAMING,
     },
 ];
 
