@@ -150,7 +150,7 @@ impl Server {
         let procfs = if dir.same_mount(stat) {
             dir.procfs
         } else {
-            i64::try_from(rustix::fs::fstatfs(&fd)?.f_type) == Ok(PROCFS)
+            rustix::fs::fstatfs(&fd)?.f_type == PROCFS
         };
         let added = self.nodes().add(fd, stat, kind, procfs);
         let (id, node) = added.inspect_err(|_| self.metrics.limited.add(1))?;

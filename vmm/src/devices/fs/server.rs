@@ -108,7 +108,7 @@ impl Server {
     /// Whether the guest holds anything but the root.
     #[must_use]
     pub fn holds(&self) -> (usize, usize) {
-        (self.nodes().len() - 1, self.handles().len())
+        (self.nodes().count() - 1, self.handles().count())
     }
 
     /// Whether the guest has mounted it.
@@ -284,19 +284,23 @@ impl Server {
                 }
                 Ok(Answer::Out)
             }
-            // SAFETY: the caller's promise.
             Request::Read {
                 handle,
                 offset,
                 size,
-            } => unsafe { self.read(handle, offset, size, scratch) },
-            // SAFETY: the caller's promise.
+            } => {
+                // SAFETY: the caller's promise.
+                unsafe { self.read(handle, offset, size, scratch) }
+            }
             Request::Write {
                 handle,
                 offset,
                 size,
                 kill,
-            } => unsafe { self.write(handle, offset, size, kill, scratch) },
+            } => {
+                // SAFETY: the caller's promise.
+                unsafe { self.write(handle, offset, size, kill, scratch) }
+            }
             Request::Lookup { .. }
             | Request::Symlink { .. }
             | Request::Mknod { .. }

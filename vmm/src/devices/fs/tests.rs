@@ -1,6 +1,12 @@
 //! The file server through its rings: a small FUSE client in the driver's place. It says what a
 //! sane guest says, and much that a hostile one would.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "lengths of messages this file makes, and patterns cut to size"
+)]
+
 use std::ffi::CString;
 use std::fs;
 use std::os::fd::OwnedFd;
