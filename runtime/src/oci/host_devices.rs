@@ -18,11 +18,15 @@ const OWN: [&str; 13] = [
 /// Below /dev there are directories of directories (disk/by-id), of links for the most part.
 const DEPTH: usize = 4;
 
-/// Gives a plan every device of the host. Blocks: walks /dev.
+/// Gives a plan every device of the host, beside those it has under names the host does not use.
+/// Blocks: walks /dev.
 pub fn give_all(plan: &mut Plan) -> Result<(), OciError> {
     let mut devices = Vec::new();
     walk(Path::new("/dev"), DEPTH, &mut devices)?;
     let mut linux = plan.spec.linux().clone().unwrap_or_default();
+    let mut own = linux.devices().clone().unwrap_or_default();
+    own.retain(|one| devices.iter().all(|other| other.path() != one.path()));
+    devices.extend(own);
     linux.set_devices(Some(devices));
     plan.spec.set_linux(Some(linux));
     Ok(())
