@@ -151,10 +151,8 @@ pub(super) fn validate(
         user_namespace = userns::of_pod(options.userns_options.as_ref())
             .map_err(|error| invalid(error.to_string()))?;
     }
-    if let Some(security) = security {
-        if security.run_as_group.is_some() && security.run_as_user.is_none() {
-            return Err(invalid("run_as_group is given without run_as_user"));
-        }
+    if security.is_some_and(|s| s.run_as_group.is_some() && s.run_as_user.is_none()) {
+        return Err(invalid("run_as_group is given without run_as_user"));
     }
     for key in config.linux.iter().flat_map(|l| l.sysctls.keys()) {
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');

@@ -138,8 +138,7 @@ impl Listening {
                     Err(error) => {
                         // Out of descriptors, most likely: others must get to free some.
                         tracing::warn!(%error, "a streaming connection could not be accepted");
-                        let pause = std::future::pending::<()>();
-                        let _over = tokio::time::timeout(ACCEPT_AGAIN, pause).await;
+                        crate::back_off::back_off(ACCEPT_AGAIN).await;
                     }
                 }
             }

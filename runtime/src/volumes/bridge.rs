@@ -86,7 +86,7 @@ async fn serve(listener: UnixListener, path: PathBuf) {
                 }
                 Err(error) => {
                     tracing::warn!(socket = %path.display(), %error, "cannot accept a pod's connection");
-                    tokio::time::sleep(BACK_OFF).await;
+                    crate::back_off::back_off(BACK_OFF).await;
                 }
             },
             Some(_ended) = connections.join_next() => {}

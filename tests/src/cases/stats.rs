@@ -138,8 +138,8 @@ async fn of_the_pod(context: &Context, id: &str, container: &str) -> Outcome {
         "{inner:?}"
     );
     let (in_cpu, in_memory) = (
-        inner.cpu.clone().unwrap_or_default(),
-        inner.memory.clone().unwrap_or_default(),
+        inner.cpu.unwrap_or_default(),
+        inner.memory.unwrap_or_default(),
     );
     // The pod's side is the host's: a whole machine, beside which the container is small.
     let (outer, inner_used) = (number(memory.usage_bytes), number(in_memory.usage_bytes));

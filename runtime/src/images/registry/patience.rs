@@ -102,9 +102,7 @@ pub(super) async fn back_off(policy: &Policy, done: u32, error: &RegistryError) 
     tracing::debug!(
         error = %crate::error::chain(error), wait_ms = wait.as_millis(), "the request is tried again"
     );
-    // The one place where time itself is waited for: the registry is to be left alone.
-    #[allow(clippy::disallowed_methods, reason = "this is the retry helper")]
-    tokio::time::sleep(wait).await;
+    crate::back_off::back_off(wait).await;
     true
 }
 

@@ -304,7 +304,8 @@ mod tests {
         }
         let gone = region.handle(Request::Unplug(blocks(2, 6)));
         assert_eq!(gone.response, Response::Ack);
-        assert_eq!(gone.freed, [ADDR + 2 * BLOCK..ADDR + 8 * BLOCK]);
+        let freed = ADDR + 2 * BLOCK..ADDR + 8 * BLOCK;
+        assert_eq!(gone.freed, std::slice::from_ref(&freed));
         assert_eq!(region.plugged(), 4 * BLOCK);
         assert_eq!(
             region.handle(Request::Unplug(blocks(2, 1))).response,
@@ -333,12 +334,13 @@ mod tests {
         region.handle(Request::UnplugAll);
         assert_eq!(region.usable(), 0);
         for runs in [
-            vec![ADDR..ADDR + 1],
-            vec![ADDR..ADDR],
-            vec![0..BLOCK],
-            vec![ADDR..ADDR + (302 << 20)],
-            vec![ADDR..ADDR + BLOCK, ADDR..ADDR + BLOCK],
+            &[(ADDR, ADDR + 1)][..],
+            &[(ADDR, ADDR)],
+            &[(0, BLOCK)],
+            &[(ADDR, ADDR + (302 << 20))],
+            &[(ADDR, ADDR + BLOCK), (ADDR, ADDR + BLOCK)],
         ] {
+            let runs: Vec<_> = runs.iter().map(|(start, end)| *start..*end).collect();
             assert_eq!(Region::restore(ADDR, 300 << 20, 0, &runs), None, "{runs:?}");
         }
     }
