@@ -1,10 +1,10 @@
 //! The streaming server: Exec, Attach and PortForward answer with a URL, and this is what serves it.
 //!
-//! - [`tokens`]: what a URL stands for, for one minute and one use. [`prepare`]: the three CRI calls.
-//! - [`server`]: listening, TLS, HTTP, the upgrade ([`upgrade`]: which protocol, pure).
-//! - [`spdy`], [`websocket`]: the two ways to have several streams in one connection; [`channel`]: the
+//! - `tokens`: what a URL stands for, for one minute and one use. `prepare`: the three CRI calls.
+//! - `server`: listening, TLS, HTTP, the upgrade (`upgrade`: which protocol, pure).
+//! - `spdy`, `websocket`: the two ways to have several streams in one connection; `channel`: the
 //!   streams themselves, all bounded.
-//! - [`remote`]: exec and attach over streams. [`forward`]: port-forward.
+//! - `remote`: exec and attach over streams. `forward`: port-forward.
 //!
 //! Not here: what the guest does (`agent/src/rpc/session.rs`), logs (`logs`, of which an attach gets a
 //! copy).
