@@ -55,9 +55,9 @@ pub async fn status(
 fn handler(name: &str) -> v1::RuntimeHandler {
     v1::RuntimeHandler {
         name: name.to_owned(),
-        // In the guest. Volumes are not here yet.
         features: Some(v1::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: false,
+            // On the host by mount_setattr, in a guest as the share's mounts are on the host.
+            recursive_read_only_mounts: true,
             user_namespaces: true,
         }),
     }
