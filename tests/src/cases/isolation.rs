@@ -78,13 +78,8 @@ async fn one_unprivileged_process_per_pod(context: &mut Context) -> Outcome {
             let ours = fs::read_link(format!("/proc/self/ns/{namespace}"))?;
             check!(theirs != ours, "the {namespace} namespace is the host's");
         }
-        // Nothing of the host's files but the pod's own directory.
-        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
-        let roots: Vec<&str> = mounts.lines().filter_map(|l| l.split(' ').nth(3)).collect();
-        check!(
-            roots.len() == 1 && roots[0].ends_with("/vm"),
-            "it sees {mounts}"
-        );
+        files_are_the_pods_own(*pid)?;
+        only_the_file_server_has_capabilities(*pid)?;
     }
     check!(users[0] != users[1], "two pods share the user {}", users[0]);
     // Besides them, the daemon alone.
@@ -98,6 +93,49 @@ async fn one_unprivileged_process_per_pod(context: &mut Context) -> Outcome {
     }
     for id in ids {
         cri.remove_pod(&id).await?;
+    }
+    Ok(())
+}
+
+/// Nothing of the host's files but the pod's own directory, and on it the pod's share, which is
+/// read-only itself and takes the volumes the host puts there, never the other way round.
+fn files_are_the_pods_own(pid: u32) -> Outcome {
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    let fields: Vec<Vec<&str>> = mounts.lines().map(|l| l.split(' ').collect()).collect();
+    let good = match fields.as_slice() {
+        [own, share] => {
+            own[3].ends_with("/vm")
+                && own[4] == "/"
+                && share[3].ends_with("/shared")
+                && share[4] == "/share"
+                && share[5].split(',').any(|flag| flag == "ro")
+                && share[6].starts_with("master:")
+        }
+        _ => false,
+    };
+    check!(good, "it sees {mounts}");
+    Ok(())
+}
+
+/// The threads that serve the pod's volumes may own files for others (capabilities(7)); no other
+/// thread has any capability.
+fn only_the_file_server_has_capabilities(pid: u32) -> Outcome {
+    // CHOWN 0, DAC_OVERRIDE 1, FOWNER 3, FSETID 4, SETGID 6, SETUID 7.
+    const FILES: u64 = 0xdb;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = thread?.path();
+        let name = fs::read_to_string(path.join("comm"))?;
+        let status = fs::read_to_string(path.join("status"))?;
+        let allowed = if name.starts_with("fs") { FILES } else { 0 };
+        for line in status.lines().filter(|line| line.starts_with("Cap")) {
+            let (set, mask) = line.split_once(":\t").ok_or("no capability set")?;
+            let mask = u64::from_str_radix(mask, 16)?;
+            check!(
+                mask & !allowed == 0,
+                "the thread {} has {set} {mask:x}",
+                name.trim()
+            );
+        }
     }
     Ok(())
 }
