@@ -4,9 +4,10 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Instant};
 
 use bulkhead_proto::cri::{
-    AttachRequest, ContainerConfig, ContainerStatsRequest, ContainerStatusRequest, ExecRequest,
-    Int64Value, LinuxContainerResources, ListPodSandboxStatsRequest, NamespaceMode,
-    NamespaceOption, PodSandboxStatusRequest, PortForwardRequest, ReopenContainerLogRequest,
+    AttachRequest, CheckpointContainerRequest, CheckpointPodRequest, ContainerConfig,
+    ContainerStatsRequest, ContainerStatusRequest, ExecRequest, Int64Value,
+    LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxStatsRequest,
+    PodSandboxStatusRequest, PortForwardRequest, ReopenContainerLogRequest, RestorePodRequest,
     RunPodSandboxRequest, UpdateContainerResourcesRequest,
 };
 use tonic::{Code, Status};
@@ -95,6 +96,29 @@ async fn unknown_ids(context: &mut Context) -> Outcome {
         };
         let answer = runtime.update_container_resources(request).await;
         refused("UpdateContainerResources", answer, &absent)?;
+        let request = ExecRequest {
+            container_id: id.clone(),
+            cmd: vec!["true".to_owned()],
+            stdout: true,
+            ..ExecRequest::default()
+        };
+        refused("Exec", runtime.exec(request).await, &absent)?;
+        let request = AttachRequest {
+            container_id: id.clone(),
+            stdout: true,
+            ..AttachRequest::default()
+        };
+        refused("Attach", runtime.attach(request).await, &absent)?;
+        let request = PortForwardRequest {
+            pod_sandbox_id: id.clone(),
+            port: vec![80],
+        };
+        refused("PortForward", runtime.port_forward(request).await, &absent)?;
+        let request = PodSandboxStatsRequest {
+            pod_sandbox_id: id.clone(),
+        };
+        let answer = runtime.pod_sandbox_stats(request).await;
+        refused("PodSandboxStats", answer, &absent)?;
         let answer = cri
             .create(&id, &pod("none"), script("x", BUSYBOX, "true"))
             .await;
@@ -315,25 +339,24 @@ async fn what_is_not_there_says_unimplemented(context: &mut Context) -> Outcome 
     let mut runtime = context.cri.runtime.clone();
     let id = "0".repeat(32);
     let none = [Code::Unimplemented];
-    let request = ExecRequest {
+    let request = CheckpointContainerRequest {
         container_id: id.clone(),
-        ..ExecRequest::default()
+        location: "/tmp/checkpoint".to_owned(),
+        ..CheckpointContainerRequest::default()
     };
-    refused("Exec", runtime.exec(request).await, &none)?;
-    let request = AttachRequest {
-        container_id: id.clone(),
-        ..AttachRequest::default()
-    };
-    refused("Attach", runtime.attach(request).await, &none)?;
-    let request = PortForwardRequest {
+    let answer = runtime.checkpoint_container(request).await;
+    refused("CheckpointContainer", answer, &none)?;
+    let request = CheckpointPodRequest {
         pod_sandbox_id: id,
-        port: vec![80],
+        ..CheckpointPodRequest::default()
     };
-    refused("PortForward", runtime.port_forward(request).await, &none)?;
-    let answer = runtime
-        .list_pod_sandbox_stats(ListPodSandboxStatsRequest::default())
-        .await;
-    refused("ListPodSandboxStats", answer, &none)?;
+    refused(
+        "CheckpointPod",
+        runtime.checkpoint_pod(request).await,
+        &none,
+    )?;
+    let request = RestorePodRequest::default();
+    refused("RestorePod", runtime.restore_pod(request).await, &none)?;
     Ok(())
 }
 
