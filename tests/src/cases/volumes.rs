@@ -19,7 +19,7 @@ use tonic::Code;
 use super::{BUSYBOX, image, logs};
 use crate::{
     Failure, Outcome, check,
-    cri::{PATIENCE, pause, pod, script},
+    cri::{PATIENCE, container, pause, pod, script},
     suite::{Context, LIMIT, Test},
     test,
 };
@@ -55,7 +55,7 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = Command::new("sh")
             .arg("-c")
-            .arg("grep -o \" $0[^ ]*\" /proc/self/mountinfo | sort -r | xargs -r umount -l")
+            .arg("grep -o \" $0[^ ]*\" /proc/self/mountinfo | sort -ur | xargs -r umount -R -l 2>/dev/null")
             .arg(&self.0)
             .status();
         let _ = fs::remove_dir_all(&self.0);
@@ -284,16 +284,16 @@ fn turn(root: &Path, number: usize) -> Outcome {
 const TURNS: usize = 100;
 
 async fn a_config_map_turns_under_inotify(context: &mut Context) -> Outcome {
-    context.cri.pull(BUSYBOX).await?;
+    let tools = image("volume-tools");
+    context.cri.pull(&tools).await?;
+    let watch = ["/tools/watch-turns", "/config", "key"];
     let scratch = Scratch::new("config")?;
     let root = scratch.dir("config")?;
     turn(&root, 0)?;
     let (config, dir) = logs::logging_pod(context, "config");
     let id = context.cri.run_pod(config.clone()).await?;
-    let watch = "cat /config/key; echo; inotifyd - /config:y | while read -r event; do \
-        case \"$event\" in *..data) cat /config/key; echo;; esac; done";
     let watcher = with(
-        logs::logged(script("watch", BUSYBOX, watch), "watch.log"),
+        logs::logged(container("watch", &tools, &watch), "watch.log"),
         vec![read_only(mount(&root, "/config"))],
     );
     let watcher = context.cri.run(&id, &config, watcher).await?;
@@ -305,11 +305,6 @@ async fn a_config_map_turns_under_inotify(context: &mut Context) -> Outcome {
     let deadline = Instant::now() + PATIENCE;
     while lines()?.is_empty() {
         pause(deadline, "the first content").await?;
-    }
-    // inotifyd says nothing when it has begun; its watch is in its list of descriptors.
-    let begun = "grep -q inotify /proc/[0-9]*/fdinfo/* 2>/dev/null && echo yes || true";
-    while context.cri.shell(&watcher, begun).await? != "yes\n" {
-        pause(deadline, "inotifyd to watch").await?;
     }
     let mut slowest = Duration::ZERO;
     for number in 1..=TURNS {
@@ -326,6 +321,20 @@ async fn a_config_map_turns_under_inotify(context: &mut Context) -> Outcome {
     }
     let expected: Vec<String> = (0..=TURNS).map(|number| number.to_string()).collect();
     check!(lines()? == expected, "{:?}", lines()?);
+    // Every turn's own events, in the order a node's kubelet makes them.
+    let events = String::from_utf8(logs::read(&log, "stderr")?)?;
+    let mut turned = String::new();
+    for number in 1..=TURNS {
+        turned.push_str(&format!(
+            "made ..turn_{number}\nmade ..data_tmp\nmoved ..data\nremoved ..turn_{}\n",
+            number - 1
+        ));
+    }
+    // The last one's removal may still be on its way.
+    check!(
+        turned.starts_with(&events) && events.len() + 30 > turned.len(),
+        "{events}"
+    );
     println!(
         "    the slowest of {TURNS} turns was seen after {} ms",
         slowest.as_millis()
@@ -366,7 +375,8 @@ impl Drop for Loop {
 
 async fn disks_images_and_sockets(context: &mut Context) -> Outcome {
     let cri = &context.cri;
-    cri.pull(BUSYBOX).await?;
+    let tools = image("volume-tools");
+    cri.pull(&tools).await?;
     let tagged = image("nginx");
     let image_id = cri.pull(&tagged).await?;
     let scratch = Scratch::new("disks")?;
@@ -399,7 +409,7 @@ async fn disks_images_and_sockets(context: &mut Context) -> Outcome {
         ..Mount::default()
     };
     let mut main = with(
-        script("main", BUSYBOX, "sleep 1000"),
+        script("main", &tools, "sleep 1000"),
         vec![
             volume("/image", ""),
             volume("/image-etc", "etc"),
@@ -448,24 +458,14 @@ async fn disks_images_and_sockets(context: &mut Context) -> Outcome {
     )
     .await?;
 
-    let answer = cri.shell(&main, "echo hey | nc local:/run/host.sock").await;
-    if answer.is_err() {
-        // No busybox with AF_UNIX in its nc: the socket is there, and the host's side was tried by
-        // the daemon's own test.
-        check!(
-            cri.shell(&main, "test -S /run/host.sock && echo is")
-                .await?
-                == "is\n",
-            "no socket"
-        );
-        std::os::unix::net::UnixStream::connect(&socket)?.write_all(b"hey\n")?;
-    } else {
-        check!(answer? == "the host heard hey\n", "the socket");
-    }
-    let _ = echo.join();
+    let answer = cri
+        .shell(&main, "/tools/unix-talk /run/host.sock hey!")
+        .await?;
+    check!(answer == "the host heard hey!", "{answer:?}");
+    echo.join().map_err(|_| "the echo ended badly")??;
 
     let missing = with(
-        script("missing", BUSYBOX, "true"),
+        script("missing", &tools, "true"),
         vec![volume("/image", "not/there")],
     );
     let refused = cri.create(&id, &config, missing).await;

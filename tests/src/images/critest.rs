@@ -131,7 +131,7 @@ fn pause(parts: &Path, host: &str) -> Result<Image, ImageError> {
     })
 }
 
-fn program(parts: &Path, name: &str) -> Result<Vec<u8>, ImageError> {
+pub(super) fn program(parts: &Path, name: &str) -> Result<Vec<u8>, ImageError> {
     let path = parts.join("programs").join(name);
     std::fs::read(&path).map_err(super::at("reading", &path))
 }

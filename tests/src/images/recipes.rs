@@ -77,6 +77,7 @@ pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
             shell(&["sh"]),
         )?,
         nginx(parts)?,
+        volume_tools(parts)?,
         many_layers(parts)?,
         odd(parts)?,
         user(parts, "user-name", "www-data")?,
@@ -103,6 +104,21 @@ fn busybox(
         name: name.to_owned(),
         layers: vec![base(parts, compression)?],
         config,
+    })
+}
+
+/// What the tests of volumes run beside the shell.
+fn volume_tools(parts: &Path) -> Result<Image, ImageError> {
+    let mut tools = Layer::new(Compression::Gzip);
+    tools.dir("tools", 0o755)?;
+    for name in ["watch-turns", "unix-talk"] {
+        let program = critest::program(parts, name)?;
+        tools.file(format!("tools/{name}"), 0o755, program)?;
+    }
+    Ok(Image {
+        name: "volume-tools:latest".to_owned(),
+        layers: vec![base(parts, Compression::Gzip)?, tools],
+        config: shell(&["sh"]),
     })
 }
 
