@@ -121,7 +121,8 @@ impl Containers {
         let cgroup = self.paths.cgroup(id);
         let bundle = self.paths.container(id);
         let own_users = namespaces.user.is_some();
-        let volumes = self.volumes.prepare(request, &self.disks).await?;
+        let users = namespaces.user.as_ref();
+        let volumes = self.volumes.prepare(request, &self.disks, users).await?;
         let ground = {
             let (request, rootfs) = (request.clone(), rootfs.clone());
             let paths = self.paths.clone();

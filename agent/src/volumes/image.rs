@@ -10,8 +10,9 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use super::{VolumeError, place};
 use crate::container::implied;
 use crate::container::rootfs::Rootfs;
+use crate::userns::IdMap;
 
-/// Stacks the image at `root` and gives the path of what of it is wanted; a part is mounted at
+/// Stacks the image at `root`, its owners seen through the user namespace, and gives the path of what of it is wanted; a part is mounted at
 /// `placed`.
 ///
 /// # Errors
@@ -19,6 +20,7 @@ use crate::container::rootfs::Rootfs;
 pub fn mount(
     image: &ImageVolume,
     layers: &[PathBuf],
+    users: Option<&(PathBuf, IdMap)>,
     root: PathBuf,
     scratch: PathBuf,
     placed: PathBuf,
@@ -27,12 +29,23 @@ pub fn mount(
         target: root.clone(),
         scratch,
     };
-    rootfs.mount(layers)?;
+    match users {
+        Some((file, map)) => {
+            rootfs.mount_mapped(layers, file, map)?;
+            // Its views of the layers are gone; what it made for them must not keep the place.
+            let views = root.with_file_name("mapped");
+            for nth in 0..layers.len() {
+                let _gone = std::fs::remove_dir(views.join(nth.to_string()));
+            }
+            let _gone = std::fs::remove_dir(views);
+        }
+        None => rootfs.mount(layers)?,
+    }
     implied::adopt(
         &root,
         layers,
         &by_place(&image.layers, &image.implied_directories),
-        None,
+        users.map(|(_, map)| map),
     )?;
     let part = Path::new(&image.sub_path);
     let whole = part.components().all(|c| c == std::path::Component::CurDir);

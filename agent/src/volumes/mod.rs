@@ -26,6 +26,7 @@ use tokio::sync::Mutex;
 use crate::container::spec::SpecError;
 use crate::disk::{DEFAULT_DEADLINE, DiskError, Disks};
 use crate::paths::Paths;
+use crate::userns::IdMap;
 
 /// The virtio-fs device's tag.
 const TAG: &str = "bulkhead";
@@ -128,7 +129,8 @@ impl Volumes {
         }
     }
 
-    /// Makes everything a container's mounts and devices need. After a failure [`clear`] is due.
+    /// Makes everything a container's mounts and devices need; `users` is the pod's user namespace,
+    /// through which files' owners are seen. After a failure [`clear`] is due.
     ///
     /// [`clear`]: place::clear
     ///
@@ -138,6 +140,7 @@ impl Volumes {
         &self,
         request: &CreateContainerRequest,
         disks: &Disks,
+        users: Option<&(PathBuf, IdMap)>,
     ) -> Result<Prepared, VolumeError> {
         let id = &request.container_id;
         let mut prepared = Prepared::default();
@@ -167,8 +170,11 @@ impl Volumes {
                         .join(id)
                         .join(format!("image-{number}"));
                     let layers = disks.paths_of(&image.layers).await;
-                    let image = image.clone();
-                    blocking(move || image::mount(&image, &layers, root, scratch, placed)).await?
+                    let (image, users) = (image.clone(), users.cloned());
+                    let work = move || {
+                        image::mount(&image, &layers, users.as_ref(), root, scratch, placed)
+                    };
+                    blocking(work).await?
                 }
                 Some(volume::Source::Socket(socket)) => {
                     check_name("socket.name", &socket.name)?;
@@ -181,6 +187,22 @@ impl Volumes {
                         allowed: "it must be set",
                     });
                 }
+            };
+            let owned = matches!(
+                volume.source,
+                Some(
+                    volume::Source::Shared(_)
+                        | volume::Source::Memory(_)
+                        | volume::Source::Copied(_)
+                )
+            );
+            let source = match users {
+                Some((file, _)) if owned => {
+                    let at = self.paths.placed(id).join(format!("mapped-{number}"));
+                    let file = file.clone();
+                    blocking(move || place::mount_mapped(source, at, &file)).await?
+                }
+                _ => source,
             };
             prepared
                 .sources

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bulkhead_proto::agent::Ownership;
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
@@ -13,6 +13,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, ope
 
 use super::VolumeError;
 use crate::paths::Paths;
+use crate::userns;
 
 /// Makes a directory and those above it.
 ///
@@ -68,6 +69,35 @@ pub fn mount(source: impl AsFd, place: &Path) -> Result<(), VolumeError> {
         path: place.to_owned(),
         error,
     })
+}
+
+/// Mounts what is at `source` at a place made for it, its owners seen through a user namespace.
+///
+/// # Errors
+/// The kernel's: EINVAL for a file system that cannot do this.
+pub fn mount_mapped(
+    source: PathBuf,
+    place: PathBuf,
+    namespace: &Path,
+) -> Result<PathBuf, VolumeError> {
+    if let Some(parent) = place.parent() {
+        make_directory(parent)?;
+    }
+    let steps = || -> io::Result<()> {
+        if fs::metadata(&source)?.is_dir() {
+            fs::create_dir(&place)?;
+        } else {
+            fs::File::create_new(&place)?;
+        }
+        let namespace = open(namespace)?;
+        Ok(userns::mount_mapped(&source, &place, &namespace)?)
+    };
+    steps().map_err(|error| VolumeError::File {
+        what: "mapping the owners for the pod's user namespace of",
+        path: source.clone(),
+        error,
+    })?;
+    Ok(place)
 }
 
 /// Makes a block device node.

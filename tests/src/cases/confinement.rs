@@ -1,10 +1,15 @@
 //! What confines a container beyond its capabilities: AppArmor profiles of the node in the guest,
 //! and a user namespace of the pod's own.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, chown},
+    path::Path,
+    process::Command,
+};
 
 use bulkhead_proto::cri::{
-    Capability, IdMapping, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext,
+    Capability, IdMapping, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext, Mount,
     NamespaceMode, NamespaceOption, PodSandboxConfig, SecurityProfile, UserNamespace,
     security_profile::ProfileType,
 };
@@ -204,8 +209,35 @@ async fn a_pod_can_have_users_of_its_own(context: &mut Context) -> Outcome {
         });
         config
     };
-    let root = made("root", NamespaceMode::Pod, 0, &["SYS_ADMIN"]);
+    let mut root = made("root", NamespaceMode::Pod, 0, &["SYS_ADMIN"]);
+    let volume = Path::new("/tmp").join(format!("users-volume-{}", std::process::id()));
+    fs::create_dir_all(&volume)?;
+    fs::write(volume.join("given"), "")?;
+    chown(volume.join("given"), Some(5), Some(6))?;
+    root.mounts = vec![
+        Mount {
+            container_path: "/volume".to_owned(),
+            host_path: volume.display().to_string(),
+            ..Mount::default()
+        },
+        Mount {
+            container_path: "/image".to_owned(),
+            readonly: true,
+            image: Some(crate::cri::spec(BUSYBOX)),
+            ..Mount::default()
+        },
+    ];
     let root = cri.run(&id, &config, root).await?;
+    let shown = cri
+        .shell(
+            &root,
+            "stat -c %u:%g /volume/given /image/bin/busybox; touch /volume/new; stat -c %u /volume/new",
+        )
+        .await?;
+    check!(shown == "5:6\n0:0\n0\n", "owners in volumes: {shown}");
+    let owner = fs::metadata(volume.join("new"))?.uid();
+    check!(owner == 0, "on the node it belongs to {owner}");
+    fs::remove_dir_all(&volume)?;
     let shown = cri
         .shell(
             &root,
