@@ -11,9 +11,6 @@ use std::{
 use rustix::fs::{FileType, Mode, OFlags};
 use tokio::net::UnixStream;
 
-/// The share's name in the jail.
-pub(super) const SHARE: &str = "share";
-
 /// The files in a pod's jail, by their names in docs/vmm-api.md.
 #[derive(Debug, Clone)]
 pub struct JailDir {
@@ -21,6 +18,9 @@ pub struct JailDir {
 }
 
 impl JailDir {
+    /// The share's name in the jail.
+    pub const SHARE: &str = "share";
+
     /// Of the pod whose run-time directory this is.
     pub fn of_pod(pod_dir: &Path) -> Self {
         Self {
@@ -60,7 +60,7 @@ impl JailDir {
 
     /// What the guest gets by virtio-fs: a mount of its own, on which volumes are mounted.
     pub fn share(&self) -> PathBuf {
-        self.root.join(SHARE)
+        self.root.join(Self::SHARE)
     }
 
     /// How the VM ended.

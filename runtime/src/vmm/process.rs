@@ -62,6 +62,11 @@ impl Process {
         self.identity
     }
 
+    /// Its pidfd once more.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.pidfd.get_ref().try_clone()
+    }
+
     /// Waits until it has ended, and reaps it if it is ours.
     pub async fn wait(&self) -> io::Result<()> {
         // pidfd_open(2): readable when the process has terminated. The readiness is not cleared,

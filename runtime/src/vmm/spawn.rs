@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     VmmError,
     config::{Console, ControlSocket, Disk, Fs, Jail, Net, VmmConfig, Vsock},
-    jail::{JailDir, SHARE},
+    jail::JailDir,
     process::Process,
 };
 use crate::{
@@ -272,7 +272,7 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
         }),
         fs: plan.share.then(|| Fs {
             tag: FS_TAG.to_owned(),
-            share: SHARE.into(),
+            share: JailDir::SHARE.into(),
             max_inodes: FS_FILES,
             max_handles: FS_FILES,
         }),

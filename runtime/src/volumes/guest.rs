@@ -9,7 +9,7 @@ use super::{
     BlockDisk, Image, Kind, Plan, Source, VolumeError, VolumeRecord,
     bridge::Bridge,
     inspect::digest,
-    share::{Manner, Share},
+    share::{Inside, Manner, Share},
     snapshot::Ownership,
     watch::Watch,
 };
@@ -259,10 +259,17 @@ pub async fn attach(app: &App, pod: &Pod, prepared: &mut Prepared) -> Result<(),
     }
     let state = app.volumes.pod(&pod.id);
     let mut live = state.lock().await;
-    let share = share_of(app, pod);
-    for (name, (source, manner)) in std::mem::take(&mut prepared.sources) {
-        let share = share.clone();
-        blocking(move || share.add(&name, source.fd.as_fd(), manner)).await?;
+    let sources = std::mem::take(&mut prepared.sources);
+    if !sources.is_empty() {
+        let share = Share::of_pod(&app.config.paths.pod(&pod.id));
+        let inside = inside(pod)?;
+        blocking(move || {
+            for (name, (source, manner)) in sources {
+                share.add(&inside, &name, source.fd.as_fd(), manner)?;
+            }
+            Ok(())
+        })
+        .await?;
     }
     follow(app, pod, &mut live, &prepared.records).await
 }
@@ -327,9 +334,10 @@ pub async fn release(app: &App, record: &ContainerRecord) -> Result<(), VolumeEr
             VolumeRecord::Share { name, .. } if !needed(name) => {
                 let share = Share::of_pod(&app.config.paths.pod(pod));
                 let name = name.clone();
+                let inside = app.pods.get(pod).map(|pod| inside(&pod)).transpose()?;
                 // The pod's release has taken the whole share down, if it is gone.
                 blocking(move || match share.exists() {
-                    true => share.remove(&name),
+                    true => share.remove(inside.as_ref(), &name),
                     false => Ok(()),
                 })
                 .await?;
@@ -356,8 +364,14 @@ pub fn has_writes(app: &App, pod: &str) -> bool {
     })
 }
 
-fn share_of(app: &App, pod: &Pod) -> Share {
-    Share::of_pod(&app.config.paths.pod(&pod.id))
+fn inside(pod: &Pod) -> Result<Inside, VolumeError> {
+    let process = pod.process.descriptor();
+    let process = process.map_err(|source| VolumeError::Host {
+        action: "enter the VMM of the pod",
+        path: pod.id.clone().into(),
+        source,
+    })?;
+    Ok(Inside::of_vmm(process))
 }
 
 fn records_of(app: &App, pod: &str, but: Option<&str>) -> Vec<VolumeRecord> {

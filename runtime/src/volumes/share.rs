@@ -1,19 +1,20 @@
-//! The directory a pod's virtio-fs device serves, on the host. Its root is a read-only mount of a
-//! directory only the daemon writes, so that a guest cannot make or remove anything in it; each
-//! volume is a mount on an entry of it. The VMM has the whole as a slave: what is mounted here
-//! appears there.
+//! The directory a pod's virtio-fs device serves. Its root is a read-only mount of a directory only
+//! the daemon writes, so that a guest cannot make or remove anything in it; each volume is a mount
+//! on an entry of it, made in the VMM's mount namespace and nowhere else: on the host nothing of it
+//! is seen, no mount point of the host is kept from being removed, and all ends with the VMM.
 //!
 //! Everything here blocks.
 
 use std::{
     fs, io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags},
     io::Errno,
     mount::{
         MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_bind,
@@ -33,10 +34,42 @@ use crate::vmm::JailDir;
 pub struct Share {
     /// What is mounted on `root`: the entries are made here.
     entries: PathBuf,
-    /// Where volumes are mounted, below the jail's root.
+    /// Where the VMM finds it, below the jail's root.
     root: PathBuf,
     /// Where a volume is put together before it is shown.
     stage: PathBuf,
+}
+
+/// The mount namespace of a VMM, in which volumes are mounted: nobody else sees them, and they end
+/// with it.
+#[derive(Debug)]
+pub struct Inside {
+    process: OwnedFd,
+    /// The share's path there.
+    share: PathBuf,
+}
+
+impl Inside {
+    /// Of the VMM with this pidfd.
+    pub fn of_vmm(process: OwnedFd) -> Self {
+        // The jail's root is its whole file system.
+        let share = Path::new("/").join(JailDir::SHARE);
+        Self { process, share }
+    }
+
+    /// Works in the namespace, on a thread that ends with it.
+    fn run(&self, work: impl FnOnce() -> Result<(), Errno> + Send) -> io::Result<()> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                // A thread that shares its root directory with others may not change it.
+                unshare(CloneFlags::CLONE_FS).map_err(io::Error::from)?;
+                setns(&self.process, CloneFlags::CLONE_NEWNS).map_err(io::Error::from)?;
+                Ok(work()?)
+            });
+            let panicked = |_| Err(io::Error::other("the thread panicked"));
+            thread.join().unwrap_or_else(panicked)
+        })
+    }
 }
 
 /// What of a mount cannot be written.
@@ -99,16 +132,16 @@ impl Share {
         set_up().map_err(|e: Errno| host("set up the mount", &self.root)(e.into()))
     }
 
-    /// Mounts a file or directory of the host as `name`. One that is there already stays.
+    /// Mounts a file or directory of the host as `name`, for the VMM alone. One that is there
+    /// already stays.
     pub fn add(
         &self,
+        inside: &Inside,
         name: &str,
         source: BorrowedFd<'_>,
         manner: Manner,
     ) -> Result<(), VolumeError> {
         let shown = self.root.join(name);
-        let root = open(CWD, &self.root, OFlags::DIRECTORY)
-            .map_err(|e| host("open", &self.root)(e.into()))?;
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |e: Errno| host(action, &path)(e.into())
@@ -116,9 +149,6 @@ impl Share {
         let directory = is_directory(source).map_err(failed("look at the source of", &shown))?;
         let entry = self.entries.join(name);
         make_entry(&entry, directory).map_err(host("make", &entry))?;
-        if self.has(name)? {
-            return Ok(());
-        }
         let tree = open_tree(
             source,
             "",
@@ -146,30 +176,44 @@ impl Share {
                 | OpenTreeFlags::AT_RECURSIVE,
         )
         .map_err(failed("copy", staged.place()))?;
-        let place =
-            open(&root, Path::new(name), OFlags::empty()).map_err(failed("open", &shown))?;
-        move_mount(
-            &finished,
-            "",
-            &place,
-            "",
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
-        )
-        .map_err(failed("mount on", &shown))
+        drop(staged);
+        let place = inside.share.join(name);
+        let mounted = inside.run(move || {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let at = rustix::fs::open(&place, flags, Mode::empty())?;
+            let found = rustix::fs::statx(&at, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+            if found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+                return Ok(());
+            }
+            move_mount(
+                &finished,
+                "",
+                &at,
+                "",
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+            )
+        });
+        mounted.map_err(host("mount for the VMM on", &shown))
     }
 
-    /// Whether something is mounted as `name`.
-    pub fn has(&self, name: &str) -> Result<bool, VolumeError> {
-        let at = as_listed(&self.root.join(name));
-        Ok(mounts()?.iter().any(|mount| mount.mount_point == at))
-    }
-
-    /// Takes a volume away. One that is not there is no error.
-    pub fn remove(&self, name: &str) -> Result<(), VolumeError> {
-        let shown = self.root.join(name);
-        detach_all(&shown)?;
+    /// Takes a volume away; without a VMM its mounts are gone already. One that is not there is no
+    /// error.
+    pub fn remove(&self, inside: Option<&Inside>, name: &str) -> Result<(), VolumeError> {
+        if let Some(inside) = inside {
+            let place = inside.share.join(name);
+            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            let taken = inside.run(move || match unmount(&place, flags) {
+                Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+                other => other,
+            });
+            match taken {
+                // The VMM has ended meanwhile.
+                Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+                other => other.map_err(host("unmount for the VMM", &self.root.join(name)))?,
+            }
+        }
         let entry = self.entries.join(name);
-        // Nothing is mounted here, only beside it: what is removed is an empty entry.
+        // Nothing is mounted here, only where the VMM sees it: what is removed is an empty entry.
         let removed = match fs::symlink_metadata(&entry) {
             Ok(meta) if meta.is_dir() => fs::remove_dir(&entry),
             Ok(_) => fs::remove_file(&entry),
@@ -320,11 +364,6 @@ fn as_listed(path: &Path) -> PathBuf {
 
 fn mounts() -> Result<Vec<MountInfo>, VolumeError> {
     mountinfo::read().map_err(host("read", Path::new("/proc/thread-self/mountinfo")))
-}
-
-fn open(at: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC | flags;
-    rustix::fs::openat(at, path, flags, Mode::empty())
 }
 
 fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {

@@ -1,8 +1,15 @@
 //! In a mount namespace of the test's own: needs root, else it says that it was skipped.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::BufRead as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
 
 use nix::sched::CloneFlags;
+
+use std::os::fd::AsFd as _;
 
 use super::*;
 
@@ -27,47 +34,90 @@ fn tmpfs(at: &Path) {
     rustix::mount::mount("none", at, "tmpfs", MountFlags::NOSUID, None).unwrap();
 }
 
-fn share(dir: &Path) -> Share {
-    let pod = dir.join("pod");
-    fs::create_dir_all(pod.join("vm")).unwrap();
-    let share = Share::of_pod(&pod);
-    share.create().unwrap();
-    share
+/// A pod's share, and a process with mounts of its own in the place of its VMM.
+struct Pod {
+    share: Share,
+    vmm: Child,
+    inside: Inside,
 }
 
-fn add(share: &Share, name: &str, source: &Path, read_only: ReadOnly, follows_host: bool) {
-    let source = rustix::fs::open(source, OFlags::PATH, Mode::empty()).unwrap();
-    let manner = Manner {
-        read_only,
-        follows_host,
-    };
-    share.add(name, source.as_fd(), manner).unwrap();
+impl Pod {
+    fn new(dir: &Path) -> Self {
+        let pod = dir.join("pod");
+        fs::create_dir_all(pod.join("vm")).unwrap();
+        let share = Share::of_pod(&pod);
+        share.create().unwrap();
+        let mut vmm = Command::new("unshare")
+            .args(["--mount", "--propagation", "slave", "sh", "-c"])
+            .arg("echo ready; exec sleep 1000")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut said = std::io::BufReader::new(vmm.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(vmm.id()).unwrap()).unwrap();
+        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+        let inside = Inside {
+            process: process.unwrap(),
+            share: share.root().to_owned(),
+        };
+        Self { share, vmm, inside }
+    }
+
+    fn add(&self, name: &str, source: &Path, read_only: ReadOnly, follows_host: bool) {
+        let source = rustix::fs::open(source, OFlags::PATH, Mode::empty()).unwrap();
+        let manner = Manner {
+            read_only,
+            follows_host,
+        };
+        self.share
+            .add(&self.inside, name, source.as_fd(), manner)
+            .unwrap();
+    }
+
+    /// A path of the share as the VMM sees it.
+    fn seen(&self, path: &str) -> PathBuf {
+        let root = self.share.root().strip_prefix("/").unwrap();
+        Path::new(&format!("/proc/{}/root", self.vmm.id()))
+            .join(root)
+            .join(path)
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        self.vmm.kill().unwrap();
+        self.vmm.wait().unwrap();
+    }
 }
 
 #[test]
 fn directories_and_files_are_shown_and_taken_away() {
     apart(|dir| {
-        let share = share(dir);
+        let pod = Pod::new(dir);
         let source = dir.join("source");
         fs::create_dir(&source).unwrap();
         fs::write(source.join("file"), "1").unwrap();
-        add(&share, "d", &source, ReadOnly::No, false);
-        add(&share, "d", &source, ReadOnly::No, false);
-        add(&share, "f", &source.join("file"), ReadOnly::No, false);
-        assert_eq!(fs::read(share.root().join("d/file")).unwrap(), b"1");
-        fs::write(share.root().join("f"), "2").unwrap();
+        let before = mounts().unwrap().len();
+        pod.add("d", &source, ReadOnly::No, false);
+        pod.add("d", &source, ReadOnly::No, false);
+        pod.add("f", &source.join("file"), ReadOnly::No, false);
+        assert_eq!(mounts().unwrap().len(), before, "seen outside");
+        assert_eq!(fs::read(pod.seen("d/file")).unwrap(), b"1");
+        fs::write(pod.seen("f"), "2").unwrap();
         assert_eq!(fs::read(source.join("file")).unwrap(), b"2");
-        let error = fs::write(share.root().join("own"), "").unwrap_err();
+        let error = fs::write(pod.seen("own"), "").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
-        share.remove("d").unwrap();
-        share.remove("d").unwrap();
-        assert!(!share.root().join("d").exists() && source.join("file").exists());
-        share.destroy().unwrap();
-        share.destroy().unwrap();
-        assert!(
-            !share.root().join("f").exists()
-                || fs::read(share.root().join("f")).unwrap().is_empty()
-        );
+        pod.share.remove(Some(&pod.inside), "d").unwrap();
+        pod.share.remove(Some(&pod.inside), "d").unwrap();
+        assert!(!pod.seen("d").exists() && source.join("file").exists());
+        pod.share.destroy().unwrap();
+        pod.share.destroy().unwrap();
+        // Without a VMM only the entry is left to go.
+        let share = pod.share.clone();
+        drop(pod);
+        share.remove(None, "f").unwrap();
         assert!(source.join("file").exists());
         assert!(
             mounts()
@@ -81,13 +131,13 @@ fn directories_and_files_are_shown_and_taken_away() {
 #[test]
 fn read_only_is_the_top_or_all_of_it() {
     apart(|dir| {
-        let share = share(dir);
+        let pod = Pod::new(dir);
         let source = dir.join("source");
         tmpfs(&source);
         tmpfs(&source.join("below"));
-        add(&share, "top", &source, ReadOnly::Top, false);
-        add(&share, "all", &source, ReadOnly::Recursive, false);
-        let at = |path: &str| fs::write(share.root().join(path), "x").map_err(|e| e.kind());
+        pod.add("top", &source, ReadOnly::Top, false);
+        pod.add("all", &source, ReadOnly::Recursive, false);
+        let at = |path: &str| fs::write(pod.seen(path), "x").map_err(|e| e.kind());
         let refused = Err(io::ErrorKind::ReadOnlyFilesystem);
         assert_eq!(at("top/x"), refused);
         assert_eq!(at("top/below/x"), Ok(()));
@@ -95,33 +145,32 @@ fn read_only_is_the_top_or_all_of_it() {
         assert_eq!(at("all/below/x"), refused);
         // The source stays as it is, and so do the flags it has.
         fs::write(source.join("y"), "").unwrap();
-        let all = mounts().unwrap();
-        let seen = all
-            .iter()
-            .find(|m| m.mount_point.ends_with("share/all"))
-            .unwrap();
-        assert!(seen.options.iter().any(|o| o == "nosuid"), "{seen:?}");
+        let list = fs::read(format!("/proc/{}/mountinfo", pod.vmm.id())).unwrap();
+        let all = mountinfo::parse(&list);
+        let seen = all.iter().find(|m| m.mount_point.ends_with("share/all"));
+        let options = &seen.unwrap().options;
+        assert!(options.iter().any(|o| o == "nosuid"), "{options:?}");
+        // A mount point of the host can be removed while a pod has what was mounted on it.
+        unmount(source.join("below"), UnmountFlags::DETACH).unwrap();
+        fs::remove_dir(source.join("below")).unwrap();
     });
 }
 
 #[test]
 fn mounts_of_the_host_follow_only_where_asked_and_never_come_back() {
     apart(|dir| {
-        let share = share(dir);
+        let pod = Pod::new(dir);
         let source = dir.join("source");
         tmpfs(&source);
         mount_change(&source, MountPropagationFlags::SHARED).unwrap();
-        add(&share, "private", &source, ReadOnly::No, false);
-        add(&share, "slave", &source, ReadOnly::No, true);
+        pod.add("private", &source, ReadOnly::No, false);
+        pod.add("slave", &source, ReadOnly::No, true);
         tmpfs(&source.join("later"));
         fs::write(source.join("later/seen"), "").unwrap();
-        assert!(share.root().join("slave/later/seen").exists());
-        assert!(!share.root().join("private/later/seen").exists());
-        tmpfs(&share.root().join("slave/back"));
-        fs::write(share.root().join("slave/back/x"), "").unwrap();
-        assert!(!source.join("back/x").exists());
+        assert!(pod.seen("slave/later/seen").exists());
+        assert!(!pod.seen("private/later/seen").exists());
         // Taking the volume away leaves the host's mounts.
-        share.remove("slave").unwrap();
+        pod.share.remove(Some(&pod.inside), "slave").unwrap();
         assert!(source.join("later/seen").exists());
     });
 }
