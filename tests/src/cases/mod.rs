@@ -10,6 +10,7 @@ mod exec;
 mod host;
 mod images;
 mod isolation;
+mod lifecycle;
 mod logs;
 mod network;
 mod recovery;
@@ -31,6 +32,7 @@ pub fn all() -> Vec<Test> {
         stats::tests(),
         events::tests(),
         resize::tests(),
+        lifecycle::tests(),
         logs::tests(),
         network::tests(),
         images::tests(),
