@@ -241,7 +241,11 @@ async fn directories_files_and_memory(context: &mut Context) -> Outcome {
         // Mounts are the VMM's alone; the host has the places for them.
         let list = fs::read_to_string("/proc/self/mountinfo")?;
         let within = format!("{}/vm/share/", pod_dir.display());
-        check_status(!list.contains(&within), "a volume", "is mounted on the host")?;
+        check_status(
+            !list.contains(&within),
+            "a volume",
+            "is mounted on the host",
+        )?;
         Ok(fs::read_dir(pod_dir.join("shared")).map_or(0, Iterator::count))
     };
     check!(shares()? > 5, "{} places", shares()?);
