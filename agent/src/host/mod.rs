@@ -6,8 +6,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bulkhead_proto::agent::Ready;
@@ -26,6 +27,32 @@ const OWN_CGROUP: &str = "agent";
 const OOM_SCORE: &str = "-998";
 /// The daemon listens, or has died: nothing is waited for.
 const READY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The host's own mounts, which the agent leaves at its start.
+static HOST_MOUNTS: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Works where the host's mounts are, not on the pod's copies of them, on a thread that ends with it.
+///
+/// # Errors
+/// When the agent is not on the host; those of the work.
+pub fn among_hosts_mounts<T: Send>(
+    work: impl FnOnce() -> Result<T, Errno> + Send,
+) -> Result<T, Errno> {
+    let mounts = HOST_MOUNTS.get().ok_or(Errno::OPNOTSUPP)?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // A thread that shares its root directory with others may not change it.
+            // SAFETY: this flag concerns the root and the working directory of this thread alone.
+            unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+            rustix::thread::move_into_link_name_space(
+                mounts.as_fd(),
+                Some(LinkNameSpaceType::Mount),
+            )?;
+            work()
+        });
+        thread.join().unwrap_or(Err(Errno::IO))
+    })
+}
 
 /// What the daemon says about the pod, as JSON on standard input.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -167,6 +194,13 @@ impl Pod {
                 own |= UnshareFlags::NEWUTS;
             }
         }
+        let mounts = Path::new("/proc/self/ns/mnt");
+        let file = File::open(mounts).map_err(|error| HostError::File {
+            what: "opening the host's mount namespace",
+            path: mounts.to_owned(),
+            error,
+        })?;
+        let _ = HOST_MOUNTS.set(file.into());
         // SAFETY: the process has one thread, and none of these flags concerns descriptors.
         unsafe { rustix::thread::unshare_unsafe(own) }
             .map_err(failed("making the pod's namespaces"))?;

@@ -15,7 +15,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bulkhead_proto::agent::{BlockDevice, CreateContainerRequest, Ownership, volume};
+use bulkhead_proto::agent::{BlockDevice, CreateContainerRequest, Ownership, Propagation, volume};
 use oci_spec::runtime::{
     LinuxDeviceBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType, Mount, MountBuilder, Spec,
 };
@@ -91,6 +91,8 @@ pub struct Prepared {
     sources: HashMap<PathBuf, PathBuf>,
     /// Device nodes.
     devices: Vec<Node>,
+    /// What is mounted in one of them appears on the host.
+    passes_mounts_on: bool,
 }
 
 #[derive(Debug)]
@@ -179,6 +181,11 @@ impl Volumes {
                 Some(volume::Source::Socket(socket)) => {
                     check_name("socket.name", &socket.name)?;
                     self.socket(socket).await?
+                }
+                Some(volume::Source::Host(host)) => {
+                    prepared.passes_mounts_on |= host.propagation() == Propagation::Both;
+                    let host = host.clone();
+                    blocking(move || place::of_host(&host, placed)).await?
                 }
                 None => {
                     return Err(VolumeError::Invalid {
@@ -351,6 +358,13 @@ impl Prepared {
             add_node(spec, &mut mounts, node)?;
         }
         spec.set_mounts(Some(mounts));
+        if self.passes_mounts_on {
+            // Else libcontainer makes every mount a slave, those at their places too. The others
+            // are in groups of the container's own by that.
+            let mut linux = spec.linux().clone().unwrap_or_default();
+            linux.set_rootfs_propagation(Some("shared".to_owned()));
+            spec.set_linux(Some(linux));
+        }
         Ok(())
     }
 }
@@ -453,6 +467,7 @@ mod tests {
         let prepared = Prepared {
             sources: HashMap::from([("/data".into(), "/run/x".into())]),
             devices: vec![node("/dev/xvda", None), node("/disk", Some("/dev/y"))],
+            passes_mounts_on: true,
         };
         let mut spec = spec();
         prepared.apply(&mut spec).unwrap();
@@ -460,6 +475,7 @@ mod tests {
         assert_eq!(mounts[0].source(), &Some(PathBuf::from("/run/x")));
         assert_eq!(mounts[1].destination(), &PathBuf::from("/disk"));
         let linux = spec.linux().clone().unwrap();
+        assert_eq!(linux.rootfs_propagation().as_deref(), Some("shared"));
         let devices = linux.devices().clone().unwrap();
         assert_eq!(devices.len(), 1);
         assert_eq!(devices[0].file_mode(), Some(0o660));
@@ -478,6 +494,7 @@ mod tests {
         let prepared = Prepared {
             sources: HashMap::from([("/other".into(), "/run/x".into())]),
             devices: Vec::new(),
+            passes_mounts_on: false,
         };
         assert!(prepared.apply(&mut spec()).is_err());
     }

@@ -6,12 +6,16 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use bulkhead_proto::agent::Ownership;
+use bulkhead_proto::agent::{HostVolume, Ownership, Propagation};
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
+    open_tree, unmount,
+};
 
 use super::VolumeError;
+use crate::host;
 use crate::paths::Paths;
 use crate::userns;
 
@@ -69,6 +73,58 @@ pub fn mount(source: impl AsFd, place: &Path) -> Result<(), VolumeError> {
         path: place.to_owned(),
         error,
     })
+}
+
+/// A volume of the host for a pod on it: where it is, if the host's mounts are to follow (the pod's
+/// own copies of them do), else a copy of its mounts that follows nothing, or one of the host's own,
+/// which gives and takes.
+///
+/// # Errors
+/// The kernel's.
+pub fn of_host(volume: &HostVolume, place: PathBuf) -> Result<PathBuf, VolumeError> {
+    let source = PathBuf::from(&volume.path);
+    if volume.propagation() == Propagation::FromHost {
+        return Ok(source);
+    }
+    if let Some(parent) = place.parent() {
+        make_directory(parent)?;
+    }
+    let clone = || {
+        open_tree(
+            CWD,
+            &source,
+            OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_RECURSIVE
+                | OpenTreeFlags::AT_SYMLINK_NOFOLLOW,
+        )
+    };
+    let steps = || -> io::Result<()> {
+        let both = volume.propagation() == Propagation::Both;
+        let tree = if both {
+            host::among_hosts_mounts(clone)?
+        } else {
+            clone()?
+        };
+        if fs::symlink_metadata(&source)?.is_dir() {
+            fs::create_dir(&place)?;
+        } else {
+            fs::File::create_new(&place)?;
+        }
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&tree, "", CWD, &place, flags)?;
+        if !both {
+            let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change(&place, alone)?;
+        }
+        Ok(())
+    };
+    steps().map_err(|error| VolumeError::File {
+        what: "copying the mounts of",
+        path: source.clone(),
+        error,
+    })?;
+    Ok(place)
 }
 
 /// Mounts what is at `source` at a place made for it, its owners seen through a user namespace.
@@ -170,6 +226,12 @@ pub fn clear(paths: &Paths, id: &str) -> Result<(), VolumeError> {
 
 fn take_down(path: &Path) -> Result<(), VolumeError> {
     let steps = || -> io::Result<()> {
+        // What is below must not go on the host too, if it is one of the host's own.
+        let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        match mount_change(path, alone) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
         match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(error) => return Err(error.into()),

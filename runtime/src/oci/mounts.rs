@@ -31,7 +31,6 @@ pub fn all(privileged: bool, readonly_rootfs: bool, plan: &Plan) -> Result<Vec<M
     for volume in volumes {
         let source = match &volume.kind {
             Kind::GuestNode(path) => path.as_path(),
-            Kind::Shared(source, _) if plan.on_host => source.path.as_path(),
             _ => Path::new(BY_THE_AGENT),
         };
         mounts.push(

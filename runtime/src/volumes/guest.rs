@@ -115,8 +115,7 @@ pub fn prepare(
     let mut prepared = Prepared::default();
     for (number, volume) in plan.volumes.into_iter().enumerate() {
         let source = match volume.kind {
-            // On the host the spec names it.
-            Kind::Shared(..) if plan.on_host => None,
+            Kind::Shared(source, manner) if plan.on_host => Some(on_host(&source, manner)),
             Kind::Shared(source, manner) => {
                 Some(prepared.share(&others, container, source, manner))
             }
@@ -249,6 +248,18 @@ impl Prepared {
             sub_path: image.sub_path.clone(),
         })
     }
+}
+
+fn on_host(source: &Source, manner: Manner) -> agent::volume::Source {
+    let propagation = match (manner.follows_host, manner.returns) {
+        (_, true) => agent::Propagation::Both,
+        (true, false) => agent::Propagation::FromHost,
+        (false, false) => agent::Propagation::None,
+    };
+    agent::volume::Source::Host(agent::HostVolume {
+        path: source.path.to_string_lossy().into_owned(),
+        propagation: propagation.into(),
+    })
 }
 
 /// Makes on the host what a container's record names: mounts, watches, bridges. What is there

@@ -208,6 +208,7 @@ impl Look<'_> {
                 (true, true) => ReadOnly::Recursive,
             },
             follows_host: self.mount.propagation() != cri::MountPropagation::PropagationPrivate,
+            returns: self.mount.propagation() == cri::MountPropagation::PropagationBidirectional,
         }
     }
 

@@ -91,6 +91,9 @@ pub struct Manner {
     pub read_only: ReadOnly,
     /// Whether mounts made later on the host appear in it.
     pub follows_host: bool,
+    /// Whether mounts made later in it appear on the host (on the handler `host` alone).
+    #[serde(default)]
+    pub returns: bool,
 }
 
 impl Share {

@@ -70,6 +70,7 @@ impl Pod {
         let manner = Manner {
             read_only,
             follows_host,
+            returns: false,
         };
         self.share
             .add(&self.inside, name, source.as_fd(), manner)
