@@ -239,14 +239,13 @@ async fn build(
     Ok(())
 }
 
-/// The directories the agent has to look up in lower layers: the lowest layer's have none below.
+/// [`disks::implied_directories`], if they fit into the call.
 fn implied_directories(
     layers: &[LayerDisk],
 ) -> Result<Vec<agent::ImpliedDirectories>, ContainerError> {
-    let above = layers.iter().skip(1);
-    let implied = above.filter(|layer| !layer.implicit_dirs.is_empty());
-    let bytes: usize = implied
-        .clone()
+    let bytes: usize = layers
+        .iter()
+        .skip(1)
         .flat_map(|layer| &layer.implicit_dirs)
         .map(|path| path.len() + PATH_OVERHEAD)
         .sum();
@@ -259,17 +258,7 @@ fn implied_directories(
             ),
         });
     }
-    Ok(implied
-        .map(|layer| agent::ImpliedDirectories {
-            layer: layer.serial.clone(),
-            paths: layer
-                .implicit_dirs
-                .iter()
-                .cloned()
-                .map(Into::into)
-                .collect(),
-        })
-        .collect())
+    Ok(disks::implied_directories(layers))
 }
 
 /// What the agent is going to be told.

@@ -2,17 +2,17 @@
 //! plugged when the first container needs them, unplugged when the last one that does is gone. Who
 //! needs what stands in the containers' records.
 
-use std::{collections::HashSet, fs::File, os::fd::AsFd as _, time::Duration};
+use std::{collections::HashSet, fs::File, os::fd::AsFd, time::Duration};
 
-use bulkhead_proto::agent::{AddDisksRequest, DeleteContainerRequest, Disk};
+use bulkhead_proto::agent::{AddDisksRequest, DeleteContainerRequest, Disk, ImpliedDirectories};
 
-use super::ContainerError;
+use super::{ContainerError, of_pod};
 use crate::{
     app::App,
     images::LayerDisk,
     records::ContainerRecord,
     sandbox::{Machine, Pod},
-    vmm::{DiskSpec, Kind, VmmError},
+    vmm::{Control, DiskSpec, Kind, VmmError},
     volumes::BlockDisk,
 };
 
@@ -66,19 +66,7 @@ pub(super) async fn attach(
         })
         .await
         .map_err(|_| ContainerError::Ending)??;
-        let spec = DiskSpec {
-            id: layer.serial.clone(),
-            read_only: true,
-            queues: 1,
-        };
-        match control.attach(&spec, file.as_fd()).await {
-            Ok(_) => {}
-            // Left by a daemon that died between plugging and writing so.
-            Err(VmmError::Request {
-                kind: Kind::Exists, ..
-            }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        plug(control, &layer.serial, true, &file).await?;
         disks.insert(layer.serial.clone());
     }
     Ok(())
@@ -100,21 +88,48 @@ pub(super) async fn attach_devices(
         if disks.contains(&device.serial) {
             continue;
         }
-        let spec = DiskSpec {
-            id: device.serial.clone(),
-            read_only: device.read_only,
-            queues: 1,
-        };
-        match control.attach(&spec, device.file.as_fd()).await {
-            Ok(_)
-            | Err(VmmError::Request {
-                kind: Kind::Exists, ..
-            }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        plug(control, &device.serial, device.read_only, &device.file).await?;
         disks.insert(device.serial.clone());
     }
     Ok(())
+}
+
+async fn plug(
+    control: &Control,
+    serial: &str,
+    read_only: bool,
+    file: &impl AsFd,
+) -> Result<(), VmmError> {
+    let spec = DiskSpec {
+        id: serial.to_owned(),
+        read_only,
+        queues: 1,
+    };
+    match control.attach(&spec, file.as_fd()).await {
+        Ok(_) => Ok(()),
+        // Left by a daemon that died between plugging and writing so.
+        Err(VmmError::Request {
+            kind: Kind::Exists, ..
+        }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The directories the agent has to look up in lower layers: the lowest layer's have none below.
+pub(crate) fn implied_directories(layers: &[LayerDisk]) -> Vec<ImpliedDirectories> {
+    let above = layers.iter().skip(1);
+    let implied = above.filter(|layer| !layer.implicit_dirs.is_empty());
+    implied
+        .map(|layer| ImpliedDirectories {
+            layer: layer.serial.clone(),
+            paths: layer
+                .implicit_dirs
+                .iter()
+                .cloned()
+                .map(Into::into)
+                .collect(),
+        })
+        .collect()
 }
 
 /// Deletes the container in the guest, and unplugs the disks only it needed. Repeatable.
@@ -125,12 +140,9 @@ pub(super) async fn release(
 ) -> Result<(), ContainerError> {
     let state = app.containers.pod(&pod.id);
     let mut disks = state.disks.lock().await;
-    let needed: HashSet<String> = app
-        .records
-        .containers
-        .list()
+    let needed: HashSet<String> = of_pod(app, &pod.id)
         .iter()
-        .filter(|other| other.meta.sandbox_id == pod.id && other.meta.id != record.meta.id)
+        .filter(|other| other.meta.id != record.meta.id)
         .flat_map(|other| other.meta.disks())
         .collect();
     let mut free = record.meta.disks();

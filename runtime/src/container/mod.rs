@@ -25,6 +25,7 @@ use futures::future::join_all;
 
 pub use attach::follow_output;
 pub use create::create;
+pub(crate) use disks::implied_directories;
 pub use error::ContainerError;
 pub use exec::{Output, exec_sync, running};
 pub use live::Containers;
@@ -191,7 +192,8 @@ pub async fn recover(app: &Arc<App>) {
     }
 }
 
-fn of_pod(app: &App, sandbox_id: &str) -> Vec<Arc<ContainerRecord>> {
+/// The records of a pod's containers.
+pub(crate) fn of_pod(app: &App, sandbox_id: &str) -> Vec<Arc<ContainerRecord>> {
     let mut records = app.records.containers.list();
     records.retain(|record| record.meta.sandbox_id == sandbox_id);
     records

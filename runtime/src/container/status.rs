@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bulkhead_proto::cri;
 
-use super::{ContainerError, find};
+use super::{ContainerError, find, of_pod};
 use crate::{
     app::App,
     images::ImageRecord,
@@ -47,10 +47,8 @@ pub fn list(
 
 /// The statuses of a pod's containers, newest first.
 pub(crate) fn statuses_of(app: &App, sandbox_id: &str) -> Vec<cri::ContainerStatus> {
-    let mut records = app.records.containers.list();
-    records.retain(|record| {
-        record.meta.sandbox_id == sandbox_id && record.status.state != ContainerState::Creating
-    });
+    let mut records = of_pod(app, sandbox_id);
+    records.retain(|record| record.status.state != ContainerState::Creating);
     records.sort_by_key(|record| std::cmp::Reverse(record.meta.created_at));
     let status = |record: &std::sync::Arc<ContainerRecord>| {
         let image = app.images.by_id(&record.meta.image_id);

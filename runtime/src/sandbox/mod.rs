@@ -3,6 +3,7 @@
 
 mod dns;
 mod error;
+mod find;
 mod guest;
 mod list;
 mod machine;
@@ -22,6 +23,7 @@ mod validate;
 mod watch;
 
 pub use error::SandboxError;
+pub(crate) use find::find;
 pub use list::list;
 pub use machine::Machine;
 pub use pods::{Pod, Pods};

@@ -47,9 +47,9 @@ pub struct Pods {
     live: RwLock<HashMap<String, Arc<Pod>>>,
     reserved: Mutex<Reserved>,
     /// One at a time stops or removes a pod.
-    turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    turns: Turns,
     /// One at a time resizes a pod.
-    resizes: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    resizes: Turns,
     /// Boots at one time: more of them than CPUs only make each other late.
     pub(super) boots: Semaphore,
 }
@@ -60,8 +60,8 @@ impl Pods {
         Self {
             live: RwLock::default(),
             reserved: Mutex::default(),
-            turns: Mutex::default(),
-            resizes: Mutex::default(),
+            turns: Turns::default(),
+            resizes: Turns::default(),
             boots: Semaphore::new(config.boot.parallel),
         }
     }
@@ -111,31 +111,36 @@ impl Pods {
 
     /// The turn to stop or remove a pod; given back when dropped.
     pub(super) async fn turn(&self, id: &str) -> OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(turns.entry(id.to_owned()).or_default())
-        };
-        turn.lock_owned().await
+        self.turns.of(id).await
     }
 
     /// The turn to resize a pod; given back when dropped. Not that to stop it, which does not wait
     /// for a guest that is slow to give memory back.
     pub(super) async fn resize_turn(&self, id: &str) -> OwnedMutexGuard<()> {
+        self.resizes.of(id).await
+    }
+
+    pub(super) fn forget_turn(&self, id: &str) {
+        self.resizes.forget(id);
+        self.turns.forget(id);
+    }
+}
+
+/// One at a time, for each pod.
+#[derive(Debug, Default)]
+struct Turns(Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    async fn of(&self, id: &str) -> OwnedMutexGuard<()> {
         let turn = {
-            let mut turns = self.resizes.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(turns.entry(id.to_owned()).or_default())
         };
         turn.lock_owned().await
     }
 
-    pub(super) fn forget_turn(&self, id: &str) {
-        self.resizes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
-        self.turns
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
+    fn forget(&self, id: &str) {
+        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.remove(id);
     }
 }

@@ -10,13 +10,14 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Pod, SandboxError,
+    Pod, SandboxError, find,
     run::{cgroup_limit, cgroup_parent},
     sizing::{self, Sum},
 };
 use crate::{
     app::App,
-    records::{ContainerState, MachineKind, SandboxRecord, SandboxState, Shape},
+    container,
+    records::{ContainerState, MachineKind, SandboxRecord, Shape},
     vmm::Resize,
 };
 
@@ -47,12 +48,7 @@ pub async fn update(
     request: UpdatePodSandboxResourcesRequest,
 ) -> Result<(), SandboxError> {
     let id = &request.pod_sandbox_id;
-    let record = app
-        .records
-        .sandboxes
-        .find(id)
-        .filter(|record| record.state != SandboxState::Creating)
-        .ok_or_else(|| SandboxError::NotFound { id: id.clone() })?;
+    let record = find(&app, id)?;
     let pod = app.pods.ready(&record.id)?;
     let mut linux = record.config.linux.clone().unwrap_or_default();
     let UpdatePodSandboxResourcesRequest {
@@ -155,19 +151,13 @@ async fn target(
 ) -> Result<Shape, SandboxError> {
     let parent = cgroup_parent(app, &record.config)?;
     let limit = cgroup_limit(app, &parent).await?;
-    let containers: Vec<_> = app
-        .records
-        .containers
-        .list()
-        .into_iter()
-        .filter(|container| {
-            container.meta.sandbox_id == record.id
-                && matches!(
-                    container.status.state,
-                    ContainerState::Created | ContainerState::Running
-                )
-        })
-        .collect();
+    let mut containers = container::of_pod(app, &record.id);
+    containers.retain(|container| {
+        matches!(
+            container.status.state,
+            ContainerState::Created | ContainerState::Running
+        )
+    });
     let resources = containers.iter().map(|container| match change {
         Change::Container { id, limits } if container.meta.id == id => limits,
         _ => &container.status.resources,

@@ -7,13 +7,14 @@ use serde_json::json;
 
 use super::{
     Machine, SandboxError,
+    find,
     list::{cri_state, handler},
     now_ns,
 };
 use crate::{
     app::App,
     events,
-    records::{Resource, SandboxRecord, SandboxState},
+    records::{Resource, SandboxRecord},
 };
 
 /// For the VMM's figures, which are only an operator's wish.
@@ -25,12 +26,7 @@ pub async fn status(
     id: &str,
     verbose: bool,
 ) -> Result<v1::PodSandboxStatusResponse, SandboxError> {
-    let record = app
-        .records
-        .sandboxes
-        .find(id)
-        .filter(|record| record.state != SandboxState::Creating)
-        .ok_or_else(|| SandboxError::NotFound { id: id.to_owned() })?;
+    let record = find(app, id)?;
     let mut info = HashMap::new();
     if verbose {
         info.insert(

@@ -11,7 +11,8 @@ use crate::{
     cgroup::{self, Usage},
     error::chain,
     records::{ContainerRecord, MachineKind, Resource, SandboxRecord, SandboxState},
-    sandbox::{Pod, SandboxError, now_ns},
+    container,
+    sandbox::{self, Pod, SandboxError, now_ns},
 };
 
 /// A guest that takes longer is left out of a list.
@@ -78,12 +79,7 @@ impl VmmMemory {
 
 /// One pod, which must run.
 pub(super) async fn one(app: &App, id: &str, detail: Detail) -> Result<Sample, SandboxError> {
-    let record = app
-        .records
-        .sandboxes
-        .find(id)
-        .filter(|record| record.state != SandboxState::Creating)
-        .ok_or_else(|| SandboxError::NotFound { id: id.to_owned() })?;
+    let record = sandbox::find(app, id)?;
     let pod = app.pods.ready(&record.id)?;
     ask(app, &pod, record, DEADLINE_ONE, detail).await
 }
@@ -157,12 +153,8 @@ async fn ask(
         known => known,
     };
     // A guest speaks for its own containers only.
-    let own: HashMap<String, Arc<ContainerRecord>> = app
-        .records
-        .containers
-        .list()
+    let own: HashMap<String, Arc<ContainerRecord>> = container::of_pod(app, &record.id)
         .into_iter()
-        .filter(|container| container.meta.sandbox_id == record.id)
         .map(|container| (container.meta.id.clone(), container))
         .collect();
     let containers = guest.containers.into_iter();

@@ -3,7 +3,7 @@
 use bulkhead_proto::cri as v1;
 
 use super::{Attach, Exec, PortForward, StreamingError, Target, Wanted};
-use crate::{app::App, container, records::SandboxState, sandbox::SandboxError};
+use crate::{app::App, container, sandbox};
 
 /// The URL at which a command in a running container will run.
 pub fn exec(app: &App, request: v1::ExecRequest) -> Result<String, StreamingError> {
@@ -42,12 +42,7 @@ pub fn port_forward(app: &App, request: v1::PortForwardRequest) -> Result<String
         fits.ok_or_else(|| invalid("port", &format!("has {port}, which is no TCP port")))
     });
     let ports = ports.collect::<Result<Vec<_>, _>>()?;
-    let record = app.records.sandboxes.find(&request.pod_sandbox_id);
-    let record = record
-        .filter(|record| record.state != SandboxState::Creating)
-        .ok_or(SandboxError::NotFound {
-            id: request.pod_sandbox_id,
-        })?;
+    let record = sandbox::find(app, &request.pod_sandbox_id)?;
     app.pods.ready(&record.id)?;
     app.streaming.url(Target::PortForward(PortForward {
         sandbox: record.id.clone(),

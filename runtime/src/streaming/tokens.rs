@@ -10,6 +10,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use tokio::time::Instant;
 
 use super::{StreamingError, Target};
+use crate::sandbox;
 
 /// How long a URL can be used.
 pub const LIFETIME: Duration = Duration::from_secs(60);
@@ -65,18 +66,9 @@ impl Tokens {
 }
 
 fn random() -> Result<String, StreamingError> {
-    let mut bytes = [0; RANDOM_BYTES];
-    let flags = rustix::rand::GetRandomFlags::empty();
-    // Such a short request is answered whole (getrandom(2)).
-    match rustix::rand::getrandom(&mut bytes[..], flags) {
-        Ok(n) if n == bytes.len() => Ok(URL_SAFE_NO_PAD.encode(bytes)),
-        Ok(_) => Err(StreamingError::Random {
-            source: std::io::ErrorKind::UnexpectedEof.into(),
-        }),
-        Err(error) => Err(StreamingError::Random {
-            source: error.into(),
-        }),
-    }
+    let bytes = sandbox::random::<RANDOM_BYTES>();
+    let bytes = bytes.map_err(|source| StreamingError::Random { source })?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
 #[cfg(test)]

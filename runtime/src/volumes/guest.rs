@@ -6,7 +6,7 @@ use std::{collections::HashMap, os::fd::AsFd as _, path::Path, sync::Arc};
 use bulkhead_proto::agent;
 
 use super::{
-    BlockDisk, Image, Kind, Plan, Source, VolumeError, VolumeRecord,
+    BlockDisk, Image, Kind, Plan, Source, VolumeError, VolumeRecord, blocking,
     bridge::Bridge,
     inspect::digest,
     share::{Inside, Manner, Share},
@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     app::App,
+    container,
     images::{ImageRecord, LayerDisk},
     records::ContainerRecord,
     sandbox::{Machine, Pod},
@@ -104,14 +105,7 @@ pub fn prepare(
     plan: Plan,
     images: &HashMap<usize, Arc<ImageRecord>>,
 ) -> Prepared {
-    let others: Vec<VolumeRecord> = app
-        .records
-        .containers
-        .list()
-        .iter()
-        .filter(|record| record.meta.sandbox_id == pod)
-        .flat_map(|record| record.meta.volumes.clone())
-        .collect();
+    let others = records_of(app, pod, None);
     let mut prepared = Prepared::default();
     for (number, volume) in plan.volumes.into_iter().enumerate() {
         let source = match volume.kind {
@@ -228,19 +222,7 @@ impl Prepared {
             holder: holder(container, number),
             layers: serials.clone(),
         });
-        let implied = layers.iter().skip(1);
-        let implied = implied.filter(|layer| !layer.implicit_dirs.is_empty());
-        let implied_directories = implied
-            .map(|layer| agent::ImpliedDirectories {
-                layer: layer.serial.clone(),
-                paths: layer
-                    .implicit_dirs
-                    .iter()
-                    .cloned()
-                    .map(Into::into)
-                    .collect(),
-            })
-            .collect();
+        let implied_directories = container::implied_directories(&layers);
         self.layers.extend(layers);
         agent::volume::Source::Image(agent::ImageVolume {
             layers: serials,
@@ -386,11 +368,8 @@ fn inside(pod: &Pod) -> Result<Inside, VolumeError> {
 }
 
 fn records_of(app: &App, pod: &str, but: Option<&str>) -> Vec<VolumeRecord> {
-    app.records
-        .containers
-        .list()
+    container::of_pod(app, pod)
         .iter()
-        .filter(|record| record.meta.sandbox_id == pod)
         .filter(|record| Some(record.meta.id.as_str()) != but)
         .flat_map(|record| record.meta.volumes.clone())
         .collect()
@@ -424,12 +403,4 @@ impl From<Ownership> for agent::Ownership {
             gid: own.gid,
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
-) -> Result<T, VolumeError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| VolumeError::Ending)?
 }

@@ -26,3 +26,12 @@ pub use plan::{BlockDisk, GuestDevice, Image, Kind, Memory, Plan, Source, Volume
 pub use record::VolumeRecord;
 pub use state::Volumes;
 pub use validate::Handler;
+
+/// Runs work with the file system off the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
+) -> Result<T, VolumeError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| VolumeError::Ending)?
+}

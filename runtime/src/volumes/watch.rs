@@ -23,7 +23,7 @@ use rustix::fs::{Mode, OFlags};
 use tokio::task::JoinHandle;
 
 use super::{
-    VolumeError,
+    VolumeError, blocking,
     snapshot::{self, DATA, Snapshot},
 };
 use crate::agent::{Agent, AgentError};
@@ -230,19 +230,6 @@ fn parts(name: &str, snapshot: &Snapshot) -> Vec<PutVolumeRequest> {
         .chain(entries)
         .map(|part| PutVolumeRequest { part: Some(part) })
         .collect()
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, VolumeError> + Send + 'static,
-) -> Result<T, VolumeError> {
-    // Within the runtime: the watch is registered with it.
-    let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || {
-        let _inside = runtime.enter();
-        work()
-    })
-    .await
-    .map_err(|_| VolumeError::Ending)?
 }
 
 #[cfg(test)]
