@@ -31,6 +31,18 @@ pub fn make_directory(path: &Path) -> Result<(), VolumeError> {
     })
 }
 
+/// A new place to mount on, with the directories above it.
+fn make(place: &Path, directory: bool) -> io::Result<()> {
+    if let Some(parent) = place.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    if directory {
+        fs::create_dir(place)
+    } else {
+        fs::File::create_new(place).map(drop)
+    }
+}
+
 /// Opens for reading.
 ///
 /// # Errors
@@ -48,16 +60,9 @@ pub fn open(path: &Path) -> Result<OwnedFd, Errno> {
 /// # Errors
 /// The kernel's.
 pub fn mount(source: impl AsFd, place: &Path) -> Result<(), VolumeError> {
-    if let Some(parent) = place.parent() {
-        make_directory(parent)?;
-    }
     let steps = || -> io::Result<()> {
         let mode = rustix::fs::fstat(&source)?.st_mode;
-        if FileType::from_raw_mode(mode) == FileType::Directory {
-            fs::create_dir(place)?;
-        } else {
-            fs::File::create_new(place)?;
-        }
+        make(place, FileType::from_raw_mode(mode) == FileType::Directory)?;
         let tree = open_tree(
             &source,
             "",
@@ -86,9 +91,6 @@ pub fn of_host(volume: &HostVolume, place: PathBuf) -> Result<PathBuf, VolumeErr
     if volume.propagation() == Propagation::FromHost {
         return Ok(source);
     }
-    if let Some(parent) = place.parent() {
-        make_directory(parent)?;
-    }
     let clone = || {
         open_tree(
             CWD,
@@ -106,11 +108,7 @@ pub fn of_host(volume: &HostVolume, place: PathBuf) -> Result<PathBuf, VolumeErr
         } else {
             clone()?
         };
-        if fs::symlink_metadata(&source)?.is_dir() {
-            fs::create_dir(&place)?;
-        } else {
-            fs::File::create_new(&place)?;
-        }
+        make(&place, fs::symlink_metadata(&source)?.is_dir())?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(&tree, "", CWD, &place, flags)?;
         if !both {
@@ -136,15 +134,8 @@ pub fn mount_mapped(
     place: PathBuf,
     namespace: &Path,
 ) -> Result<PathBuf, VolumeError> {
-    if let Some(parent) = place.parent() {
-        make_directory(parent)?;
-    }
     let steps = || -> io::Result<()> {
-        if fs::metadata(&source)?.is_dir() {
-            fs::create_dir(&place)?;
-        } else {
-            fs::File::create_new(&place)?;
-        }
+        make(&place, fs::metadata(&source)?.is_dir())?;
         let namespace = open(namespace)?;
         Ok(userns::mount_mapped(&source, &place, &namespace)?)
     };

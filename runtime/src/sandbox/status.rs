@@ -6,8 +6,7 @@ use bulkhead_proto::cri as v1;
 use serde_json::json;
 
 use super::{
-    Machine, SandboxError,
-    find,
+    Machine, SandboxError, find,
     list::{cri_state, handler},
     now_ns,
 };

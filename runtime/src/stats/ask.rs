@@ -9,9 +9,9 @@ use futures::future::join_all;
 use crate::{
     app::App,
     cgroup::{self, Usage},
+    container,
     error::chain,
     records::{ContainerRecord, MachineKind, Resource, SandboxRecord, SandboxState},
-    container,
     sandbox::{self, Pod, SandboxError, now_ns},
 };
 

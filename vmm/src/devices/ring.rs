@@ -170,6 +170,44 @@ impl Active {
         }
     }
 
+    /// Works the ring at `position`: `serve` gets each chain with the queue's index and says how many
+    /// bytes it wrote. After `budget` chains the rest waits for the ring's next turn.
+    pub fn drain(
+        &mut self,
+        position: usize,
+        budget: usize,
+        mut serve: impl FnMut(&GuestMemory, u16, DescriptorChain<&GuestMemory>) -> usize,
+    ) {
+        let (mem, interrupt) = (&self.mem, self.interrupt.as_ref());
+        let Some(ring) = self.rings.get_mut(position) else {
+            return;
+        };
+        let mut taken = 0;
+        loop {
+            ring.silence(mem);
+            let before = taken;
+            while taken < budget {
+                let Some(chain) = ring.pop(mem) else {
+                    break;
+                };
+                let head = chain.head_index();
+                let written = serve(mem, ring.index, chain);
+                ring.push(mem, head, u32::try_from(written).unwrap_or(0));
+                taken += 1;
+            }
+            if taken >= budget {
+                ring.kick_self();
+                break;
+            }
+            if !ring.listen(mem) || taken == before {
+                break;
+            }
+        }
+        if taken > 0 {
+            ring.notify(mem, interrupt);
+        }
+    }
+
     /// The saved form of the rings.
     #[must_use]
     pub fn save(&self) -> Vec<QueueState> {

@@ -1,11 +1,11 @@
 //! From a configuration to a machine that waits for its first instruction.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::resize::Growth;
-use super::{Function, Machine, MachineError, Resources, State};
+use super::{Function, Machine, MachineError, Resources, State, install};
 use crate::acpi;
 use crate::api::Config;
 use crate::boot;
@@ -187,13 +187,7 @@ impl Parts {
     }
 
     pub(super) fn add_function(&mut self, function: VirtioPci) -> Result<(), MachineError> {
-        let address = function.address();
-        let function: Function = Arc::new(Mutex::new(function));
-        self.bus
-            .pci
-            .insert(address, Arc::clone(&function) as Arc<_>)?;
-        self.functions.push(function);
-        Ok(())
+        install(&self.bus, &mut self.functions, function)
     }
 
     /// Starts the I/O thread; the vCPUs wait.

@@ -74,6 +74,19 @@ pub struct Machine {
     timing: Arc<Timing>,
 }
 
+/// Puts a function on the bus at its address.
+fn install(
+    bus: &Bus,
+    functions: &mut Vec<Function>,
+    function: VirtioPci,
+) -> Result<(), MachineError> {
+    let address = function.address();
+    let function: Function = Arc::new(Mutex::new(function));
+    bus.pci.insert(address, Arc::clone(&function) as Arc<_>)?;
+    functions.push(function);
+    Ok(())
+}
+
 fn lock(function: &Function) -> MutexGuard<'_, VirtioPci> {
     function.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -151,11 +164,7 @@ impl Machine {
         let device = Source::disk(id, file, read_only, queues).into_device(None)?;
         let address = self.bus.pci.free_address()?;
         let function = VirtioPci::new(address, device, self.transport.clone())?;
-        let function: Function = Arc::new(Mutex::new(function));
-        self.bus
-            .pci
-            .insert(address, Arc::clone(&function) as Arc<_>)?;
-        self.functions.push(function);
+        install(&self.bus, &mut self.functions, function)?;
         Ok(address.to_string())
     }
 

@@ -6,12 +6,12 @@
 //! as the device asks.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use vm_memory::GuestAddress;
 
 use super::build::new_vcpu;
-use super::{Function, Machine, MachineError, State};
+use super::{Machine, MachineError, State, install};
 use crate::api::{Config, Resize};
 use crate::devices::mem::region::{BLOCK, Region};
 use crate::devices::mem::{MemDevice, MemHandle};
@@ -170,11 +170,7 @@ impl Machine {
         let address = self.bus.pci.free_address()?;
         let device = Box::new(MemDevice::new(handle.clone()));
         let function = VirtioPci::new(address, device, self.transport.clone())?;
-        let function: Function = Arc::new(Mutex::new(function));
-        self.bus
-            .pci
-            .insert(address, Arc::clone(&function) as Arc<_>)?;
-        self.functions.push(function);
+        install(&self.bus, &mut self.functions, function)?;
         self.growth.handle = Some(handle.clone());
         Ok(handle)
     }

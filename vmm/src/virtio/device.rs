@@ -208,6 +208,22 @@ pub struct SavedDevice {
     pub queues: Vec<QueueState>,
 }
 
+/// Reads a device's own part of its saved form, which must be of the `known` version.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read_saved<T: serde::de::DeserializeOwned>(
+    state: &serde_json::Value,
+    known: u32,
+    version: impl Fn(&T) -> u32,
+) -> Result<T, String> {
+    let saved: T = serde_json::from_value(state.clone()).map_err(|e| e.to_string())?;
+    match version(&saved) {
+        version if version == known => Ok(saved),
+        version => Err(format!("version {version} (this VMM reads {known})")),
+    }
+}
+
 /// The saved form of one ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

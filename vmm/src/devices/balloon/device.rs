@@ -10,7 +10,7 @@ use super::request::{MAX_PAGES, runs};
 use crate::devices::buffers::{Segments, gather};
 use crate::devices::ring::{Active, BUDGET};
 use crate::event_loop::EventSet;
-use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
 
 /// virtio 1.2 §5.5.3
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
@@ -51,72 +51,45 @@ impl BalloonDevice {
             reason,
         };
         let saved: SavedBalloon =
-            serde_json::from_value(state.clone()).map_err(|e| wrong(e.to_string()))?;
-        if saved.version != VERSION {
-            return Err(wrong(format!(
-                "version {} (this VMM reads {VERSION})",
-                saved.version
-            )));
-        }
+            read_saved(state, VERSION, |saved: &SavedBalloon| saved.version).map_err(wrong)?;
         device.actual = saved.actual.to_le_bytes();
         Ok(device)
     }
 
     fn process(&mut self, position: usize) {
-        let Some(active) = self.active.as_mut() else {
+        let BalloonDevice {
+            active: Some(active),
+            readable,
+            writable,
+            metrics,
+            ..
+        } = self
+        else {
             return;
         };
-        let Some(ring) = active.rings.get_mut(position) else {
-            return;
-        };
-        let mut taken = 0;
-        loop {
-            ring.silence(&active.mem);
-            let before = taken;
-            while taken < BUDGET {
-                let Some(chain) = ring.pop(&active.mem) else {
-                    break;
-                };
-                let head = chain.head_index();
-                self.readable.clear();
-                self.writable.clear();
-                if gather(chain, &active.mem, &mut self.readable, &mut self.writable).is_err() {
-                    self.metrics.malformed += 1;
-                } else {
-                    match ring.index {
-                        INFLATE => inflate(
-                            &active.mem,
-                            &self.readable,
-                            &mut self.writable,
-                            &mut self.metrics,
-                        ),
-                        REPORTING => {
-                            self.metrics.reports += 1;
-                            // SAFETY: `active.mem` keeps guest memory mapped; it is a private
-                            // mapping (see `memory`).
-                            match unsafe { give_back(&self.writable) } {
-                                Ok(bytes) => self.metrics.reported_bytes += bytes,
-                                Err(_) => self.metrics.failed += 1,
-                            }
-                        }
-                        // Deflating needs nothing: pages come back when they are touched.
-                        _ => {}
+        active.drain(position, BUDGET, |mem, index, chain| {
+            readable.clear();
+            writable.clear();
+            if gather(chain, mem, readable, writable).is_err() {
+                metrics.malformed += 1;
+                return 0;
+            }
+            match index {
+                INFLATE => inflate(mem, readable, writable, metrics),
+                REPORTING => {
+                    metrics.reports += 1;
+                    // SAFETY: `mem` keeps guest memory mapped; it is a private mapping (see
+                    // `memory`).
+                    match unsafe { give_back(writable) } {
+                        Ok(bytes) => metrics.reported_bytes += bytes,
+                        Err(_) => metrics.failed += 1,
                     }
                 }
-                ring.push(&active.mem, head, 0);
-                taken += 1;
+                // Deflating needs nothing: pages come back when they are touched.
+                _ => {}
             }
-            if taken >= BUDGET {
-                ring.kick_self();
-                break;
-            }
-            if !ring.listen(&active.mem) || taken == before {
-                break;
-            }
-        }
-        if taken > 0 {
-            ring.notify(&active.mem, active.interrupt.as_ref());
-        }
+            0
+        });
     }
 }
 

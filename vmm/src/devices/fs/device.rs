@@ -8,7 +8,7 @@ use super::persist::{SavedFs, VERSION};
 use super::workers::Workers;
 use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
-use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
 
 /// The queue for FORGET, and the one for requests: a MiB of data in pages, and what is around it,
 /// fits into one chain even where the driver has no indirect descriptors.
@@ -96,13 +96,7 @@ impl FsDevice {
         };
         let device = FsDevice::new(config).map_err(|e| wrong(e.to_string()))?;
         let saved: SavedFs =
-            serde_json::from_value(state.clone()).map_err(|e| wrong(e.to_string()))?;
-        if saved.version != VERSION {
-            let version = saved.version;
-            return Err(wrong(format!(
-                "version {version} (this VMM reads {VERSION})"
-            )));
-        }
+            read_saved(state, VERSION, |saved: &SavedFs| saved.version).map_err(wrong)?;
         if saved.tag != device.tag {
             return Err(wrong(format!("the guest knows it as {:?}", saved.tag)));
         }

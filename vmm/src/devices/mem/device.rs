@@ -15,7 +15,7 @@ use crate::devices::buffers::{Segments, gather};
 use crate::devices::ring::{Active, BUDGET};
 use crate::event_loop::EventSet;
 use crate::memory::GuestMemory;
-use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
 
 /// virtio 1.2 §5.15: memory device.
 const VIRTIO_ID_MEM: u32 = 24;
@@ -65,62 +65,33 @@ impl MemDevice {
             reason,
         };
         let saved: SavedMem =
-            serde_json::from_value(state.clone()).map_err(|e| wrong(e.to_string()))?;
-        if saved.version != VERSION {
-            return Err(wrong(format!(
-                "version {} (this VMM reads {VERSION})",
-                saved.version
-            )));
-        }
+            read_saved(state, VERSION, |saved: &SavedMem| saved.version).map_err(wrong)?;
         Region::restore(saved.addr, saved.size, saved.requested, &saved.plugged)
             .ok_or_else(|| wrong("its plugged ranges are not blocks of its region".to_owned()))
     }
 
     fn process(&mut self) {
-        let Some(active) = self.active.as_mut() else {
+        let MemDevice {
+            handle,
+            active: Some(active),
+            readable,
+            writable,
+            metrics,
+            ..
+        } = self
+        else {
             return;
         };
-        let Some(ring) = active.rings.first_mut() else {
-            return;
-        };
-        let mut taken = 0;
-        loop {
-            ring.silence(&active.mem);
-            let before = taken;
-            while taken < BUDGET {
-                let Some(chain) = ring.pop(&active.mem) else {
-                    break;
-                };
-                let head = chain.head_index();
-                self.readable.clear();
-                self.writable.clear();
-                let written =
-                    if gather(chain, &active.mem, &mut self.readable, &mut self.writable).is_ok() {
-                        serve(
-                            &active.mem,
-                            &self.handle,
-                            &mut self.readable,
-                            &self.writable,
-                            &mut self.metrics,
-                        )
-                    } else {
-                        self.metrics.malformed += 1;
-                        0
-                    };
-                ring.push(&active.mem, head, u32::try_from(written).unwrap_or(0));
-                taken += 1;
+        active.drain(0, BUDGET, |mem, _index, chain| {
+            readable.clear();
+            writable.clear();
+            if gather(chain, mem, readable, writable).is_ok() {
+                serve(mem, handle, readable, writable, metrics)
+            } else {
+                metrics.malformed += 1;
+                0
             }
-            if taken >= BUDGET {
-                ring.kick_self();
-                break;
-            }
-            if !ring.listen(&active.mem) || taken == before {
-                break;
-            }
-        }
-        if taken > 0 {
-            ring.notify(&active.mem, active.interrupt.as_ref());
-        }
+        });
     }
 
     fn on_poke(&mut self) {

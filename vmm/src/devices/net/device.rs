@@ -18,7 +18,7 @@ use super::tap::Tap;
 use super::vhost::Vhost;
 use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
-use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
 
 /// To the guest, from the guest (virtio 1.2 §5.1.2).
 const RX: u16 = 0;
@@ -194,13 +194,7 @@ impl NetDevice {
             reason,
         };
         let saved: SavedNet =
-            serde_json::from_value(state.clone()).map_err(|e| wrong(e.to_string()))?;
-        if saved.version != VERSION {
-            return Err(wrong(format!(
-                "version {} (this VMM reads {VERSION})",
-                saved.version
-            )));
-        }
+            read_saved(state, VERSION, |saved: &SavedNet| saved.version).map_err(wrong)?;
         if saved.features & !device.features != 0 {
             return Err(wrong(format!(
                 "saved with features {:#x}, possible here are {:#x}",

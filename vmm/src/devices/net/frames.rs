@@ -202,47 +202,17 @@ impl Frames {
         metrics: &mut NetMetrics,
     ) {
         let features = active.features;
-        let Some(ring) = active.rings.get_mut(position) else {
-            return;
-        };
-        let mut taken = 0;
-        loop {
-            ring.silence(&active.mem);
-            let before = taken;
-            while taken < BUDGET {
-                let Some(chain) = ring.pop(&active.mem) else {
-                    break;
-                };
-                let head = chain.head_index();
-                self.readable.clear();
-                self.writable.clear();
-                let good =
-                    gather(chain, &active.mem, &mut self.readable, &mut self.writable).is_ok();
-                if good {
-                    send(
-                        &mut self.readable,
-                        &mut self.writable,
-                        features,
-                        tap,
-                        metrics,
-                    );
-                } else {
-                    metrics.tx_bad += 1;
-                }
-                ring.push(&active.mem, head, 0);
-                taken += 1;
+        let (readable, writable) = (&mut self.readable, &mut self.writable);
+        active.drain(position, BUDGET, |mem, _index, chain| {
+            readable.clear();
+            writable.clear();
+            if gather(chain, mem, readable, writable).is_ok() {
+                send(readable, writable, features, tap, metrics);
+            } else {
+                metrics.tx_bad += 1;
             }
-            if taken >= BUDGET {
-                ring.kick_self();
-                break;
-            }
-            if !ring.listen(&active.mem) || taken == before {
-                break;
-            }
-        }
-        if taken > 0 {
-            ring.notify(&active.mem, active.interrupt.as_ref());
-        }
+            0
+        });
     }
 }
 

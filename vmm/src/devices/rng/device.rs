@@ -8,7 +8,7 @@ use super::request::{MAX_BYTES, served};
 use crate::devices::buffers::{Segments, gather};
 use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
-use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
 
 const QUEUE_SIZES: [u16; 1] = [64];
 /// Requests per turn; a guest that wants more has to wait for its turn.
@@ -41,65 +41,41 @@ impl RngDevice {
             device: device.id().to_owned(),
             reason,
         };
-        let saved: SavedRng =
-            serde_json::from_value(state.clone()).map_err(|e| wrong(e.to_string()))?;
-        if saved.version != VERSION {
-            return Err(wrong(format!(
-                "version {} (this VMM reads {VERSION})",
-                saved.version
-            )));
-        }
+        read_saved(state, VERSION, |saved: &SavedRng| saved.version).map_err(wrong)?;
         Ok(device)
     }
 
     fn process(&mut self) {
-        let Some(active) = self.active.as_mut() else {
+        let RngDevice {
+            active: Some(active),
+            readable,
+            writable,
+            metrics,
+            ..
+        } = self
+        else {
             return;
         };
-        let Some(ring) = active.rings.first_mut() else {
-            return;
-        };
-        let mut taken = 0;
-        loop {
-            ring.silence(&active.mem);
-            let before = taken;
-            while taken < BUDGET {
-                let Some(chain) = ring.pop(&active.mem) else {
-                    break;
-                };
-                let head = chain.head_index();
-                self.readable.clear();
-                self.writable.clear();
-                let mut written = 0;
-                if gather(chain, &active.mem, &mut self.readable, &mut self.writable).is_ok() {
-                    let mut bytes = [0u8; MAX_BYTES];
-                    let wanted = served(self.writable.len());
-                    let bytes = bytes.get_mut(..wanted).unwrap_or_default();
-                    if random(bytes) {
-                        // SAFETY: `active.mem` keeps guest memory mapped.
-                        written = unsafe { self.writable.copy_in(bytes) };
-                        self.metrics.requests += 1;
-                        self.metrics.bytes += written as u64;
-                    } else {
-                        self.metrics.failed += 1;
-                    }
-                } else {
-                    self.metrics.malformed += 1;
-                }
-                ring.push(&active.mem, head, u32::try_from(written).unwrap_or(0));
-                taken += 1;
+        active.drain(0, BUDGET, |mem, _index, chain| {
+            readable.clear();
+            writable.clear();
+            if gather(chain, mem, readable, writable).is_err() {
+                metrics.malformed += 1;
+                return 0;
             }
-            if taken >= BUDGET {
-                ring.kick_self();
-                break;
+            let mut bytes = [0u8; MAX_BYTES];
+            let wanted = served(writable.len());
+            let bytes = bytes.get_mut(..wanted).unwrap_or_default();
+            if !random(bytes) {
+                metrics.failed += 1;
+                return 0;
             }
-            if !ring.listen(&active.mem) || taken == before {
-                break;
-            }
-        }
-        if taken > 0 {
-            ring.notify(&active.mem, active.interrupt.as_ref());
-        }
+            // SAFETY: `mem` keeps guest memory mapped.
+            let written = unsafe { writable.copy_in(bytes) };
+            metrics.requests += 1;
+            metrics.bytes += written as u64;
+            written
+        });
     }
 }
 

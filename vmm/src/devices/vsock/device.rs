@@ -12,7 +12,7 @@ use super::persist::{SavedVsock, VERSION};
 use crate::devices::buffers::{Segments, gather};
 use crate::devices::ring::{Active, BUDGET};
 use crate::event_loop::EventSet;
-use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
 
 /// Towards the guest, from the guest, events (virtio 1.2 §5.10.2).
 const RX: u16 = 0;
@@ -115,15 +115,8 @@ impl VsockDevice {
     /// # Errors
     /// See [`VsockError`].
     pub fn restore(config: VsockConfig, state: &serde_json::Value) -> Result<Self, VsockError> {
-        let saved: SavedVsock =
-            serde_json::from_value(state.clone()).map_err(|e| VsockError::Saved {
-                reason: e.to_string(),
-            })?;
-        if saved.version != VERSION {
-            return Err(VsockError::Saved {
-                reason: format!("version {} (this VMM reads {VERSION})", saved.version),
-            });
-        }
+        read_saved(state, VERSION, |saved: &SavedVsock| saved.version)
+            .map_err(|reason| VsockError::Saved { reason })?;
         let mut device = VsockDevice::new(config)?;
         device.announce_reset = true;
         Ok(device)
