@@ -9,6 +9,8 @@ mod db;
 mod error;
 mod sandbox;
 mod table;
+#[cfg(test)]
+pub(crate) mod testing;
 mod wire;
 
 use std::{path::Path, sync::Arc};

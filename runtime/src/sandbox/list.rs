@@ -66,7 +66,7 @@ fn item(record: &SandboxRecord) -> v1::PodSandbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Config, records::Shape};
+    use crate::{config::Config, records::testing};
 
     fn record(number: u32) -> SandboxRecord {
         let metadata = v1::PodSandboxMetadata {
@@ -86,25 +86,13 @@ mod tests {
             ..Default::default()
         };
         SandboxRecord {
-            id: format!("{number:032x}"),
             config,
-            handler: String::new(),
-            machine: MachineKind::Vm,
             created_at: i64::from(number),
             state: match number % 2 {
                 0 => SandboxState::Ready,
                 _ => SandboxState::NotReady,
             },
-            resources: Vec::new(),
-            shape: Shape {
-                vcpus: 1,
-                memory_mib: 128,
-                scratch_mib: 64,
-                limits: None,
-            },
-            network: None,
-            phases: Vec::new(),
-            exit: None,
+            ..testing::sandbox(&format!("{number:032x}"))
         }
     }
 

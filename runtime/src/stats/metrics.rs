@@ -87,13 +87,7 @@ mod tests {
     use bulkhead_proto::agent;
 
     use super::*;
-    use crate::{
-        cgroup,
-        records::{
-            ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, SandboxRecord,
-            SandboxState, Shape,
-        },
-    };
+    use crate::{cgroup, records::testing};
 
     /// The names the validation suite of CRI asks for, less the one that cgroup v2 does not count.
     const WANTED: &str = include_str!("wanted.txt");
@@ -126,53 +120,11 @@ mod tests {
             name: "main".into(),
             attempt: 0,
         };
-        let container = ContainerRecord {
-            meta: Arc::new(ContainerMeta {
-                id: "c".into(),
-                sandbox_id: "p".into(),
-                config: cri::ContainerConfig {
-                    metadata: Some(metadata),
-                    ..Default::default()
-                },
-                image_id: String::new(),
-                layers: Vec::new(),
-                log_path: None,
-                created_at: 1,
-                stop_signal: 15,
-                user: None,
-                volumes: Vec::new(),
-                extra: BTreeMap::new(),
-            }),
-            status: ContainerStatus {
-                state: ContainerState::Running,
-                started_at: 7_000_000_000,
-                finished_at: 0,
-                exit_code: 0,
-                oom_killed: false,
-                message: String::new(),
-                resources: cri::LinuxContainerResources::default(),
-            },
-        };
-        let record = SandboxRecord {
-            id: "p".into(),
-            config: cri::PodSandboxConfig::default(),
-            handler: String::new(),
-            machine: Default::default(),
-            created_at: 1,
-            state: SandboxState::Ready,
-            resources: Vec::new(),
-            shape: Shape {
-                vcpus: 1,
-                memory_mib: 128,
-                scratch_mib: 64,
-                limits: None,
-            },
-            network: None,
-            phases: Vec::new(),
-            exit: None,
-        };
+        let mut container = testing::container("c", "p");
+        Arc::make_mut(&mut container.meta).config.metadata = Some(metadata);
+        container.status.started_at = 7_000_000_000;
         Sample {
-            record: Arc::new(record),
+            record: Arc::new(testing::sandbox("p")),
             at: 1,
             containers: vec![ask::OneContainer {
                 record: Arc::new(container),

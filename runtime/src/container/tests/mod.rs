@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     error::Grpc as _,
     images::{ImageConfig, ImageRecord, LayerRecord, digest::Digest},
-    records::{MachineKind, Records, SandboxRecord, SandboxState, Shape},
+    records::{Records, SandboxRecord, testing},
     sandbox::Machine,
     vmm::{JailDir, Process},
 };
@@ -107,26 +107,12 @@ impl Node {
             }
             let logs = self.dir.path().join("logs");
             let sandbox = SandboxRecord {
-                id: POD.to_owned(),
                 config: cri::PodSandboxConfig {
                     log_directory: logs.display().to_string(),
                     hostname: "pod".to_owned(),
                     ..Default::default()
                 },
-                handler: String::new(),
-                machine: MachineKind::Vm,
-                created_at: 1,
-                state: SandboxState::Ready,
-                resources: Vec::new(),
-                shape: Shape {
-                    vcpus: 1,
-                    memory_mib: 128,
-                    scratch_mib: 64,
-                    limits: None,
-                },
-                network: None,
-                phases: Vec::new(),
-                exit: None,
+                ..testing::sandbox(POD)
             };
             records.sandboxes.put(sandbox).await.unwrap();
         });

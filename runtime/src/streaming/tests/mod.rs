@@ -19,10 +19,7 @@ use crate::{
     agent,
     app::App,
     config::Config,
-    records::{
-        ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, MachineKind,
-        SandboxRecord, SandboxState, Shape,
-    },
+    records::{ContainerRecord, ContainerState, testing},
     sandbox::{Machine, Pod},
     vmm::{JailDir, Process},
 };
@@ -62,7 +59,11 @@ impl Node {
         let guest = Guest::start(&jail.vsock());
         let machine = Machine::vm(jail);
         let app = App::open(config).unwrap();
-        app.records.sandboxes.put(sandbox()).await.unwrap();
+        app.records
+            .sandboxes
+            .put(testing::sandbox(POD))
+            .await
+            .unwrap();
         for (id, state) in [
             (RUNNING, ContainerState::Running),
             (DEAD, ContainerState::Exited),
@@ -127,50 +128,8 @@ async fn limit<T>(work: impl Future<Output = T>) -> T {
         .expect("the test takes too long")
 }
 
-fn sandbox() -> SandboxRecord {
-    SandboxRecord {
-        id: POD.to_owned(),
-        config: v1::PodSandboxConfig::default(),
-        handler: String::new(),
-        machine: MachineKind::Vm,
-        created_at: 1,
-        state: SandboxState::Ready,
-        resources: Vec::new(),
-        shape: Shape {
-            vcpus: 1,
-            memory_mib: 128,
-            scratch_mib: 64,
-            limits: None,
-        },
-        network: None,
-        phases: Vec::new(),
-        exit: None,
-    }
-}
-
 fn container(id: &str, state: ContainerState) -> ContainerRecord {
-    ContainerRecord {
-        meta: Arc::new(ContainerMeta {
-            id: id.to_owned(),
-            sandbox_id: POD.to_owned(),
-            config: v1::ContainerConfig::default(),
-            image_id: String::new(),
-            layers: Vec::new(),
-            log_path: None,
-            created_at: 1,
-            stop_signal: 15,
-            user: None,
-            volumes: Vec::new(),
-            extra: Default::default(),
-        }),
-        status: ContainerStatus {
-            state,
-            started_at: 1,
-            finished_at: 0,
-            exit_code: 0,
-            oom_killed: false,
-            message: String::new(),
-            resources: Default::default(),
-        },
-    }
+    let mut record = testing::container(id, POD);
+    record.status.state = state;
+    record
 }
