@@ -444,17 +444,19 @@ async fn stop_signals_and_grace(context: &mut Context) -> Outcome {
     let config = pod("signals");
     let id = cri.run_pod(config.clone()).await?;
     // The image's stop signal is SIGUSR1.
-    let trap = "trap 'exit 7' USR1; while :; do usleep 100000; done";
+    let ready = "until [ -e /tmp/ready ]; do usleep 10000; done";
+    let trap = "trap 'exit 7' USR1; touch /tmp/ready; while :; do usleep 100000; done";
     let made = cri.run(&id, &config, script("usr1", &image, trap)).await?;
-    cri.shell(&made, "true").await?;
+    cri.shell(&made, ready).await?;
     cri.stop(&made, 30).await?;
     let status = cri.status(&made).await?;
     check!(
         status.exit_code == 7,
         "the stop signal did not arrive: {status:?}"
     );
-    let deaf = "trap '' USR1 TERM; while :; do usleep 100000; done";
+    let deaf = "trap '' USR1 TERM; touch /tmp/ready; while :; do usleep 100000; done";
     let made = cri.run(&id, &config, script("deaf", &image, deaf)).await?;
+    cri.shell(&made, ready).await?;
     cri.stop(&made, 1).await?;
     let status = cri.status(&made).await?;
     check!(status.exit_code == 137, "{status:?}");

@@ -273,7 +273,9 @@ impl Node<'_> {
         if names.is_empty() {
             return Ok(());
         }
-        let base = self.plan.results.join(claim);
+        // Not by `with_extension`: the claim's own dots are part of its name, and batches run side
+        // by side.
+        let file = |kind| self.plan.results.join(format!("{claim}.{kind}"));
         let args = [
             format!("-runtime-endpoint={}", self.endpoint),
             format!("-ginkgo.timeout={}s", LIMIT.as_secs()),
@@ -282,7 +284,7 @@ impl Node<'_> {
         let args = args
             .into_iter()
             .chain(run.args.iter().map(|&a| a.to_owned()));
-        let (report, log) = (base.with_extension("json"), base.with_extension("log"));
+        let (report, log) = (file("json"), file("log"));
         let (mut told, missing) = match critest(args, &report, &log).await {
             Ok(specs) => (specs, "critest did not get to it".to_owned()),
             Err(error) => (Vec::new(), error.to_string()),
