@@ -44,7 +44,7 @@ const FIRST_PORT: u32 = 1 << 30;
 /// What all connections together may keep for the host, roughly; see `buffer_size`.
 const BUFFERS: usize = 2 << 20;
 /// The largest receive buffer of one connection.
-const MAX_BUFFER: usize = 128 << 10;
+const MAX_BUFFER: usize = 256 << 10;
 /// The smallest.
 const MIN_BUFFER: usize = 4 << 10;
 
