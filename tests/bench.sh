@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make bench`: builds, starts a test host, and runs bulkhead-bench in it. What is given goes to
 # bulkhead-bench: --pods N, --repeat N, --peer qemu, --peer firecracker=PATH, --only-peer,
-# --json FILE (on this machine).
+# --only-streams (and volumes), --json FILE (on this machine).
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
@@ -47,8 +47,8 @@ trap 'rm -rf "$results"' EXIT
 status=0
 mkdir "$results/program"
 cp "$CARGO_TARGET_DIR/fast/bulkhead-bench" "$results/program/"
-cc -Os -s -static -Wall -Werror -o "$results/program/vsock-source" tests/bench-guest/vsock-source.c
-if [[ " ${words[*]-} " != *" --only-peer "* ]]; then
+cc -Os -s -static -Wall -Wextra -Werror -o "$results/program/bulk" tests/bench-guest/bulk.c
+if [[ " ${words[*]-} " != *" --only-"* ]]; then
     say "what needs no VM, on this machine"
     "$results/program/bulkhead-bench" --only-lists --repeat 50 --results "$results" --json "$results/lists.json" || status=$?
 fi

@@ -32,39 +32,46 @@ pub struct Effort {
     pub repeat: usize,
 }
 
-/// Measures a node below `results`.
+/// Measures a node below `results`; without `pods`, streams and volumes alone.
 ///
 /// # Errors
 /// If anything of it does not work.
-pub async fn measure(results: &Path, effort: Effort, figures: &mut Figures) -> Outcome {
+pub async fn measure(results: &Path, effort: Effort, pods: bool, figures: &mut Figures) -> Outcome {
     let mut host = Host::start("bench", results, Options::default()).await?;
     host.start_registry().await?;
     let cri = host.cri().await?;
     let busybox = format!("{REGISTRY}/busybox:latest");
     println!("==> pulling");
     cri.pull(&busybox).await?;
-    pulls(&cri, effort, figures).await?;
+    if pods {
+        pulls(&cri, effort, figures).await?;
+        one_by_one(&host, &cri, &busybox, effort, figures).await?;
+    }
+    println!("==> streams");
+    super::streams::measure(&host, &cri, &busybox, effort.repeat, figures).await?;
+    println!("==> volumes");
+    super::files::measure(&host, &cri, &busybox, effort.repeat.min(3), figures).await?;
+    host.stop_daemon().await
+}
+
+async fn one_by_one(
+    host: &Host,
+    cri: &Cri,
+    image: &str,
+    effort: Effort,
+    figures: &mut Figures,
+) -> Outcome {
     for number in 1..=effort.pods {
         println!("==> pod {number} of {}", effort.pods);
         let last = number == effort.pods;
-        one_pod(
-            &host,
-            &cri,
-            &busybox,
-            number,
-            last.then_some(effort.repeat),
-            figures,
-        )
-        .await?;
+        let repeat = last.then_some(effort.repeat);
+        one_pod(host, cri, image, number, repeat, figures).await?;
     }
     compare_first_and_last(figures);
-    println!("==> streams");
-    super::streams::measure(&host, &cri, &busybox, effort.repeat, figures).await?;
     if let Some(memory) = figures.median(VMM_MEMORY) {
-        // With virtio-fs, as pods have it; 5 without.
-        figures.hold("VMM memory beyond guest RAM, MiB", memory, 12.0);
+        figures.hold("VMM memory beyond guest RAM, MiB", memory, 5.0);
     }
-    host.stop_daemon().await
+    Ok(())
 }
 
 pub(super) fn milliseconds(time: Duration) -> f64 {

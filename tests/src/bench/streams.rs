@@ -4,10 +4,12 @@ use std::{
     env,
     io::{self, Read as _, Write as _},
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use bulkhead_proto::cri::{ContainerConfig, ExecRequest, PodSandboxConfig, PortForwardRequest};
+use bulkhead_proto::cri::{
+    ContainerConfig, ExecRequest, Mount, PodSandboxConfig, PortForwardRequest,
+};
 use bulkhead_runtime::streaming::spdy::{
     client::{self, Command, Said, follow},
     frame::Event,
@@ -24,6 +26,8 @@ use crate::{
 
 const SIZE: usize = 64 << 20;
 const VSOCK_PORT: u32 = 5000;
+/// Where containers have the program.
+pub(super) const BULK: &str = "/bench/bulk";
 const EXEC: &str = "exec, standard output";
 const PLAIN: &str = "plain vsock copy";
 
@@ -38,7 +42,8 @@ pub async fn measure(
     repeat: usize,
     figures: &mut Figures,
 ) -> Outcome {
-    let logs = host.dir().join("streams");
+    // On a disk: the results may be a share of another machine's.
+    let logs = host.state_dir().with_extension("bench-logs");
     std::fs::create_dir_all(&logs)?;
     let mut config = PodSandboxConfig {
         log_directory: logs.display().to_string(),
@@ -47,11 +52,9 @@ pub async fn measure(
     let linux = config.linux.get_or_insert_default();
     linux.security_context.get_or_insert_default().privileged = true;
     let pod = cri.run_pod(config.clone()).await?;
-    let mut container = cri::script(
-        "c",
-        image,
-        "while true; do dd if=/dev/zero bs=64k count=1024 2>/dev/null | nc -l -p 9000; done",
-    );
+    let text = format!("while true; do {BULK} out {SIZE} | nc -l -p 9000; done");
+    let mut container = cri::script("c", image, &text);
+    container.mounts = vec![programs()?];
     // For vsock, which the default seccomp profile keeps from containers.
     let linux = container.linux.get_or_insert_default();
     linux.security_context.get_or_insert_default().privileged = true;
@@ -68,14 +71,17 @@ pub async fn measure(
         figures.add("ten execs at once", "ms", milliseconds(began.elapsed()));
     }
     let vsock = host.run_dir().join("pods").join(&pod).join("vm/vsock.sock");
-    let plain = plain_source(cri, &id).await?;
+    let serve = format!(
+        "{BULK} vsock {VSOCK_PORT} {SIZE} >/tmp/says 2>&1 & \
+         until grep . /tmp/says; do usleep 10000; done"
+    );
+    let says = cri.shell(&id, &serve).await?;
+    check!(says.contains("listening"), "the plain source says {says:?}");
     for _ in 0..repeat.min(3) {
         // In turn, so that what the machine does besides meets both.
-        if plain {
-            rate(figures, PLAIN, Instant::now(), copy(&vsock)?)?;
-        }
+        rate(figures, PLAIN, Instant::now(), copy(&vsock)?)?;
         let began = Instant::now();
-        let command = ["dd", "if=/dev/zero", "bs=64k", "count=1024"];
+        let command = [BULK, "out", &SIZE.to_string()];
         rate(figures, EXEC, began, run(cri, &id, &command, SIZE).await?)?;
         let began = Instant::now();
         rate(figures, "port-forward", began, forwarded(cri, &pod).await?)?;
@@ -170,32 +176,22 @@ async fn forwarded(cri: &Cri, pod: &str) -> Result<usize, Failure> {
     }
 }
 
-/// Puts the plain source into the container and starts it; false if the benchmark has none.
-async fn plain_source(cri: &Cri, id: &str) -> Result<bool, Failure> {
-    let mut program = env::current_exe()?;
-    program.set_file_name("vsock-source");
-    let program: PathBuf = program;
-    if !program.exists() {
-        println!("no plain copy: {} is not there", program.display());
-        return Ok(false);
-    }
-    let content = std::fs::read(program)?;
-    let script = "cat >/tmp/source; chmod +x /tmp/source";
-    let url = url(cri, id, &["sh", "-c", script], true).await?;
-    let mut command = Command::start(&url, &["stdin", "stdout"]).await?;
-    let stdin = command.stdin.ok_or("no input")?;
-    for part in content.chunks(1 << 20) {
-        command.writer.send(stdin, part, false).await?;
-    }
-    command.writer.send(stdin, b"", true).await?;
-    command.collect().await?;
-    let script = format!(
-        "/tmp/source {VSOCK_PORT} {SIZE} >/tmp/says 2>&1 & \
-         until grep . /tmp/says; do usleep 10000; done"
+/// The directory of the benchmark's program for what is done in containers, as a mount.
+pub(super) fn programs() -> Result<Mount, Failure> {
+    let mut directory = env::current_exe()?;
+    directory.pop();
+    let program = directory.join("bulk");
+    let name = program.display();
+    check!(
+        program.exists(),
+        "{name} is not there: `make bench` makes it"
     );
-    let says = cri.shell(id, &script).await?;
-    check!(says.contains("listening"), "the plain source says {says:?}");
-    Ok(true)
+    Ok(Mount {
+        container_path: "/bench".to_owned(),
+        host_path: directory.display().to_string(),
+        readonly: true,
+        ..Mount::default()
+    })
 }
 
 /// Reads what the plain source sends.
@@ -224,13 +220,11 @@ async fn log(
     logs: &Path,
     figures: &mut Figures,
 ) -> Outcome {
-    // Lines of a kilobyte.
-    let text = "pad=x; while [ ${#pad} -lt 1023 ]; do pad=$pad$pad; done; \
-                pad=$(echo $pad | head -c 1023); yes $pad | head -n 65536";
-    let container = ContainerConfig {
+    let mut container = ContainerConfig {
         log_path: "bulk.log".to_owned(),
-        ..cri::script("log", image, text)
+        ..cri::container("log", image, &[BULK, "out", &SIZE.to_string()])
     };
+    container.mounts = vec![programs()?];
     let id = cri.create(pod, config, container).await?;
     let began = Instant::now();
     cri.start(&id).await?;
@@ -241,6 +235,6 @@ async fn log(
         64.0 / began.elapsed().as_secs_f64(),
     );
     let size = std::fs::metadata(logs.join("bulk.log"))?.len();
-    check!(size > 64 << 20, "a log of {size} bytes");
+    check!(size > SIZE as u64, "a log of {size} bytes");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The benchmark: `bulkhead-bench [--pods N] [--repeat N] [--peer qemu|firecracker=PATH]…
-//! [--only-peer] [--json FILE] [--results DIR]`, as root in the test host, and with `--only-lists`
-//! on the machine itself (tests/bench.sh does all that). Exit code 1 if a number that is to be held
+//! [--only-peer] [--only-streams] [--json FILE] [--results DIR]`, as root in the test host, and with
+//! `--only-lists` on the machine itself (tests/bench.sh does all that). Exit code 1 if a number that is to be held
 //! is missed, 2 if something did not work.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -25,6 +25,7 @@ struct Args {
     peers: Vec<Peer>,
     only_peer: bool,
     only_lists: bool,
+    only_streams: bool,
     json: Option<PathBuf>,
     results: PathBuf,
 }
@@ -35,8 +36,8 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!(
                 "bulkhead-bench: {error}\nusage: bulkhead-bench [--pods N] [--repeat N] \
-                 [--peer qemu|firecracker=PATH]… [--only-peer] [--only-lists] [--json FILE] \
-                 [--results DIR]"
+                 [--peer qemu|firecracker=PATH]… [--only-peer] [--only-streams] \
+                 [--only-lists] [--json FILE] [--results DIR]"
             );
             return ExitCode::from(2);
         }
@@ -77,7 +78,8 @@ async fn run(args: &Args, figures: &mut Figures) -> Outcome {
         return lists::measure(&args.results, args.effort.repeat, figures).await;
     }
     if !args.only_peer {
-        node::measure(&args.results, args.effort, figures).await?;
+        let pods = !args.only_streams;
+        node::measure(&args.results, args.effort, pods, figures).await?;
     }
     for peer in &args.peers {
         let need = |name: &str| -> Result<PathBuf, Failure> {
@@ -103,6 +105,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Failure> {
         peers: Vec::new(),
         only_peer: false,
         only_lists: false,
+        only_streams: false,
         json: None,
         results: PathBuf::from("/tmp/bulkhead-bench"),
     };
@@ -113,6 +116,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Failure> {
             "--repeat" => args.effort.repeat = value()?.parse()?,
             "--only-peer" => args.only_peer = true,
             "--only-lists" => args.only_lists = true,
+            "--only-streams" => args.only_streams = true,
             "--json" => args.json = Some(value()?.into()),
             "--results" => args.results = value()?.into(),
             "--peer" => args.peers.push(which_peer(&value()?)?),
