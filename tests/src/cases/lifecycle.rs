@@ -100,7 +100,7 @@ async fn ids_attempts_signals_and_ends_are_told(context: &mut Context) -> Outcom
             name,
             0,
             image,
-            "trap 'exit 9' INT; trap 'exit 8' TERM; while :; do usleep 50000; done",
+            "trap 'exit 9' INT; trap 'exit 8' TERM; touch /tmp/ready; while :; do usleep 50000; done",
         )
     };
     for (name, image, asked, told, exit) in [
@@ -129,7 +129,8 @@ async fn ids_attempts_signals_and_ends_are_told(context: &mut Context) -> Outcom
         );
         if let Some(exit) = exit {
             cri.start(&made).await?;
-            cri.shell(&made, "true").await?;
+            let ready = "until [ -e /tmp/ready ]; do usleep 10000; done";
+            cri.shell(&made, ready).await?;
             cri.stop(&made, 30).await?;
             let status = cri.status(&made).await?;
             check!(status.exit_code == exit, "{name}: {status:?}");

@@ -1,21 +1,32 @@
 //! What survives the daemon, and what a dying VM takes with it.
 
-use std::{fs, process::Command};
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::Command,
+};
 
-use bulkhead_proto::cri::{ContainerState, PodSandboxState};
+use bulkhead_proto::cri::{ContainerState, PodSandboxConfig, PodSandboxState};
+use bulkhead_runtime::logs::parse_line;
 use tokio::time::Instant;
 
 use super::{BUSYBOX, logs};
 use crate::{
     Outcome, check,
     cri::{Cri, PATIENCE, pause, pod, script},
-    suite::{Context, Test},
+    suite::{Context, LIMIT, Test},
     test,
 };
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
         test!("recovery", a_killed_daemon_finds_everything_again),
+        test!(
+            "recovery",
+            a_gigabyte_of_output_is_logged_once_across_kills,
+            LIMIT * 8
+        ),
         test!("recovery", a_stopped_daemon_leaves_pods_running),
         test!("recovery", a_killed_machine_is_told_and_freed),
         test!("recovery", a_guest_panic_is_told_with_its_console),
@@ -80,6 +91,86 @@ async fn a_killed_daemon_finds_everything_again(context: &mut Context) -> Outcom
         pause(deadline, "all lines").await?;
     }
     Ok(cri.remove_pod(&id).await?)
+}
+
+/// Output of `ROUNDS` times `LINES` lines of 4,000 bytes, a billion and a few.
+const ROUNDS: usize = 250;
+const LINES: usize = 1000;
+
+/// What line `number` of every round is, without its newline.
+fn line(number: usize) -> String {
+    format!("{number:0>3999}")
+}
+
+async fn a_gigabyte_of_output_is_logged_once_across_kills(context: &mut Context) -> Outcome {
+    // On a disk, where logs are: the node's directory is shared with the machine.
+    let dir = context.host.state_dir().with_extension("gigabyte");
+    let config = PodSandboxConfig {
+        log_directory: dir.display().to_string(),
+        ..pod("gigabyte")
+    };
+    context.cri.pull(BUSYBOX).await?;
+    let id = context.cri.run_pod(config.clone()).await?;
+    let text = format!(
+        "awk 'BEGIN {{ for (n = 0; n < {LINES}; n++) printf \"%03999d\\n\", n }}' >/tmp/block
+         n=0; while [ $n -lt {ROUNDS} ]; do echo round $n; cat /tmp/block; n=$((n+1)); done"
+    );
+    let writer = logs::logged(script("writer", BUSYBOX, &text), "out.log");
+    let writer = context.cri.run(&id, &config, writer).await?;
+    let path = dir.join("out.log");
+    let deadline = Instant::now() + LIMIT * 7;
+    let size = || fs::metadata(&path).map_or(0, |meta| meta.len());
+    for kill_at in [150_000_000, 400_000_000, 401_000_000, 800_000_000] {
+        while size() < kill_at {
+            let what = format!("{kill_at} bytes in the log, it has {}", size());
+            pause(deadline, &what).await?;
+        }
+        context.host.kill_daemon()?;
+        context.host.start_daemon().await?;
+        context.cri = context.host.cri().await?;
+    }
+    let cri = &context.cri;
+    loop {
+        let status = cri.status(&writer).await?;
+        if status.state() == ContainerState::ContainerExited {
+            check!(status.exit_code == 0, "{status:?}");
+            break;
+        }
+        pause(deadline, "the writer to end").await?;
+    }
+    every_line_once(&path)?;
+    cri.remove_pod(&id).await?;
+    Ok(fs::remove_dir_all(&dir)?)
+}
+
+/// Reads the log line by line: it is too long to be held.
+fn every_line_once(path: &Path) -> Outcome {
+    let lines: Vec<String> = (0..LINES).map(line).collect();
+    let mut log = BufReader::with_capacity(1 << 20, File::open(path)?);
+    let (mut got, mut count, mut bytes) = (Vec::new(), 0, 0);
+    while log.read_until(b'\n', &mut got)? > 0 {
+        let (round, number) = (count / (LINES + 1), count % (LINES + 1));
+        let parsed = parse_line(got.strip_suffix(b"\n").unwrap_or_default());
+        let parsed = parsed.ok_or_else(|| format!("line {count} of the log is no log line"))?;
+        let header = format!("round {round}");
+        let expected = match number.checked_sub(1) {
+            None => &header,
+            Some(number) => &lines[number],
+        };
+        check!(
+            parsed.full && parsed.content == expected.as_bytes(),
+            "line {count} of the log is not line {number} of round {round} but {:?}…",
+            String::from_utf8_lossy(&parsed.content[..parsed.content.len().min(40)])
+        );
+        bytes += parsed.length();
+        count += 1;
+        got.clear();
+    }
+    check!(
+        count == ROUNDS * (LINES + 1) && bytes > 1_000_000_000,
+        "{count} lines, {bytes} bytes"
+    );
+    Ok(())
 }
 
 async fn a_stopped_daemon_leaves_pods_running(context: &mut Context) -> Outcome {
