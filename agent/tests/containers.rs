@@ -13,7 +13,7 @@
 mod common;
 
 use bulkhead_proto::agent::*;
-use common::{TestAgent, exec_request, process, request, request_with, spec};
+use common::{TestAgent, collect, exec_request, process, request, request_with, spec, text};
 use serde_json::json;
 use tonic::Code;
 
@@ -44,7 +44,7 @@ async fn a_container_lives_and_leaves_nothing() {
     let cgroup = std::path::Path::new("/sys/fs/cgroup/bulkhead/c1");
     assert!(cgroup.exists());
     agent.begin("c1").await.unwrap();
-    let (stdout, stderr, exit) = agent.collect("c1", "").await;
+    let (stdout, stderr, exit) = agent.collect("c1").await;
     assert_eq!((stdout.as_str(), stderr.as_str()), ("out\n1\n", "err\n"));
     assert_eq!((exit.code, exit.signal, exit.oom_killed), (7, 0, false));
     let states = agent
@@ -103,7 +103,7 @@ async fn a_directory_without_an_entry_is_as_the_layers_below_have_it() {
         }];
         agent.create_with(wanted).await.unwrap();
         agent.begin(layer).await.unwrap();
-        let (stdout, stderr, _) = agent.collect(layer, "").await;
+        let (stdout, stderr, _) = agent.collect(layer).await;
         assert!(stdout.starts_with(expected), "{layer}: {stdout}{stderr}");
         let owner: Vec<_> = stdout.split_whitespace().skip(2).take(2).collect();
         assert_eq!(
@@ -194,7 +194,7 @@ async fn a_program_the_kernel_does_not_take_fails_at_the_start() {
     std::fs::set_permissions(&layer, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     agent.create_with(request("s", &["script"])).await.unwrap();
     assert_eq!(agent.begin("s").await.unwrap_err().code(), Code::NotFound);
-    let (_, _, exit) = agent.collect("s", "").await;
+    let (_, _, exit) = agent.collect("s").await;
     assert_ne!(exit.code, 0);
     agent.delete("s").await;
 }
@@ -218,7 +218,7 @@ async fn the_image_and_the_pod_say_who_the_process_is() {
         (1000, 1000, vec![1000, 4, 77])
     );
     agent.begin("u").await.unwrap();
-    let (stdout, stderr, _) = agent.collect("u", "").await;
+    let (stdout, stderr, _) = agent.collect("u").await;
     assert_eq!(
         stdout,
         "uid=1000(web) gid=1000(web) groups=4(adm),77,1000(web)\n/home/web\n/made/for/this\n",
@@ -257,7 +257,7 @@ async fn limits_hold_and_a_memory_kill_is_told_apart() {
         ("60\n".into(), "max 100000\n".into())
     );
     agent.begin("m").await.unwrap();
-    let (_, _, exit) = agent.collect("m", "").await;
+    let (_, _, exit) = agent.collect("m").await;
     assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, 9, true));
     agent.delete("m").await;
 
@@ -269,7 +269,7 @@ async fn limits_hold_and_a_memory_kill_is_told_apart() {
         all: false,
     };
     agent.client.signal_process(kill.clone()).await.unwrap();
-    let (_, _, exit) = agent.collect("k", "").await;
+    let (_, _, exit) = agent.collect("k").await;
     assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, 9, false));
     // A process that is gone is no error.
     agent.client.signal_process(kill).await.unwrap();
@@ -284,7 +284,7 @@ async fn the_first_process_takes_the_rest_with_it() {
     wanted.pid_mode = PidMode::Node.into();
     agent.create_with(wanted).await.unwrap();
     agent.begin("r").await.unwrap();
-    let (_, _, exit) = agent.collect("r", "").await;
+    let (_, _, exit) = agent.collect("r").await;
     assert_eq!(exit.code, 0);
     let deadline = tokio::time::Instant::now() + common::DEADLINE;
     bulkhead_agent::container::cgroup::wait_empty(
@@ -313,7 +313,7 @@ async fn containers_can_share_a_pid_namespace() {
     target.pid_target = "b".into();
     agent.create_with(target).await.unwrap();
     agent.begin("t").await.unwrap();
-    let (list, ..) = agent.collect("t", "").await;
+    let (list, ..) = agent.collect("t").await;
     assert_eq!(list.matches("sleep 1000").count(), 2, "{list}");
     for id in ["t", "a", "b"] {
         agent.delete(id).await;
@@ -369,11 +369,14 @@ async fn execs_join_the_container_and_fail_with_codes() {
     let mut wanted = exec_request("x", "1", &["sh", "-c", "echo $A $PATH; pwd; exit 3"]);
     wanted.env = vec!["A=b".into()];
     wanted.cwd = "/tmp".into();
-    agent.exec(wanted).await.unwrap();
-    let (stdout, _, exit) = agent.collect("x", "1").await;
+    let session = agent.exec(wanted).await.unwrap();
+    let (stdout, _, exit) = text(collect(session, false).await);
     assert_eq!((stdout.as_str(), exit.code), ("b /bin\n/tmp\n", 3));
-    let again = agent.exec(exec_request("x", "1", &["true"])).await;
+    let held = exec_request("x", "held", &["sleep", "1000"]);
+    let held = agent.exec(held).await.unwrap();
+    let again = agent.exec(exec_request("x", "held", &["true"])).await;
     assert_eq!(again.unwrap_err().code(), Code::AlreadyExists);
+    drop(held);
     for (args, code) in [
         (&["absent"][..], Code::NotFound),
         (&["plain"], Code::PermissionDenied),
@@ -397,12 +400,6 @@ async fn execs_join_the_container_and_fail_with_codes() {
         .await;
     // Seen from its own cgroup namespace, the container's cgroup is the root.
     assert_eq!(cgroup, "0::/\nseen\n");
-    let forget = DeleteExecRequest {
-        container_id: "x".into(),
-        exec_id: "1".into(),
-    };
-    agent.client.delete_exec(forget.clone()).await.unwrap();
-    agent.client.delete_exec(forget).await.unwrap();
     agent.delete("x").await;
 }
 

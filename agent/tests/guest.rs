@@ -22,13 +22,12 @@ use std::process::{Command, Stdio};
 
 use bulkhead_agent::launcher::message;
 use bulkhead_proto::agent::*;
-use common::{DEADLINE, TestAgent, connect, make_layer, request, request_with, spec};
+use common::{Address, DEADLINE, TestAgent, connect, make_layer, request, request_with, spec};
 use prost::Message;
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 use tonic::Code;
 
@@ -73,18 +72,6 @@ fn control(socket: &Path, request: &Value, file: Option<&File>) -> Value {
     let mut answer = vec![0; usize::try_from(u32::from_le_bytes(length)).unwrap()];
     stream.read_exact(&mut answer).unwrap();
     serde_json::from_slice(&answer).unwrap()
-}
-
-/// The agent's port behind the VMM's vsock socket.
-async fn dial(socket: PathBuf) -> std::io::Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket).await?;
-    stream.write_all(b"CONNECT 1024\n").await?;
-    let mut line = Vec::new();
-    while line.last() != Some(&b'\n') {
-        line.push(stream.read_u8().await?);
-    }
-    assert!(line.starts_with(b"OK "));
-    Ok(stream)
 }
 
 struct Guest {
@@ -170,13 +157,12 @@ impl Guest {
                 std::fs::read_to_string(console).unwrap_or_default()
             );
         };
-        let socket = at("vsock.sock");
-        let client = timeout(DEADLINE, connect(move || dial(socket.clone())))
-            .await
-            .unwrap();
+        let address = Address::Vsock(at("vsock.sock"));
+        let client = timeout(DEADLINE, connect(address.clone())).await.unwrap();
         Some(Self {
             agent: TestAgent {
                 client,
+                address,
                 child,
                 directory,
             },
@@ -274,7 +260,7 @@ async fn a_guest_boots_runs_a_container_from_plugged_layers_and_goes_down() {
     let begun = std::time::Instant::now();
     guest.agent.begin("c1").await.unwrap();
     eprintln!("StartContainer {} ms", begun.elapsed().as_millis());
-    let (stdout, stderr, exit) = guest.agent.collect("c1", "").await;
+    let (stdout, stderr, exit) = guest.agent.collect("c1").await;
     eprintln!(
         "exit seen {} ms after the start",
         begun.elapsed().as_millis()

@@ -12,8 +12,11 @@
 #[allow(dead_code)] // each test program uses a part
 mod common;
 
+use bulkhead_proto::agent::session_request::What;
 use bulkhead_proto::agent::*;
-use common::{DEADLINE, TestAgent, exec_request, process, request};
+use bulkhead_proto::session::{Frame, acknowledgement};
+use common::{DEADLINE, TestAgent, collect, exec_request, frame, process, request, text};
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use tonic::Code;
 
@@ -26,21 +29,13 @@ macro_rules! agent {
     };
 }
 
-fn input(id: &str, exec: &str, data: &[u8], close: bool) -> InputRequest {
-    InputRequest {
-        process: Some(process(id, exec)),
-        data: data.to_vec().into(),
-        close,
-    }
-}
-
 #[tokio::test]
 async fn large_output_is_complete_and_in_order() {
     let mut agent = agent!();
     // More than every buffer on the way, and the exit right behind the last byte.
     agent.create("big", "seq 1 500000; seq 1 50000 >&2").await;
     agent.begin("big").await.unwrap();
-    let (stdout, stderr, exit) = agent.collect("big", "").await;
+    let (stdout, stderr, exit) = agent.collect("big").await;
     let expected = |to: u32| (1..=to).map(|n| format!("{n}\n")).collect::<String>();
     assert!(stdout == expected(500_000), "{} bytes", stdout.len());
     assert!(stderr == expected(50_000), "{} bytes", stderr.len());
@@ -53,37 +48,72 @@ async fn output_goes_on_where_the_last_reader_stopped() {
     let mut agent = agent!();
     agent.create("o", "seq 1 10000; sleep 1000").await;
     agent.begin("o").await.unwrap();
-    let open = |offset: u64| {
-        tokio_stream::iter([OutputRequest {
-            process: Some(process("o", "")),
-            stdout_offset: offset,
-            stderr_offset: 0,
-        }])
-    };
     let mut seen = Vec::new();
     for _ in 0..3 {
-        let mut chunks = agent
-            .client
-            .output(open(seen.len() as u64))
-            .await
-            .unwrap()
-            .into_inner();
-        let chunk = timeout(DEADLINE, chunks.message())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
-        if let Some(output_chunk::Event::Data(data)) = chunk.event {
-            assert_eq!(data.offset, seen.len() as u64);
-            // Half of it is lost on the way, as far as the next reader knows.
-            seen.extend_from_slice(&data.data[..data.data.len().div_ceil(2)]);
-        }
+        let mut session = agent.output("o", seen.len() as u64).await.unwrap();
+        let (frame, data) = frame(&mut session).await;
+        let Frame::Output(output) = frame else {
+            panic!("{frame:?} where output was to come");
+        };
+        assert_eq!(output.offset, seen.len() as u64);
+        assert!(output.time_unix_ns > 0);
+        // Half of it is lost on the way, as far as the next reader knows.
+        seen.extend_from_slice(&data[..data.len().div_ceil(2)]);
     }
     let expected = (1..=10_000).map(|n| format!("{n}\n")).collect::<String>();
     assert!(!seen.is_empty() && expected.as_bytes().starts_with(&seen));
-    let beyond = agent.client.output(open(1 << 40)).await.unwrap_err();
+    let beyond = agent.output("o", 1 << 40).await.unwrap_err();
     assert_eq!(beyond.code(), Code::OutOfRange);
+    // What is safe elsewhere is forgotten here.
+    let mut session = agent.output("o", 0).await.unwrap();
+    let mut taken = 0;
+    while taken < expected.len() {
+        taken += frame(&mut session).await.1.len();
+    }
+    let word = acknowledgement(taken as u64, 0);
+    session.write_all(&word).await.unwrap();
+    drop(session);
+    let refused = async {
+        loop {
+            // The session that said so has ended, or will.
+            if let Err(status) = agent.output("o", 0).await {
+                return status.code();
+            }
+        }
+    };
+    let code = timeout(DEADLINE, refused).await.unwrap();
+    assert_eq!(code, Code::OutOfRange);
     agent.delete("o").await;
+}
+
+#[tokio::test]
+async fn an_execs_output_is_its_sessions() {
+    let mut agent = agent!();
+    agent.create("m", "sleep 1000").await;
+    agent.begin("m").await.unwrap();
+    // More than its pipes hold, on both at once.
+    let script = "seq 1 200000 & seq 1 100000 >&2; wait; exit 7";
+    let (stdout, stderr, exit) = agent.exec_sh("m", "e", script).await;
+    let expected = |to: u32| (1..=to).map(|n| format!("{n}\n")).collect::<String>();
+    assert!(stdout == expected(200_000), "{} bytes", stdout.len());
+    assert!(stderr == expected(100_000), "{} bytes", stderr.len());
+    assert_eq!(exit.code, 7);
+    // The session's end is the process's.
+    let session = agent
+        .exec(exec_request("m", "long", &["sleep", "998"]))
+        .await
+        .unwrap();
+    let other = OutputRequest {
+        process: Some(process("m", "long")),
+        ..OutputRequest::default()
+    };
+    let other = agent.session(What::Output(other)).await.unwrap_err();
+    assert_eq!(other.code(), Code::InvalidArgument);
+    drop(session);
+    let script = "while ps | grep -q '[s]leep 998'; do :; done; echo gone";
+    let (stdout, ..) = agent.exec_sh("m", "look", script).await;
+    assert_eq!(stdout, "gone\n");
+    agent.delete("m").await;
 }
 
 #[tokio::test]
@@ -101,7 +131,7 @@ async fn a_full_buffer_stops_the_process_and_loses_nothing() {
         .unwrap()
         .into_inner();
     assert_eq!(list.containers[0].phase(), Phase::Running);
-    let (stdout, _, exit) = agent.collect_bytes("full", "").await;
+    let (stdout, _, exit) = agent.collect_bytes("full").await;
     assert_eq!((stdout.len(), exit.code), ((20 << 20) + 4, 0));
     assert!(stdout.ends_with(b"end\n"));
     agent.delete("full").await;
@@ -122,61 +152,39 @@ async fn input_arrives_whole_and_half_close_is_seen() {
     let mut agent = agent!();
     let mut wanted = request("i", &["sh", "-c", "md5sum; echo done"]);
     wanted.stdin = true;
+    wanted.stdin_once = true;
     agent.create_with(wanted).await.unwrap();
     agent.begin("i").await.unwrap();
-    let block = vec![b'x'; 64 * 1024];
-    let mut messages: Vec<_> = (0..100).map(|_| input("i", "", &block, false)).collect();
-    messages.push(input("i", "", b"", true));
-    let written = timeout(DEADLINE, agent.client.input(tokio_stream::iter(messages))).await;
-    assert_eq!(
-        written.unwrap().unwrap().into_inner().written,
-        100 * 64 * 1024
-    );
-    let (stdout, ..) = agent.collect("i", "").await;
+    let block = vec![b'x'; 100 * 64 * 1024];
+    agent.input("i", &block).await.unwrap();
+    let (stdout, ..) = agent.collect("i").await;
     // md5 of 6,553,600 times "x".
     assert_eq!(stdout, "8776cd07ad19a9b264732fd6c5734d3c  -\ndone\n");
-    let closed = agent
-        .client
-        .input(tokio_stream::iter([input("i", "", b"y", false)]))
-        .await;
-    assert_eq!(closed.unwrap_err().code(), Code::FailedPrecondition);
+    let closed = agent.input("i", b"y").await.unwrap_err();
+    assert_eq!(closed.code(), Code::FailedPrecondition);
     agent.delete("i").await;
 }
 
 #[tokio::test]
-async fn input_stays_open_between_streams_unless_asked() {
+async fn input_stays_open_between_sessions_unless_it_is_to_be_once() {
     let mut agent = agent!();
-    let mut wanted = request("s", &["cat"]);
+    let mut wanted = request("s", &["head", "-n", "2"]);
     wanted.stdin = true;
     agent.create_with(wanted.clone()).await.unwrap();
     agent.begin("s").await.unwrap();
     for text in ["one\n", "two\n"] {
-        let messages = [input("s", "", text.as_bytes(), false)];
-        agent
-            .client
-            .input(tokio_stream::iter(messages))
-            .await
-            .unwrap();
+        agent.input("s", text.as_bytes()).await.unwrap();
     }
-    agent
-        .client
-        .input(tokio_stream::iter([input("s", "", b"", true)]))
-        .await
-        .unwrap();
-    assert_eq!(agent.collect("s", "").await.0, "one\ntwo\n");
+    assert_eq!(agent.collect("s").await.0, "one\ntwo\n");
     agent.delete("s").await;
 
-    wanted.container_id = "once".into();
+    let mut wanted = request("once", &["cat"]);
+    wanted.stdin = true;
     wanted.stdin_once = true;
     agent.create_with(wanted).await.unwrap();
     agent.begin("once").await.unwrap();
-    let messages = [input("once", "", b"only\n", false)];
-    agent
-        .client
-        .input(tokio_stream::iter(messages))
-        .await
-        .unwrap();
-    assert_eq!(agent.collect("once", "").await.0, "only\n");
+    agent.input("once", b"only\n").await.unwrap();
+    assert_eq!(agent.collect("once").await.0, "only\n");
     agent.delete("once").await;
 }
 
@@ -197,12 +205,8 @@ async fn terminals_are_terminals_and_have_a_size() {
     };
     agent.client.resize_terminal(resize).await.unwrap();
     agent.begin("t").await.unwrap();
-    agent
-        .client
-        .input(tokio_stream::iter([input("t", "", b"hello\n", false)]))
-        .await
-        .unwrap();
-    let (stdout, stderr, exit) = agent.collect("t", "").await;
+    agent.input("t", b"hello\n").await.unwrap();
+    let (stdout, stderr, exit) = agent.collect("t").await;
     assert!(
         stdout.starts_with("/dev/pts/0\r\n") || stdout.contains("/dev/"),
         "{stdout}"
@@ -215,8 +219,8 @@ async fn terminals_are_terminals_and_have_a_size() {
     agent.begin("e").await.unwrap();
     let mut wanted = exec_request("e", "sh", &["sh", "-c", "tty; stty size; echo $TERM"]);
     wanted.tty = true;
-    agent.exec(wanted).await.unwrap();
-    let (stdout, ..) = agent.collect("e", "sh").await;
+    let session = agent.exec(wanted).await.unwrap();
+    let (stdout, ..) = text(collect(session, false).await);
     assert!(
         stdout.starts_with("/dev/pts/") && stdout.ends_with("xterm\r\n"),
         "{stdout}"

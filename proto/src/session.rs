@@ -6,7 +6,7 @@
 
 use prost::Message;
 
-use crate::agent::{Exit, SessionRequest, SessionResponse};
+use crate::agent::{Exit, SessionRequest, SessionResponse, Stream};
 
 /// What a session begins with. As long as the beginning of HTTP/2's own preface, from which it
 /// differs.
@@ -15,10 +15,12 @@ pub const MAGIC: [u8; 8] = *b"BHSESS1\n";
 pub const MAX_REQUEST: usize = 4 << 20;
 /// The longest answer: an error's text.
 pub const MAX_RESPONSE: usize = 64 << 10;
-/// The most data in one frame.
-pub const MAX_FRAME: usize = 64 << 10;
-/// Kind and length.
-pub const FRAME_HEADER: usize = 5;
+/// The most data in one frame: a whole pipe's.
+pub const MAX_FRAME: usize = 256 << 10;
+/// Kind (1 byte), length (4), offset (8), time (8), big-endian.
+pub const FRAME_HEADER: usize = 21;
+/// The offsets of both streams up to which a reader has the output safe.
+pub const ACKNOWLEDGEMENT: usize = 16;
 /// An exit is a few numbers.
 const MAX_EXIT: usize = 256;
 
@@ -96,12 +98,23 @@ pub fn length(bytes: [u8; 4], limit: usize) -> Result<usize, SessionError> {
 pub enum Frame {
     /// Nothing: the agent looks whether the connection is there.
     Alive,
-    /// That many bytes of standard output follow.
-    Stdout(usize),
-    /// That many bytes of standard error follow.
-    Stderr(usize),
+    /// Output follows.
+    Output(Output),
     /// An `Exit` of that many bytes follows; the last frame.
     Exit(usize),
+}
+
+/// Output of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Output {
+    /// Which.
+    pub stream: Stream,
+    /// Bytes.
+    pub length: usize,
+    /// Bytes of the stream before it.
+    pub offset: u64,
+    /// CLOCK_REALTIME of the guest when it was read from the process.
+    pub time_unix_ns: i64,
 }
 
 impl Frame {
@@ -109,14 +122,23 @@ impl Frame {
     /// refused by the other end.
     #[must_use]
     pub fn header(self) -> [u8; FRAME_HEADER] {
-        let (kind, length) = match self {
-            Self::Alive => (ALIVE, 0),
-            Self::Stdout(length) => (STDOUT, length),
-            Self::Stderr(length) => (STDERR, length),
-            Self::Exit(length) => (EXIT, length),
+        let (kind, length, offset, time) = match self {
+            Self::Alive => (ALIVE, 0, 0, 0),
+            Self::Output(output) => {
+                let kind = match output.stream {
+                    Stream::Stdout => STDOUT,
+                    Stream::Stderr => STDERR,
+                };
+                (kind, output.length, output.offset, output.time_unix_ns)
+            }
+            Self::Exit(length) => (EXIT, length, 0, 0),
         };
-        let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
-        [kind, a, b, c, d]
+        let mut header = [0; FRAME_HEADER];
+        header[0] = kind;
+        header[1..5].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+        header[5..13].copy_from_slice(&offset.to_be_bytes());
+        header[13..].copy_from_slice(&time.to_be_bytes());
+        header
     }
 
     /// Reads a header.
@@ -124,21 +146,46 @@ impl Frame {
     /// # Errors
     /// For an unknown kind or a length beyond the kind's limit.
     pub fn parse(header: [u8; FRAME_HEADER]) -> Result<Self, SessionError> {
-        let [kind, a, b, c, d] = header;
-        let limit = match kind {
-            ALIVE => 0,
-            STDOUT | STDERR => MAX_FRAME,
-            EXIT => MAX_EXIT,
+        let [kind, l0, l1, l2, l3, place @ ..] = header;
+        let (limit, stream) = match kind {
+            ALIVE => (0, None),
+            STDOUT => (MAX_FRAME, Some(Stream::Stdout)),
+            STDERR => (MAX_FRAME, Some(Stream::Stderr)),
+            EXIT => (MAX_EXIT, None),
             other => return Err(SessionError::Kind(other)),
         };
-        let length = length([a, b, c, d], limit)?;
-        Ok(match kind {
-            STDOUT => Self::Stdout(length),
-            STDERR => Self::Stderr(length),
-            EXIT => Self::Exit(length),
-            _ => Self::Alive,
+        let length = length([l0, l1, l2, l3], limit)?;
+        let (offset, time) = two(place);
+        Ok(match stream {
+            Some(stream) => Self::Output(Output {
+                stream,
+                length,
+                offset,
+                time_unix_ns: time.cast_signed(),
+            }),
+            None if kind == EXIT => Self::Exit(length),
+            None => Self::Alive,
         })
     }
+}
+
+fn two(bytes: [u8; 16]) -> (u64, u64) {
+    let both = u128::from_be_bytes(bytes);
+    // Each half is what fits.
+    #[allow(clippy::cast_possible_truncation)]
+    ((both >> 64) as u64, both as u64)
+}
+
+/// Says that everything before these offsets is safe and may be forgotten.
+#[must_use]
+pub fn acknowledgement(stdout: u64, stderr: u64) -> [u8; ACKNOWLEDGEMENT] {
+    (u128::from(stdout) << 64 | u128::from(stderr)).to_be_bytes()
+}
+
+/// Reads an acknowledgement: standard output, standard error.
+#[must_use]
+pub fn acknowledged(bytes: [u8; ACKNOWLEDGEMENT]) -> (u64, u64) {
+    two(bytes)
 }
 
 /// The last frame.
@@ -162,29 +209,51 @@ pub fn message<T: Message + Default>(bytes: &[u8]) -> Result<T, SessionError> {
 mod tests {
     use super::*;
 
+    fn output(stream: Stream, length: usize) -> Frame {
+        Frame::Output(Output {
+            stream,
+            length,
+            offset: u64::MAX - 1,
+            time_unix_ns: -2,
+        })
+    }
+
     #[test]
     fn headers_read_back_and_others_are_refused() {
         for frame in [
             Frame::Alive,
-            Frame::Stdout(0),
-            Frame::Stdout(MAX_FRAME),
-            Frame::Stderr(7),
+            output(Stream::Stdout, 0),
+            output(Stream::Stdout, MAX_FRAME),
+            output(Stream::Stderr, 7),
             Frame::Exit(30),
         ] {
             assert_eq!(Frame::parse(frame.header()), Ok(frame));
         }
-        assert_eq!(Frame::parse([4, 0, 0, 0, 0]), Err(SessionError::Kind(4)));
-        for bad in [
-            [ALIVE, 0, 0, 0, 1],
-            [STDOUT, 0, 1, 0, 1],
-            [EXIT, 0, 0, 2, 0],
-            [STDERR, 255, 255, 255, 255],
+        let header = |kind, length: u32| {
+            let mut header = [0; FRAME_HEADER];
+            header[0] = kind;
+            header[1..5].copy_from_slice(&length.to_be_bytes());
+            header
+        };
+        assert_eq!(Frame::parse(header(4, 0)), Err(SessionError::Kind(4)));
+        for (kind, length) in [
+            (ALIVE, 1),
+            (STDOUT, 0x40001),
+            (EXIT, 512),
+            (STDERR, u32::MAX),
         ] {
+            let parsed = Frame::parse(header(kind, length));
             assert!(
-                matches!(Frame::parse(bad), Err(SessionError::TooLong { .. })),
-                "{bad:?}"
+                matches!(parsed, Err(SessionError::TooLong { .. })),
+                "{kind} {length}"
             );
         }
+    }
+
+    #[test]
+    fn acknowledgements_read_back() {
+        let bytes = acknowledgement(1 << 63 | 5, u64::MAX);
+        assert_eq!(acknowledged(bytes), (1 << 63 | 5, u64::MAX));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::{
 use crate::apparmor;
 use crate::launcher::message::{CreateRequest, Request};
 use crate::paths::Paths;
-use crate::process::{Process, Streams, exit, give_streams};
+use crate::process::{Process, Reading, Streams, exit, give_streams};
 use crate::user::{self, Identity};
 use crate::userns::{self, IdMap};
 use crate::volumes::{Prepared, Volumes, image};
@@ -166,6 +166,7 @@ impl Containers {
             streams,
             launched.terminal,
             request.stdin,
+            Reading::Kept,
             exit,
         )?;
         let container = Arc::new(Container {

@@ -6,15 +6,15 @@ use bulkhead_proto::agent::ExecRequest as Wanted;
 
 use super::{Container, ContainerError, Containers, ExecSlot, Phase, check_id, lock, spec, watch};
 use crate::launcher::message::{ExecRequest, Request};
-use crate::process::{Process, Streams, exit, give_streams};
+use crate::process::{Process, Reading, Streams, exit, give_streams};
 use crate::userns;
 
 impl Containers {
-    /// Starts a process in a running container.
+    /// Starts a process in a running container. Its output is for the caller to take.
     ///
     /// # Errors
     /// When the container does not run or the command cannot be executed; nothing is left then.
-    pub async fn run_exec(&self, wanted: Wanted) -> Result<u32, ContainerError> {
+    pub async fn run_exec(&self, wanted: Wanted) -> Result<Arc<Process>, ContainerError> {
         let container = self.get(&wanted.container_id)?;
         check_id("exec", &wanted.exec_id)?;
         let phase = container.phase();
@@ -35,9 +35,9 @@ impl Containers {
         reserve(&container, &wanted.exec_id)?;
         match self.launch_exec(&container, &wanted, process).await {
             Ok(process) => {
-                let pid = u32::try_from(process.pid()).unwrap_or(0);
-                lock(&container.execs).insert(wanted.exec_id, ExecSlot::Ready(process));
-                Ok(pid)
+                let slot = ExecSlot::Ready(Arc::clone(&process));
+                lock(&container.execs).insert(wanted.exec_id, slot);
+                Ok(process)
             }
             Err(error) => {
                 lock(&container.execs).remove(&wanted.exec_id);
@@ -72,7 +72,14 @@ impl Containers {
         let (sender, exit) = exit::channel();
         watch::exec(launched.end, sender);
         let pid = launched.pid;
-        match Process::new(pid, streams, launched.terminal, wanted.stdin, exit) {
+        match Process::new(
+            pid,
+            streams,
+            launched.terminal,
+            wanted.stdin,
+            Reading::Direct,
+            exit,
+        ) {
             Ok(process) => Ok(Arc::new(process)),
             Err(error) => {
                 // Without its streams nobody could ever tell it anything.
@@ -84,15 +91,15 @@ impl Containers {
         }
     }
 
-    /// Forgets an exec, killing it if it still runs. One that is not there is no error.
+    /// Forgets an exec, killing it if it still runs. One that is not there is no error, nor is a
+    /// container that is not.
     ///
     /// # Errors
     /// When the kernel refuses to kill it.
     pub fn delete_exec(&self, container: &str, exec: &str) -> Result<(), ContainerError> {
-        let container = match self.get(container) {
-            Ok(container) => container,
-            Err(ContainerError::NotFound(_)) => return Ok(()),
-            Err(error) => return Err(error),
+        // One that is gone, or going just now, takes its execs along.
+        let Ok(container) = self.get(container) else {
+            return Ok(());
         };
         let mut execs = lock(&container.execs);
         if let Some(ExecSlot::Ready(process)) = execs.get(exec) {

@@ -18,9 +18,8 @@ use tokio::task::JoinHandle;
 
 use self::buffer::StreamBuffer;
 use self::exit::ExitWatch;
-use self::pump::{Input, Kind};
+use self::pump::{Input, Kind, Output};
 use crate::launcher::message::ChildStdio;
-use crate::watched;
 
 /// What can go wrong with a process that runs.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +55,19 @@ pub enum ProcessError {
     },
 }
 
+/// How much a process may write ahead of the agent: four times the kernel's default, so that one
+/// that writes much is switched away from less often.
+const OUTPUT_PIPE: usize = 256 * 1024;
+
+/// Who reads a process's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reading {
+    /// The agent, which keeps it until it is acknowledged.
+    Kept,
+    /// Whoever calls [`Process::take_output`].
+    Direct,
+}
+
 /// The agent's ends of a process's standard streams, before the pumps run.
 #[derive(Debug, Default)]
 pub struct Streams {
@@ -76,6 +88,8 @@ impl Streams {
         };
         let (stdout, child_stdout) = pipe()?;
         let (stderr, child_stderr) = pipe()?;
+        // Refused where pipes have taken too much memory; it works without.
+        let _smaller = rustix::pipe::fcntl_setpipe_size(&stdout, OUTPUT_PIPE);
         let (child_stdin, stdin) = if stdin {
             let (read, write) = pipe()?;
             (read, Some(write))
@@ -143,20 +157,23 @@ pub fn give_streams(
 pub struct Process {
     pid: i32,
     pidfd: Option<OwnedFd>,
-    /// Standard output; with a terminal, everything.
+    /// Standard output; with a terminal, everything. Finished from the start if it is read
+    /// directly.
     pub stdout: Arc<StreamBuffer>,
     /// Standard error; with a terminal, finished from the start.
     pub stderr: Arc<StreamBuffer>,
     /// Standard input, `None` if there is none or it was closed. Writers take turns.
     pub stdin: tokio::sync::Mutex<Option<Input>>,
     terminal: Option<OwnedFd>,
+    direct: Mutex<Vec<Output>>,
     /// Its end.
     pub exit: ExitWatch,
     pumps: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Process {
-    /// Starts the pumps of a process that runs. `terminal` is the master its launcher sent.
+    /// Takes the streams of a process that runs, and starts the pumps if its output is to be kept.
+    /// `terminal` is the master its launcher sent.
     ///
     /// # Errors
     /// When a descriptor cannot be watched.
@@ -165,38 +182,22 @@ impl Process {
         streams: Streams,
         terminal: Option<OwnedFd>,
         wants_stdin: bool,
+        reading: Reading,
         exit: ExitWatch,
     ) -> Result<Self, ProcessError> {
-        let stdout = Arc::new(StreamBuffer::default());
-        let stderr = Arc::new(StreamBuffer::default());
-        let mut pumps = Vec::new();
-        let mut start = |fd: Option<OwnedFd>, kind, buffer: &Arc<StreamBuffer>| {
-            let Some(fd) = fd else {
-                buffer.finish();
-                return Ok(());
-            };
-            let source = watched::readable(fd).map_err(ProcessError::Streams)?;
-            let (buffer, exit) = (Arc::clone(buffer), exit.clone());
-            pumps.push(tokio::spawn(async move {
-                pump::pump_output(source, kind, &buffer, exit).await;
-            }));
-            Ok(())
-        };
         let duplicate = |fd: &OwnedFd| fd.try_clone().map_err(ProcessError::Streams);
-        let stdin = match &terminal {
+        let output = |fd, kind| Output::new(fd, kind, exit.clone()).map_err(ProcessError::Streams);
+        let (outputs, stdin) = match &terminal {
             Some(master) => {
-                start(Some(duplicate(master)?), Kind::Terminal, &stdout)?;
-                start(None, Kind::Terminal, &stderr)?;
-                if wants_stdin {
-                    Some(duplicate(master)?)
-                } else {
-                    None
-                }
+                let stdin = wants_stdin.then(|| duplicate(master)).transpose()?;
+                (vec![output(duplicate(master)?, Kind::Terminal)?], stdin)
             }
             None => {
-                start(streams.stdout, Kind::Pipe, &stdout)?;
-                start(streams.stderr, Kind::Pipe, &stderr)?;
-                streams.stdin
+                let ours = [streams.stdout, streams.stderr].into_iter().flatten();
+                let outputs = ours
+                    .map(|fd| output(fd, Kind::Pipe))
+                    .collect::<Result<_, _>>();
+                (outputs?, streams.stdin)
             }
         };
         let stdin = stdin
@@ -206,16 +207,52 @@ impl Process {
         // ESRCH: it is dead and reaped already; signals to it are then no-ops.
         let pidfd = Pid::from_raw(pid)
             .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
-        Ok(Self {
+        let mut process = Self {
             pid,
             pidfd,
-            stdout,
-            stderr,
+            stdout: Arc::default(),
+            stderr: Arc::default(),
             stdin: tokio::sync::Mutex::new(stdin),
             terminal,
+            direct: Mutex::default(),
             exit,
-            pumps: Mutex::new(pumps),
-        })
+            pumps: Mutex::default(),
+        };
+        match reading {
+            Reading::Kept => process.start_pumps(outputs),
+            Reading::Direct => {
+                process.stop_pumps();
+                process.direct = Mutex::new(outputs);
+            }
+        }
+        Ok(process)
+    }
+
+    /// A terminal has one output, for everything; the other buffer is finished then.
+    fn start_pumps(&mut self, outputs: Vec<Output>) {
+        let mut outputs = outputs.into_iter();
+        let pumps = [&self.stdout, &self.stderr]
+            .into_iter()
+            .filter_map(|buffer| {
+                let Some(output) = outputs.next() else {
+                    buffer.finish();
+                    return None;
+                };
+                let buffer = Arc::clone(buffer);
+                Some(tokio::spawn(
+                    async move { pump::pump(output, &buffer).await },
+                ))
+            });
+        self.pumps = Mutex::new(pumps.collect());
+    }
+
+    /// Standard output and standard error of a process whose output is read directly: both the
+    /// first time, then none. With a terminal there is only the first.
+    pub fn take_output(&self) -> (Option<Output>, Option<Output>) {
+        let taken =
+            std::mem::take(&mut *self.direct.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut taken = taken.into_iter();
+        (taken.next(), taken.next())
     }
 
     /// Its number in the guest's root PID namespace.

@@ -1,11 +1,11 @@
-//! Moves bytes between a process's descriptors and the agent: output into a [`StreamBuffer`],
-//! input from the daemon. Knows pipes and terminals, no processes.
+//! Moves bytes between a process's descriptors and the agent: [`Output`] from a process, into a
+//! [`StreamBuffer`] if it is to be kept, and [`Input`] to it. Knows pipes and terminals, no
+//! processes.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -15,6 +15,7 @@ use super::buffer::StreamBuffer;
 use super::exit::ExitWatch;
 use crate::{clock, watched};
 
+/// The most that is read at once.
 const READ_SIZE: usize = 64 * 1024;
 /// How long the last output of a terminal may take to come through the line discipline once its
 /// process is dead, while something else still holds the terminal open.
@@ -29,105 +30,126 @@ pub enum Kind {
     Terminal,
 }
 
-enum Step {
-    Bytes(usize),
-    WouldBlock,
-    End,
+/// What may still come.
+#[derive(Debug, Clone, Copy)]
+enum Left {
+    /// The process lives: whatever it writes.
+    Open,
+    /// It is dead, and left so many bytes in its pipe. More than that comes from somebody else, who
+    /// could go on for ever.
+    Bytes(u64),
+    /// It is dead, and had a terminal. That passes output on through a work queue, so its count is
+    /// not the truth: what comes until the hang-up, or until then if somebody else keeps it open.
+    Until(Instant),
+    /// Nothing.
+    Nothing,
 }
 
-fn read_step(fd: &OwnedFd, kind: Kind, limit: usize, buffer: &StreamBuffer) -> Result<Step, Errno> {
-    let mut bytes = BytesMut::zeroed(limit.clamp(1, READ_SIZE));
-    match rustix::io::read(fd, &mut bytes[..]) {
-        Ok(0) => Ok(Step::End),
-        Ok(n) => {
-            bytes.truncate(n);
-            buffer.push(bytes.freeze(), clock::realtime_ns());
-            Ok(Step::Bytes(n))
-        }
-        Err(Errno::AGAIN) => Ok(Step::WouldBlock),
-        Err(Errno::INTR) => Ok(Step::Bytes(0)),
-        Err(Errno::IO) if kind == Kind::Terminal => Ok(Step::End),
-        Err(error) => Err(error),
-    }
-}
-
-/// Reads `fd` into `buffer` until its end, or until the process is dead and what it had written is
-/// read. A grandchild that keeps the descriptor open does not keep the stream open.
-pub async fn pump_output(
+/// The agent's end of an output stream. It ends with the descriptor, or when the process is dead and
+/// what it had written is read: a grandchild that keeps the descriptor does not keep it open.
+#[derive(Debug)]
+pub struct Output {
     fd: AsyncFd<OwnedFd>,
     kind: Kind,
-    buffer: &StreamBuffer,
-    mut exit: ExitWatch,
-) {
-    let ended = copy_until_exit(&fd, kind, buffer, &mut exit).await;
-    if !ended {
-        drain(&fd, kind, buffer).await;
+    exit: ExitWatch,
+    left: Left,
+}
+
+impl Output {
+    /// Takes the descriptor, which is set non-blocking.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be watched.
+    pub fn new(fd: OwnedFd, kind: Kind, exit: ExitWatch) -> io::Result<Self> {
+        Ok(Self {
+            fd: watched::readable(fd)?,
+            kind,
+            exit,
+            left: Left::Open,
+        })
+    }
+
+    /// Returns when [`read`](Self::read) has something to say, or might.
+    pub async fn ready(&mut self) {
+        match self.left {
+            Left::Open => {
+                tokio::select! {
+                    ready = self.fd.readable() => if ready.is_err() {
+                        self.left = Left::Nothing;
+                    },
+                    () = self.exit.wait_raw() => self.left = match self.kind {
+                        Kind::Pipe => Left::Bytes(self.in_pipe()),
+                        Kind::Terminal => Left::Until(Instant::now() + TERMINAL_DRAIN),
+                    },
+                }
+            }
+            Left::Until(deadline) => {
+                if !matches!(timeout_at(deadline, self.fd.readable()).await, Ok(Ok(_))) {
+                    self.left = Left::Nothing;
+                }
+            }
+            Left::Bytes(_) | Left::Nothing => {}
+        }
+    }
+
+    fn in_pipe(&self) -> u64 {
+        rustix::io::ioctl_fionread(self.fd.get_ref()).unwrap_or(0)
+    }
+
+    /// Fills the spare capacity of `into` with what is there now, which may be nothing.
+    pub fn read(&mut self, into: &mut Vec<u8>) {
+        self.left = match self.left {
+            Left::Bytes(0) => Left::Nothing,
+            Left::Until(deadline) if deadline <= Instant::now() => Left::Nothing,
+            left => left,
+        };
+        if self.has_ended() {
+            return;
+        }
+        let mut read =
+            |fd: &OwnedFd| Ok(rustix::io::read(fd, rustix::buffer::spare_capacity(into))?);
+        let read: io::Result<usize> = match self.left {
+            // All there is is there: what the runtime knows of the pipe may be older.
+            Left::Bytes(_) => read(self.fd.get_ref()),
+            _ => self.fd.try_io(Interest::READABLE, read),
+        };
+        match (read, &mut self.left) {
+            (Ok(n), Left::Bytes(left)) if n > 0 => *left = left.saturating_sub(n as u64),
+            (Ok(n), _) if n > 0 => {}
+            (Ok(_), left) => *left = Left::Nothing,
+            (Err(error), _) if error.kind() == io::ErrorKind::Interrupted => {}
+            (Err(error), Left::Open | Left::Until(_))
+                if error.kind() == io::ErrorKind::WouldBlock => {}
+            (Err(error), left) => {
+                let hung_up = error.raw_os_error() == Some(Errno::IO.raw_os_error());
+                if matches!(left, Left::Open) && !(hung_up && self.kind == Kind::Terminal) {
+                    tracing::warn!(%error, "reading a process's output failed: it ends here");
+                }
+                *left = Left::Nothing;
+            }
+        }
+    }
+
+    /// Whether nothing more will come.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.left, Left::Nothing)
+    }
+}
+
+/// Carries an output stream into a buffer, to its end.
+pub async fn pump(mut output: Output, buffer: &StreamBuffer) {
+    while !output.has_ended() {
+        let room = buffer.wait_room().await;
+        output.ready().await;
+        let mut bytes = Vec::with_capacity(room.min(READ_SIZE));
+        output.read(&mut bytes);
+        // A program that flushes every line does not keep a large buffer for each.
+        if bytes.len() < bytes.capacity() / 2 {
+            bytes.shrink_to_fit();
+        }
+        buffer.push(bytes.into(), clock::realtime_ns());
     }
     buffer.finish();
-}
-
-/// True when the descriptor ended by itself; false when the process died first.
-async fn copy_until_exit(
-    fd: &AsyncFd<OwnedFd>,
-    kind: Kind,
-    buffer: &StreamBuffer,
-    exit: &mut ExitWatch,
-) -> bool {
-    loop {
-        let room = buffer.wait_room().await;
-        let mut ready = tokio::select! {
-            ready = fd.readable() => match ready {
-                Ok(ready) => ready,
-                Err(_) => return true,
-            },
-            () = exit.wait_raw() => return false,
-        };
-        match read_step(fd.get_ref(), kind, room, buffer) {
-            Ok(Step::Bytes(_)) => {}
-            Ok(Step::WouldBlock) => ready.clear_ready(),
-            Ok(Step::End) => return true,
-            Err(error) => {
-                tracing::warn!(%error, "reading a process's output failed: the stream ends here");
-                return true;
-            }
-        }
-    }
-}
-
-async fn drain(fd: &AsyncFd<OwnedFd>, kind: Kind, buffer: &StreamBuffer) {
-    match kind {
-        // What lies in the pipe now is all the dead process wrote; more than that comes from
-        // somebody else, who could go on for ever.
-        Kind::Pipe => {
-            let Ok(mut left) = rustix::io::ioctl_fionread(fd.get_ref()) else {
-                return;
-            };
-            while left > 0 {
-                let room = buffer.wait_room().await;
-                let limit = usize::try_from(left).unwrap_or(usize::MAX).min(room);
-                match read_step(fd.get_ref(), kind, limit, buffer) {
-                    Ok(Step::Bytes(n)) => left = left.saturating_sub(n as u64),
-                    Ok(Step::WouldBlock | Step::End) | Err(_) => return,
-                }
-            }
-        }
-        // A terminal passes output on through a work queue, so its count is not the truth: read
-        // to the hang-up, within a deadline in case somebody else keeps the terminal.
-        Kind::Terminal => {
-            let deadline = Instant::now() + TERMINAL_DRAIN;
-            loop {
-                let room = buffer.wait_room().await;
-                match read_step(fd.get_ref(), kind, room, buffer) {
-                    Ok(Step::Bytes(_)) if Instant::now() < deadline => {}
-                    Ok(Step::WouldBlock) => match timeout_at(deadline, fd.readable()).await {
-                        Ok(Ok(mut ready)) => ready.clear_ready(),
-                        Ok(Err(_)) | Err(_) => return,
-                    },
-                    Ok(_) | Err(_) => return,
-                }
-            }
-        }
-    }
 }
 
 /// The agent's end of a process's standard input.

@@ -2,13 +2,13 @@
 //! the only place that knows gRPC codes ([`status`]).
 
 pub mod container;
+pub mod events;
 pub mod io;
 pub mod resize;
 pub mod sandbox;
 pub mod session;
 pub mod stats;
 pub mod status;
-pub mod streams;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -210,41 +210,6 @@ impl Service for Agent {
         Ok(Response::new(SyncVolumesResponse {}))
     }
 
-    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
-        let pid = self
-            .containers()
-            .run_exec(request.into_inner())
-            .await
-            .map_err(status::of_container)?;
-        Ok(Response::new(ExecResponse { pid }))
-    }
-
-    async fn delete_exec(&self, request: Request<DeleteExecRequest>) -> Answer<DeleteExecResponse> {
-        let DeleteExecRequest {
-            container_id,
-            exec_id,
-        } = request.into_inner();
-        self.containers()
-            .delete_exec(&container_id, &exec_id)
-            .map_err(status::of_container)?;
-        Ok(Response::new(DeleteExecResponse {}))
-    }
-
-    type OutputStream = Pin<Box<dyn Stream<Item = Result<OutputChunk, Status>> + Send>>;
-
-    async fn output(
-        &self,
-        request: Request<Streaming<OutputRequest>>,
-    ) -> Answer<Self::OutputStream> {
-        let stream = streams::output(self.containers(), request.into_inner()).await?;
-        Ok(Response::new(stream))
-    }
-
-    async fn input(&self, request: Request<Streaming<InputRequest>>) -> Answer<InputResponse> {
-        let written = streams::input(self.containers(), request.into_inner()).await?;
-        Ok(Response::new(InputResponse { written }))
-    }
-
     async fn resize_terminal(
         &self,
         request: Request<ResizeTerminalRequest>,
@@ -257,7 +222,7 @@ impl Service for Agent {
 
     async fn events(&self, request: Request<EventsRequest>) -> Answer<Self::EventsStream> {
         let from = request.into_inner().from_sequence;
-        Ok(Response::new(streams::events(
+        Ok(Response::new(events::events(
             Arc::clone(self.containers()),
             from,
         )))

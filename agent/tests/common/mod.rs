@@ -17,9 +17,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bulkhead_proto::agent::agent_client::AgentClient;
+use bulkhead_proto::agent::session_request::What;
 use bulkhead_proto::agent::*;
+use bulkhead_proto::session::{self, FRAME_HEADER, Frame};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -28,8 +30,35 @@ use tower::service_fn;
 /// Everything in an emulated machine is slow; a hang is still a failure.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Where an agent listens.
+#[derive(Clone)]
+pub enum Address {
+    /// Its own socket.
+    Unix(PathBuf),
+    /// Behind the VMM's vsock socket.
+    Vsock(PathBuf),
+}
+
+impl Address {
+    pub async fn dial(self) -> std::io::Result<UnixStream> {
+        let path = match self {
+            Self::Unix(path) => return UnixStream::connect(path).await,
+            Self::Vsock(path) => path,
+        };
+        let mut stream = UnixStream::connect(path).await?;
+        stream.write_all(b"CONNECT 1024\n").await?;
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            line.push(stream.read_u8().await?);
+        }
+        assert!(line.starts_with(b"OK "));
+        Ok(stream)
+    }
+}
+
 pub struct TestAgent {
     pub client: AgentClient<Channel>,
+    pub address: Address,
     pub child: Child,
     pub directory: tempfile::TempDir,
 }
@@ -105,12 +134,13 @@ impl TestAgent {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let connected = connect(move || UnixStream::connect(socket.clone()));
-        let client = timeout(DEADLINE, connected)
+        let address = Address::Unix(socket);
+        let client = timeout(DEADLINE, connect(address.clone()))
             .await
             .expect("the agent does not serve");
         Some(Self {
             client,
+            address,
             child,
             directory,
         })
@@ -171,86 +201,129 @@ impl TestAgent {
     pub async fn run(&mut self, id: &str, script: &str) -> (String, String, Exit) {
         self.create(id, script).await;
         self.begin(id).await.unwrap();
-        let all = self.collect(id, "").await;
+        let all = self.collect(id).await;
         self.delete(id).await;
         all
     }
 
-    pub async fn exec(&mut self, request: ExecRequest) -> Result<u32, tonic::Status> {
-        self.client
-            .exec(request)
-            .await
-            .map(|response| response.into_inner().pid)
-    }
-
-    /// Everything a process writes, to its exit.
-    pub async fn collect(&mut self, id: &str, exec: &str) -> (String, String, Exit) {
-        let (stdout, stderr, exit) = self.collect_bytes(id, exec).await;
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        (text(stdout), text(stderr), exit)
-    }
-
-    pub async fn collect_bytes(&mut self, id: &str, exec: &str) -> (Vec<u8>, Vec<u8>, Exit) {
-        let (acknowledge, requests) = tokio::sync::mpsc::channel(4);
-        let first = OutputRequest {
-            process: Some(process(id, exec)),
-            ..Default::default()
+    /// Opens a session.
+    pub async fn session(&self, what: What) -> Result<UnixStream, tonic::Status> {
+        let open = async {
+            let mut stream = self.address.clone().dial().await?;
+            let request = SessionRequest { what: Some(what) };
+            stream.write_all(&session::opening(&request)).await?;
+            let mut body = vec![0; usize::try_from(stream.read_u32().await?).unwrap()];
+            stream.read_exact(&mut body).await?;
+            std::io::Result::Ok((stream, body))
         };
-        acknowledge.send(first).await.unwrap();
-        let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-        let mut chunks = self.client.output(requests).await.unwrap().into_inner();
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        loop {
-            let chunk = timeout(DEADLINE, chunks.message())
-                .await
-                .expect("output stopped");
-            match chunk
-                .unwrap()
-                .expect("the stream ended without an exit")
-                .event
-                .unwrap()
-            {
-                output_chunk::Event::Exit(exit) => return (stdout, stderr, exit),
-                output_chunk::Event::Data(data) => {
-                    let to = match data.stream() {
-                        Stream::Stdout => &mut stdout,
-                        Stream::Stderr => &mut stderr,
-                    };
-                    assert_eq!(data.offset, to.len() as u64, "lost or doubled");
-                    to.extend_from_slice(&data.data);
-                    let request = OutputRequest {
-                        process: None,
-                        stdout_offset: stdout.len() as u64,
-                        stderr_offset: stderr.len() as u64,
-                    };
-                    let _ = acknowledge.send(request).await;
+        let (stream, body) = timeout(DEADLINE, open).await.unwrap().unwrap();
+        let answer: SessionResponse = session::message(&body).unwrap();
+        match tonic::Code::from(i32::try_from(answer.code).unwrap()) {
+            tonic::Code::Ok => Ok(stream),
+            code => Err(tonic::Status::new(code, answer.message)),
+        }
+    }
+
+    /// Starts a further process; the session is its life.
+    pub async fn exec(&self, request: ExecRequest) -> Result<UnixStream, tonic::Status> {
+        self.session(What::Exec(request)).await
+    }
+
+    /// Sends input, then ends the session.
+    pub async fn input(&self, id: &str, data: &[u8]) -> Result<(), tonic::Status> {
+        let mut session = self.session(What::Input(process(id, ""))).await?;
+        session.write_all(data).await.unwrap();
+        session.shutdown().await.unwrap();
+        // It ends when all is with the process.
+        let mut rest = Vec::new();
+        let ended = timeout(DEADLINE, session.read_to_end(&mut rest)).await;
+        assert_eq!(ended.expect("the session does not end").unwrap(), 0);
+        Ok(())
+    }
+
+    /// A container's output from given offsets on.
+    pub async fn output(&self, id: &str, stdout: u64) -> Result<UnixStream, tonic::Status> {
+        let request = OutputRequest {
+            process: Some(process(id, "")),
+            stdout_offset: stdout,
+            stderr_offset: 0,
+        };
+        self.session(What::Output(request)).await
+    }
+
+    /// Everything a container writes, to its exit.
+    pub async fn collect(&self, id: &str) -> (String, String, Exit) {
+        text(self.collect_bytes(id).await)
+    }
+
+    pub async fn collect_bytes(&self, id: &str) -> (Vec<u8>, Vec<u8>, Exit) {
+        collect(self.output(id, 0).await.unwrap(), true).await
+    }
+
+    /// A further process in a container, to its end.
+    pub async fn exec_sh(&self, id: &str, exec: &str, script: &str) -> (String, String, Exit) {
+        let request = exec_request(id, exec, &["sh", "-c", script]);
+        text(collect(self.exec(request).await.unwrap(), false).await)
+    }
+}
+
+pub fn text((stdout, stderr, exit): (Vec<u8>, Vec<u8>, Exit)) -> (String, String, Exit) {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (text(stdout), text(stderr), exit)
+}
+
+/// The next frame of a session, and what is in it.
+pub async fn frame(session: &mut UnixStream) -> (Frame, Vec<u8>) {
+    let next = async {
+        let mut header = [0; FRAME_HEADER];
+        session.read_exact(&mut header).await.unwrap();
+        let frame = Frame::parse(header).unwrap();
+        let length = match frame {
+            Frame::Alive => 0,
+            Frame::Output(output) => output.length,
+            Frame::Exit(length) => length,
+        };
+        let mut body = vec![0; length];
+        session.read_exact(&mut body).await.unwrap();
+        (frame, body)
+    };
+    timeout(DEADLINE, next).await.expect("output stopped")
+}
+
+/// Reads a session to the exit; with `acknowledge`, says what is safe.
+pub async fn collect(mut session: UnixStream, acknowledge: bool) -> (Vec<u8>, Vec<u8>, Exit) {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    loop {
+        let (frame, body) = frame(&mut session).await;
+        match frame {
+            Frame::Alive => {}
+            Frame::Exit(_) => return (stdout, stderr, session::message(&body).unwrap()),
+            Frame::Output(output) => {
+                let to = match output.stream {
+                    Stream::Stdout => &mut stdout,
+                    Stream::Stderr => &mut stderr,
+                };
+                assert_eq!(output.offset, to.len() as u64, "lost or doubled");
+                to.extend_from_slice(&body);
+                if acknowledge {
+                    let word = session::acknowledgement(stdout.len() as u64, stderr.len() as u64);
+                    // After the exit the agent hears no more.
+                    let _ = session.write_all(&word).await;
                 }
             }
         }
     }
-
-    /// A further process in a container, to its end.
-    pub async fn exec_sh(&mut self, id: &str, exec: &str, script: &str) -> (String, String, Exit) {
-        self.exec(exec_request(id, exec, &["sh", "-c", script]))
-            .await
-            .unwrap();
-        self.collect(id, exec).await
-    }
 }
 
-/// A client on streams that `open` makes, tried until the agent answers.
-pub async fn connect<F, S>(open: impl Fn() -> F + Clone + Send + 'static) -> AgentClient<Channel>
-where
-    F: Future<Output = std::io::Result<S>> + Send,
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+/// A client, tried until the agent answers.
+pub async fn connect(address: Address) -> AgentClient<Channel> {
     let mut tick = tokio::time::interval(Duration::from_millis(20));
     loop {
         tick.tick().await;
-        let open = open.clone();
+        let address = address.clone();
         let connector = service_fn(move |_: Uri| {
-            let open = open.clone();
-            async move { open().await.map(TokioIo::new) }
+            let address = address.clone();
+            async move { address.dial().await.map(TokioIo::new) }
         });
         let endpoint = Endpoint::from_static("http://agent");
         if let Ok(channel) = endpoint.connect_with_connector(connector).await {

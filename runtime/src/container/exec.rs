@@ -3,22 +3,21 @@
 use std::{sync::Arc, time::Duration};
 
 use bulkhead_proto::agent::{
-    DeleteExecRequest, ExecRequest, OutputRequest, ProcessRef, Stream, output_chunk::Event,
+    ExecRequest, ProcessRef, SignalProcessRequest, Stream, session_request::What,
 };
-use futures::{StreamExt as _, stream};
-use tokio::sync::watch;
-use tokio_stream::wrappers::WatchStream;
+use tokio::net::unix::OwnedWriteHalf;
 
 use super::{ContainerError, error::in_words, find};
 use crate::{
-    agent::{Agent, AgentError},
+    agent::{Agent, AgentError, Event, Frames},
     app::App,
     records::{ContainerRecord, ContainerState},
     sandbox::new_id,
 };
 
-/// For the start of the command, and for forgetting it.
-const DEADLINE: Duration = Duration::from_secs(60);
+/// For a killed command to be gone.
+const DEADLINE: Duration = Duration::from_secs(10);
+const KILL: u32 = 9;
 /// Output kept of each stream (CRI: at most 16 MiB). The rest is read and dropped, so that the
 /// command does not block on it.
 const OUTPUT_LIMIT: usize = 16 * 1024 * 1024;
@@ -58,23 +57,32 @@ pub async fn exec_sync(
         action: "make an id".to_owned(),
         source,
     })?;
-    // Whatever happens from here on, also the caller going away, the agent forgets the command
-    // and kills it if it still runs.
-    let process = Process {
-        agent: pod.agent.clone(),
-        container: record.meta.id.clone(),
+    let request = ExecRequest {
+        container_id: record.meta.id.clone(),
         exec_id,
+        args: command,
+        ..ExecRequest::default()
     };
-    let run = process.run(command);
+    let (agent, id) = (&pod.agent, &record.meta.id);
+    let mut command = None;
+    let run = async {
+        let command = command.insert(Command::start(agent, request).await?);
+        command.output().await
+    };
     if timeout == 0 {
-        return run.await;
+        return Ok(run.await?);
     }
-    tokio::time::timeout(Duration::from_secs(timeout), run)
-        .await
-        .map_err(|_| ContainerError::ExecTimeout {
-            id: record.meta.id.clone(),
-            seconds: timeout,
-        })?
+    let ran = tokio::time::timeout(Duration::from_secs(timeout), run).await;
+    if let Ok(done) = ran {
+        return Ok(done?);
+    }
+    if let Some(command) = command {
+        command.kill(agent).await;
+    }
+    Err(ContainerError::ExecTimeout {
+        id: id.clone(),
+        seconds: timeout,
+    })
 }
 
 /// The record of a container that runs; `action` is what is to be done with it.
@@ -95,103 +103,75 @@ pub fn running(
     Ok(record)
 }
 
-/// A command the agent knows; forgotten when dropped.
-struct Process {
-    agent: Agent,
-    container: String,
-    exec_id: String,
+/// A command that runs. Whatever happens, also the caller going away, it ends with its session.
+struct Command {
+    process: ProcessRef,
+    frames: Frames,
+    _held: OwnedWriteHalf,
 }
 
-impl Process {
-    async fn run(&self, args: Vec<String>) -> Result<Output, ContainerError> {
-        let request = ExecRequest {
-            container_id: self.container.clone(),
-            exec_id: self.exec_id.clone(),
-            args,
-            stdin: false,
-            tty: false,
-            env: Vec::new(),
-            cwd: String::new(),
+impl Command {
+    async fn start(agent: &Agent, request: ExecRequest) -> Result<Self, AgentError> {
+        let process = ProcessRef {
+            container_id: request.container_id.clone(),
+            exec_id: request.exec_id.clone(),
         };
-        self.agent
-            .call("start the command", DEADLINE, |mut agent| async move {
-                agent.exec(request).await
-            })
+        let connection = agent
+            .session("start the command", What::Exec(request))
             .await?;
-        self.output().await
+        let (read, held) = connection.into_split();
+        Ok(Self {
+            process,
+            frames: Frames::new(read),
+            _held: held,
+        })
     }
 
-    async fn output(&self) -> Result<Output, ContainerError> {
-        const ACTION: &str = "read the command's output";
-        let failed = |status| AgentError::Call {
-            action: ACTION,
-            status: Box::new(status),
-        };
-        let open = OutputRequest {
-            process: Some(ProcessRef {
-                container_id: self.container.clone(),
-                exec_id: self.exec_id.clone(),
-            }),
-            ..OutputRequest::default()
-        };
-        // Only the newest acknowledgement counts.
-        let (acknowledge, newest) = watch::channel(OutputRequest::default());
-        let requests = stream::iter([open]).chain(WatchStream::from_changes(newest));
-        let mut client = self.agent.client();
-        let mut chunks = client.output(requests).await.map_err(failed)?.into_inner();
+    async fn output(&mut self) -> Result<Output, AgentError> {
         let mut output = Output::default();
-        let mut taken = OutputRequest::default();
-        while let Some(chunk) = chunks.message().await.map_err(failed)? {
-            match chunk.event {
-                Some(Event::Data(data)) => {
-                    let end = data.offset.saturating_add(data.data.len() as u64);
-                    let (kept, seen) = match Stream::try_from(data.stream) {
-                        Ok(Stream::Stdout) => (&mut output.stdout, &mut taken.stdout_offset),
-                        Ok(Stream::Stderr) => (&mut output.stderr, &mut taken.stderr_offset),
-                        Err(_) => {
-                            return Err(ContainerError::Protocol {
-                                during: ACTION,
-                                what: "it sent a third output stream",
-                            });
-                        }
-                    };
-                    let room = OUTPUT_LIMIT.saturating_sub(kept.len()).min(data.data.len());
-                    kept.extend_from_slice(data.data.get(..room).unwrap_or_default());
-                    *seen = end;
-                    acknowledge.send_replace(taken.clone());
-                }
-                Some(Event::Exit(exit)) => {
+        loop {
+            let event = self.frames.next().await;
+            let event = event.map_err(|source| AgentError::Session {
+                action: "run the command",
+                source,
+            })?;
+            match event {
+                Event::Exit(exit) => {
                     output.exit_code = exit.code;
                     return Ok(output);
                 }
-                None => {}
+                Event::Data(place, data) => {
+                    let kept = match place.stream {
+                        Stream::Stdout => &mut output.stdout,
+                        Stream::Stderr => &mut output.stderr,
+                    };
+                    let room = OUTPUT_LIMIT.saturating_sub(kept.len()).min(data.len());
+                    kept.extend_from_slice(data.get(..room).unwrap_or_default());
+                }
             }
         }
-        Err(ContainerError::Protocol {
-            during: ACTION,
-            what: "it ended without the exit",
-        })
     }
-}
 
-impl Drop for Process {
-    fn drop(&mut self) {
-        let agent = self.agent.clone();
-        let request = DeleteExecRequest {
-            container_id: std::mem::take(&mut self.container),
-            exec_id: std::mem::take(&mut self.exec_id),
+    /// Kills it and sees it gone, so that the caller's next look does not find it.
+    async fn kill(mut self, agent: &Agent) {
+        let request = SignalProcessRequest {
+            process: Some(self.process.clone()),
+            signal: KILL,
+            all: false,
         };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        runtime.spawn(async move {
-            let forget = agent.call("forget the command", DEADLINE, |mut agent| async move {
-                agent.delete_exec(request).await
-            });
-            if let Err(error) = forget.await {
-                // It goes with its container at the latest.
-                tracing::debug!(%error, "a command is not known forgotten");
-            }
+        let killed = agent.call("kill the command", DEADLINE, |mut agent| async move {
+            agent.signal_process(request).await
         });
+        let gone = async {
+            killed.await?;
+            self.output().await
+        };
+        match tokio::time::timeout(DEADLINE, gone).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a command is killed with its session");
+            }
+            Err(_) => tracing::warn!(process = ?self.process, "a killed command does not go"),
+        }
     }
 }

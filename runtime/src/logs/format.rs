@@ -4,6 +4,7 @@
 //! reader joins parts as they are. So content counts as its length, and one more with `F`.
 
 use bulkhead_proto::agent::Stream;
+use memchr::memchr;
 
 use super::{recover::Offsets, time};
 
@@ -53,18 +54,13 @@ impl Encoder {
             // One byte more than fits: it may be the newline.
             let room = CONTENT_LIMIT.saturating_sub(pending.line.len());
             let window = data.get(..data.len().min(room + 1)).unwrap_or_default();
-            let (content, rest) = match window.iter().position(|byte| *byte == b'\n') {
-                Some(end) => (data.get(..end), data.get(end + 1..)),
-                None => (
-                    data.get(..data.len().min(room)),
-                    data.get(data.len().min(room)..),
-                ),
-            };
-            pending.line.extend_from_slice(content.unwrap_or_default());
-            let ended = window.contains(&b'\n');
-            data = rest.unwrap_or_default();
-            if ended {
+            let newline = memchr(b'\n', window);
+            let (content, rest) = data.split_at(newline.unwrap_or(data.len().min(room)));
+            pending.line.extend_from_slice(content);
+            data = rest;
+            if newline.is_some() {
                 pending.write(stream, b'F', at, out);
+                data = rest.get(1..).unwrap_or_default();
             }
         }
         if pending.chunks > CHUNK_LIMIT && !pending.line.is_empty() {

@@ -4,25 +4,28 @@
 //! A line that cannot be written (a full disk) is dropped with a warning and acknowledged: a
 //! container must not stand still because the node's log disk is full.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use bulkhead_proto::agent::{
-    Exit, OutputChunk, OutputRequest, ProcessRef, Stream, output_chunk::Event,
+use bulkhead_proto::{
+    agent::{Exit, OutputRequest, ProcessRef, session_request::What},
+    session,
 };
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::FutureExt as _;
 use tokio::{
+    io::AsyncWriteExt as _,
+    net::unix::OwnedWriteHalf,
     sync::{mpsc, oneshot, watch},
+    task::JoinSet,
     time::Instant,
 };
-use tokio_stream::wrappers::WatchStream;
-use tonic::{Code, Streaming};
+use tonic::Code;
 
 use super::{
     Checkpoint, Checkpoints, Encoder, LogError, LogFile, LogPath, Offsets,
     tee::{self, OutputCopy, Reader, Tee},
     time,
 };
-use crate::agent::Agent;
+use crate::agent::{Agent, AgentError, Event, Frames};
 
 /// Lines gathered before they are written, if the agent has that much at hand.
 const BATCH: usize = 256 * 1024;
@@ -196,6 +199,19 @@ struct Task {
     tee: Tee,
 }
 
+/// Tells the agent what is safe. Only the newest word counts: one that is slow to take them gets
+/// fewer.
+async fn acknowledge_newest(mut write: OwnedWriteHalf, mut newest: watch::Receiver<Offsets>) {
+    while newest.changed().await.is_ok() {
+        let safe = *newest.borrow_and_update();
+        let word = session::acknowledgement(safe.stdout, safe.stderr);
+        // A connection that is broken is seen where it is read.
+        if write.write_all(&word).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Why a stretch of carrying ended.
 enum Stop {
     Exit(Exit),
@@ -252,15 +268,15 @@ impl Task {
             stdout_offset: self.safe.stdout,
             stderr_offset: self.safe.stderr,
         };
-        // Only the newest acknowledgement counts, so a slow agent need not read all of them.
-        let (acknowledge, newest) = watch::channel(OutputRequest::default());
-        let requests = stream::iter([open]).chain(WatchStream::from_changes(newest));
-        let mut client = self.agent.client();
-        let answer = client.output(requests).await;
-        let mut chunks: Streaming<OutputChunk> = match answer {
-            Ok(answer) => answer.into_inner(),
-            Err(status) => return self.refused(&status),
+        let session = self.agent.session("carry the output", What::Output(open));
+        let (read, write) = match session.await {
+            Ok(connection) => connection.into_split(),
+            Err(error) => return self.refused(&error),
         };
+        let (acknowledge, newest) = watch::channel(self.safe);
+        let mut acknowledging = JoinSet::new();
+        acknowledging.spawn(acknowledge_newest(write, newest));
+        let mut frames = Frames::new(read);
         loop {
             tokio::select! {
                 command = self.inbox.recv() => match command {
@@ -268,14 +284,14 @@ impl Task {
                     Some(Command::Copy(reader)) => self.tee.add(reader),
                     Some(Command::End) => {
                         // Whatever is at hand still goes in.
-                        self.drain_ready(&mut chunks).await;
+                        self.drain_ready(&mut frames).await;
                         return Stop::Told;
                     }
                     // No handle is left; the output still has to go somewhere.
-                    None => return self.without_handles(&mut chunks, &acknowledge).await,
+                    None => return self.without_handles(&mut frames, &acknowledge).await,
                 },
-                chunk = chunks.message() => {
-                    if let Some(stop) = self.take(chunk, &mut chunks, &acknowledge).await {
+                event = frames.next() => {
+                    if let Some(stop) = self.take(event, &mut frames, &acknowledge).await {
                         return stop;
                     }
                 }
@@ -285,34 +301,36 @@ impl Task {
 
     async fn without_handles(
         &mut self,
-        chunks: &mut Streaming<OutputChunk>,
-        acknowledge: &watch::Sender<OutputRequest>,
+        frames: &mut Frames,
+        acknowledge: &watch::Sender<Offsets>,
     ) -> Stop {
         loop {
-            let chunk = chunks.message().await;
-            if let Some(stop) = self.take(chunk, chunks, acknowledge).await {
+            let event = frames.next().await;
+            if let Some(stop) = self.take(event, frames, acknowledge).await {
                 return stop;
             }
         }
     }
 
-    /// Takes a message and whatever else is at hand, writes, acknowledges.
+    /// Takes an event and whatever else is at hand, writes, acknowledges.
     async fn take(
         &mut self,
-        first: Result<Option<OutputChunk>, tonic::Status>,
-        chunks: &mut Streaming<OutputChunk>,
-        acknowledge: &watch::Sender<OutputRequest>,
+        first: io::Result<Event>,
+        frames: &mut Frames,
+        acknowledge: &watch::Sender<Offsets>,
     ) -> Option<Stop> {
         let mut next = Some(first);
         let mut stop = None;
-        while let Some(message) = next.take() {
-            match message {
-                Ok(Some(chunk)) => stop = self.feed(chunk),
-                Ok(None) => stop = Some(Stop::Broken),
-                Err(status) => stop = Some(self.refused(&status)),
+        while let Some(event) = next.take() {
+            match event {
+                Ok(event) => stop = self.feed(event),
+                Err(error) => {
+                    tracing::debug!(container = self.target.container, %error, "output interrupted");
+                    stop = Some(Stop::Broken);
+                }
             }
             if stop.is_none() && self.encoder.waiting() < BATCH {
-                next = chunks.message().now_or_never();
+                next = frames.next().now_or_never();
             }
         }
         self.write().await;
@@ -324,18 +342,13 @@ impl Task {
             // for it stays bounded.
             self.tee.deliver().await;
         }
-        let done = OutputRequest {
-            process: None,
-            stdout_offset: self.safe.stdout,
-            stderr_offset: self.safe.stderr,
-        };
-        acknowledge.send_replace(done);
+        acknowledge.send_replace(self.safe);
         stop
     }
 
-    async fn drain_ready(&mut self, chunks: &mut Streaming<OutputChunk>) {
-        while let Some(Ok(Some(chunk))) = chunks.message().now_or_never() {
-            if self.feed(chunk).is_some() {
+    async fn drain_ready(&mut self, frames: &mut Frames) {
+        while let Some(Ok(event)) = frames.next().now_or_never() {
+            if self.feed(event).is_some() {
                 break;
             }
             if self.encoder.waiting() >= BATCH {
@@ -344,60 +357,53 @@ impl Task {
         }
     }
 
-    fn feed(&mut self, chunk: OutputChunk) -> Option<Stop> {
-        match chunk.event {
-            Some(Event::Exit(exit)) => Some(Stop::Exit(exit)),
-            Some(Event::Data(data)) => {
-                let Ok(stream) = Stream::try_from(data.stream) else {
-                    return Some(Stop::Broken);
-                };
-                self.tee.feed(stream, data.offset, &data.data);
-                // What comes twice is cut off; a gap means bytes are lost for good, and the
-                // stream goes on behind it.
-                let taken = self.encoder.taken(stream);
-                let skip = usize::try_from(taken.saturating_sub(data.offset)).unwrap_or(usize::MAX);
-                if data.offset > taken {
-                    tracing::warn!(
-                        container = self.target.container,
-                        lost = data.offset - taken,
-                        "the agent no longer has a part of the container's output"
-                    );
-                    self.encoder.skip(stream, data.offset);
-                }
-                let fresh = data
-                    .data
-                    .get(skip.min(data.data.len())..)
-                    .unwrap_or_default();
-                let now = time::now();
-                let told = data.time_unix_ns;
-                let at = if told > 0 && told <= now.saturating_add(CLOCK_AHEAD) {
-                    told
-                } else {
-                    now
-                };
-                self.encoder.feed(stream, fresh, at);
-                None
-            }
-            None => None,
+    fn feed(&mut self, event: Event) -> Option<Stop> {
+        let (place, data) = match event {
+            Event::Exit(exit) => return Some(Stop::Exit(exit)),
+            Event::Data(place, data) => (place, data),
+        };
+        self.tee.feed(place.stream, place.offset, &data);
+        // What comes twice is cut off; a gap means bytes are lost for good, and the stream goes on
+        // behind it.
+        let taken = self.encoder.taken(place.stream);
+        let skip = usize::try_from(taken.saturating_sub(place.offset)).unwrap_or(usize::MAX);
+        if place.offset > taken {
+            tracing::warn!(
+                container = self.target.container,
+                lost = place.offset - taken,
+                "the agent no longer has a part of the container's output"
+            );
+            self.encoder.skip(place.stream, place.offset);
         }
+        let fresh = data.get(skip.min(data.len())..).unwrap_or_default();
+        let (now, told) = (time::now(), place.time_unix_ns);
+        let believed = told > 0 && told <= now.saturating_add(CLOCK_AHEAD);
+        self.encoder
+            .feed(place.stream, fresh, if believed { told } else { now });
+        None
     }
 
-    fn refused(&self, status: &tonic::Status) -> Stop {
-        match status.code() {
-            Code::NotFound
-            | Code::InvalidArgument
-            | Code::OutOfRange
-            | Code::FailedPrecondition => {
+    fn refused(&self, error: &AgentError) -> Stop {
+        match error.agent_code() {
+            Some(
+                Code::NotFound
+                | Code::InvalidArgument
+                | Code::OutOfRange
+                | Code::FailedPrecondition,
+            ) => {
                 tracing::warn!(
                     container = self.target.container,
-                    code = ?status.code(),
-                    message = status.message(),
+                    error = crate::error::chain(error),
                     "the agent gives no more of the container's output"
                 );
                 Stop::Gone
             }
             _ => {
-                tracing::debug!(container = self.target.container, %status, "output interrupted");
+                tracing::debug!(
+                    container = self.target.container,
+                    error = crate::error::chain(error),
+                    "the output cannot be carried just now"
+                );
                 Stop::Broken
             }
         }

@@ -24,9 +24,9 @@ pub(super) const BUDGET: usize = 1 << 20;
 /// Pieces one stream holds; many small ones must not cost more than their bytes.
 const PIECES: usize = 64;
 /// Pieces of output on their way to the client, of at most [`PIECE`] bytes.
-pub(super) const QUEUE: usize = 8;
+pub(super) const QUEUE: usize = 4;
 /// The most bytes in one piece.
-pub(super) const PIECE: usize = 64 * 1024;
+pub(super) const PIECE: usize = 256 * 1024;
 /// How long a client gets to close its end after it was told everything.
 const LINGER: Duration = Duration::from_secs(10);
 

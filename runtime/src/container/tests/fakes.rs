@@ -2,6 +2,8 @@
 //! commands, and a VMM's control socket that counts disks. Both are real servers on real sockets,
 //! with the real handshakes; each can be told to fail at a step.
 
+mod session;
+
 use std::{
     collections::{BTreeSet, HashMap},
     path::Path,
@@ -9,7 +11,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use bulkhead_proto::agent::{self as api, agent_server, output_chunk};
+use bulkhead_proto::agent::{self as api, agent_server};
 use futures::Stream;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -60,6 +62,7 @@ impl Guest {
         std::fs::create_dir_all(vsock.parent().unwrap()).unwrap();
         let (streams, incoming) = mpsc::unbounded_channel();
         let listener = UnixListener::bind(vsock).unwrap();
+        let sessions = guest.clone();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut line = Vec::new();
@@ -68,9 +71,15 @@ impl Guest {
                 }
                 assert_eq!(line, b"CONNECT 1024\n");
                 stream.write_all(b"OK 5000\n").await.unwrap();
-                if streams.send(Ok::<_, std::io::Error>(stream)).is_err() {
-                    return;
-                }
+                let (streams, sessions) = (streams.clone(), sessions.clone());
+                tokio::spawn(async move {
+                    if session::is_one(&stream).await {
+                        // A daemon that goes away ends it.
+                        let _ = sessions.session(stream).await;
+                    } else {
+                        let _ = streams.send(Ok::<_, std::io::Error>(stream));
+                    }
+                });
             }
         });
         let server = agent_server::AgentServer::new(guest.clone());
@@ -298,14 +307,14 @@ impl agent_server::Agent for Guest {
         self.call(&format!("signal {}", request.signal))?;
         let process = request.process.unwrap();
         self.with(|state| {
-            let id = process.container_id.clone();
+            let (id, exec) = (&process.container_id, &process.exec_id);
             let stubborn = state
-                .process(&id, "")
+                .process(id, exec)
                 .args
                 .first()
                 .is_some_and(|arg| arg == "stubborn");
             if request.signal == 9 || !stubborn {
-                state.end(&id, "", 128 + i32::try_from(request.signal).unwrap());
+                state.end(id, exec, 128 + i32::try_from(request.signal).unwrap());
             }
         });
         Ok(Response::new(api::SignalProcessResponse {}))
@@ -348,101 +357,6 @@ impl agent_server::Agent for Guest {
         let text = String::from_utf8(request.into_inner().resources.to_vec()).unwrap();
         self.call(&format!("update {text}"))?;
         Ok(Response::new(api::UpdateContainerResponse {}))
-    }
-    async fn exec(&self, request: Request<api::ExecRequest>) -> Answer<api::ExecResponse> {
-        self.call("exec")?;
-        let request = request.into_inner();
-        self.with(|state| {
-            let process = Process {
-                args: request.args,
-                ..Default::default()
-            };
-            let key = (request.container_id.clone(), request.exec_id.clone());
-            state.processes.insert(key, process);
-            state.run(&request.container_id, &request.exec_id);
-        });
-        Ok(Response::new(api::ExecResponse { pid: 2 }))
-    }
-    async fn delete_exec(
-        &self,
-        request: Request<api::DeleteExecRequest>,
-    ) -> Answer<api::DeleteExecResponse> {
-        let request = request.into_inner();
-        self.with(|state| {
-            state
-                .processes
-                .remove(&(request.container_id, request.exec_id))
-        });
-        Ok(Response::new(api::DeleteExecResponse {}))
-    }
-
-    type OutputStream = Answers<api::OutputChunk>;
-    async fn output(
-        &self,
-        request: Request<Streaming<api::OutputRequest>>,
-    ) -> Answer<Self::OutputStream> {
-        self.call("output")?;
-        let mut requests = request.into_inner();
-        let first = requests.message().await?.unwrap();
-        let process = first.process.unwrap();
-        let key = (process.container_id, process.exec_id);
-        let (guest, of) = (self.clone(), key.clone());
-        tokio::spawn(async move {
-            while let Ok(Some(request)) = requests.message().await {
-                guest.with(|state| {
-                    if let Some(process) = state.processes.get_mut(&of) {
-                        process.acknowledged = process.acknowledged.max(request.stdout_offset);
-                    }
-                });
-            }
-        });
-        let (sender, receiver) = mpsc::channel(4);
-        let mut changed = self.0.changed.subscribe();
-        let guest = self.clone();
-        let mut offset = first.stdout_offset;
-        tokio::spawn(async move {
-            loop {
-                changed.borrow_and_update();
-                let found = guest.0.state.lock().unwrap().processes.get(&key).cloned();
-                let Some(process) = found else { return };
-                assert!(
-                    offset >= process.acknowledged,
-                    "asked for what was acknowledged"
-                );
-                let from = usize::try_from(offset).unwrap();
-                let data = process.stdout[from..]
-                    .iter()
-                    .take(50_000)
-                    .copied()
-                    .collect::<Vec<_>>();
-                let event = if !data.is_empty() {
-                    let start = offset;
-                    offset += data.len() as u64;
-                    output_chunk::Event::Data(output_chunk::Data {
-                        stream: 0,
-                        offset: start,
-                        data: data.into(),
-                        time_unix_ns: 1,
-                    })
-                } else if let Some(exit) = process.exit {
-                    output_chunk::Event::Exit(exit)
-                } else {
-                    tokio::select! {
-                        _ = changed.changed() => continue,
-                        () = sender.closed() => return,
-                    }
-                };
-                let last = matches!(event, output_chunk::Event::Exit(_));
-                let chunk = api::OutputChunk { event: Some(event) };
-                if sender.send(Ok(chunk)).await.is_err() || last {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-    async fn input(&self, _: Request<Streaming<api::InputRequest>>) -> Answer<api::InputResponse> {
-        absent()
     }
     async fn resize_guest(
         &self,

@@ -2,19 +2,15 @@
 
 use std::convert::Infallible;
 
-use bulkhead_proto::{
-    agent::{self as api, ExecRequest, ProcessRef, session_request::What},
-    session::{self, FRAME_HEADER, Frame},
-};
-use bytes::{Buf as _, Bytes, BytesMut};
+use bulkhead_proto::agent::{self as api, ExecRequest, ProcessRef, session_request::What};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::AsyncWriteExt as _,
     net::unix::{OwnedReadHalf, OwnedWriteHalf},
 };
 
 use super::{Session, resize, status::Outcome};
 use crate::{
-    agent::{Agent, AgentError},
+    agent::{Agent, AgentError, Event, Frames},
     app::App,
     container,
     error::chain,
@@ -24,8 +20,6 @@ use crate::{
         channel::{Incoming, Outgoing},
     },
 };
-
-const READ_SIZE: usize = 128 * 1024;
 
 /// Runs the command to its end. A client that goes away ends it.
 pub(in crate::streaming) async fn exec(app: &App, exec: Exec, mut session: Session) {
@@ -108,63 +102,27 @@ pub(super) async fn feed(stdin: Option<Incoming>, mut write: OwnedWriteHalf) -> 
 
 /// Carries output to the client until the exit.
 async fn output(
-    mut read: OwnedReadHalf,
+    read: OwnedReadHalf,
     stdout: Option<&Outgoing>,
     stderr: Option<&Outgoing>,
 ) -> Result<api::Exit, AgentError> {
-    let mut input = BytesMut::new();
+    let mut frames = Frames::new(read);
     loop {
-        let header = loop {
-            if let Some((header, _)) = input.split_first_chunk::<FRAME_HEADER>() {
-                break *header;
-            }
-            fill(&mut read, &mut input).await?;
+        let event = frames.next().await.map_err(|source| AgentError::Session {
+            action: "run the command",
+            source,
+        })?;
+        let (to, data) = match event {
+            Event::Exit(exit) => return Ok(exit),
+            Event::Data(output, data) => match output.stream {
+                api::Stream::Stdout => (stdout, data),
+                api::Stream::Stderr => (stderr, data),
+            },
         };
-        input.advance(FRAME_HEADER);
-        let (to, mut left) = match Frame::parse(header).map_err(broken)? {
-            Frame::Alive => continue,
-            Frame::Stdout(length) => (stdout, length),
-            Frame::Stderr(length) => (stderr, length),
-            Frame::Exit(length) => {
-                while input.len() < length {
-                    fill(&mut read, &mut input).await?;
-                }
-                let body: Bytes = input.split_to(length).freeze();
-                return session::message(&body).map_err(broken);
-            }
-        };
-        while left > 0 {
-            if input.is_empty() {
-                fill(&mut read, &mut input).await?;
-            }
-            let data = input.split_to(left.min(input.len())).freeze();
-            left -= data.len();
-            // What the client did not ask for, or no longer wants, is read and dropped, so that the
-            // command does not block on it.
-            if let Some(to) = to {
-                let _gone = to.send(data).await;
-            }
+        // What the client did not ask for, or no longer wants, is read and dropped, so that the
+        // command does not block on it.
+        if let Some(to) = to {
+            let _gone = to.send(data).await;
         }
-    }
-}
-
-fn broken(error: session::SessionError) -> AgentError {
-    AgentError::Session {
-        action: "run the command",
-        source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
-    }
-}
-
-async fn fill(read: &mut OwnedReadHalf, input: &mut BytesMut) -> Result<(), AgentError> {
-    let failed = |source| AgentError::Session {
-        action: "run the command",
-        source,
-    };
-    input.reserve(READ_SIZE);
-    match read.read_buf(input).await {
-        // Before the exit: the pod has ended, or its agent has.
-        Ok(0) => Err(failed(std::io::ErrorKind::UnexpectedEof.into())),
-        Ok(_) => Ok(()),
-        Err(error) => Err(failed(error)),
     }
 }

@@ -116,7 +116,7 @@ impl Reader {
                 }
                 return Ok(Some(event));
             }
-            self.input.reserve(64 * 1024);
+            self.input.reserve(256 * 1024);
             if self.read.read_buf(&mut self.input).await? == 0 {
                 return Ok(None);
             }

@@ -3,8 +3,8 @@
 use std::{io, path::Path, sync::Arc};
 
 use bulkhead_proto::{
-    agent::{ExecRequest, Exit, SessionRequest, SessionResponse, session_request::What},
-    session::{self, Frame, MAX_FRAME},
+    agent::{ExecRequest, Exit, SessionRequest, SessionResponse, Stream, session_request::What},
+    session::{self, FRAME_HEADER, Frame, MAX_FRAME, Output},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -74,7 +74,9 @@ async fn serve(mut stream: UnixStream) -> io::Result<()> {
             write.shutdown().await
         }
         What::Forward(_) => answer(&mut stream, Code::FailedPrecondition, "refused").await,
-        What::Input(_) => answer(&mut stream, Code::NotFound, "no such process").await,
+        What::Input(_) | What::Output(_) => {
+            answer(&mut stream, Code::NotFound, "no such process").await
+        }
     }
 }
 
@@ -95,13 +97,13 @@ async fn exec(mut stream: UnixStream, request: ExecRequest) -> io::Result<()> {
     let mut code = 0;
     match words.as_slice() {
         ["exit", with] => {
-            frame(&mut stream, Frame::Stdout, b"out\n").await?;
-            frame(&mut stream, Frame::Stderr, b"err\n").await?;
+            frame(&mut stream, Stream::Stdout, b"out\n").await?;
+            frame(&mut stream, Stream::Stderr, b"err\n").await?;
             code = with.parse().unwrap();
         }
         ["source", blocks] => {
             for number in 0..blocks.parse().unwrap() {
-                frame(&mut stream, Frame::Stdout, &bulk::block(number)).await?;
+                frame(&mut stream, Stream::Stdout, &bulk::block(number)).await?;
             }
         }
         ["sink"] => {
@@ -113,7 +115,7 @@ async fn exec(mut stream: UnixStream, request: ExecRequest) -> io::Result<()> {
             }
             frame(
                 &mut stream,
-                Frame::Stdout,
+                Stream::Stdout,
                 check.blocks().to_string().as_bytes(),
             )
             .await?;
@@ -125,7 +127,7 @@ async fn exec(mut stream: UnixStream, request: ExecRequest) -> io::Result<()> {
                 if n == 0 {
                     break;
                 }
-                frame(&mut stream, Frame::Stdout, &bytes[..n]).await?;
+                frame(&mut stream, Stream::Stdout, &bytes[..n]).await?;
             }
         }
         // Reads nothing and says nothing, until its session ends.
@@ -134,7 +136,7 @@ async fn exec(mut stream: UnixStream, request: ExecRequest) -> io::Result<()> {
             crate::back_off::back_off(std::time::Duration::from_millis(20)).await;
         },
         // Breaks the protocol.
-        ["liar"] => stream.write_all(&[9, 255, 255, 255, 255]).await?,
+        ["liar"] => stream.write_all(&[255; FRAME_HEADER]).await?,
         ["dies"] => return Ok(()),
         other => panic!("no such command: {other:?}"),
     }
@@ -145,7 +147,13 @@ async fn exec(mut stream: UnixStream, request: ExecRequest) -> io::Result<()> {
     stream.write_all(&session::exit(&exit)).await
 }
 
-async fn frame(stream: &mut UnixStream, kind: fn(usize) -> Frame, data: &[u8]) -> io::Result<()> {
-    stream.write_all(&kind(data.len()).header()).await?;
+async fn frame(stream: &mut UnixStream, from: Stream, data: &[u8]) -> io::Result<()> {
+    let output = Output {
+        stream: from,
+        length: data.len(),
+        offset: 0,
+        time_unix_ns: 0,
+    };
+    stream.write_all(&Frame::Output(output).header()).await?;
     stream.write_all(data).await
 }

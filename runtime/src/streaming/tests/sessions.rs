@@ -42,7 +42,7 @@ async fn exit_codes_output_and_errors_come_to_their_end() {
         for (command, text) in [
             ("missing", "no such file: missing"),
             ("dies", "broke"),
-            ("liar", "unknown kind 9"),
+            ("liar", "unknown kind 255"),
         ] {
             let url = node.exec(&[command], false);
             let mut command = Command::start(&url, &["stdout", "stderr"]).await.unwrap();

@@ -95,16 +95,6 @@ impl Agent for Fake {
         Ok(Response::new(Box::pin(tokio_stream::pending())))
     }
 
-    type OutputStream = Answers<v1::OutputChunk>;
-
-    async fn output(&self, _: Request<Streaming<v1::OutputRequest>>) -> Answer<Self::OutputStream> {
-        absent()
-    }
-
-    async fn input(&self, _: Request<Streaming<v1::InputRequest>>) -> Answer<v1::InputResponse> {
-        absent()
-    }
-
     async fn configure_network(
         &self,
         _: Request<v1::ConfigureNetworkRequest>,
@@ -155,17 +145,6 @@ impl Agent for Fake {
         &self,
         _: Request<v1::UpdateContainerRequest>,
     ) -> Answer<v1::UpdateContainerResponse> {
-        absent()
-    }
-
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
-        absent()
-    }
-
-    async fn delete_exec(
-        &self,
-        _: Request<v1::DeleteExecRequest>,
-    ) -> Answer<v1::DeleteExecResponse> {
         absent()
     }
 

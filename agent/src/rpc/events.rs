@@ -1,0 +1,34 @@
+//! What happens to containers, as it happens.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bulkhead_proto::agent;
+use futures::{Stream, StreamExt, stream};
+use tonic::Status;
+
+use super::container::exit;
+use crate::container::Containers;
+use crate::container::events::What;
+
+/// Events from a sequence number on, for as long as the daemon listens.
+pub fn events(
+    containers: Arc<Containers>,
+    from: u64,
+) -> Pin<Box<dyn Stream<Item = Result<agent::Event, Status>> + Send>> {
+    let events = stream::unfold((containers, from), |(containers, from)| async move {
+        let event = containers.events.next(from).await;
+        Some((event.clone(), (containers, event.sequence + 1)))
+    });
+    Box::pin(events.map(|event| {
+        let what = match event.what {
+            What::Exited(end) => agent::event::What::Exited(exit(&end)),
+            What::Oom { time_unix_ns } => agent::event::What::Oom(agent::Oom { time_unix_ns }),
+        };
+        Ok(agent::Event {
+            sequence: event.sequence,
+            container_id: event.container,
+            what: Some(what),
+        })
+    }))
+}

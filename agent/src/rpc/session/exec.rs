@@ -1,0 +1,159 @@
+//! A further process in a container, for as long as its session.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_proto::agent::{ExecRequest, Stream};
+use bulkhead_proto::session::{self, FRAME_HEADER, Frame, MAX_FRAME};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, WriteHalf};
+use tokio::time::timeout;
+
+use super::input::feed;
+use super::{answer, opened, refuse};
+use crate::clock;
+use crate::container::Containers;
+use crate::process::Process;
+use crate::process::pump::Output;
+use crate::rpc::container::exit;
+use crate::rpc::status;
+
+/// How often an exec that is silent looks whether the daemon is still there.
+const ALIVE_EVERY: Duration = Duration::from_secs(10);
+
+/// Runs it. The connection's end is its end.
+pub async fn serve<S>(
+    mut stream: S,
+    containers: Arc<Containers>,
+    request: ExecRequest,
+) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let (container, exec) = (request.container_id.clone(), request.exec_id.clone());
+    // Starting goes on to its end even if the daemon goes away, so that the process is known and
+    // can be forgotten.
+    let starting = {
+        let containers = Arc::clone(&containers);
+        tokio::spawn(async move { containers.run_exec(request).await })
+    };
+    let process = match starting.await.map_err(io::Error::other)? {
+        Ok(process) => process,
+        Err(error) => {
+            refuse(stream, &status::of_container(error)).await;
+            return Ok(());
+        }
+    };
+    let forget = Forget {
+        containers,
+        container,
+        exec,
+    };
+    answer(&mut stream, &opened()).await?;
+    let (read, mut write) = tokio::io::split(stream);
+    let fed = async {
+        feed(read, &process, true).await;
+        // The process has its input; what it says still comes.
+        std::future::pending::<()>().await;
+    };
+    let result = tokio::select! {
+        result = tell(&process, &mut write) => result,
+        () = fed => Ok(()),
+    };
+    drop(forget);
+    result
+}
+
+/// Kills and forgets an exec when its session is over, however it ended.
+struct Forget {
+    containers: Arc<Containers>,
+    container: String,
+    exec: String,
+}
+
+impl Drop for Forget {
+    fn drop(&mut self) {
+        if let Err(error) = self.containers.delete_exec(&self.container, &self.exec) {
+            tracing::warn!(%error, "an exec could not be ended");
+        }
+    }
+}
+
+/// Output to its end, then the exit. Read from the process's own pipes into the frame that is sent:
+/// what nobody reads stays in the pipe and holds the process up.
+async fn tell<S>(process: &Process, write: &mut WriteHalf<S>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite,
+{
+    let (stdout, stderr) = process.take_output();
+    let (mut stdout, mut stderr) = (Source::new(stdout), Source::new(stderr));
+    // With its header a frame fills the transport's packets, and does not spill into one more.
+    let mut frame = Vec::with_capacity(MAX_FRAME);
+    while !(stdout.has_ended() && stderr.has_ended()) {
+        let next = async {
+            tokio::select! {
+                () = stdout.ready(), if !stdout.has_ended() => true,
+                () = stderr.ready(), if !stderr.has_ended() => false,
+            }
+        };
+        let Ok(is_stdout) = timeout(ALIVE_EVERY, next).await else {
+            write.write_all(&Frame::Alive.header()).await?;
+            continue;
+        };
+        let (source, stream) = if is_stdout {
+            (&mut stdout, Stream::Stdout)
+        } else {
+            (&mut stderr, Stream::Stderr)
+        };
+        if source.fill(stream, &mut frame) {
+            write.write_all(&frame).await?;
+        }
+    }
+    let end = process.exit.clone().wait().await;
+    let end = end.ok_or_else(|| io::Error::other("the process was given up without an exit"))?;
+    write.write_all(&session::exit(&exit(&end))).await?;
+    write.shutdown().await
+}
+
+/// An output stream, and how much of it was sent.
+struct Source {
+    output: Option<Output>,
+    sent: u64,
+}
+
+impl Source {
+    fn new(output: Option<Output>) -> Self {
+        Self { output, sent: 0 }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.output.as_ref().is_none_or(Output::has_ended)
+    }
+
+    async fn ready(&mut self) {
+        if let Some(output) = &mut self.output {
+            output.ready().await;
+        }
+    }
+
+    /// Makes a frame of what is there; false if it is nothing.
+    fn fill(&mut self, stream: Stream, frame: &mut Vec<u8>) -> bool {
+        frame.clear();
+        frame.extend_from_slice(&[0; FRAME_HEADER]);
+        if let Some(output) = &mut self.output {
+            output.read(frame);
+        }
+        let Some((header, data)) = frame.split_first_chunk_mut() else {
+            return false;
+        };
+        let output = session::Output {
+            stream,
+            length: data.len(),
+            offset: self.sent,
+            time_unix_ns: clock::realtime_ns(),
+        };
+        *header = Frame::Output(output).header();
+        self.sent += data.len() as u64;
+        !data.is_empty()
+    }
+}

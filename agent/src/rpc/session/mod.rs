@@ -1,0 +1,79 @@
+//! Sessions: connections of their own for bulk bytes (`bulkhead_proto::session`). An exec whose
+//! process lives as long as its connection ([`exec`]), the output of a container ([`output`]), the
+//! input of a process that runs ([`input`]), a TCP connection inside the pod ([`forward`]). Nothing
+//! here shares a buffer with the service's HTTP/2 streams.
+
+mod exec;
+mod forward;
+mod input;
+mod output;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_proto::agent::session_request::What;
+use bulkhead_proto::agent::{SessionRequest, SessionResponse};
+use bulkhead_proto::session::{self, MAX_REQUEST};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+use tonic::{Code, Status};
+
+use crate::container::Containers;
+
+/// For the whole request to come: the daemon writes it in one go.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+/// Serves a session whose first bytes (the magic) have been read.
+pub async fn serve<S>(mut stream: S, containers: Arc<Containers>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let request = match timeout(REQUEST_DEADLINE, read_request(&mut stream)).await {
+        Ok(Ok(request)) => request,
+        Ok(Err(error)) => {
+            return refuse(stream, &Status::invalid_argument(error.to_string())).await;
+        }
+        Err(_) => return,
+    };
+    let ended = match request.what {
+        Some(What::Exec(request)) => exec::serve(stream, containers, request).await,
+        Some(What::Output(request)) => output::serve(stream, &containers, request).await,
+        Some(What::Input(process)) => input::serve(stream, &containers, process).await,
+        Some(What::Forward(to)) => forward::serve(stream, to).await,
+        None => {
+            let status = Status::invalid_argument("a session that asks for nothing");
+            return refuse(stream, &status).await;
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a session ended");
+    }
+}
+
+async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<SessionRequest> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await?;
+    let length = session::length(length, MAX_REQUEST).map_err(io::Error::other)?;
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    session::message(&body).map_err(io::Error::other)
+}
+
+async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, status: &Status) -> io::Result<()> {
+    let response = SessionResponse {
+        code: i32::from(status.code()).unsigned_abs(),
+        message: status.message().chars().take(4096).collect(),
+    };
+    stream.write_all(&session::answer(&response)).await?;
+    stream.flush().await
+}
+
+async fn refuse<S: AsyncWrite + Unpin>(mut stream: S, status: &Status) {
+    // A daemon that went away needs no answer.
+    let _ = answer(&mut stream, status).await;
+    let _ = stream.shutdown().await;
+}
+
+fn opened() -> Status {
+    Status::new(Code::Ok, "")
+}
