@@ -44,11 +44,12 @@ impl Frames {
     /// When the connection ends before the process, or the agent does not keep to the contract.
     pub async fn next(&mut self) -> io::Result<Event> {
         loop {
-            if let Some(event) = self.parser.next()? {
+            if let Some(event) = self.parser.event()? {
                 return Ok(event);
             }
-            self.parser.input.reserve(READ_SIZE);
-            if self.read.read_buf(&mut self.parser.input).await? == 0 {
+            let input = self.parser.input();
+            input.reserve(READ_SIZE);
+            if self.read.read_buf(input).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -57,14 +58,23 @@ impl Frames {
 
 /// The frames in bytes from a guest. Pure.
 #[derive(Debug, Default)]
-struct Parser {
+pub struct Parser {
     input: BytesMut,
     /// What is to come of the frame that is being read.
     rest: Option<Frame>,
 }
 
 impl Parser {
-    fn next(&mut self) -> io::Result<Option<Event>> {
+    /// Where bytes are added as they come.
+    pub fn input(&mut self) -> &mut BytesMut {
+        &mut self.input
+    }
+
+    /// What can be said of the bytes so far; `None` if more must come.
+    ///
+    /// # Errors
+    /// When they are not in the contract. There is no going on then.
+    pub fn event(&mut self) -> io::Result<Option<Event>> {
         let broken = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         loop {
             match self.rest {
@@ -117,7 +127,7 @@ mod tests {
     use super::*;
 
     fn events(parser: &mut Parser) -> Vec<Event> {
-        std::iter::from_fn(|| parser.next().unwrap()).collect()
+        std::iter::from_fn(|| parser.event().unwrap()).collect()
     }
 
     proptest! {
@@ -170,7 +180,7 @@ mod tests {
         fn garbage_is_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut parser = Parser::default();
             parser.input.extend_from_slice(&bytes);
-            while let Ok(Some(_)) = parser.next() {}
+            while let Ok(Some(_)) = parser.event() {}
         }
     }
 }

@@ -8,5 +8,5 @@ mod ready;
 
 pub use connect::{Address, Agent, Client, connect, connect_lazily, dial};
 pub use error::AgentError;
-pub use frames::{Event, Frames};
+pub use frames::{Event, Frames, Parser};
 pub use ready::ReadyListener;

@@ -1,6 +1,6 @@
 //! Sessions: connections of their own for bulk bytes (`bulkhead_proto::session`). An exec whose
-//! process lives as long as its connection ([`exec`]), the output of a container ([`output`]), the
-//! input of a process that runs ([`input`]), a TCP connection inside the pod ([`forward`]). Nothing
+//! process lives as long as its connection (`exec`), the output of a container (`output`), the
+//! input of a process that runs (`input`), a TCP connection inside the pod (`forward`). Nothing
 //! here shares a buffer with the service's HTTP/2 streams.
 
 mod exec;
