@@ -22,6 +22,7 @@ pub mod container;
 pub mod cpus;
 pub mod disk;
 pub mod host;
+pub mod huge_pages;
 pub mod init;
 pub mod launcher;
 pub mod net;

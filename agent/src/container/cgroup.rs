@@ -76,7 +76,12 @@ pub fn make(path: &Path) -> Result<(), CgroupError> {
 /// The first value the kernel refuses.
 pub fn apply(path: &Path, resources: &LinuxResources) -> Result<(), CgroupError> {
     for (file, value) in settings(resources)? {
+        // Nothing of what there is none of is granted anyway.
+        let nothing = file.starts_with("hugetlb.") && value == "0";
         let file = path.join(file);
+        if nothing && !file.exists() {
+            continue;
+        }
         fs::write(&file, &value).map_err(|error| CgroupError::Limit {
             path: file,
             value,
@@ -103,10 +108,10 @@ pub fn settings(resources: &LinuxResources) -> Result<Vec<(String, String)>, Cgr
         set("pids.max", or_max(limit, |limit| limit > 0));
     }
     for huge in resources.hugepage_limits().iter().flatten() {
-        set(
-            &format!("hugetlb.{}.max", huge.page_size()),
-            huge.limit().to_string(),
-        );
+        for what in ["max", "rsvd.max"] {
+            let file = format!("hugetlb.{}.{what}", huge.page_size());
+            set(&file, huge.limit().to_string());
+        }
     }
     if let Some(io) = resources.block_io() {
         io_settings(io, &mut set);

@@ -17,6 +17,7 @@ use super::{
     watch,
 };
 use crate::apparmor;
+use crate::huge_pages;
 use crate::launcher::message::{CreateRequest, Request};
 use crate::paths::Paths;
 use crate::process::{Process, Reading, Streams, exit, give_streams};
@@ -376,6 +377,10 @@ fn lay_ground(
         }
     }
     tracing::debug!("create: user and spec");
+    // On a host they are the host's to reserve.
+    if paths.host().is_none() {
+        huge_pages::allow_limits(&prepared.resources)?;
+    }
     cgroup::make(cgroup)?;
     cgroup::apply(cgroup, &prepared.resources)?;
     device_filter::attach(cgroup, &prepared.resources)?;

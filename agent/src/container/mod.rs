@@ -22,6 +22,7 @@ use self::events::Events;
 use self::rootfs::Rootfs;
 use self::spec::ExecTemplate;
 use crate::disk::Disks;
+use crate::huge_pages::HugePagesError;
 use crate::launcher::Launcher;
 use crate::paths::Paths;
 use crate::process::Process;
@@ -99,6 +100,9 @@ pub enum ContainerError {
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] cgroup::CgroupError),
+    /// Huge pages.
+    #[error(transparent)]
+    HugePages(#[from] HugePagesError),
     /// The device filter.
     #[error(transparent)]
     Devices(#[from] device_filter::DeviceFilterError),

@@ -8,6 +8,7 @@ use crate::container::ContainerError;
 use crate::container::cgroup::CgroupError;
 use crate::container::spec::SpecError;
 use crate::disk::DiskError;
+use crate::huge_pages::HugePagesError;
 use crate::launcher::LaunchError;
 use crate::launcher::message::{Failure, FailureKind};
 use crate::net::NetError;
@@ -67,6 +68,7 @@ fn container_code(error: &ContainerError) -> Code {
         ContainerError::Disk(error) => disk_code(error),
         ContainerError::Volume(error) => volume_code(error),
         ContainerError::Cgroup(error) => cgroup_code(error),
+        ContainerError::HugePages(error) => huge_pages_code(error),
         ContainerError::Devices(error) => match error {
             crate::container::device_filter::DeviceFilterError::Bpf { .. } => Code::Internal,
             _ => Code::InvalidArgument,
@@ -128,6 +130,13 @@ fn disk_code(error: &DiskError) -> Code {
     }
 }
 
+fn huge_pages_code(error: &HugePagesError) -> Code {
+    match error.error.kind() {
+        std::io::ErrorKind::NotFound => Code::InvalidArgument,
+        _ => Code::Internal,
+    }
+}
+
 fn volume_code(error: &VolumeError) -> Code {
     let of_file = |error: &std::io::Error| match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::OutOfMemory => {
@@ -138,6 +147,7 @@ fn volume_code(error: &VolumeError) -> Code {
     match error {
         VolumeError::Invalid { .. } => Code::InvalidArgument,
         VolumeError::Share { .. } => Code::FailedPrecondition,
+        VolumeError::HugePages(error) => huge_pages_code(error),
         VolumeError::Part { error, .. } => match error.kind() {
             std::io::ErrorKind::NotFound => Code::NotFound,
             _ => Code::InvalidArgument,

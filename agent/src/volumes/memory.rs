@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
 use super::{VolumeError, place};
+use crate::huge_pages;
 
 /// Mounts the volume at `at` if it is not, and gives the path of what of it is wanted; a part of it
 /// is mounted at `placed`.
@@ -60,7 +61,7 @@ fn mount_new(volume: &MemoryVolume, at: &Path) -> Result<(), VolumeError> {
         0 => "tmpfs",
         page => {
             options.push_str(&format!(",pagesize={page}"));
-            allow_huge_pages(page)?;
+            huge_pages::allow(page)?;
             "hugetlbfs"
         }
     };
@@ -75,32 +76,6 @@ fn mount_new(volume: &MemoryVolume, at: &Path) -> Result<(), VolumeError> {
             error: error.into(),
         },
     )
-}
-
-/// The guest keeps no pool of huge pages: they are made when they are used, within the container's
-/// own limit.
-fn allow_huge_pages(bytes: u64) -> Result<(), VolumeError> {
-    let path = PathBuf::from(format!(
-        "/sys/kernel/mm/hugepages/hugepages-{}kB/nr_overcommit_hugepages",
-        bytes >> 10
-    ));
-    if !path.exists() {
-        return Err(VolumeError::Invalid {
-            field: "memory.huge_page_bytes",
-            value: bytes.to_string(),
-            allowed: "the guest's processor has no pages of this size",
-        });
-    }
-    let info = rustix::system::sysinfo();
-    // c_ulong and u64 are one here, and may not be elsewhere.
-    #[allow(clippy::useless_conversion)]
-    let memory = u64::from(info.totalram).saturating_mul(info.mem_unit.into());
-    let pages = memory.checked_div(bytes).unwrap_or(0);
-    fs::write(&path, pages.to_string()).map_err(|error| VolumeError::File {
-        what: "allowing huge pages by",
-        path,
-        error,
-    })
 }
 
 /// Opens a part of the volume, made as a directory if it is not there. The pod's containers write

@@ -25,6 +25,7 @@ use tokio::sync::Mutex;
 
 use crate::container::spec::SpecError;
 use crate::disk::{DEFAULT_DEADLINE, DiskError, Disks};
+use crate::huge_pages::HugePagesError;
 use crate::paths::Paths;
 use crate::userns::IdMap;
 
@@ -53,6 +54,9 @@ pub enum VolumeError {
         /// The kernel's answer.
         error: io::Error,
     },
+    /// Huge pages.
+    #[error(transparent)]
+    HugePages(#[from] HugePagesError),
     /// A part of a volume that is not there.
     #[error("{part:?} of {what} cannot be mounted: {error}")]
     Part {

@@ -15,7 +15,7 @@ use crate::{
     records::{
         ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, MachineKind, SandboxRecord,
     },
-    sandbox::{Pod, SandboxError, new_id, now_ns},
+    sandbox::{self, Change, Pod, SandboxError, new_id, now_ns},
     volumes::{self, guest},
 };
 
@@ -200,6 +200,11 @@ async fn build(
     id: &str,
 ) -> Result<(), ContainerError> {
     let implied_directories = implied_directories(layers)?;
+    let limits = config.linux.as_ref().and_then(|l| l.resources.as_ref());
+    if let Some(limits) = limits.filter(|l| l.hugepage_limits.iter().any(|l| l.limit > 0)) {
+        // They come on top of the memory the VM was made for.
+        sandbox::fit(app, pod, Change::New(limits)).await?;
+    }
     guest::attach(app, pod, &mut volumes).await?;
     disks::attach(app, pod, layers).await?;
     disks::attach(app, pod, &volumes.layers).await?;

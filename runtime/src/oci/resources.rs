@@ -1,15 +1,15 @@
 //! Limits: from CRI's numbers to the guest's cgroup.
 //!
 //! Not carried into the guest, on purpose: cpusets (they number the host's processors; the guest
-//! has its own, and the pod's host cgroup already confines the VM), the swap limit (the guest has
-//! no swap) and huge-page limits of zero (the guest reserves none). All are recorded and reported.
+//! has its own, and the pod's host cgroup already confines the VM) and the swap limit (the guest has
+//! no swap). Both are recorded and reported.
 
 use std::collections::HashMap;
 
-use bulkhead_proto::cri::LinuxContainerResources;
+use bulkhead_proto::cri::{HugepageLimit, LinuxContainerResources};
 use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxMemoryBuilder,
-    LinuxResources, LinuxResourcesBuilder,
+    LinuxCpuBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxHugepageLimit,
+    LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxResources, LinuxResourcesBuilder,
 };
 
 use super::OciError;
@@ -48,7 +48,10 @@ pub fn build(asked: &LinuxContainerResources) -> Result<LinuxResources, OciError
         resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).build()?);
     }
     check_swap(asked)?;
-    check_hugepages(asked)?;
+    if !asked.hugepage_limits.is_empty() {
+        let limits: Result<Vec<_>, _> = asked.hugepage_limits.iter().map(huge_pages).collect();
+        resources = resources.hugepage_limits(limits?);
+    }
     if !asked.unified.is_empty() {
         resources = resources.unified(unified(&asked.unified)?);
     }
@@ -127,14 +130,43 @@ fn check_swap(asked: &LinuxContainerResources) -> Result<(), OciError> {
     Ok(())
 }
 
-fn check_hugepages(asked: &LinuxContainerResources) -> Result<(), OciError> {
-    match asked.hugepage_limits.iter().find(|limit| limit.limit > 0) {
-        None => Ok(()),
-        Some(limit) => Err(OciError::Unsupported {
-            what: format!("{} bytes of {} huge pages", limit.limit, limit.page_size),
-            advice: "the guest reserves no huge pages; leave the request out",
-        }),
-    }
+/// A limit on huge pages of one size. Those of zero count, too: another container of the pod may
+/// have some.
+fn huge_pages(asked: &HugepageLimit) -> Result<LinuxHugepageLimit, OciError> {
+    let size = page_size(&asked.page_size).ok_or_else(|| OciError::Invalid {
+        field: "hugepage_limits.page_size",
+        value: asked.page_size.clone(),
+        allowed: "a size as the kernel names it: 64KB, 2MB, 1GB",
+    })?;
+    let limit = i64::try_from(asked.limit).ok();
+    let limit = limit.filter(|_| asked.limit.is_multiple_of(size));
+    let limit = limit.ok_or_else(|| OciError::Invalid {
+        field: "hugepage_limits.limit",
+        value: asked.limit.to_string(),
+        allowed: "whole pages, in bytes",
+    })?;
+    let limits = LinuxHugepageLimitBuilder::default()
+        .page_size(asked.page_size.clone())
+        .limit(limit);
+    Ok(limits.build()?)
+}
+
+/// Bytes of a page size such as `2MB`, which stands in the name of a file.
+fn page_size(name: &str) -> Option<u64> {
+    let (digits, unit) = name.split_at_checked(name.len().checked_sub(2)?)?;
+    let shift = match unit {
+        "KB" => 10,
+        "MB" => 20,
+        "GB" => 30,
+        _ => return None,
+    };
+    let number = digits
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| digits.parse::<u64>().ok())??;
+    number
+        .checked_shl(shift)
+        .filter(|size| size.is_power_of_two())
 }
 
 /// Raw cgroup v2 settings. The key is a file name in the container's cgroup: a controller's, and
@@ -206,8 +238,6 @@ pub fn merged(
 
 #[cfg(test)]
 mod tests {
-    use bulkhead_proto::cri::HugepageLimit;
-
     use super::*;
 
     fn with(change: impl FnOnce(&mut LinuxContainerResources)) -> LinuxContainerResources {
@@ -247,7 +277,28 @@ mod tests {
             "host processors mean nothing in a guest"
         );
         assert_eq!(built.memory().unwrap().limit(), Some(134_217_728));
-        assert!(built.hugepage_limits().is_none());
+        let huge = built.hugepage_limits().clone().unwrap();
+        assert_eq!((huge[0].page_size().as_str(), huge[0].limit()), ("2MB", 0));
+    }
+
+    #[test]
+    fn page_sizes_are_the_kernels() {
+        assert_eq!(page_size("2MB"), Some(2 << 20));
+        assert_eq!(page_size("64KB"), Some(64 << 10));
+        assert_eq!(page_size("1GB"), Some(1 << 30));
+        for bad in [
+            "",
+            "MB",
+            "2M",
+            "3MB",
+            "2mB",
+            "+2MB",
+            "0MB",
+            "2MB/../x",
+            "99999999999999999999GB",
+        ] {
+            assert_eq!(page_size(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(crate) enum Change<'a> {
         /// Its limits.
         limits: &'a LinuxContainerResources,
     },
+    /// A container with these limits is being made. Only grows.
+    New(&'a LinuxContainerResources),
 }
 
 /// UpdatePodSandboxResources: the pod's limits as the kubelet sums them up. Goes on to its end even
@@ -82,7 +84,7 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
     };
     let linux = record.config.linux.clone().unwrap_or_default();
     let mut wanted = target(app, &record, &linux, change).await?;
-    if matches!(change, Change::Container { .. }) {
+    if !matches!(change, Change::None) {
         wanted.vcpus = wanted.vcpus.max(now.vcpus);
         wanted.memory_mib = wanted.memory_mib.max(now.memory_mib);
     }
@@ -162,6 +164,11 @@ async fn target(
         Change::Container { id, limits } if container.meta.id == id => limits,
         _ => &container.status.resources,
     });
+    let new = match change {
+        Change::New(limits) => Some(limits),
+        Change::None | Change::Container { .. } => None,
+    };
+    let resources = resources.chain(new);
     sizing::resized(
         &app.config.sandbox,
         &app.config.vmm,

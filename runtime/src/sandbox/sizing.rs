@@ -67,6 +67,8 @@ pub struct Sum {
     pub memory: Option<u64>,
     /// Thousandths of a CPU.
     pub cpus: Option<u64>,
+    /// Bytes of huge pages, which no memory limit counts.
+    pub huge: u64,
 }
 
 impl Sum {
@@ -75,16 +77,20 @@ impl Sum {
         containers: impl Iterator<Item = &'a LinuxContainerResources>,
     ) -> Result<Self, SandboxError> {
         let (mut memory, mut cpu, mut any) = (Some(0u64), Some(0u64), false);
+        let mut huge = 0u64;
         for resources in containers {
             any = true;
             let bytes = u64::try_from(resources.memory_limit_in_bytes).unwrap_or(0);
             let more = |sum: Option<u64>, part: Option<u64>| Some(sum?.saturating_add(part?));
             memory = more(memory, Some(bytes).filter(|bytes| *bytes > 0));
             cpu = more(cpu, cpus(resources)?);
+            let pages = resources.hugepage_limits.iter();
+            huge = pages.fold(huge, |sum, pages| sum.saturating_add(pages.limit));
         }
         Ok(Self {
             memory: memory.filter(|_| any),
             cpus: cpu.filter(|_| any),
+            huge,
         })
     }
 }
@@ -110,6 +116,11 @@ pub fn resized(
         let bytes = sum.saturating_add(u64::try_from(extra).unwrap_or(0));
         let bound = cgroup.map_or(bytes, |c| c.bytes.min(bytes));
         memory_mib = memory_mib.max(guest_share(bound / MIB, vmm.overhead_mib));
+    }
+    if sum.huge > 0 {
+        let bound = cgroup.map_or(u64::MAX, |c| guest_share(c.bytes / MIB, vmm.overhead_mib));
+        let with_huge = memory_mib.saturating_add(sum.huge.div_ceil(MIB));
+        memory_mib = memory_mib.max(with_huge.min(bound));
     }
     let mut vcpus = by_pod.vcpus;
     if let Some(sum) = sum.cpus {
@@ -314,6 +325,11 @@ mod tests {
         let sum = |cpus, mib: Option<u64>| Sum {
             memory: mib.map(|mib| mib << 20),
             cpus,
+            huge: 0,
+        };
+        let huge = |mib: u64| Sum {
+            huge: mib << 20,
+            ..sum(None, None)
         };
         let table = [
             // resources, containers' sum, cgroup -> vcpus, memory
@@ -345,6 +361,9 @@ mod tests {
             (resources(10_000, 150), sum(None, None), None, 1, 255),
             (resources(9_900_000, 9_999), sum(None, None), None, 4, 2047),
             (None, sum(None, None), None, 2, 511),
+            // Huge pages come on top, as far as the cgroup lets them.
+            (resources(100_000, 276), huge(8), None, 1, 263),
+            (resources(100_000, 276), huge(512), Some(300), 1, 277),
         ];
         for (res, sum, cgroup_mib, vcpus, memory_mib) in table {
             let case = format!("{res:?} {sum:?} {cgroup_mib:?}");

@@ -12,7 +12,9 @@ use std::{
     time::{Duration, Instant as Clock},
 };
 
-use bulkhead_proto::cri::{ContainerConfig, Device, ImageSpec, Mount, MountPropagation};
+use bulkhead_proto::cri::{
+    ContainerConfig, Device, HugepageLimit, ImageSpec, Mount, MountPropagation,
+};
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -29,6 +31,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!("volumes", directories_files_and_memory, LIMIT * 2),
         test!("volumes", a_config_map_turns_under_inotify, LIMIT * 3),
         test!("volumes", disks_images_and_sockets, LIMIT * 2),
+        test!("volumes", huge_pages_are_made_within_the_limit),
         test!("volumes", what_cannot_be_leaves_nothing),
     ]
 }
@@ -484,6 +487,65 @@ async fn disks_images_and_sockets(context: &mut Context) -> Outcome {
     file.read_exact(&mut written)?;
     check!(&written == b"later", "{written:?}");
     Ok(())
+}
+
+async fn huge_pages_are_made_within_the_limit(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    cri.pull(BUSYBOX).await?;
+    let scratch = Scratch::new("huge")?;
+    // As the kubelet prepares an emptyDir whose medium is HugePages.
+    let data = scratch.dir("pods/uid-huge/volumes/kubernetes.io~empty-dir/huge")?;
+    let options = "pagesize=2M,size=12M";
+    let at = text(&data);
+    run("mount", &["-t", "hugetlbfs", "-o", options, "none", &at])?;
+    let config = pod("huge");
+    let id = cri.run_pod(config.clone()).await?;
+    let memory = |name| format!("grep '^{name}:' /proc/meminfo | grep -o '[0-9]*'");
+    let limited = |name: &str, limit: u64| {
+        let mut made = with(
+            script(name, BUSYBOX, "sleep 1000"),
+            vec![mount(&data, "/huge")],
+        );
+        let resources = made.linux.get_or_insert_default();
+        let resources = resources.resources.get_or_insert_default();
+        resources.hugepage_limits = vec![
+            HugepageLimit {
+                page_size: "2MB".to_owned(),
+                limit,
+            },
+            HugepageLimit {
+                page_size: "1GB".to_owned(),
+                limit: 0,
+            },
+        ];
+        made
+    };
+    let none = cri.run(&id, &config, limited("none", 0)).await?;
+    let total = memory("MemTotal");
+    let before: u64 = cri.shell(&none, &total).await?.trim().parse()?;
+    let some = cri.run(&id, &config, limited("some", 8 << 20)).await?;
+    let after: u64 = cri.shell(&some, &total).await?.trim().parse()?;
+    check!(
+        after >= before + (8 << 10),
+        "{before} KiB, then {after} KiB"
+    );
+    let used = "fallocate -l 4M /huge/four && cat /sys/fs/cgroup/hugetlb.2MB.current";
+    let used = cri.shell(&some, used).await?;
+    check!(used.trim() == (4 << 20).to_string(), "{used}");
+    let pages = cri.shell(&some, &memory("HugePages_Total")).await?;
+    check!(pages.trim() == "2", "{pages}");
+    // Beyond the container's limit, and by one that has none.
+    for (made, script) in [
+        (&some, "fallocate -l 6M /huge/six"),
+        (&none, "fallocate -l 2M /huge/two"),
+    ] {
+        let refused = cri.exec(made, &["sh", "-c", script]).await?;
+        check!(refused.exit_code != 0, "{script}: {refused:?}");
+    }
+    let bad = cri.create(&id, &config, limited("bad", 3 << 20)).await;
+    let code = bad.as_ref().err().map(tonic::Status::code);
+    check!(code == Some(Code::InvalidArgument), "{bad:?}");
+    Ok(cri.remove_pod(&id).await?)
 }
 
 async fn what_cannot_be_leaves_nothing(context: &mut Context) -> Outcome {

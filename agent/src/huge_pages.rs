@@ -1,0 +1,83 @@
+//! Huge pages of the guest. It keeps no pool of them: they are made when they are used, within the
+//! limits of containers' cgroups, and are ordinary memory again afterwards.
+
+use std::fs;
+use std::io;
+
+use oci_spec::runtime::LinuxResources;
+
+/// Pages of a size cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "letting huge pages of {} KiB be made failed: {error}; which sizes there are depends on the processor",
+    page_bytes >> 10
+)]
+pub struct HugePagesError {
+    /// Their size.
+    pub page_bytes: u64,
+    /// The kernel's answer.
+    pub error: io::Error,
+}
+
+/// Lets pages of this size be made, of as much of the memory as there is.
+///
+/// # Errors
+/// The kernel's; that there is no such file where the processor has no pages of the size.
+pub fn allow(page_bytes: u64) -> Result<(), HugePagesError> {
+    let path = format!(
+        "/sys/kernel/mm/hugepages/hugepages-{}kB/nr_overcommit_hugepages",
+        page_bytes >> 10
+    );
+    let info = rustix::system::sysinfo();
+    // c_ulong and u64 are one here, and may not be elsewhere.
+    #[allow(clippy::useless_conversion)]
+    let memory = u64::from(info.totalram).saturating_mul(info.mem_unit.into());
+    let pages = memory.checked_div(page_bytes).unwrap_or(0);
+    fs::write(path, pages.to_string()).map_err(|error| HugePagesError { page_bytes, error })
+}
+
+/// Lets pages be made of every size a container may have some of.
+///
+/// # Errors
+/// As [`allow`].
+pub fn allow_limits(resources: &LinuxResources) -> Result<(), HugePagesError> {
+    let limits = resources.hugepage_limits().iter().flatten();
+    for limit in limits.filter(|limit| limit.limit() > 0) {
+        allow(page_size(limit.page_size()))?;
+    }
+    Ok(())
+}
+
+/// Bytes of a size as the kernel's hugetlb controller names it; 0 for what is none.
+fn page_size(name: &str) -> u64 {
+    let (digits, shift) = match name.split_at_checked(name.len().saturating_sub(2)) {
+        Some((digits, "KB")) => (digits, 10),
+        Some((digits, "MB")) => (digits, 20),
+        Some((digits, "GB")) => (digits, 30),
+        _ => return 0,
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_shl(shift))
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_the_kernels_names() {
+        assert_eq!(page_size("2MB"), 2 << 20);
+        assert_eq!(page_size("1GB"), 1 << 30);
+        assert_eq!(page_size("64KB"), 64 << 10);
+        assert_eq!(page_size("GB") + page_size("") + page_size("2M"), 0);
+    }
+
+    #[test]
+    fn a_size_the_processor_lacks_is_said_to_be() {
+        let error = allow(3 << 10).unwrap_err();
+        assert!(error.to_string().contains("3 KiB"), "{error}");
+    }
+}
