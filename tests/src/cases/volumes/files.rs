@@ -1,0 +1,296 @@
+//! Directories, files, memory; and what is refused.
+
+use std::{
+    fs,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, chown, symlink},
+        net::UnixListener,
+    },
+    path::Path,
+};
+
+use bulkhead_proto::cri::{Mount, MountPropagation};
+use tonic::Code;
+
+use super::{super::BUSYBOX, Scratch, check_status, following, mount, read_only, run, text, with};
+use crate::{
+    Failure, Outcome, check,
+    cri::{pod, script},
+    suite::{Context, LIMIT, Test},
+    test,
+};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!("volumes", directories_files_and_memory, LIMIT * 2),
+        test!("volumes", what_cannot_be_leaves_nothing),
+    ]
+}
+
+async fn directories_files_and_memory(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    cri.pull(BUSYBOX).await?;
+    let scratch = Scratch::new("kinds")?;
+    let data = scratch.dir("data")?;
+    fs::write(data.join("given"), "from the host")?;
+    chown(data.join("given"), Some(1234), Some(5678))?;
+    fs::set_permissions(data.join("given"), fs::Permissions::from_mode(0o640))?;
+    symlink(&data, scratch.0.join("link"))?;
+    let hosts = scratch.0.join("hosts");
+    fs::write(&hosts, "10.9.8.7 by-the-kubelet\n")?;
+    let log = scratch.0.join("termination-log");
+    fs::write(&log, "")?;
+    let tree = scratch.dir("tree")?;
+    let below = scratch.dir("tree/below")?;
+    run("mount", &["-t", "tmpfs", "none", &text(&below)])?;
+    let later = scratch.dir("later")?;
+    run("mount", &["--bind", &text(&later), &text(&later)])?;
+    run("mount", &["--make-shared", &text(&later)])?;
+    scratch.dir("later/point")?;
+    // As the kubelet makes them: an emptyDir in memory, and a subPath of it.
+    let kubelet = scratch.dir("pods/uid-kinds/volumes/kubernetes.io~empty-dir/cache")?;
+    run(
+        "mount",
+        &[
+            "-t",
+            "tmpfs",
+            "-o",
+            "size=2m,mode=2770,gid=77",
+            "none",
+            &text(&kubelet),
+        ],
+    )?;
+    fs::create_dir(kubelet.join("part"))?;
+    let part = scratch.dir("pods/uid-kinds/volume-subpaths/cache/main/0")?;
+    run(
+        "mount",
+        &["--bind", &text(&kubelet.join("part")), &text(&part)],
+    )?;
+
+    let config = pod("kinds");
+    let id = cri.run_pod(config.clone()).await?;
+    let recursive = Mount {
+        recursive_read_only: true,
+        ..read_only(mount(&tree, "/rro"))
+    };
+    let mounts = vec![
+        mount(&scratch.0.join("link"), "/data"),
+        mount(&hosts, "/etc/hosts"),
+        mount(&log, "/dev/termination-log"),
+        read_only(mount(&data, "/data/nested/ro")),
+        read_only(mount(&tree, "/ro")),
+        recursive,
+        mount(&later, "/private"),
+        following(mount(&later, "/follows")),
+        mount(&kubelet, "/cache"),
+        mount(Path::new("/dev/zero"), "/null"),
+    ];
+    let main = with(script("main", BUSYBOX, "sleep 1000"), mounts.clone());
+    let main = cri.run(&id, &config, main).await?;
+    let other = vec![mount(&data, "/data"), mount(&part, "/part")];
+    let other = with(script("other", BUSYBOX, "sleep 1000"), other);
+    let other = cri.run(&id, &config, other).await?;
+    check!(
+        cri.status(&main).await?.mounts == mounts,
+        "the mounts as told"
+    );
+
+    // Owners and modes go both ways, and so do bytes; a link resolves where it is read.
+    let seen = cri
+        .shell(
+            &main,
+            "stat -c '%u %g %a' /data/given; cat /data/given /etc/hosts; echo done > /dev/termination-log; \
+             echo back > /data/new; chown 4321:8765 /data/new; chmod 4750 /data/new; \
+             ln -s ../../../../../etc/hosts /data/escape; cat /data/escape; head -c 3 /null | od -An -tx1",
+        )
+        .await?;
+    let expected =
+        "1234 5678 640\nfrom the host10.9.8.7 by-the-kubelet\n10.9.8.7 by-the-kubelet\n 00 00 00\n";
+    check!(seen == expected, "{seen:?}");
+    let new = fs::metadata(data.join("new"))?;
+    let owner = (new.uid(), new.gid(), new.mode() & 0o7777);
+    check!(owner == (4321, 8765, 0o4750), "{owner:?}");
+    check!(fs::read_to_string(&log)? == "done\n", "the termination log");
+    let target = fs::read_link(data.join("escape"))?;
+    check!(
+        target == Path::new("../../../../../etc/hosts"),
+        "{target:?}"
+    );
+    check!(
+        cri.shell(&other, "cat /data/new").await? == "back\n",
+        "the other container"
+    );
+    fs::write(data.join("new"), "changed")?;
+    check!(
+        cri.shell(&main, "cat /data/new").await? == "changed",
+        "a change of the host"
+    );
+
+    // Read-only is the top, or all of it.
+    let tried = "for f in /data/nested/ro/x /ro/x /ro/below/x /rro/x /rro/below/x; do \
+        touch $f 2>/dev/null && echo wrote $f || true; done";
+    let wrote = cri.shell(&main, tried).await?;
+    check!(wrote == "wrote /ro/below/x\n", "{wrote:?}");
+    check!(below.join("x").exists(), "not written on the host");
+
+    // Mounts of the host follow where it was asked, and the container's stay its own.
+    let point = later.join("point");
+    run("mount", &["-t", "tmpfs", "none", &text(&point)])?;
+    fs::write(point.join("seen"), "")?;
+    let seen = cri.shell(&main, "ls /private/point /follows/point").await?;
+    check!(
+        seen == "/follows/point:\nseen\n\n/private/point:\n",
+        "{seen:?}"
+    );
+
+    // Memory: shared by the containers, with its size, nothing of it on the host.
+    let seen = cri
+        .shell(
+            &main,
+            "stat -c '%a %g' /cache; echo x > /cache/part/file; df -k /cache | tail -1 | tr -s ' ' | cut -d' ' -f2",
+        )
+        .await?;
+    check!(seen == "2770 77\n2048\n", "{seen:?}");
+    check!(
+        cri.shell(&other, "cat /part/file").await? == "x\n",
+        "the part"
+    );
+    check!(!kubelet.join("part/file").exists(), "on the host");
+
+    // What one container alone had goes with it; the share's other mounts stay.
+    let pod_dir = context.host.run_dir().join("pods").join(&id);
+    let shares = || -> Result<usize, Failure> {
+        // Mounts are the VMM's alone; the host has the places for them.
+        let list = fs::read_to_string("/proc/self/mountinfo")?;
+        let within = format!("{}/vm/share/", pod_dir.display());
+        check_status(
+            !list.contains(&within),
+            "a volume",
+            "is mounted on the host",
+        )?;
+        Ok(fs::read_dir(pod_dir.join("shared")).map_or(0, Iterator::count))
+    };
+    check!(shares()? > 5, "{} places", shares()?);
+    cri.shell(
+        &main,
+        "dd if=/dev/zero of=/data/last bs=64k count=16 2>/dev/null",
+    )
+    .await?;
+    cri.stop(&main, 0).await?;
+    cri.remove(&main).await?;
+    check!(shares()? == 1, "{} places left", shares()?);
+    check!(
+        cri.shell(&other, "cat /data/new").await? == "changed",
+        "after the removal"
+    );
+    cri.remove_pod(&id).await?;
+    check!(
+        fs::metadata(data.join("last"))?.len() == 1 << 20,
+        "the last writes"
+    );
+    check!(
+        shares()? == 0 && data.join("given").exists(),
+        "after the pod"
+    );
+    Ok(())
+}
+
+async fn what_cannot_be_leaves_nothing(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    cri.pull(BUSYBOX).await?;
+    let scratch = Scratch::new("refused")?;
+    let good = scratch.dir("good")?;
+    let other_socket = scratch.0.join("other.sock");
+    let _listener = UnixListener::bind(&other_socket)?;
+    let config = pod("refused-volumes");
+    let id = cri.run_pod(config.clone()).await?;
+    let recursive = |mount: Mount| Mount {
+        recursive_read_only: true,
+        ..mount
+    };
+    let cases = [
+        (
+            "a missing source",
+            mount(&good.join("gone"), "/x"),
+            Code::NotFound,
+        ),
+        ("a relative path", mount(&good, "x"), Code::InvalidArgument),
+        (
+            "a path with ..",
+            mount(&good, "/x/../y"),
+            Code::InvalidArgument,
+        ),
+        (
+            "the path of another",
+            mount(&good, "/good/."),
+            Code::InvalidArgument,
+        ),
+        (
+            "recursive and not read-only",
+            recursive(mount(&good, "/x")),
+            Code::InvalidArgument,
+        ),
+        (
+            "recursive and following",
+            recursive(read_only(following(mount(&good, "/x")))),
+            Code::InvalidArgument,
+        ),
+        (
+            "mounts that come back",
+            Mount {
+                propagation: MountPropagation::PropagationBidirectional.into(),
+                ..mount(&good, "/x")
+            },
+            Code::Unimplemented,
+        ),
+        (
+            "a socket nobody allowed",
+            mount(&other_socket, "/x"),
+            Code::PermissionDenied,
+        ),
+        // A directory on a file: only the guest can find that out, when all else is made.
+        (
+            "a directory on a file",
+            mount(&good, "/etc/passwd"),
+            Code::Internal,
+        ),
+    ];
+    let pods = context.host.run_dir().join("pods").join(&id);
+    let tree = || -> Result<(usize, usize), Failure> {
+        let list = fs::read_to_string("/proc/self/mountinfo")?;
+        let here = text(&pods);
+        let entries = fs::read_dir(pods.join("shared"))?.count();
+        Ok((
+            list.lines().filter(|line| line.contains(&here)).count(),
+            entries,
+        ))
+    };
+    let before = tree()?;
+    for (what, bad, code) in cases {
+        let config_of = with(
+            script("refused", BUSYBOX, "true"),
+            vec![mount(&good, "/good"), bad],
+        );
+        let answer = cri.create(&id, &config, config_of).await;
+        let error = answer.err().ok_or_else(|| format!("{what} was accepted"))?;
+        check!(error.code() == code, "{what}: {error}");
+        check!(
+            tree()? == before,
+            "{what} left {:?}, before {before:?}",
+            tree()?
+        );
+    }
+    // The pod is none the worse for it.
+    let fine = with(
+        script("fine", BUSYBOX, "sleep 1000"),
+        vec![mount(&good, "/good")],
+    );
+    let fine = cri.run(&id, &config, fine).await?;
+    cri.shell(&fine, "echo x > /good/file").await?;
+    cri.remove_pod(&id).await?;
+    check!(
+        fs::read_to_string(good.join("file"))? == "x\n",
+        "the pod's own volume"
+    );
+    Ok(())
+}
