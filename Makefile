@@ -4,12 +4,13 @@
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
-.PHONY: help demo test bench build install lint shell clean
+.PHONY: help demo test bench fuzz build install lint shell clean
 
 help:
 	@echo 'make demo     pull an image, run a pod in its own microVM, look at it, take it away'
 	@echo 'make test     every test; closes with "N passed, N failed, N skipped"'
 	@echo 'make bench    figures: phases of a start, memory, latencies (BENCH="--peer qemu")'
+	@echo 'make fuzz     every parser of what guests, images and clients say, a minute each (FUZZ="600 spdy")'
 	@echo 'make build    what a node runs, in target/dist-release'
 	@echo 'make install  the same, to DESTDIR and PREFIX (/usr)'
 	@echo 'make lint     formatting, clippy, documentation: as CI wants them'
@@ -26,6 +27,10 @@ test:
 bench:
 	@tests/setup.sh test
 	@tests/bench.sh $(BENCH)
+
+fuzz:
+	@tests/setup.sh build
+	@tests/fuzz.sh $(FUZZ)
 
 build:
 	@tests/setup.sh build

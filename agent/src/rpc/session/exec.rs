@@ -109,7 +109,14 @@ where
             write.write_all(&frame).await?;
         }
     }
-    let end = process.exit.clone().wait().await;
+    // It may have closed its output and live on.
+    let mut exit_watch = process.exit.clone();
+    let end = loop {
+        match timeout(ALIVE_EVERY, exit_watch.wait()).await {
+            Ok(end) => break end,
+            Err(_) => write.write_all(&Frame::Alive.header()).await?,
+        }
+    };
     let end = end.ok_or_else(|| io::Error::other("the process was given up without an exit"))?;
     write.write_all(&session::exit(&exit(&end))).await?;
     write.shutdown().await
