@@ -1,0 +1,188 @@
+//! Containers as they are made and started, and what a failure leaves.
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_proto::cri;
+use tonic::Code;
+
+use super::super::*;
+use super::*;
+use crate::error::Grpc as _;
+
+#[test]
+fn from_creation_to_removal() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let id = daemon
+        .create(request("c", "one", &["say", "hello\nthere\n", "3"]))
+        .unwrap();
+    let created = daemon.status(&id);
+    assert_eq!(created.state, cri::ContainerState::ContainerCreated as i32);
+    let user = created.user.unwrap().linux.unwrap();
+    assert_eq!(
+        (user.uid, user.gid, user.supplemental_groups),
+        (5, 6, vec![6, 7])
+    );
+    assert_eq!(node.guest.disks().len(), 2);
+
+    daemon
+        .block_on(start(Arc::clone(&daemon.app), &id))
+        .unwrap();
+    let exited = daemon.wait_exited(&id);
+    assert_eq!((exited.exit_code, exited.reason.as_str()), (3, "Error"));
+    assert_eq!((exited.started_at, exited.finished_at), (3, 7));
+    // Who sees "exited" sees the whole log.
+    assert_eq!(node.log("c.log"), "hello\nthere\n");
+    let again = daemon
+        .block_on(start(Arc::clone(&daemon.app), &id))
+        .unwrap_err();
+    assert_eq!(again.code(), Code::FailedPrecondition);
+
+    daemon.remove(&id).unwrap();
+    daemon.remove(&id).unwrap();
+    daemon.block_on(stop(&daemon.app, &id, 1)).unwrap();
+    daemon.assert_clean(&node);
+    assert_eq!(
+        status(&daemon.app, &id, false).unwrap_err().code(),
+        Code::NotFound
+    );
+    let gone = daemon
+        .block_on(start(Arc::clone(&daemon.app), &id))
+        .unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
+}
+
+#[test]
+fn a_failure_at_any_step_of_a_creation_leaves_nothing() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let good = || request("c", "one", &["serve"]);
+    let with = |change: fn(&mut cri::ContainerConfig)| {
+        let mut request = good();
+        change(request.config.as_mut().unwrap());
+        request
+    };
+    let mut elsewhere = good();
+    elsewhere.pod_sandbox_id = "0".repeat(32);
+    let bad = [
+        (elsewhere, Code::NotFound),
+        (request("c", "none", &[]), Code::NotFound),
+        (with(|c| c.metadata = None), Code::InvalidArgument),
+        (with(|c| c.image = None), Code::InvalidArgument),
+        (
+            with(|c| c.mounts = vec![cri::Mount::default()]),
+            Code::InvalidArgument,
+        ),
+        (
+            with(|c| {
+                c.mounts = vec![cri::Mount {
+                    container_path: "/image".to_owned(),
+                    readonly: true,
+                    image: Some(cri::ImageSpec {
+                        image: "none".to_owned(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }];
+            }),
+            Code::NotFound,
+        ),
+        (
+            with(|c| {
+                c.mounts = vec![cri::Mount {
+                    container_path: "/data".to_owned(),
+                    host_path: "/no/such/path".to_owned(),
+                    ..Default::default()
+                }];
+            }),
+            Code::NotFound,
+        ),
+        (
+            with(|c| c.log_path = "../up.log".to_owned()),
+            Code::InvalidArgument,
+        ),
+        (with(|c| c.stop_signal = 99), Code::InvalidArgument),
+    ];
+    for (request, code) in bad {
+        let error = daemon.create(request).unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+        daemon.assert_clean(&node);
+    }
+    for (step, injected, code) in [
+        ("attach 1", Code::Internal, Code::ResourceExhausted),
+        ("attach 3", Code::Internal, Code::ResourceExhausted),
+        ("create", Code::InvalidArgument, Code::InvalidArgument),
+    ] {
+        node.guest.fail(step, injected);
+        let error = daemon.create(good()).unwrap_err();
+        assert_eq!(error.code(), code, "{step}: {error}");
+        daemon.assert_clean(&node);
+    }
+    // A guest that does not let go at once is asked again.
+    node.guest.fail("create", Code::Internal);
+    node.guest.fail("delete", Code::FailedPrecondition);
+    assert_eq!(daemon.create(good()).unwrap_err().code(), Code::Internal);
+    assert_eq!(
+        daemon.create(good()).unwrap_err().code(),
+        Code::AlreadyExists
+    );
+    daemon.block_on(async {
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        while !daemon.app.records.containers.is_empty() {
+            tick.tick().await;
+        }
+    });
+    daemon.assert_clean(&node);
+    // And then it works, under the same name.
+    let id = daemon.create(good()).unwrap();
+    daemon.remove(&id).unwrap();
+    daemon.assert_clean(&node);
+}
+
+#[test]
+fn a_start_that_fails_is_an_exit_with_128() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let id = daemon.create(request("c", "one", &["serve"])).unwrap();
+    node.guest.fail("start", Code::Internal);
+    daemon
+        .block_on(start(Arc::clone(&daemon.app), &id))
+        .unwrap_err();
+    let status = daemon.status(&id);
+    assert_eq!(
+        (status.exit_code, status.reason.as_str()),
+        (128, "StartError")
+    );
+    assert!(
+        status.message.contains("told to fail"),
+        "{}",
+        status.message
+    );
+    daemon.remove(&id).unwrap();
+    daemon.assert_clean(&node);
+}
+
+#[test]
+fn a_layer_is_plugged_once_and_unplugged_with_its_last_container() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let one = daemon.create(request("c1", "one", &["serve"])).unwrap();
+    let two = daemon.create(request("c2", "two", &["serve"])).unwrap();
+    assert_eq!(node.guest.disks().len(), 3, "the shared one counts once");
+    daemon.remove(&one).unwrap();
+    assert_eq!(node.guest.disks().len(), 2);
+    daemon.remove(&two).unwrap();
+    daemon.assert_clean(&node);
+}
+
+#[test]
+fn a_name_is_taken_until_its_container_is_gone() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let id = daemon.create(request("c", "one", &["serve"])).unwrap();
+    let error = daemon.create(request("c", "two", &["serve"])).unwrap_err();
+    assert_eq!(error.code(), Code::AlreadyExists);
+    assert!(error.to_string().contains(&id), "{error}");
+    daemon.remove(&id).unwrap();
+    daemon.create(request("c", "two", &["serve"])).unwrap();
+}

@@ -1,0 +1,309 @@
+//! What a sane guest does.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+
+use super::super::abi::{self, op};
+use super::super::*;
+use super::{Client, LIMITS, is_root, longs, named, u32_at, u64_at, words};
+use crate::devices::testing::Machine;
+use crate::virtio::device::VirtioDevice;
+
+#[test]
+fn init_agrees_on_what_both_know() {
+    let mut client = Client::unmounted(LIMITS);
+    assert_eq!(client.lookup(1, "x"), Err(libc::ENOTCONN));
+    assert_eq!(
+        client.ask(op::INIT, 0, &words(&[7, 20, 0, 0])),
+        Err(libc::EPROTO)
+    );
+    let answer = client.init().unwrap();
+    assert_eq!(answer.len(), 64);
+    let flags = u64::from(u32_at(&answer, 12)) | u64::from(u32_at(&answer, 32)) << 32;
+    for flag in [
+        abi::init::AUTO_INVAL_DATA,
+        abi::init::HANDLE_KILLPRIV_V2,
+        abi::init::ALLOW_IDMAP,
+        abi::init::MAX_PAGES,
+    ] {
+        assert!(flags & flag != 0, "{flag:#x} of {flags:#x}");
+    }
+    // No writeback cache, no POSIX locks of the host, no export by handle.
+    assert_eq!(flags & (1 << 16 | 1 << 1 | 1 << 10 | 1 << 4), 0);
+    assert_eq!(u32_at(&answer, 20), 1 << 20);
+    // Only what the guest offered.
+    let mut body = words(&[7, 41, 0, 1 << 22, 0]);
+    body.resize(64, 0);
+    let answer = client.ask(op::INIT, 0, &body).unwrap();
+    assert_eq!((u32_at(&answer, 12), u32_at(&answer, 32)), (1 << 22, 0));
+}
+
+#[test]
+fn files_are_made_written_read_and_removed() {
+    let mut client = Client::new();
+    let dir = client.mkdir(1, "dir", 0o755).unwrap();
+    let (file, handle) = client
+        .create(dir, "file", libc::O_RDWR | libc::O_EXCL, 0o640)
+        .unwrap();
+    assert_eq!(client.write(file, handle, 0, b"hello world"), Ok(11));
+    assert_eq!(client.read(file, handle, 6, 100).unwrap(), b"world");
+    let on_host = client.share().join("dir/file");
+    assert_eq!(fs::read(&on_host).unwrap(), b"hello world");
+    // What the host writes is there at once.
+    fs::write(&on_host, b"HELLO").unwrap();
+    assert_eq!(client.read(file, handle, 0, 100).unwrap(), b"HELLO");
+    // A MiB at once.
+    let large: Vec<u8> = (0..1 << 20).map(|i| (i / 7) as u8).collect();
+    assert_eq!(client.write(file, handle, 3, &large), Ok(1 << 20));
+    assert_eq!(client.read(file, handle, 3, 1 << 20).unwrap(), large);
+    assert_eq!(client.names(dir), ["file"]);
+    client.rename((dir, "file"), (1, "moved"), 0).unwrap();
+    assert_eq!(client.names(1), ["dir", "moved"]);
+    assert_eq!(client.lookup(1, "moved"), Ok(file));
+    client.ask(op::UNLINK, 1, &named(vec![], "moved")).unwrap();
+    // Open files outlive their name.
+    assert_eq!(client.read(file, handle, 3, 5).unwrap(), large[..5]);
+    client.ask(op::RMDIR, 1, &named(vec![], "dir")).unwrap();
+    client
+        .ask(op::FLUSH, file, &longs(&[handle, 0, 0]))
+        .unwrap();
+    client.ask(op::FSYNC, file, &longs(&[handle, 0])).unwrap();
+    client
+        .ask(op::RELEASE, file, &longs(&[handle, 0, 0]))
+        .unwrap();
+    assert_eq!(client.read(file, handle, 0, 1), Err(libc::EBADF));
+    assert_eq!(client.counter("handles"), 0);
+    client.forget(file, 2);
+    client.forget(dir, 1);
+    assert_eq!(client.counter("nodes"), 0);
+    assert!(client.names(1).is_empty());
+}
+
+#[test]
+fn owners_and_modes_are_the_guests() {
+    if !is_root() {
+        println!("skipped: needs root");
+        return;
+    }
+    let mut client = Client::new();
+    (client.uid, client.gid) = (1000, 2000);
+    let dir = client.mkdir(1, "dir", 0o2775).unwrap();
+    client
+        .set(dir, abi::fattr::MODE, 0, 0o2775, (0, 0))
+        .unwrap();
+    (client.uid, client.gid) = (1001, 2001);
+    let (file, handle) = client.create(dir, "file", libc::O_RDWR, 0o4711).unwrap();
+    let body = named(words(&[libc::S_IFIFO | 0o600, 0, 0, 0]), "fifo");
+    client.ask(op::MKNOD, 1, &body).unwrap();
+    client
+        .ask(op::SYMLINK, 1, &named(named(vec![], "link"), "/etc/passwd"))
+        .unwrap();
+    let meta = |name: &str| fs::symlink_metadata(client.share().join(name)).unwrap();
+    assert_eq!((meta("dir").uid(), meta("dir").gid()), (1000, 2000));
+    // The directory passes its group on.
+    assert_eq!(
+        (meta("dir/file").uid(), meta("dir/file").gid()),
+        (1001, 2000)
+    );
+    assert_eq!(meta("dir/file").permissions().mode() & 0o7777, 0o4711);
+    assert_eq!((meta("link").uid(), meta("link").gid()), (1001, 2001));
+    assert!(meta("fifo").file_type().is_fifo());
+    // A write by one who may not keep it takes the set-user-id bit away.
+    client
+        .write_with(file, handle, 0, b"x", abi::WRITE_KILL_SUIDGID)
+        .unwrap();
+    let mode = fs::metadata(client.share().join("dir/file"))
+        .unwrap()
+        .mode();
+    assert_eq!(mode & 0o7777, 0o711);
+    // Nobody can be made an owner by mistake, and devices not at all.
+    (client.uid, client.gid) = (u32::MAX, u32::MAX);
+    assert_eq!(client.mkdir(1, "nobody", 0o755), Err(libc::EINVAL));
+    (client.uid, client.gid) = (0, 0);
+    for kind in [libc::S_IFCHR, libc::S_IFBLK] {
+        let body = named(words(&[kind | 0o666, 0x103, 0, 0]), "null");
+        assert_eq!(client.ask(op::MKNOD, 1, &body), Err(libc::EPERM));
+    }
+    client
+        .set(
+            file,
+            abi::fattr::UID | abi::fattr::GID | abi::fattr::SIZE | abi::fattr::MTIME,
+            7,
+            0,
+            (5, 6),
+        )
+        .unwrap();
+    let meta = fs::metadata(client.share().join("dir/file")).unwrap();
+    assert_eq!((meta.uid(), meta.gid(), meta.len()), (5, 6, 7));
+    assert_eq!((meta.mtime(), meta.mtime_nsec()), (2000, 6));
+    let to_nobody = client.set(file, abi::fattr::UID, 0, 0, (u32::MAX, 0));
+    assert_eq!(to_nobody, Err(libc::EINVAL));
+    // The threads are again who they were.
+    fs::set_permissions(client.share(), fs::Permissions::from_mode(0o700)).unwrap();
+    client.mkdir(1, "after", 0o755).unwrap();
+}
+
+#[test]
+fn extended_attributes_are_the_users_only() {
+    let mut client = Client::new();
+    let path = client.share().join("file");
+    fs::write(&path, "x").unwrap();
+    let file = client.lookup(1, "file").unwrap();
+    let set = |name: &str, value: &str| {
+        let mut body = named(words(&[value.len() as u32, 0]), name);
+        body.extend_from_slice(value.as_bytes());
+        body
+    };
+    if rustix::fs::setxattr(&path, "user.host", b"1", rustix::fs::XattrFlags::empty()).is_err() {
+        println!("skipped: this file system has no extended attributes");
+        return;
+    }
+    client
+        .ask(op::SETXATTR, file, &set("user.guest", "value"))
+        .unwrap();
+    let get = |name: &str, size: u32| named(words(&[size, 0]), name);
+    let value = client.ask(op::GETXATTR, file, &get("user.guest", 100));
+    assert_eq!(value.unwrap(), b"value");
+    let length = client.ask(op::GETXATTR, file, &get("user.guest", 0));
+    assert_eq!(u32_at(&length.unwrap(), 0), 5);
+    let small = client.ask(op::GETXATTR, file, &get("user.guest", 2));
+    assert_eq!(small, Err(libc::ERANGE));
+    let listed = client.ask(op::LISTXATTR, file, &words(&[1000, 0])).unwrap();
+    assert_eq!(listed.len(), "user.host\0user.guest\0".len());
+    for name in [
+        "security.capability",
+        "trusted.x",
+        "system.posix_acl_access",
+        "x",
+    ] {
+        let refused = Err(libc::EOPNOTSUPP);
+        assert_eq!(client.ask(op::SETXATTR, file, &set(name, "v")), refused);
+        assert_eq!(client.ask(op::GETXATTR, file, &get(name, 9)), refused);
+        let removed = client.ask(op::REMOVEXATTR, file, &named(vec![], name));
+        assert_eq!(removed, refused);
+    }
+    // A length beyond the message, and one beyond the limit.
+    let mut long = named(words(&[4000, 0]), "user.x");
+    assert_eq!(client.ask(op::SETXATTR, file, &long), Err(libc::EINVAL));
+    long[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert_eq!(client.ask(op::SETXATTR, file, &long), Err(libc::E2BIG));
+    client
+        .ask(op::REMOVEXATTR, file, &named(vec![], "user.guest"))
+        .unwrap();
+}
+
+#[test]
+fn the_rest_of_a_file_system() {
+    let mut client = Client::new();
+    let (file, handle) = client.create(1, "a", libc::O_RDWR, 0o644).unwrap();
+    client.write(file, handle, 0, b"0123456789").unwrap();
+    // A hard link, also over a rename's flags.
+    client
+        .ask(op::LINK, 1, &named(longs(&[file]), "b"))
+        .unwrap();
+    assert_eq!(client.lookup(1, "b"), Ok(file));
+    assert_eq!(
+        client.rename((1, "a"), (1, "b"), libc::RENAME_NOREPLACE),
+        Err(libc::EEXIST)
+    );
+    client.mkdir(1, "d", 0o755).unwrap();
+    client
+        .rename((1, "a"), (1, "d"), libc::RENAME_EXCHANGE)
+        .unwrap();
+    assert!(client.share().join("a").is_dir());
+    assert_eq!(client.rename((1, "a"), (1, "e"), 64), Err(libc::EINVAL));
+    // Append goes to the end, whatever offset the guest believes in.
+    let append = client.open(file, libc::O_WRONLY | libc::O_APPEND).unwrap();
+    client.write(file, append, 2, b"AB").unwrap();
+    assert_eq!(client.read(file, handle, 0, 50).unwrap(), b"0123456789AB");
+    let cut = client.open(file, libc::O_RDWR | libc::O_TRUNC).unwrap();
+    assert_eq!(client.read(file, cut, 0, 50).unwrap(), b"");
+    // Space without data, and where the data is.
+    let mut body = longs(&[cut, 0, 1 << 20]);
+    body.extend(words(&[0, 0]));
+    client.ask(op::FALLOCATE, file, &body).unwrap();
+    let meta = fs::metadata(client.share().join("b")).unwrap();
+    assert_eq!(meta.len(), 1 << 20);
+    let seek = |whence: i32, at: u64| {
+        let mut body = longs(&[cut, at]);
+        body.extend(words(&[whence.cast_unsigned(), 0]));
+        body
+    };
+    let hole = client.ask(op::LSEEK, file, &seek(libc::SEEK_HOLE, 0));
+    assert!(u64_at(&hole.unwrap(), 0) <= 1 << 20);
+    let wrong = client.ask(op::LSEEK, file, &seek(libc::SEEK_SET, 0));
+    assert_eq!(wrong, Err(libc::EINVAL));
+    let beyond = client.ask(op::LSEEK, file, &seek(libc::SEEK_DATA, 2 << 20));
+    assert_eq!(beyond, Err(libc::ENXIO));
+    // A copy on the host.
+    client.write(file, cut, 0, b"copied").unwrap();
+    let (to, to_handle) = client.create(1, "c", libc::O_RDWR, 0o644).unwrap();
+    let body = longs(&[cut, 0, to, to_handle, 0, 6, 0]);
+    let copied = client.ask(op::COPY_FILE_RANGE, file, &body).unwrap();
+    assert_eq!(u32_at(&copied, 0), 6);
+    assert_eq!(client.read(to, to_handle, 0, 9).unwrap(), b"copied");
+    // A file without a name, then with one.
+    let body = named(words(&[libc::O_RDWR.cast_unsigned(), 0o600, 0, 0]), "x");
+    match client.ask(op::TMPFILE, 1, &body) {
+        Ok(answer) => {
+            let (node, handle) = (u64_at(&answer, 0), u64_at(&answer, 128));
+            client.write(node, handle, 0, b"named").unwrap();
+            client
+                .ask(op::LINK, 1, &named(longs(&[node]), "named"))
+                .unwrap();
+            assert_eq!(fs::read(client.share().join("named")).unwrap(), b"named");
+        }
+        Err(error) => assert_eq!(error, libc::EOPNOTSUPP),
+    }
+    let stat = client.ask(op::STATFS, 1, &[]).unwrap();
+    assert_eq!(stat.len(), 80);
+    assert!(u64_at(&stat, 0) > 0);
+    let attr = client.ask(op::GETATTR, file, &longs(&[0, 0])).unwrap();
+    assert_eq!(attr.len(), 104);
+    let statx = client.ask(op::STATX, file, &longs(&[0, 0, 0])).unwrap();
+    assert_eq!(statx.len(), 288);
+    assert_eq!(u64_at(&statx, 32 + 40), 1 << 20);
+    client.ask(op::SYNCFS, 1, &longs(&[0])).unwrap();
+    assert_eq!(client.ask(op::READ - 6, 1, &[]), Err(libc::EINVAL));
+    assert_eq!(client.ask(4242, 1, &[]), Err(libc::ENOSYS));
+}
+
+#[test]
+fn it_is_saved_while_the_guest_holds_nothing() {
+    let mut client = Client::new();
+    fs::write(client.share().join("file"), "x").unwrap();
+    assert!(client.machine.device().save().is_err(), "it runs");
+    let file = client.lookup(1, "file").unwrap();
+    client.machine.device().quiesce().unwrap();
+    let error = client.machine.device().save().unwrap_err().to_string();
+    assert!(error.contains("holds 1 files"), "{error}");
+    client.machine.device().resume().unwrap();
+    client.forget(file, 1);
+    client.machine.device().quiesce().unwrap();
+    let saved = client.machine.device().save().unwrap();
+    assert_eq!(saved.queues.len(), 2);
+    assert_eq!(saved.state["mounted"], true);
+    let again = |state: &serde_json::Value| {
+        let share: OwnedFd = fs::File::open(client.share()).unwrap().into();
+        let descriptors = crate::jail::descriptors().unwrap();
+        let server = Server::new(share, descriptors, LIMITS).unwrap();
+        let workers = Workers::start(server, || Ok(())).unwrap();
+        let config = FsConfig {
+            tag: "t".into(),
+            workers,
+        };
+        FsDevice::restore(config, state)
+    };
+    let mut other = saved.state.clone();
+    other["tag"] = "other".into();
+    assert!(again(&other).is_err());
+    // The copy goes on in the same rings, mounted as it was.
+    let copy = again(&saved.state).unwrap();
+    let copy = Machine::with_memory(copy, client.machine.mem.clone());
+    let mut queues = copy.activate_at(&saved.queues, 0);
+    client.high = queues.remove(0);
+    client.queue = queues.remove(0);
+    client.machine = copy;
+    client.lookup(1, "file").unwrap();
+}
