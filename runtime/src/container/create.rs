@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bulkhead_proto::{agent, cri};
+use prost::Message;
 
 use super::{ContainerError, disks, error::in_words, remove::dismantle};
 use crate::{
@@ -23,8 +24,6 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(100);
 /// What directories without entries may take of the call, which the agent limits to 16 MiB.
 const MAX_IMPLIED: usize = 8 << 20;
-/// A field's tag and length (protobuf wire format).
-const PATH_OVERHEAD: usize = 4;
 /// Between two tries to take a failed creation back.
 const UNDO_EVERY: Duration = Duration::from_secs(2);
 
@@ -199,7 +198,7 @@ async fn build(
     mut volumes: guest::Prepared,
     id: &str,
 ) -> Result<(), ContainerError> {
-    let implied_directories = implied_directories(layers)?;
+    let implied_directories = implied_directories(layers, &volumes.volumes)?;
     let limits = config.linux.as_ref().and_then(|l| l.resources.as_ref());
     if let Some(limits) = limits.filter(|l| l.hugepage_limits.iter().any(|l| l.limit > 0)) {
         // They come on top of the memory the VM was made for.
@@ -244,26 +243,31 @@ async fn build(
     Ok(())
 }
 
-/// [`disks::implied_directories`], if they fit into the call.
+/// [`disks::implied_directories`], if with those of image volumes they fit into the call.
 fn implied_directories(
     layers: &[LayerDisk],
+    volumes: &[agent::Volume],
 ) -> Result<Vec<agent::ImpliedDirectories>, ContainerError> {
-    let bytes: usize = layers
+    let implied = disks::implied_directories(layers);
+    let of_volumes = volumes.iter().flat_map(|volume| match &volume.source {
+        Some(agent::volume::Source::Image(image)) => image.implied_directories.as_slice(),
+        _ => &[],
+    });
+    let bytes: usize = implied
         .iter()
-        .skip(1)
-        .flat_map(|layer| &layer.implicit_dirs)
-        .map(|path| path.len() + PATH_OVERHEAD)
+        .chain(of_volumes)
+        .map(Message::encoded_len)
         .sum();
     if bytes > MAX_IMPLIED {
         return Err(ContainerError::Invalid {
-            field: "config.image",
+            field: "config.image and image volumes",
             what: format!(
-                "has layers with {bytes} bytes of directories without an entry of their own; at \
+                "have layers with {bytes} bytes of directories without an entry of their own; at \
                  most {MAX_IMPLIED} are possible"
             ),
         });
     }
-    Ok(disks::implied_directories(layers))
+    Ok(implied)
 }
 
 /// What the agent is going to be told.
@@ -408,5 +412,35 @@ async fn release_images(app: &App, id: &str) {
             error = crate::error::chain(&error),
             "image still held"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_all_images_must_fit_into_the_call() {
+        let layer = |serial: &str, bytes: usize| LayerDisk {
+            path: "/x".into(),
+            serial: serial.to_owned(),
+            implicit_dirs: vec![vec![b'd'; bytes]],
+        };
+        let image = |bytes| {
+            let layers = [layer("lowest", MAX_IMPLIED), layer("above", bytes)];
+            let source = agent::ImageVolume {
+                implied_directories: disks::implied_directories(&layers),
+                ..agent::ImageVolume::default()
+            };
+            agent::Volume {
+                source: Some(agent::volume::Source::Image(source)),
+                ..agent::Volume::default()
+            }
+        };
+        let own = [layer("a", MAX_IMPLIED), layer("b", MAX_IMPLIED / 2)];
+        // What the lowest layer has needs no look below it.
+        assert_eq!(implied_directories(&own, &[image(9)]).unwrap().len(), 1);
+        let much = implied_directories(&own, &[image(9), image(MAX_IMPLIED / 2)]);
+        assert!(matches!(much, Err(ContainerError::Invalid { .. })));
     }
 }
