@@ -13,7 +13,7 @@ use bulkhead_proto::{
 use futures::FutureExt as _;
 use tokio::{
     io::AsyncWriteExt as _,
-    net::unix::OwnedWriteHalf,
+    net::{UnixStream, unix::OwnedWriteHalf},
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::Instant,
@@ -249,16 +249,29 @@ impl Task {
         let until = Instant::now() + patience;
         loop {
             match tokio::time::timeout_at(until, self.inbox.recv()).await {
-                Ok(Some(Command::Reopen(answer))) => self.reopen(answer).await,
-                Ok(Some(Command::Copy(reader))) => self.tee.add(reader),
-                Ok(Some(Command::End)) => return true,
+                Ok(Some(command)) => {
+                    if self.obey(command).await {
+                        return true;
+                    }
+                }
                 // All handles dropped: only the guest's end stops the pump then.
                 Ok(None) | Err(_) => return false,
             }
         }
     }
 
-    async fn carry(&mut self) -> Stop {
+    /// Does what a command says; true if it is to end.
+    async fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Reopen(answer) => self.reopen(answer).await,
+            Command::Copy(reader) => self.tee.add(reader),
+            Command::End => return true,
+        }
+        false
+    }
+
+    /// Opens a session from where the log is. A guest may be slow to answer: commands do not wait.
+    async fn connect(&mut self) -> Result<UnixStream, Stop> {
         let process = ProcessRef {
             container_id: self.target.container.clone(),
             exec_id: String::new(),
@@ -268,10 +281,29 @@ impl Task {
             stdout_offset: self.safe.stdout,
             stderr_offset: self.safe.stderr,
         };
-        let session = self.agent.session("carry the output", What::Output(open));
-        let (read, write) = match session.await {
+        let agent = self.agent.clone();
+        let mut opening = std::pin::pin!(agent.session("carry the output", What::Output(open)));
+        loop {
+            let opened = tokio::select! {
+                opened = &mut opening => opened,
+                command = self.inbox.recv() => match command {
+                    Some(command) => {
+                        if self.obey(command).await {
+                            return Err(Stop::Told);
+                        }
+                        continue;
+                    }
+                    None => opening.as_mut().await,
+                },
+            };
+            return opened.map_err(|error| self.refused(&error));
+        }
+    }
+
+    async fn carry(&mut self) -> Stop {
+        let (read, write) = match self.connect().await {
             Ok(connection) => connection.into_split(),
-            Err(error) => return self.refused(&error),
+            Err(stop) => return stop,
         };
         let (acknowledge, newest) = watch::channel(self.safe);
         let mut acknowledging = JoinSet::new();
@@ -280,12 +312,12 @@ impl Task {
         loop {
             tokio::select! {
                 command = self.inbox.recv() => match command {
-                    Some(Command::Reopen(answer)) => self.reopen(answer).await,
-                    Some(Command::Copy(reader)) => self.tee.add(reader),
-                    Some(Command::End) => {
-                        // Whatever is at hand still goes in.
-                        self.drain_ready(&mut frames).await;
-                        return Stop::Told;
+                    Some(command) => {
+                        if self.obey(command).await {
+                            // Whatever is at hand still goes in.
+                            self.drain_ready(&mut frames).await;
+                            return Stop::Told;
+                        }
                     }
                     // No handle is left; the output still has to go somewhere.
                     None => return self.without_handles(&mut frames, &acknowledge).await,
