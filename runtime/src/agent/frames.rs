@@ -9,6 +9,8 @@ use bulkhead_proto::{
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::{io::AsyncReadExt as _, net::unix::OwnedReadHalf};
 
+use super::AgentError;
+
 /// As much as the socket holds at once.
 const READ_SIZE: usize = 256 * 1024;
 
@@ -25,15 +27,17 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Frames {
     read: OwnedReadHalf,
+    action: &'static str,
     parser: Parser,
 }
 
 impl Frames {
-    /// Reads what comes on a session.
+    /// Reads what comes on a session, which is there for `action`.
     #[must_use]
-    pub fn new(read: OwnedReadHalf) -> Self {
+    pub fn new(read: OwnedReadHalf, action: &'static str) -> Self {
         Self {
             read,
+            action,
             parser: Parser::default(),
         }
     }
@@ -42,7 +46,13 @@ impl Frames {
     ///
     /// # Errors
     /// When the connection ends before the process, or the agent does not keep to the contract.
-    pub async fn next(&mut self) -> io::Result<Event> {
+    pub async fn next(&mut self) -> Result<Event, AgentError> {
+        let action = self.action;
+        let next = self.read_event().await;
+        next.map_err(|source| AgentError::Session { action, source })
+    }
+
+    async fn read_event(&mut self) -> io::Result<Event> {
         loop {
             if let Some(event) = self.parser.event()? {
                 return Ok(event);
@@ -82,20 +92,15 @@ impl Parser {
                     let Some((header, _)) = self.input.split_first_chunk::<FRAME_HEADER>() else {
                         return Ok(None);
                     };
-                    let frame = Frame::parse(*header).map_err(broken)?;
+                    self.rest = Some(Frame::parse(*header).map_err(broken)?);
                     self.input.advance(FRAME_HEADER);
-                    self.rest = match frame {
-                        Frame::Output(output) if output.length == 0 => None,
-                        Frame::Alive => None,
-                        frame => Some(frame),
-                    };
                 }
+                Some(Frame::Alive | Frame::Output(Output { length: 0, .. })) => self.rest = None,
                 Some(Frame::Output(_)) if self.input.is_empty() => return Ok(None),
                 Some(Frame::Output(output)) => {
                     let data = self.input.split_to(output.length.min(self.input.len()));
-                    let left = output.length - data.len();
-                    self.rest = (left > 0).then_some(Frame::Output(Output {
-                        length: left,
+                    self.rest = Some(Frame::Output(Output {
+                        length: output.length - data.len(),
                         offset: output.offset.saturating_add(data.len() as u64),
                         ..output
                     }));
@@ -113,7 +118,6 @@ impl Parser {
                     let exit = session::message(&self.input.split_to(length)).map_err(broken)?;
                     return Ok(Some(Event::Exit(exit)));
                 }
-                Some(Frame::Alive) => self.rest = None,
             }
         }
     }

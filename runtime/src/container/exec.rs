@@ -2,14 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bulkhead_proto::agent::{
-    ExecRequest, ProcessRef, SignalProcessRequest, Stream, session_request::What,
-};
-use tokio::net::unix::OwnedWriteHalf;
+use bulkhead_proto::agent::{ExecRequest, SignalProcessRequest, Stream};
 
 use super::{ContainerError, error::in_words, find};
 use crate::{
-    agent::{Agent, AgentError, Event, Frames},
+    agent::{Agent, AgentError, Command, Event, Frames},
     app::App,
     records::{ContainerRecord, ContainerState},
     sandbox::new_id,
@@ -67,7 +64,7 @@ pub async fn exec_sync(
     let mut command = None;
     let run = async {
         let command = command.insert(Command::start(agent, request).await?);
-        command.output().await
+        gather(&mut command.output).await
     };
     if timeout == 0 {
         return Ok(run.await?);
@@ -77,7 +74,7 @@ pub async fn exec_sync(
         return Ok(done?);
     }
     if let Some(command) = command {
-        command.kill(agent).await;
+        kill(agent, command).await;
     }
     Err(ContainerError::ExecTimeout {
         id: id.clone(),
@@ -103,75 +100,43 @@ pub fn running(
     Ok(record)
 }
 
-/// A command that runs. Whatever happens, also the caller going away, it ends with its session.
-struct Command {
-    process: ProcessRef,
-    frames: Frames,
-    _held: OwnedWriteHalf,
+async fn gather(frames: &mut Frames) -> Result<Output, AgentError> {
+    let mut output = Output::default();
+    loop {
+        match frames.next().await? {
+            Event::Exit(exit) => {
+                output.exit_code = exit.code;
+                return Ok(output);
+            }
+            Event::Data(place, data) => {
+                let kept = match place.stream {
+                    Stream::Stdout => &mut output.stdout,
+                    Stream::Stderr => &mut output.stderr,
+                };
+                let room = OUTPUT_LIMIT.saturating_sub(kept.len()).min(data.len());
+                kept.extend_from_slice(data.get(..room).unwrap_or_default());
+            }
+        }
+    }
 }
 
-impl Command {
-    async fn start(agent: &Agent, request: ExecRequest) -> Result<Self, AgentError> {
-        let process = ProcessRef {
-            container_id: request.container_id.clone(),
-            exec_id: request.exec_id.clone(),
-        };
-        let connection = agent
-            .session("start the command", What::Exec(request))
-            .await?;
-        let (read, held) = connection.into_split();
-        Ok(Self {
-            process,
-            frames: Frames::new(read),
-            _held: held,
-        })
-    }
-
-    async fn output(&mut self) -> Result<Output, AgentError> {
-        let mut output = Output::default();
-        loop {
-            let event = self.frames.next().await;
-            let event = event.map_err(|source| AgentError::Session {
-                action: "run the command",
-                source,
-            })?;
-            match event {
-                Event::Exit(exit) => {
-                    output.exit_code = exit.code;
-                    return Ok(output);
-                }
-                Event::Data(place, data) => {
-                    let kept = match place.stream {
-                        Stream::Stdout => &mut output.stdout,
-                        Stream::Stderr => &mut output.stderr,
-                    };
-                    let room = OUTPUT_LIMIT.saturating_sub(kept.len()).min(data.len());
-                    kept.extend_from_slice(data.get(..room).unwrap_or_default());
-                }
-            }
-        }
-    }
-
-    /// Kills it and sees it gone, so that the caller's next look does not find it.
-    async fn kill(mut self, agent: &Agent) {
-        let request = SignalProcessRequest {
-            process: Some(self.process.clone()),
-            signal: KILL,
-            all: false,
-        };
-        let killed = agent.call("kill the command", DEADLINE, |mut agent| async move {
-            agent.signal_process(request).await
-        });
-        let gone = async {
-            killed.await?;
-            self.output().await
-        };
-        match tokio::time::timeout(DEADLINE, gone).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a command is killed with its session");
-            }
-            Err(_) => tracing::warn!(process = ?self.process, "a killed command does not go"),
-        }
+/// Kills a command and sees it gone, so that the caller's next look does not find it.
+async fn kill(agent: &Agent, mut command: Command) {
+    let request = SignalProcessRequest {
+        process: Some(command.process.clone()),
+        signal: KILL,
+        all: false,
+    };
+    let killed = agent.call("kill the command", DEADLINE, |mut agent| async move {
+        agent.signal_process(request).await
+    });
+    let gone = async {
+        killed.await?;
+        gather(&mut command.output).await
+    };
+    match tokio::time::timeout(DEADLINE, gone).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a command is killed with its session"),
+        Err(_) => tracing::warn!(process = ?command.process, "a killed command does not go"),
     }
 }

@@ -4,7 +4,7 @@
 //! A line that cannot be written (a full disk) is dropped with a warning and acknowledged: a
 //! container must not stand still because the node's log disk is full.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bulkhead_proto::{
     agent::{Exit, OutputRequest, ProcessRef, session_request::What},
@@ -27,6 +27,8 @@ use super::{
 };
 use crate::agent::{Agent, AgentError, Event, Frames};
 
+/// What a session with the agent is for.
+const CARRY: &str = "carry the output";
 /// Lines gathered before they are written, if the agent has that much at hand.
 const BATCH: usize = 256 * 1024;
 /// How much may be written between two checkpoints: it bounds what a restart reads again.
@@ -282,7 +284,7 @@ impl Task {
             stderr_offset: self.safe.stderr,
         };
         let agent = self.agent.clone();
-        let mut opening = std::pin::pin!(agent.session("carry the output", What::Output(open)));
+        let mut opening = std::pin::pin!(agent.session(CARRY, What::Output(open)));
         loop {
             let opened = tokio::select! {
                 opened = &mut opening => opened,
@@ -308,7 +310,7 @@ impl Task {
         let (acknowledge, newest) = watch::channel(self.safe);
         let mut acknowledging = JoinSet::new();
         acknowledging.spawn(acknowledge_newest(write, newest));
-        let mut frames = Frames::new(read);
+        let mut frames = Frames::new(read, CARRY);
         loop {
             tokio::select! {
                 command = self.inbox.recv() => match command {
@@ -347,7 +349,7 @@ impl Task {
     /// Takes an event and whatever else is at hand, writes, acknowledges.
     async fn take(
         &mut self,
-        first: io::Result<Event>,
+        first: Result<Event, AgentError>,
         frames: &mut Frames,
         acknowledge: &watch::Sender<Offsets>,
     ) -> Option<Stop> {
@@ -357,7 +359,12 @@ impl Task {
             match event {
                 Ok(event) => stop = self.feed(event),
                 Err(error) => {
-                    tracing::debug!(container = self.target.container, %error, "output interrupted");
+                    let error = crate::error::chain(&error);
+                    tracing::debug!(
+                        container = self.target.container,
+                        error,
+                        "output interrupted"
+                    );
                     stop = Some(Stop::Broken);
                 }
             }

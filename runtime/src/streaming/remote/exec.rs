@@ -2,15 +2,12 @@
 
 use std::convert::Infallible;
 
-use bulkhead_proto::agent::{self as api, ExecRequest, ProcessRef, session_request::What};
-use tokio::{
-    io::AsyncWriteExt as _,
-    net::unix::{OwnedReadHalf, OwnedWriteHalf},
-};
+use bulkhead_proto::agent::{self as api, ExecRequest};
+use tokio::{io::AsyncWriteExt as _, net::unix::OwnedWriteHalf};
 
 use super::{Session, resize, status::Outcome};
 use crate::{
-    agent::{Agent, AgentError, Event, Frames},
+    agent::{Agent, AgentError, Command, Event, Frames},
     app::App,
     container,
     error::chain,
@@ -57,10 +54,6 @@ async fn command(
     exec_id: String,
     session: &mut Session,
 ) -> Result<api::Exit, AgentError> {
-    let process = ProcessRef {
-        container_id: exec.container.clone(),
-        exec_id: exec_id.clone(),
-    };
     let request = ExecRequest {
         container_id: exec.container,
         exec_id,
@@ -70,14 +63,15 @@ async fn command(
         env: Vec::new(),
         cwd: String::new(),
     };
-    let connection = agent
-        .session("start the command", What::Exec(request))
-        .await?;
-    let (read, write) = connection.into_split();
+    let Command {
+        process,
+        output: frames,
+        input,
+    } = Command::start(agent, request).await?;
     let (stdin, sizes) = (session.stdin.take(), session.resize.take());
     tokio::select! {
-        exit = output(read, session.stdout.as_ref(), session.stderr.as_ref()) => exit,
-        never = feed(stdin, write) => match never {},
+        exit = output(frames, session.stdout.as_ref(), session.stderr.as_ref()) => exit,
+        never = feed(stdin, input) => match never {},
         never = resize::follow(agent, process, sizes) => match never {},
     }
 }
@@ -102,17 +96,12 @@ pub(super) async fn feed(stdin: Option<Incoming>, mut write: OwnedWriteHalf) -> 
 
 /// Carries output to the client until the exit.
 async fn output(
-    read: OwnedReadHalf,
+    mut frames: Frames,
     stdout: Option<&Outgoing>,
     stderr: Option<&Outgoing>,
 ) -> Result<api::Exit, AgentError> {
-    let mut frames = Frames::new(read);
     loop {
-        let event = frames.next().await.map_err(|source| AgentError::Session {
-            action: "run the command",
-            source,
-        })?;
-        let (to, data) = match event {
+        let (to, data) = match frames.next().await? {
             Event::Exit(exit) => return Ok(exit),
             Event::Data(output, data) => match output.stream {
                 api::Stream::Stdout => (stdout, data),
