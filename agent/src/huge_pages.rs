@@ -50,16 +50,16 @@ pub fn allow_limits(resources: &LinuxResources) -> Result<(), HugePagesError> {
 
 /// Bytes of a size as the kernel's hugetlb controller names it; 0 for what is none.
 fn page_size(name: &str) -> u64 {
-    let (digits, shift) = match name.split_at_checked(name.len().saturating_sub(2)) {
-        Some((digits, "KB")) => (digits, 10),
-        Some((digits, "MB")) => (digits, 20),
-        Some((digits, "GB")) => (digits, 30),
+    let (digits, unit) = match name.split_at_checked(name.len().saturating_sub(2)) {
+        Some((digits, "KB")) => (digits, 1 << 10),
+        Some((digits, "MB")) => (digits, 1 << 20),
+        Some((digits, "GB")) => (digits, 1 << 30),
         _ => return 0,
     };
     digits
         .parse::<u64>()
         .ok()
-        .and_then(|n| n.checked_shl(shift))
+        .and_then(|n| n.checked_mul(unit))
         .unwrap_or(0)
 }
 

@@ -119,11 +119,6 @@ impl StreamBuffer {
         self.grown.notify_waiters();
     }
 
-    /// Whether the stream ended.
-    pub fn is_finished(&self) -> bool {
-        self.lock().finished
-    }
-
     /// Forgets everything before `offset`; an offset beyond the end acknowledges all there is.
     pub fn acknowledge(&self, offset: u64) {
         let mut inner = self.lock();

@@ -154,10 +154,10 @@ fn huge_pages(asked: &HugepageLimit) -> Result<LinuxHugepageLimit, OciError> {
 /// Bytes of a page size such as `2MB`, which stands in the name of a file.
 fn page_size(name: &str) -> Option<u64> {
     let (digits, unit) = name.split_at_checked(name.len().checked_sub(2)?)?;
-    let shift = match unit {
-        "KB" => 10,
-        "MB" => 20,
-        "GB" => 30,
+    let unit = match unit {
+        "KB" => 1 << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
         _ => return None,
     };
     let number = digits
@@ -165,7 +165,7 @@ fn page_size(name: &str) -> Option<u64> {
         .all(|byte| byte.is_ascii_digit())
         .then(|| digits.parse::<u64>().ok())??;
     number
-        .checked_shl(shift)
+        .checked_mul(unit)
         .filter(|size| size.is_power_of_two())
 }
 
@@ -296,6 +296,7 @@ mod tests {
             "0MB",
             "2MB/../x",
             "99999999999999999999GB",
+            "17179869185GB",
         ] {
             assert_eq!(page_size(bad), None, "{bad}");
         }
