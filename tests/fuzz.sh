@@ -35,14 +35,14 @@ for name in "${targets[@]}"; do
     [ -x "$program" ] || { say "$name: no such target"; exit 2; }
     corpus=${BULKHEAD_CACHE:-$HOME/.cache/bulkhead}/fuzz/$name
     mkdir -p "$corpus"
-    log=$(mktemp)
-    say "$name, for $seconds s"
     if [ "$seconds" = 0 ]; then
         found=("$corpus"/crash-*)
         [ -e "${found[0]}" ] || { say "$name: nothing has failed"; continue; }
         "$program" "${found[@]}" || failed=1
         continue
     fi
+    say "$name, for $seconds s"
+    log=$(mktemp)
     if "$program" -max_total_time="$seconds" -rss_limit_mb=4096 -timeout=10 -max_len=65536 \
         -artifact_prefix="$corpus/" "$corpus" >"$log" 2>&1; then
         grep -E '^Done|^#[0-9]+.*DONE' "$log" | sed "s/^/$name: /"

@@ -93,8 +93,8 @@ async fn critest(
 
 /// The names of all specs.
 async fn list() -> Result<Vec<Name>, Failure> {
-    let base = env::temp_dir().join(format!("critest-list.{}", std::process::id()));
-    let (report, log) = (base.with_extension("json"), base.with_extension("log"));
+    let file = |kind| env::temp_dir().join(format!("critest-list.{}.{kind}", std::process::id()));
+    let (report, log) = (file("json"), file("log"));
     let specs = critest(["-ginkgo.dry-run"], &report, &log).await;
     let _ = (fs::remove_file(report), fs::remove_file(log));
     Ok(specs?.into_iter().map(|spec| spec.name).collect())
