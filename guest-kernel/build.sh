@@ -7,7 +7,7 @@
 #
 # The cache is ${BULKHEAD_CACHE:-$HOME/.cache/bulkhead}/guest-kernel/<hash>/, named
 # by what the result depends on: the version of Debian's source package, the
-# configuration fragments, and this script with the check.
+# configuration fragments, the patches, and this script with the check.
 set -euo pipefail
 export LC_ALL=C
 
@@ -17,6 +17,7 @@ archive=/usr/src/linux-source-$series.tar.xz
 cache=${BULKHEAD_CACHE:-${HOME:-/root}/.cache/bulkhead}/guest-kernel
 jobs=${BULKHEAD_JOBS:-$(nproc)}
 fragments=("$here"/config/*.config)
+patches=("$here"/patches/*.patch)
 
 say() { printf 'guest-kernel: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -30,7 +31,7 @@ result_dir() {
         echo "$version"
         # Options only: a better comment is no new kernel.
         grep -hE '^(CONFIG_|# CONFIG_[A-Za-z0-9_]+ is not set$)' "${fragments[@]}"
-        cat "$here/build.sh" "$here/check-config.sh"
+        cat "${patches[@]}" "$here/build.sh" "$here/check-config.sh"
     } | sha256sum | cut -c1-16)
     echo "$cache/$hash"
 }
@@ -39,6 +40,11 @@ result_dir() {
 configure() {
     say "unpacking $archive"
     tar -C "$1" --strip-components=1 -xf "$archive"
+    local patch
+    for patch in "${patches[@]}"; do
+        say "applying ${patch##*/}"
+        patch -d "$1" -p1 --fuzz=0 --quiet <"$patch" >&2 || die "${patch##*/} does not fit $archive; see guest-kernel/README.md"
+    done
     say "merging ${#fragments[@]} configuration fragments"
     make -C "$1" tinyconfig >"$1/config.log" 2>&1 || die "make tinyconfig failed: $(tail -n 3 "$1/config.log")"
     cat "${fragments[@]}" >>"$1/.config"

@@ -3,7 +3,7 @@
 # Does nothing, and needs neither root nor network, when all are there.
 set -euo pipefail
 
-packages=(linux-source-6.12 gcc libc6-dev make bc bison flex libelf-dev xz-utils perl binutils util-linux)
+packages=(linux-source-6.12 gcc libc6-dev make bc bison flex patch libelf-dev xz-utils perl binutils util-linux)
 
 missing=()
 for package in "${packages[@]}"; do
