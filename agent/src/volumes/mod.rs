@@ -191,7 +191,7 @@ impl Volumes {
                     let host = host.clone();
                     blocking(move || place::of_host(&host, placed)).await?
                 }
-                None => {
+                Some(volume::Source::Anonymous(_)) | None => {
                     return Err(VolumeError::Invalid {
                         field: "volumes.source",
                         value: volume.destination.clone(),

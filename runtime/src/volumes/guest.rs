@@ -140,6 +140,7 @@ pub fn prepare(
                     name,
                     port,
                     ownership: Some(ownership.into()),
+                    token: Default::default(),
                 }))
             }
             Kind::Image(image) => images
