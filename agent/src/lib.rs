@@ -25,6 +25,7 @@ pub mod host;
 pub mod huge_pages;
 pub mod init;
 pub mod launcher;
+pub mod mount_attr;
 pub mod net;
 pub mod paths;
 pub mod process;

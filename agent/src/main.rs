@@ -156,7 +156,6 @@ async fn run(
     };
     for directory in [
         paths.containers(),
-        paths.runtime_state(),
         paths.layers(),
         paths.scratch(),
         paths.sandbox(),

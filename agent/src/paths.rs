@@ -45,6 +45,11 @@ impl Paths {
         })
     }
 
+    /// The base directory: below it nobody but the agent makes names.
+    pub fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// The pod, if the agent runs on the host.
     pub fn host(&self) -> Option<&Pod> {
         self.host.as_deref()
@@ -149,14 +154,9 @@ impl Paths {
         self.containers().join(id)
     }
 
-    /// The directory of all containers; libcontainer keeps its state there too.
+    /// The directory of all containers.
     pub fn containers(&self) -> PathBuf {
         self.base.join("containers")
-    }
-
-    /// libcontainer's own directories, one per container.
-    pub fn runtime_state(&self) -> PathBuf {
-        self.base.join("state")
     }
 
     /// The mount point of the unified hierarchy.
@@ -172,11 +172,6 @@ impl Paths {
     /// The cgroup of one container.
     pub fn cgroup(&self, id: &str) -> PathBuf {
         self.cgroup_of_pod().join(id)
-    }
-
-    /// The cgroup of one container as an OCI spec has it: as if the hierarchy's root were `/`.
-    pub fn cgroups_path(&self, id: &str) -> PathBuf {
-        Path::new("/").join(&self.cgroup_parent).join(id)
     }
 }
 
@@ -202,7 +197,6 @@ mod tests {
         assert_eq!(really("/run/bulkhead/sandbox/shm"), "/r/p/host/sandbox/shm");
         assert_eq!(really("/run/bulkhead/sandboxes"), "/run/bulkhead/sandboxes");
         assert_eq!(really("/var/lib"), "/var/lib");
-        assert_eq!(paths.cgroups_path("c"), Path::new("/k/b-p/c"));
         assert_eq!(paths.cgroup("c"), Path::new("/sys/fs/cgroup/k/b-p/c"));
         let guest = Paths::new(GUEST_BASE);
         let same = Path::new("/run/bulkhead/sandbox/hosts");

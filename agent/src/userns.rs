@@ -4,7 +4,7 @@
 //! The namespace itself is made by the launcher with the first process of the pod's shared PID
 //! namespace, which holds both; containers join it there.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use bulkhead_proto::agent;
@@ -12,6 +12,8 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 use serde::{Deserialize, Serialize};
+
+use crate::mount_attr;
 
 /// What is wrong with a user namespace.
 #[derive(Debug, thiserror::Error)]
@@ -115,16 +117,6 @@ pub fn outside(map: Option<&IdMap>, uid: u32, gid: u32) -> (u32, u32) {
     }
 }
 
-/// linux/mount.h: struct mount_attr and the flag for an idmapped mount.
-#[repr(C)]
-struct MountAttr {
-    attr_set: u64,
-    attr_clr: u64,
-    propagation: u64,
-    userns_fd: u64,
-}
-const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
-
 /// Mounts the tree at `source` once more, at `target`, with its files' owners seen through a user
 /// namespace: what belongs to user 0 on the disk belongs to the namespace's user 0.
 ///
@@ -136,28 +128,7 @@ pub fn mount_mapped(source: &Path, target: &Path, namespace: &OwnedFd) -> Result
         source,
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
     )?;
-    let attributes = MountAttr {
-        attr_set: MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: u64::try_from(namespace.as_fd().as_raw_fd()).map_err(|_| Errno::BADF)?,
-    };
-    // SAFETY: the path is an empty C string, the attributes are of the size given, and both live
-    // over the call, which only reads them.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<MountAttr>(),
-        )
-    };
-    if done != 0 {
-        let error = std::io::Error::last_os_error();
-        return Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL));
-    }
+    mount_attr::map_owners(&tree, namespace)?;
     move_mount(
         &tree,
         "",

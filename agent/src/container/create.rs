@@ -2,12 +2,11 @@
 //! unmade in reverse when a later step fails.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bulkhead_proto::agent::{CreateContainerRequest, PidMode, ResolvedUser, volume};
+use prost::Message;
 
 use super::implied;
 use super::rootfs::Rootfs;
@@ -18,18 +17,11 @@ use super::{
 };
 use crate::apparmor;
 use crate::huge_pages;
-use crate::launcher::message::{CreateRequest, Request};
+use crate::launcher::message::{CreateRequest, PidNamespace, Request, UserNamespace};
 use crate::paths::Paths;
-use crate::process::{Process, Reading, Streams, exit, give_streams};
-use crate::user::{self, Identity};
+use crate::process::{Process, Reading, Streams, exit};
 use crate::userns::{self, IdMap};
 use crate::volumes::{Prepared, Volumes, image};
-
-/// What blocking steps leave for the launch.
-struct Ground {
-    prepared: spec::Prepared,
-    identity: Identity,
-}
 
 impl Containers {
     /// Builds a container up to the point before its process starts.
@@ -39,7 +31,7 @@ impl Containers {
     pub async fn create(
         self: &Arc<Self>,
         request: CreateContainerRequest,
-    ) -> Result<(u32, ResolvedUser), ContainerError> {
+    ) -> Result<(u32, Option<ResolvedUser>), ContainerError> {
         let id = request.container_id.clone();
         check_id("container", &id)?;
         if request.writable_bytes != 0 {
@@ -73,7 +65,7 @@ impl Containers {
     async fn build(
         self: &Arc<Self>,
         request: CreateContainerRequest,
-    ) -> Result<(Arc<Container>, ResolvedUser), ContainerError> {
+    ) -> Result<(Arc<Container>, Option<ResolvedUser>), ContainerError> {
         let id = request.container_id.clone();
         let pid_mode = PidMode::try_from(request.pid_mode).map_err(|_| {
             spec::SpecError::Invalid(format!("pid_mode {} is none", request.pid_mode))
@@ -95,7 +87,6 @@ impl Containers {
                     pid_mode,
                     pid: pid_namespace,
                     user: user_namespace,
-                    sysfs: self.paths.sysfs(),
                 },
                 layers,
                 rootfs.clone(),
@@ -117,17 +108,15 @@ impl Containers {
         namespaces: Namespaces,
         layers: Vec<PathBuf>,
         rootfs: Rootfs,
-    ) -> Result<(Arc<Container>, ResolvedUser), ContainerError> {
+    ) -> Result<(Arc<Container>, Option<ResolvedUser>), ContainerError> {
         let id = &request.container_id;
         let cgroup = self.paths.cgroup(id);
-        let bundle = self.paths.container(id);
-        let own_users = namespaces.user.is_some();
         let users = namespaces.user.as_ref();
         let volumes = self.volumes.prepare(request, &self.disks, users).await?;
-        let ground = {
+        let launch = {
             let (request, rootfs) = (request.clone(), rootfs.clone());
             let paths = self.paths.clone();
-            let work = move || lay_ground(&request, volumes, &namespaces, &layers, &rootfs, &paths);
+            let work = move || lay_ground(&request, volumes, namespaces, &layers, &rootfs, &paths);
             tokio::task::spawn_blocking(work)
                 .await
                 .map_err(|_| ContainerError::Cancelled)??
@@ -138,29 +127,19 @@ impl Containers {
             let (streams, stdio) = Streams::pipes(request.stdin)?;
             (streams, Some(stdio))
         };
-        let user = &ground.identity.user;
-        let owner = userns::outside(self.user_namespace.get(), user.uid, user.gid);
-        give_streams(stdio.as_ref(), None, owner)?;
-        let launch = Request::Create(CreateRequest {
-            id: id.clone(),
-            bundle,
-            state: self.paths.runtime_state(),
-            tty: request.tty,
-            rlimits: if own_users {
-                spec::rlimits(&ground.prepared.spec)
-            } else {
-                Vec::new()
-            },
-        });
+        let mut template = launch.spec.process().clone().unwrap_or_default();
         tracing::debug!("create: ground laid");
-        let launched = self.launcher.launch(launch, stdio).await?;
+        let launched = self
+            .launcher
+            .launch(Request::Create(Box::new(launch)), stdio)
+            .await?;
         tracing::debug!("create: launched");
-        if let Err(error) = give_streams(None, launched.terminal.as_ref(), owner) {
-            if let Some(pid) = rustix::process::Pid::from_raw(launched.pid) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-            return Err(error.into());
-        }
+        let user = launched.user.map(|user| ResolvedUser {
+            uid: user.uid,
+            gid: user.gid,
+            gids: user.gids,
+        });
+        template.set_user(spec::user(template.user(), user.as_ref())?);
         let (sender, exit) = exit::channel();
         let process = Process::new(
             launched.pid,
@@ -173,17 +152,18 @@ impl Containers {
         let container = Arc::new(Container {
             id: id.clone(),
             process,
-            template: spec::exec_template(&ground.prepared.spec)?,
+            template,
+            filter: launched.filter,
             stdin_once: request.stdin_once,
             layers: all_layers(request),
             rootfs,
             cgroup,
-            waiting: tokio::sync::Mutex::new(launched.status),
+            waiting: tokio::sync::Mutex::new(launched.waiting),
             started_at_unix_ns: Mutex::new(None),
             execs: Mutex::default(),
         });
         watch::first_process(Arc::clone(self), &container, launched.end, sender);
-        Ok((container, ground.identity.user))
+        Ok((container, user))
     }
 
     /// The file of the PID namespace a container joins, if it joins one.
@@ -256,11 +236,10 @@ impl Containers {
     /// Removes what a container is made of: cgroup, mount, files. Goes on after a failure, which
     /// is logged: the next step does not depend on it.
     pub(super) async fn clear(&self, id: &str, rootfs: Rootfs) {
-        let (cgroup, bundle) = (self.paths.cgroup(id), self.paths.container(id));
-        let state = self.paths.runtime_state().join(id);
+        let (cgroup, directory) = (self.paths.cgroup(id), self.paths.container(id));
         let (paths, id) = (self.paths.clone(), id.to_owned());
         let work = move || {
-            let steps: [(&str, Result<(), ContainerError>); 6] = [
+            let steps: [(&str, Result<(), ContainerError>); 5] = [
                 (
                     "cgroup",
                     cgroup::kill(&cgroup)
@@ -270,8 +249,7 @@ impl Containers {
                 ("mount", rootfs.unmount().map_err(Into::into)),
                 ("volumes", Volumes::clear(&paths, &id).map_err(Into::into)),
                 ("written files", rootfs.remove_written().map_err(Into::into)),
-                ("state", remove_directory(&state)),
-                ("bundle", remove_directory(&bundle)),
+                ("directory", remove_directory(&directory)),
             ];
             for (what, result) in steps {
                 if let Err(error) = result {
@@ -313,24 +291,20 @@ struct Namespaces {
     pid: Option<PathBuf>,
     /// The pod's user namespace: its file, and its ids.
     user: Option<(PathBuf, IdMap)>,
-    /// What is bound in place of a sysfs of its own there.
-    sysfs: PathBuf,
 }
 
 /// The steps that block on files and mounts.
 fn lay_ground(
     request: &CreateContainerRequest,
     volumes: Prepared,
-    namespaces: &Namespaces,
+    namespaces: Namespaces,
     layers: &[PathBuf],
     rootfs: &Rootfs,
     paths: &Paths,
-) -> Result<Ground, ContainerError> {
-    let cgroup = &paths.cgroup(&request.container_id);
-    let bundle = &paths.container(&request.container_id);
+) -> Result<CreateRequest, ContainerError> {
+    let cgroup = paths.cgroup(&request.container_id);
     tracing::debug!("create: layers are there");
     let mut parsed = spec::parse(&request.oci_spec)?;
-    volumes.apply(&mut parsed)?;
     let map = match &namespaces.user {
         Some((file, map)) => {
             rootfs.mount_mapped(layers, file, map)?;
@@ -343,62 +317,56 @@ fn lay_ground(
     };
     let implied = image::by_place(&request.layers, &request.implied_directories);
     implied::adopt(&rootfs.target, layers, &implied, map)?;
+    volumes.apply(&mut parsed)?;
     tracing::debug!("create: root file system");
-    let identity = user::resolve(&rootfs.target, &request.user.clone().unwrap_or_default())?;
-    if let Some(map) = map {
-        map.check(&identity.user)?;
-    }
     let prepared = spec::prepare(
         parsed,
         &Decisions {
-            id: &request.container_id,
             paths,
-            rootfs: &rootfs.target,
-            user: &identity.user,
-            home: &identity.home,
             tty: request.tty,
-            // A guest has one root of cgroups, which is out of every container's sight.
-            host_cgroup_namespace: request.host_cgroup_namespace && paths.host().is_some(),
-            pid_mode: namespaces.pid_mode,
-            pid_namespace: namespaces.pid.clone(),
-            user_namespace: namespaces
-                .user
-                .as_ref()
-                .map(|(file, _)| spec::UserNamespace {
-                    file: file.clone(),
-                    sysfs: namespaces.sysfs.clone(),
-                }),
+            own_users: map.is_some(),
         },
     )?;
-    if let Some(process) = prepared.spec.process() {
-        user::make_working_directory(&rootfs.target, process.cwd(), map)?;
-        if let Some(profile) = process.apparmor_profile() {
-            apparmor::load(&request.apparmor_policy, profile)?;
-        }
+    if let Some(profile) = prepared
+        .spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.apparmor_profile().as_ref())
+    {
+        apparmor::load(&request.apparmor_policy, profile)?;
     }
-    tracing::debug!("create: user and spec");
+    tracing::debug!("create: spec");
     // On a host they are the host's to reserve.
     if paths.host().is_none() {
         huge_pages::allow_limits(&prepared.resources)?;
     }
-    cgroup::make(cgroup)?;
-    cgroup::apply(cgroup, &prepared.resources)?;
-    device_filter::attach(cgroup, &prepared.resources)?;
+    cgroup::make(&cgroup)?;
+    cgroup::apply(&cgroup, &prepared.resources)?;
+    device_filter::attach(&cgroup, &prepared.resources)?;
     tracing::debug!("create: cgroup");
-    let config = bundle.join("config.json");
-    let write = || -> std::io::Result<()> {
-        fs::create_dir_all(bundle)?;
-        // Its environment is nobody else's business, on a host least of all.
-        let mut options = fs::OpenOptions::new();
-        let options = options.write(true).create(true).truncate(true).mode(0o600);
-        options
-            .open(&config)?
-            .write_all(&serde_json::to_vec(&prepared.spec)?)
-    };
-    write().map_err(|error| ContainerError::File {
-        what: "writing",
-        path: config.clone(),
-        error,
-    })?;
-    Ok(Ground { prepared, identity })
+    Ok(CreateRequest {
+        spec: prepared.spec,
+        rootfs: rootfs.target.clone(),
+        base: paths.base().to_owned(),
+        cgroup,
+        // A guest has one root of cgroups, which is out of every container's sight.
+        cgroup_namespace: !(request.host_cgroup_namespace && paths.host().is_some()),
+        pids: pids(namespaces.pid_mode, namespaces.pid)?,
+        users: namespaces
+            .user
+            .map(|(file, map)| UserNamespace { file, map }),
+        user: request.user.clone().unwrap_or_default().encode_to_vec(),
+        tty: request.tty,
+    })
+}
+
+fn pids(mode: PidMode, file: Option<PathBuf>) -> Result<PidNamespace, spec::SpecError> {
+    match (mode, file) {
+        (PidMode::Container, _) => Ok(PidNamespace::New),
+        (PidMode::Node, _) => Ok(PidNamespace::Agents),
+        (PidMode::Pod | PidMode::Target, Some(file)) => Ok(PidNamespace::Joined(file)),
+        (PidMode::Pod | PidMode::Target, None) => Err(spec::SpecError::Invalid(
+            "the PID namespace to join is not there".to_owned(),
+        )),
+    }
 }

@@ -6,8 +6,7 @@ use bulkhead_proto::agent::ExecRequest as Wanted;
 
 use super::{Container, ContainerError, Containers, ExecSlot, Phase, check_id, lock, spec, watch};
 use crate::launcher::message::{ExecRequest, Request};
-use crate::process::{Process, Reading, Streams, exit, give_streams};
-use crate::userns;
+use crate::process::{Process, Reading, Streams, exit};
 
 impl Containers {
     /// Starts a process in a running container. Its output is for the caller to take.
@@ -26,7 +25,7 @@ impl Containers {
             });
         }
         let process = spec::exec_process(
-            &container.template.process,
+            &container.template,
             &wanted.args,
             &wanted.env,
             &wanted.cwd,
@@ -58,14 +57,12 @@ impl Containers {
             let (streams, stdio) = Streams::pipes(wanted.stdin)?;
             (streams, Some(stdio))
         };
-        let user = process.user();
-        let owner = userns::outside(self.user_namespace.get(), user.uid(), user.gid());
-        give_streams(stdio.as_ref(), None, owner)?;
         let request = Request::Exec(Box::new(ExecRequest {
             target_pid: container.process.pid(),
             cgroup: container.cgroup.clone(),
             process,
-            seccomp: container.template.seccomp.clone(),
+            filter: container.filter.clone(),
+            map: self.user_namespace.get().copied(),
             tty: wanted.tty,
         }));
         let launched = self.launcher.launch(request, stdio).await?;

@@ -14,16 +14,15 @@ pub mod start;
 pub mod watch;
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use self::events::Events;
 use self::rootfs::Rootfs;
-use self::spec::ExecTemplate;
 use crate::disk::Disks;
 use crate::huge_pages::HugePagesError;
-use crate::launcher::Launcher;
+use crate::launcher::seccomp::Filter;
+use crate::launcher::{Launcher, Waiting};
 use crate::paths::Paths;
 use crate::process::Process;
 use crate::process::exit::Exit;
@@ -79,9 +78,6 @@ pub enum ContainerError {
     /// The spec cannot be carried out.
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
-    /// The user cannot be resolved.
-    #[error(transparent)]
-    User(#[from] crate::user::UserError),
     /// A layer.
     #[error(transparent)]
     Disk(#[from] crate::disk::DiskError),
@@ -169,8 +165,10 @@ pub struct Container {
     pub id: String,
     /// Its first process.
     pub process: Process,
-    /// What execs start from.
-    pub template: ExecTemplate,
+    /// What execs start from: its own process, with its user.
+    pub template: oci_spec::runtime::Process,
+    /// Its seccomp filter.
+    pub filter: Option<Filter>,
     /// Whether the first input stream that ends closes its input.
     pub stdin_once: bool,
     /// The serials of its layers and its image volumes'.
@@ -180,7 +178,7 @@ pub struct Container {
     /// Its cgroup.
     pub cgroup: PathBuf,
     // None once it was started; a mutex that is held over the start makes a second one wait.
-    waiting: tokio::sync::Mutex<Option<OwnedFd>>,
+    waiting: tokio::sync::Mutex<Option<Waiting>>,
     started_at_unix_ns: Mutex<Option<i64>>,
     execs: Mutex<HashMap<String, ExecSlot>>,
 }

@@ -232,7 +232,7 @@ fn make(path: &Path) -> Result<(), RootfsError> {
 }
 
 /// What the kernel says about a configuration it refused: fsopen's descriptor reads as its log.
-fn kernel_log(overlay: &OwnedFd) -> String {
+pub fn kernel_log(overlay: &OwnedFd) -> String {
     let mut text = String::new();
     let mut buffer = [0; 512];
     while let Ok(length) = rustix::io::read(overlay, &mut buffer[..]) {

@@ -5,18 +5,16 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::{Container, ContainerError, Containers, Phase, lock};
-use crate::launcher::message::{Failure, FailureKind};
+use crate::launcher::worker;
 use crate::{clock, watched};
 
 /// From "start" to execve: nothing but the kernel's work of loading a program.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// libcontainer's name for the socket on which a built container waits.
-const NOTIFY_SOCKET: &str = "notify.sock";
+/// The longest report of a failure; it names a path.
+const MAX_TOLD: usize = 64 * 1024;
 
 impl Containers {
     /// Lets a built container's process go, and waits until it is the payload.
@@ -27,40 +25,33 @@ impl Containers {
         let container = self.get(id)?;
         let mut waiting = container.waiting.lock().await;
         let phase = container.phase();
-        let status = match (phase, waiting.take()) {
-            (Phase::Created, Some(status)) => status,
-            (phase, status) => {
-                *waiting = status;
+        let process = match (phase, waiting.take()) {
+            (Phase::Created, Some(process)) => process,
+            (phase, process) => {
+                *waiting = process;
                 return Err(wrong_state(&container, phase));
             }
         };
-        let notify = self.paths.runtime_state().join(id).join(NOTIFY_SOCKET);
-        let started = timeout(DEADLINE, async {
-            // The container accepts one connection and reads it to its end.
-            let mut stream = UnixStream::connect(&notify).await?;
-            stream.write_all(b"start").await?;
-            stream.shutdown().await?;
-            drop(stream);
-            read_outcome(status).await
-        });
-        let outcome = started
+        let file = |error: io::Error| ContainerError::File {
+            what: "starting the process of",
+            path: id.into(),
+            error,
+        };
+        match rustix::io::write(&process.go, b"s") {
+            Ok(_) => {}
+            // Its process is dead and was not started: somebody killed it.
+            Err(Errno::PIPE) => return Err(wrong_state(&container, Phase::Exited)),
+            Err(error) => return Err(file(error.into())),
+        }
+        let told = timeout(DEADLINE, read_to_end(process.status))
             .await
             .map_err(|_| ContainerError::Deadline {
                 id: id.to_owned(),
                 what: "executing its command",
                 seconds: DEADLINE.as_secs(),
             })?
-            .map_err(|error| match error.kind() {
-                // Its process is dead and was not started: somebody killed it.
-                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
-                    wrong_state(&container, Phase::Exited)
-                }
-                _ => ContainerError::File {
-                    what: "starting by",
-                    path: notify,
-                    error,
-                },
-            })?;
+            .map_err(file)?;
+        let outcome = worker::outcome(&told, &process.page).map_err(|error| file(error.into()))?;
         if let Some(failure) = outcome {
             return Err(failure.into());
         }
@@ -78,30 +69,22 @@ fn wrong_state(container: &Container, phase: Phase) -> ContainerError {
     }
 }
 
-/// The failure told on the status pipe, or none when execve (or death) closed it.
-async fn read_outcome(status: OwnedFd) -> io::Result<Option<Failure>> {
+/// What is told on the status pipe until execve (or death) closes it.
+async fn read_to_end(status: OwnedFd) -> io::Result<Vec<u8>> {
     let pipe = watched::readable(status)?;
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
         let mut ready = pipe.readable().await?;
         match rustix::io::read(pipe.get_ref(), &mut buffer[..]) {
-            Ok(0) => break,
-            Ok(length) => bytes.extend_from_slice(buffer.get(..length).unwrap_or_default()),
+            Ok(0) => return Ok(bytes),
+            Ok(length) if bytes.len() < MAX_TOLD => {
+                bytes.extend_from_slice(buffer.get(..length).unwrap_or_default());
+            }
+            Ok(_) => return Err(io::ErrorKind::InvalidData.into()),
             Err(Errno::AGAIN) => ready.clear_ready(),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(serde_json::from_slice(&bytes).unwrap_or_else(
-        |error| {
-            Failure::new(
-                FailureKind::Internal,
-                format!("the container's report is malformed: {error}"),
-            )
-        },
-    )))
 }

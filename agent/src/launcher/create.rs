@@ -1,175 +1,247 @@
-//! A container's first process, by libcontainer, up to the point where it waits for the start.
-//! Runs in a worker.
+//! A container's first process, up to the point where it waits for the start. The worker's side
+//! first, then what the process itself does.
 
-use std::collections::HashMap;
-use std::error::Error as _;
-use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::error::LibcontainerError;
-use libcontainer::syscall::syscall::{SyscallType, create_syscall};
-use libcontainer::workload::{
-    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+use bulkhead_proto::agent;
+use prost::Message;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use super::finish::{self, Identity};
+use super::message::{
+    Answer, ChildStdio, CreateRequest, Failure, FailureKind, PidNamespace, User, UserNamespace,
 };
-use oci_spec::runtime::Spec;
-use rustix::pipe::PipeFlags;
-use rustix::process::Pid;
-
-use super::message::{ChildStdio, CreateRequest, Failure, FailureKind};
-use super::server::Started;
-use super::{payload, terminal};
-
-/// How libcontainer starts the payload: our way, so that a command that cannot run is told apart.
-#[derive(Debug, Clone)]
-struct PayloadExecutor {
-    // libcontainer clones the executor across its forks, so it holds the number of a descriptor
-    // that stays open in the worker, not an owner.
-    status: RawFd,
-}
-
-impl PayloadExecutor {
-    fn report(&self, failure: &Failure) {
-        // SAFETY: the worker keeps this descriptor open for as long as it and its children run,
-        // and ManuallyDrop leaves closing it to the end of the process.
-        let fd = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(self.status) });
-        if let Ok(fd) = fd.try_clone() {
-            payload::report(fd, failure);
-        }
-    }
-}
-
-impl Executor for PayloadExecutor {
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let process = spec.process().as_ref().ok_or(ExecutorError::InvalidArg)?;
-        let failure = payload::execute(process);
-        self.report(&failure);
-        Err(ExecutorError::Other(failure.message))
-    }
-
-    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let process = spec.process().as_ref().ok_or_else(|| {
-            ExecutorValidationError::ArgValidationError("the spec has no process".into())
-        })?;
-        payload::find(process).map(drop).map_err(|failure| {
-            self.report(&failure);
-            ExecutorValidationError::ArgValidationError(failure.message)
-        })
-    }
-
-    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // The payload gets exactly the spec's environment at execve.
-        Ok(())
-    }
-}
+use super::root::{self, words};
+use super::seccomp::{self, Filter};
+use super::server::Answered;
+use super::worker::{self, Child, FirstWord, Plan, internal};
+use super::{fork, holder, terminal};
+use crate::user::{self, UserError};
 
 /// Builds the container.
 ///
 /// # Errors
-/// Why it cannot be; libcontainer has then removed what it made.
-pub fn run(request: &CreateRequest, stdio: Option<ChildStdio>) -> Result<Started, Failure> {
-    let internal = |text: String| Failure::new(FailureKind::Internal, text);
-    // A pipe, not a socket: the process must not be able to send anything back but one message.
-    let (status_read, status_write) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-            .map_err(|error| internal(format!("making the status pipe failed: {error}")))?;
-    let console = request.bundle.join("console.sock");
-    let listener = if request.tty {
-        Some(UnixListener::bind(&console).map_err(|error| {
-            internal(format!(
-                "binding the console socket {} failed: {error}",
-                console.display()
-            ))
-        })?)
+/// Why it cannot be; its cgroup may still have a dying process.
+pub fn run(request: &CreateRequest, stdio: Option<ChildStdio>) -> Result<Answered, Failure> {
+    let process = request.spec.process().as_ref();
+    let process = process.ok_or_else(|| invalid("the spec has no process"))?;
+    let profile = request
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|l| l.seccomp().as_ref());
+    let filter = profile.map(seccomp::compile).transpose();
+    let filter = filter.map_err(|error| invalid(&error.to_string()))?;
+    let wanted = agent::User::decode(request.user.as_slice())
+        .map_err(|error| internal("reading the container's user", error))?;
+
+    let users = request.users.as_ref();
+    let users = users.map(|users| open(&users.file)).transpose()?;
+    let (pids, namespaces) = match &request.pids {
+        PidNamespace::New => (None, libc::CLONE_NEWPID),
+        PidNamespace::Agents => (None, 0),
+        PidNamespace::Joined(file) => (Some(open(file)?), 0),
+    };
+    let copies = stdio.as_ref().map(copy).transpose()?;
+    let keep: Vec<_> = users.iter().chain(&pids).map(AsFd::as_fd).collect();
+    let (users, pids) = (
+        users.as_ref().map(AsFd::as_fd),
+        pids.as_ref().map(AsFd::as_fd),
+    );
+    let started = worker::start(Plan {
+        process,
+        cgroups: vec![worker::open_cgroup(&request.cgroup)?],
+        stdio,
+        namespaces,
+        keep: &keep,
+        enter: &|| enter(users, pids),
+        run: &|child| match be(request, &wanted, filter.as_ref(), child) {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        },
+    })?;
+    let map = request.users.as_ref().map(|users| users.map);
+    if let (Some(stdio), Some(user)) = (&copies, &started.word.user) {
+        worker::give(stdio, user, map.as_ref())?;
+    }
+    let mut fds = vec![started.status, started.go, started.page];
+    fds.extend(started.terminal);
+    let answer = Answer::Started {
+        pid: started.pid.as_raw_nonzero().get(),
+        user: started.word.user,
+        filter,
+    };
+    Ok((answer, fds))
+}
+
+fn invalid(text: &str) -> Failure {
+    Failure::new(FailureKind::InvalidSpec, text)
+}
+
+fn open(file: &Path) -> Result<OwnedFd, Failure> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(file, flags, Mode::empty())
+        .map_err(|error| internal("opening a namespace of the pod", words(error)))
+}
+
+fn copy(stdio: &ChildStdio) -> Result<ChildStdio, Failure> {
+    let copy = |fd: &OwnedFd| {
+        fd.try_clone()
+            .map_err(|error| internal("duplicating the standard streams", error))
+    };
+    Ok(ChildStdio {
+        stdin: copy(&stdio.stdin)?,
+        stdout: copy(&stdio.stdout)?,
+        stderr: copy(&stdio.stderr)?,
+    })
+}
+
+/// The namespaces that hold for children: the user namespace first, which then owns the others.
+fn enter(users: Option<BorrowedFd<'_>>, pids: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    let join = |namespace: BorrowedFd<'_>, kind, what: &'static str| {
+        move_into_link_name_space(namespace, Some(kind))
+            .map_err(|error| internal(what, words(error)))
+    };
+    if let Some(users) = users {
+        join(
+            users,
+            LinkNameSpaceType::User,
+            "joining the pod's user namespace",
+        )?;
+        holder::become_root()
+            .map_err(|error| internal("becoming the user namespace's root", words(error)))?;
+    }
+    if let Some(pids) = pids {
+        join(
+            pids,
+            LinkNameSpaceType::ProcessID,
+            "joining the pod's PID namespace",
+        )?;
+    }
+    Ok(())
+}
+
+/// The container's process.
+fn be(
+    request: &CreateRequest,
+    wanted: &agent::User,
+    filter: Option<&Filter>,
+    mut child: Child,
+) -> Result<std::convert::Infallible, Failure> {
+    let process = request.spec.process().as_ref();
+    let process = process.ok_or_else(|| invalid("the spec has no process"))?;
+    finish::new_session()?;
+    if let Some(stdio) = child.stdio.take() {
+        finish::set_stdio(&stdio)?;
+    }
+    let mut own = UnshareFlags::NEWNS;
+    if request.cgroup_namespace {
+        // Its root is the cgroup that was joined before.
+        own |= UnshareFlags::NEWCGROUP;
+    }
+    // SAFETY: the process has one thread, and neither flag concerns descriptors.
+    unsafe { rustix::thread::unshare_unsafe(own) }
+        .map_err(|error| internal("making the container's namespaces", words(error)))?;
+    rustix::process::umask(Mode::empty());
+    let refused =
+        |error: root::RootError| Failure::new(FailureKind::InvalidSpec, error.to_string());
+    let built = root::build(root::Plan {
+        spec: &request.spec,
+        rootfs: &request.rootfs,
+        base: &request.base,
+        own_users: request.users.is_some(),
+        directory: process.cwd(),
+    })
+    .map_err(refused)?;
+    built.enter().map_err(refused)?;
+    let identity = user::resolve(Path::new("/"), wanted);
+    let known = identity.as_ref().ok().map(|identity| &identity.user);
+    let master = if request.tty {
+        let uid = known.map_or(0, |user| user.uid);
+        Some(take_terminal(&built, uid).map_err(|failure| failure.or(refused))?)
     } else {
         None
     };
-
-    let syscall = create_syscall();
-    for limit in &request.rlimits {
-        syscall.set_rlimit(limit).map_err(|error| {
-            Failure::new(
-                FailureKind::InvalidSpec,
-                format!("limit {:?}: {error}", limit.typ()),
-            )
-        })?;
-    }
-    let executor = PayloadExecutor {
-        status: status_write.as_raw_fd(),
+    built.seal().map_err(refused)?;
+    let word = FirstWord {
+        user: known.map(|user| User {
+            uid: user.uid,
+            gid: user.gid,
+            gids: user.gids.clone(),
+        }),
     };
-    let build = || -> Result<Option<i32>, LibcontainerError> {
-        let mut builder = ContainerBuilder::new(request.id.clone(), SyscallType::default())
-            .with_root_path(&request.state)?
-            .with_executor(executor)
-            .validate_id()?;
-        if let Some(stdio) = stdio {
-            builder = builder
-                .with_stdin(stdio.stdin)
-                .with_stdout(stdio.stdout)
-                .with_stderr(stdio.stderr);
-        }
-        if request.tty {
-            builder = builder.with_console_socket(Some(&console));
-        }
-        let container = builder
-            .as_init(&request.bundle)
-            .with_systemd(false)
-            .with_detach(true)
-            .build()?;
-        Ok(container.pid().map(|pid| pid.as_raw()))
-    };
-    let built = build();
-    drop(status_write);
-    let pid = built
-        .map_err(|error| reported(&status_read).unwrap_or_else(|| convert(&request.id, &error)))?
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| internal("libcontainer built a container without a process".into()))?;
-
-    let mut fds = vec![status_read];
-    if let Some(listener) = listener {
-        match terminal::accept_master(&listener) {
-            Ok(master) => fds.push(master),
-            Err(error) => {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                return Err(internal(format!(
-                    "receiving the container's terminal failed: {error}"
-                )));
-            }
-        }
-        let _ = std::fs::remove_file(&console);
+    child.say(&word, master.as_ref().map(AsFd::as_fd))?;
+    drop((master, built));
+    if !wait_for_start(&child)? {
+        // Deleted before it was started.
+        fork::exit(0);
     }
-    Ok((pid, fds))
+    Err(start(request, identity, filter, &child))
 }
 
-/// What the container's process itself said about its failure, if it came that far.
-fn reported(status: &OwnedFd) -> Option<Failure> {
-    let mut bytes = Vec::new();
-    let mut file = std::fs::File::from(status.try_clone().ok()?);
-    // Not at its end while the process dies; what is there was written before libcontainer gave up.
-    let _ = file.read_to_end(&mut bytes);
-    serde_json::from_slice(&bytes).ok()
+/// Why the terminal is not there.
+enum NoTerminal {
+    Failed(Failure),
+    Root(root::RootError),
 }
 
-fn convert(id: &str, error: &LibcontainerError) -> Failure {
-    let kind = match error {
-        LibcontainerError::InvalidID(_)
-        | LibcontainerError::MissingSpec(_)
-        | LibcontainerError::InvalidSpec(_)
-        | LibcontainerError::InvalidInput(_)
-        | LibcontainerError::Spec(_)
-        | LibcontainerError::UserNamespace(_) => FailureKind::InvalidSpec,
-        _ => FailureKind::Internal,
-    };
-    let mut text = format!("building container {id} failed: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
+impl NoTerminal {
+    fn or(self, refused: impl FnOnce(root::RootError) -> Failure) -> Failure {
+        match self {
+            Self::Failed(failure) => failure,
+            Self::Root(error) => refused(error),
         }
-        source = cause.source();
     }
-    Failure::new(kind, text)
+}
+
+fn take_terminal(built: &root::Built, uid: u32) -> Result<OwnedFd, NoTerminal> {
+    let (master, slave) = terminal::open(uid).map_err(|error| {
+        NoTerminal::Failed(internal("opening a terminal in the container", error))
+    })?;
+    if built.own_dev {
+        built.console(&slave).map_err(NoTerminal::Root)?;
+    }
+    finish::set_terminal(slave.as_fd()).map_err(NoTerminal::Failed)?;
+    Ok(master)
+}
+
+/// Whether the start came, and not the end of whoever could give it.
+fn wait_for_start(child: &Child) -> Result<bool, Failure> {
+    loop {
+        match rustix::io::read(&child.go, &mut [0; 1][..]) {
+            Ok(length) => return Ok(length == 1),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(internal("waiting for the start", words(error))),
+        }
+    }
+}
+
+fn start(
+    request: &CreateRequest,
+    identity: Result<user::Identity, UserError>,
+    filter: Option<&Filter>,
+    child: &Child,
+) -> Failure {
+    let identity = match identity {
+        Ok(identity) => identity,
+        Err(error) => return invalid(&error.to_string()),
+    };
+    if let Some(UserNamespace { map, .. }) = &request.users
+        && let Err(error) = map.check(&identity.user)
+    {
+        return invalid(&error.to_string());
+    }
+    let Some(process) = request.spec.process() else {
+        return invalid("the spec has no process");
+    };
+    let who = Identity {
+        uid: identity.user.uid,
+        gid: identity.user.gid,
+        gids: &identity.user.gids,
+        home: &user::home(Path::new("/"), identity.user.uid),
+    };
+    finish::execute(process, who, filter, &child.page)
 }

@@ -1,19 +1,27 @@
 //! The first process of the PID namespace a pod's containers share, and of their user namespace,
 //! where the pod has one: it reaps, and its life keeps both. Runs in a worker.
+//!
+//! Containers see it, and one with CAP_SYS_PTRACE may do with it what it likes: so it has an empty
+//! root, no capabilities, no descriptors, and a filter that lets it wait and nothing else.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, Signal};
+use rustix::process::{DumpableBehavior, Pid, Signal};
+use rustix::thread::UnshareFlags;
 
+use super::capabilities::Sets;
 use super::fork::{self, Fork};
-use super::message::{Failure, FailureKind};
-use super::server::Started;
-use super::terminal;
+use super::message::{Answer, Failure, FailureKind};
+use super::root::{mounts, words};
+use super::seccomp::{self, Filter};
+use super::server::Answered;
+use super::{finish, terminal};
 use crate::userns::IdMap;
 
 /// A few system calls.
@@ -30,7 +38,7 @@ fn failed(what: &str, error: impl std::fmt::Display) -> Failure {
 ///
 /// # Errors
 /// When the kernel refuses; nothing is left then.
-pub fn run(map: Option<&IdMap>) -> Result<Started, Failure> {
+pub fn run(map: Option<&IdMap>) -> Result<Answered, Failure> {
     // The user namespace first in effect: it then owns the PID namespace, whose /proc the
     // containers could not mount otherwise.
     let namespaces = match map {
@@ -53,7 +61,14 @@ pub fn run(map: Option<&IdMap>) -> Result<Started, Failure> {
         Fork::Parent(pid) => {
             drop(theirs);
             match introduce(pid, map, &ours) {
-                Ok(()) => Ok((pid, Vec::new())),
+                Ok(()) => Ok((
+                    Answer::Started {
+                        pid: pid.as_raw_nonzero().get(),
+                        user: None,
+                        filter: None,
+                    },
+                    Vec::new(),
+                )),
                 Err(failure) => {
                     let _ = rustix::process::kill_process(pid, Signal::KILL);
                     Err(failure)
@@ -78,9 +93,14 @@ fn introduce(pid: Pid, map: Option<&IdMap>, socket: &OwnedFd) -> Result<(), Fail
     rustix::io::write(socket, b"g").map_err(|error| failed("releasing the process", error))?;
     terminal::wait_readable(socket.as_fd(), DEADLINE)
         .map_err(|error| failed("waiting for the process", error))?;
-    match rustix::io::read(socket, &mut [0; 1][..]) {
+    let mut told = [0; 256];
+    match rustix::io::read(socket, &mut told[..]) {
         Ok(1) => Ok(()),
-        Ok(_) => Err(failed("becoming root in it", "the process died")),
+        Ok(0) => Err(failed("making the process", "it died without a word")),
+        Ok(length) => {
+            let text = told.get(..length).unwrap_or_default();
+            Err(failed("making the process", String::from_utf8_lossy(text)))
+        }
         Err(error) => Err(failed("waiting for the process", error)),
     }
 }
@@ -94,13 +114,23 @@ fn hold(socket: OwnedFd, own_users: bool) -> ! {
     if !matches!(rustix::io::read(&socket, &mut [0; 1][..]), Ok(1)) {
         fork::exit(1);
     }
-    if own_users && become_root().is_err() {
+    // Also what the filter needs, which is loaded last.
+    let failed = match withdraw(own_users) {
+        Ok(()) => rustix::io::write(&socket, b"r").is_err(),
+        Err((step, error)) => {
+            let _ = rustix::io::write(&socket, format!("{step}: {}", words(error)).as_bytes());
+            true
+        }
+    };
+    if failed {
         fork::exit(1);
     }
-    let _ = rustix::io::write(&socket, b"r");
     // SAFETY: this process never uses a descriptor again; the socket's owner never drops it.
     unsafe {
         libc::close_range(0, u32::MAX, 0);
+    }
+    if finish::load(&only_waiting()).is_err() {
+        fork::exit(1);
     }
     loop {
         // SAFETY: waits for a signal; none has a handler.
@@ -110,12 +140,49 @@ fn hold(socket: OwnedFd, own_users: bool) -> ! {
     }
 }
 
-/// Root of the namespace, with the namespaces open to who joins them: the change of user would
-/// have hidden them otherwise (PR_SET_DUMPABLE, proc(5)).
+/// Leaves everything that could be of use to somebody.
+fn withdraw(own_users: bool) -> Result<(), (&'static str, Errno)> {
+    let step = |what| move |error| (what, error);
+    if own_users {
+        become_root().map_err(step("becoming root in it"))?;
+    }
+    // SAFETY: the process has one thread, and the flag concerns no descriptors.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+        .map_err(step("making a mount namespace"))?;
+    let alone = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    mount_change("/", alone).map_err(step("separating its mounts"))?;
+    // Any directory will do to put the empty one on; it is gone with the rest.
+    let empty = mounts::empty().map_err(step("making an empty root"))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let place = rustix::fs::open("/proc", flags, Mode::empty()).map_err(step("opening /proc"))?;
+    mounts::attach(&empty, &place).map_err(step("attaching the empty root"))?;
+    rustix::process::fchdir(&empty).map_err(step("entering the empty root"))?;
+    rustix::process::pivot_root(".", ".").map_err(step("pivot_root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(step("letting go of the old root"))?;
+    let none = Sets::of(None);
+    none.limit().map_err(step("limiting the capabilities"))?;
+    rustix::thread::set_no_new_privs(true).map_err(step("setting no_new_privs"))?;
+    none.take(false)
+        .map_err(step("dropping the capabilities"))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(step("closing it to others"))
+}
+
+/// What an empty loop of pause needs; everything else is refused.
+fn only_waiting() -> Filter {
+    let calls = [
+        libc::SYS_pause,
+        libc::SYS_restart_syscall,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_exit_group,
+    ];
+    seccomp::allow_only(&calls)
+}
+
+/// Becomes root of the user namespace that was entered.
 pub(super) fn become_root() -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
 }

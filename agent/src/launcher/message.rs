@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxSeccomp, PosixRlimit, Process};
+use oci_spec::runtime::{Process, Spec};
 use rustix::cmsg_space;
 use rustix::io::{IoSlice, IoSliceMut};
 use rustix::net::{
@@ -16,18 +16,21 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::seccomp::Filter;
 use crate::userns::IdMap;
 
 /// The most descriptors one packet carries: payload, answer socket, three streams.
 pub const MAX_FDS: usize = 5;
-/// The longest answer: a message about a failure, cut to fit.
-pub const MAX_ANSWER: usize = 16 * 1024;
+/// The longest answer: a seccomp filter, which the kernel limits to 4096 instructions, as numbers.
+pub const MAX_ANSWER: usize = 96 * 1024;
+/// The longest message about a failure in one.
+const MAX_MESSAGE: usize = 2 * 1024;
 
 /// What the launcher is asked to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// Build a container and leave its process waiting for the start.
-    Create(CreateRequest),
+    Create(Box<CreateRequest>),
     /// Run a further process in a container.
     Exec(Box<ExecRequest>),
     /// Start the first process of a PID namespace that containers share, with this in a user
@@ -38,16 +41,44 @@ pub enum Request {
 /// See [`Request::Create`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct CreateRequest {
-    /// The container.
-    pub id: String,
-    /// The directory with `config.json`.
-    pub bundle: PathBuf,
-    /// Where libcontainer keeps its state.
-    pub state: PathBuf,
+    /// The container: mounts, devices, what is hidden, process, seccomp profile.
+    pub spec: Spec,
+    /// Where its layers are stacked.
+    pub rootfs: PathBuf,
+    /// Below this nobody but the agent makes names.
+    pub base: PathBuf,
+    /// Its cgroup, as a directory.
+    pub cgroup: PathBuf,
+    /// Whether that is all it sees of the hierarchy.
+    pub cgroup_namespace: bool,
+    /// Its PID namespace.
+    pub pids: PidNamespace,
+    /// Its user namespace, if it is not the agent's.
+    pub users: Option<UserNamespace>,
+    /// Who its process is, `bulkhead.agent.v1.User` encoded: resolved in the container's root.
+    pub user: Vec<u8>,
     /// Whether the process gets a terminal.
     pub tty: bool,
-    /// Limits to set beforehand: in a user namespace of its own the process cannot raise any.
-    pub rlimits: Vec<PosixRlimit>,
+}
+
+/// The PID namespace of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidNamespace {
+    /// One of its own.
+    New,
+    /// The agent's.
+    Agents,
+    /// The one that is this file.
+    Joined(PathBuf),
+}
+
+/// A user namespace to join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// The file that is it.
+    pub file: PathBuf,
+    /// Its ids.
+    pub map: IdMap,
 }
 
 /// See [`Request::Exec`].
@@ -60,9 +91,22 @@ pub struct ExecRequest {
     /// The process: arguments, environment, user, capabilities, limits.
     pub process: Process,
     /// The container's seccomp filter, which holds for the exec too.
-    pub seccomp: Option<LinuxSeccomp>,
+    pub filter: Option<Filter>,
+    /// The ids of its user namespace.
+    pub map: Option<IdMap>,
     /// Whether the process gets a terminal.
     pub tty: bool,
+}
+
+/// A process's user and groups.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// All groups.
+    pub gids: Vec<u32>,
 }
 
 /// Why a launch failed, as far as callers must tell the cases apart.
@@ -103,11 +147,17 @@ impl Failure {
 /// The answer to a request.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// The process is there. For `Create`, the packet carries the pipe on which a failure to
-    /// execute is told; for a terminal, its master comes last.
+    /// The process is there. For `Create`, the packet carries what belongs to [`Waiting`]: the
+    /// pipes and the page; for a terminal, its master comes last.
+    ///
+    /// [`Waiting`]: super::Waiting
     Started {
         /// Its number in the guest's root PID namespace.
         pid: i32,
+        /// For `Create`: who it is, if the image knows.
+        user: Option<User>,
+        /// For `Create`: its seccomp filter, for execs.
+        filter: Option<Filter>,
     },
     /// It is not.
     Failed(Failure),
@@ -194,7 +244,7 @@ pub fn encode_answer(answer: &Answer) -> Vec<u8> {
             let message = failure
                 .message
                 .chars()
-                .take(MAX_ANSWER / 8)
+                .take(MAX_MESSAGE)
                 .collect::<String>();
             encode(&Answer::Failed(Failure {
                 kind: failure.kind,

@@ -1,18 +1,24 @@
 //! The launcher: a single-threaded process, forked before the agent has threads, that makes every
-//! container process. libcontainer and exec fork and change namespaces, which a process with
-//! threads must not do. It forks one worker per request, so that none waits for another; the
+//! container process: that takes forks and changes of namespaces, which a process with threads must
+//! not do. It forks one worker per request, so that none waits for another; the
 //! worker's children become the agent's when it ends.
 //!
 //! [`Launcher`] is the agent's side; [`server`] and below run in the launcher.
 
+pub mod capabilities;
 pub mod create;
 pub mod exec;
+pub mod finish;
 pub mod fork;
 pub mod holder;
 pub mod message;
+pub mod page;
 pub mod payload;
+pub mod root;
+pub mod seccomp;
 pub mod server;
 pub mod terminal;
+pub mod worker;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -25,7 +31,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use self::message::{Answer, ChildStdio, Failure, MAX_ANSWER, Request};
+use self::message::{Answer, ChildStdio, Failure, MAX_ANSWER, Request, User};
+use self::seccomp::Filter;
 use crate::process::exit::ExitStatus;
 use crate::process::reaper::Reaper;
 use crate::watched;
@@ -58,6 +65,17 @@ pub enum LaunchError {
     },
 }
 
+/// A container's process that waits for its start.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Tells why the command could not be executed; its end without a word means that it was.
+    pub status: OwnedFd,
+    /// A byte starts the process; its end without one ends it.
+    pub go: OwnedFd,
+    /// Why the kernel refused the command, see [`page`].
+    pub page: OwnedFd,
+}
+
 /// A process the launcher started.
 #[derive(Debug)]
 pub struct Launched {
@@ -65,8 +83,12 @@ pub struct Launched {
     pub pid: i32,
     /// Its end.
     pub end: oneshot::Receiver<ExitStatus>,
-    /// For a created container: tells whether the payload could be executed.
-    pub status: Option<OwnedFd>,
+    /// For a created container: what its start needs.
+    pub waiting: Option<Waiting>,
+    /// For a created container: who its process is, if the image knows.
+    pub user: Option<User>,
+    /// For a created container: its seccomp filter.
+    pub filter: Option<Filter>,
     /// The terminal's master.
     pub terminal: Option<OwnedFd>,
 }
@@ -156,18 +178,30 @@ impl Launcher {
         }
         let answer = serde_json::from_slice(buffer.get(..length).unwrap_or_default())
             .map_err(|error| io(error.into()))?;
-        let pid = match answer {
+        let (pid, user, filter) = match answer {
             Answer::Failed(failure) => return Err(failure.into()),
-            Answer::Started { pid } => pid,
+            Answer::Started { pid, user, filter } => (pid, user, filter),
         };
         let mut fds = fds.into_iter();
-        let status = if created { fds.next() } else { None };
+        let waiting = if created {
+            let mut next = || {
+                fds.next()
+                    .ok_or(io::ErrorKind::InvalidData.into())
+                    .map_err(io)
+            };
+            let (status, go, page) = (next()?, next()?, next()?);
+            Some(Waiting { status, go, page })
+        } else {
+            None
+        };
         let terminal = if tty { fds.next() } else { None };
         // Telling the worker that its answer arrived ends it, and makes its children ours.
         Ok(Launched {
             pid,
             end: self.reaper.watch(pid),
-            status,
+            waiting,
+            user,
+            filter,
             terminal,
         })
     }

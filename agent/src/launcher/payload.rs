@@ -1,17 +1,19 @@
 //! From "the process is in its container" to execve: finding the command as a shell would, and
-//! telling apart why it cannot run. Used by both ways into a container.
+//! telling apart why it cannot run, in the words that users search for. Used by both ways into a
+//! container.
+//!
+//! Not here: execve itself (`launcher::finish`).
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use oci_spec::runtime::Process;
 use rustix::fs::Access;
 use rustix::io::Errno;
 
 use super::message::{Failure, FailureKind};
+use super::root::words;
 
 /// Where commands are looked for when the process has no PATH.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -20,48 +22,38 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 /// identity it will run with.
 ///
 /// # Errors
-/// `CommandNotFound` or `NotExecutable`.
+/// `CommandNotFound` or `NotExecutable`, in the words that users of other runtimes know.
 pub fn find_command(name: &str, path: &str) -> Result<PathBuf, Failure> {
-    let not_found = |text: String| Failure::new(FailureKind::CommandNotFound, text);
-    let not_executable = |text: String| Failure::new(FailureKind::NotExecutable, text);
-    if name.is_empty() {
-        return Err(not_found(
-            "the command is an empty string; give one in the image or the pod".into(),
-        ));
-    }
+    let failed = |kind, text: String| Failure::new(kind, format!("exec: {name:?}: {text}"));
     if name.contains('/') {
         let file = PathBuf::from(name);
         return match check(&file) {
             Ok(()) => Ok(file),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Err(not_found(
-                format!("command {name:?}: no such file in the image"),
-            )),
-            Err(error) => Err(not_executable(format!(
-                "command {name:?} cannot be executed by the container's user: {error}"
-            ))),
+            Err(error @ (Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG)) => {
+                let text = format!("stat {name}: {}", words(error));
+                Err(failed(FailureKind::CommandNotFound, text))
+            }
+            Err(error) => Err(failed(FailureKind::NotExecutable, words(error))),
         };
     }
-    let mut denied = None;
-    for directory in path.split(':') {
-        let directory = if directory.is_empty() { "." } else { directory };
+    let mut denied = false;
+    let directories = if name.is_empty() { "" } else { path };
+    for directory in directories
+        .split(':')
+        .filter(|directory| !directory.is_empty())
+    {
         let file = Path::new(directory).join(name);
         match check(&file) {
             Ok(()) => return Ok(file),
-            Err(Errno::ACCESS | Errno::PERM | Errno::ISDIR) => {
-                denied.get_or_insert(file);
-            }
+            Err(Errno::ACCESS | Errno::PERM) => denied = true,
             Err(_) => {}
         }
     }
-    match denied {
-        Some(file) => Err(not_executable(format!(
-            "command {name:?}: {} is there and cannot be executed by the container's user",
-            file.display()
-        ))),
-        None => Err(not_found(format!(
-            "command {name:?}: not found in the image, PATH is {path}"
-        ))),
+    if denied {
+        return Err(failed(FailureKind::NotExecutable, words(Errno::ACCESS)));
     }
+    let text = "executable file not found in $PATH".to_owned();
+    Err(failed(FailureKind::CommandNotFound, text))
 }
 
 fn check(file: &Path) -> Result<(), Errno> {
@@ -105,41 +97,15 @@ pub fn find(process: &Process) -> Result<PathBuf, Failure> {
     find_command(name, path_of(process))
 }
 
-/// Becomes the process; returns only the reason why that failed.
-pub fn execute(process: &Process) -> Failure {
-    let file = match find(process) {
-        Ok(file) => file,
-        Err(failure) => return failure,
+/// What it means that the kernel did not execute a file.
+pub fn refused(file: &Path, error: Errno) -> Failure {
+    let kind = match error {
+        Errno::NOENT | Errno::NOTDIR => FailureKind::CommandNotFound,
+        Errno::ACCESS | Errno::PERM => FailureKind::NotExecutable,
+        Errno::NOEXEC | Errno::TOOBIG | Errno::INVAL | Errno::LIBBAD => FailureKind::InvalidSpec,
+        _ => FailureKind::Internal,
     };
-    let args = process.args().as_deref().unwrap_or_default();
-    let environment = process.env().as_deref().unwrap_or_default();
-    let mut command = Command::new(&file);
-    if let Some((name, rest)) = args.split_first() {
-        command.arg0(name).args(rest);
-    }
-    command
-        .env_clear()
-        .envs(environment.iter().filter_map(|entry| entry.split_once('=')));
-    super::fork::reset_signals();
-    let error = command.exec();
-    let file = file.display();
-    match Errno::from_io_error(&error) {
-        Some(Errno::NOENT) => Failure::new(
-            FailureKind::CommandNotFound,
-            format!("executing {file}: the interpreter or loader it names is not in the image"),
-        ),
-        Some(Errno::ACCESS | Errno::PERM) => Failure::new(
-            FailureKind::NotExecutable,
-            format!("executing {file}: {error}"),
-        ),
-        Some(Errno::NOEXEC) => Failure::new(
-            FailureKind::InvalidSpec,
-            format!(
-                "executing {file}: not a program for this machine (x86_64), and not a script with an interpreter line"
-            ),
-        ),
-        _ => Failure::new(FailureKind::Internal, format!("executing {file}: {error}")),
-    }
+    Failure::new(kind, format!("exec {}: {}", file.display(), words(error)))
 }
 
 /// Tells a failure on a status pipe; its reader learns of success by the end of file at execve.
@@ -173,5 +139,17 @@ mod tests {
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
         assert_eq!(kind("tool"), Ok(file.clone()));
         assert_eq!(kind(file.to_str().unwrap()), Ok(file));
+        let said = |name: &str| find_command(name, path).unwrap_err().message;
+        let nosuch = "exec: \"nosuch\": executable file not found in $PATH";
+        assert_eq!(said("nosuch"), nosuch);
+        assert_eq!(
+            said("/nosuch"),
+            "exec: \"/nosuch\": stat /nosuch: no such file or directory"
+        );
+        assert_eq!(said(path), format!("exec: {path:?}: is a directory"));
+        assert_eq!(
+            refused(Path::new("/x"), Errno::NOEXEC).message,
+            "exec /x: exec format error"
+        );
     }
 }

@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, Signal};
+use rustix::process::{DumpableBehavior, Pid, Signal};
 
 use super::fork::{self, Fork};
 use super::message::{self, Answer, ChildStdio, Failure, FailureKind, Request};
 use super::{create, exec, holder};
 
-/// What a worker has to show: the process, and descriptors for the agent.
-pub type Started = (Pid, Vec<OwnedFd>);
+/// What a worker has to show: its answer, and descriptors for the agent.
+pub type Answered = (Answer, Vec<OwnedFd>);
 
 /// Forks the launcher and gives the agent's end of the socket to it. It ends when that end closes,
 /// and is killed if the agent dies first.
@@ -44,6 +44,9 @@ pub unsafe fn spawn() -> Result<OwnedFd, Errno> {
 fn serve(socket: OwnedFd) {
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let _ = rustix::thread::set_name(c"bulkhead-launch");
+    // Nor are the processes it makes, until they are somebody else's: nobody in a container may
+    // look at them or stop them on their way (CVE-2016-9962).
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     // Without the launcher the pod can start nothing any more: spare it. Workers undo this.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     fork::reap_children_automatically(true);
@@ -94,18 +97,11 @@ fn work(fds: Vec<OwnedFd>) {
         }),
         _ => None,
     };
-    let (answered, fds) = match carry_out(payload, stdio) {
-        Ok((pid, fds)) => (
-            Answer::Started {
-                pid: pid.as_raw_nonzero().get(),
-            },
-            fds,
-        ),
-        Err(failure) => (Answer::Failed(failure), Vec::new()),
-    };
+    let (answered, fds) =
+        carry_out(payload, stdio).unwrap_or_else(|failure| (Answer::Failed(failure), Vec::new()));
     let borrowed = fds.iter().map(AsFd::as_fd).collect::<Vec<_>>();
     let sent = message::send(&answer, &message::encode_answer(&answered), &borrowed);
-    if let (Err(_), Answer::Started { pid }) = (sent, answered) {
+    if let (Err(_), Answer::Started { pid, .. }) = (sent, answered) {
         // The agent gave up waiting: what it does not know must not run.
         if let Some(pid) = Pid::from_raw(pid) {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
@@ -113,7 +109,7 @@ fn work(fds: Vec<OwnedFd>) {
     }
 }
 
-fn carry_out(payload: OwnedFd, stdio: Option<ChildStdio>) -> Result<Started, Failure> {
+fn carry_out(payload: OwnedFd, stdio: Option<ChildStdio>) -> Result<Answered, Failure> {
     let internal = |text: String| Failure::new(FailureKind::Internal, text);
     let mut bytes = Vec::new();
     let mut file = File::from(payload);

@@ -1,9 +1,7 @@
-//! Terminals of containers: taking the master libcontainer hands out, and opening one for an exec
-//! inside the container, whose /dev is not to be trusted.
+//! Terminals of containers, opened inside of them: their /dev is not to be trusted.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -11,13 +9,10 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 
-use super::message;
-
 /// What statfs says of a devpts (linux/magic.h).
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
 /// Device number of the multiplexer, the same in every devpts instance.
 const PTMX: (u32, u32) = (5, 2);
-const CONSOLE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Waits until a descriptor can be read, at most for `deadline`.
 ///
@@ -36,19 +31,26 @@ pub fn wait_readable(fd: impl AsFd, deadline: Duration) -> io::Result<()> {
     }
 }
 
-/// The master libcontainer sends once the container's process has its terminal.
+/// Refuses what is not the master of a terminal.
 ///
 /// # Errors
-/// When none comes.
-pub fn accept_master(listener: &UnixListener) -> io::Result<OwnedFd> {
-    wait_readable(listener, CONSOLE_DEADLINE)?;
-    let (stream, _) = listener.accept()?;
-    wait_readable(&stream, CONSOLE_DEADLINE)?;
-    let mut name = [0; 256];
-    let (_, fds) = message::receive(&stream, &mut name)?;
-    fds.into_iter()
-        .next()
-        .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+/// InvalidData.
+pub fn check_master(master: &OwnedFd) -> io::Result<()> {
+    let stat = rustix::fs::fstat(master)?;
+    let device = (
+        rustix::fs::major(stat.st_rdev),
+        rustix::fs::minor(stat.st_rdev),
+    );
+    if FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && device == PTMX
+        && rustix::fs::fstatfs(master)?.f_type == DEVPTS_SUPER_MAGIC
+    {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        "/dev/pts/ptmx in the container is not a terminal multiplexer",
+    ))
 }
 
 /// A new terminal in the container that was entered: master and slave, owned by the process's
@@ -63,20 +65,7 @@ pub fn open(uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
         OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    let stat = rustix::fs::fstat(&master)?;
-    let device = (
-        rustix::fs::major(stat.st_rdev),
-        rustix::fs::minor(stat.st_rdev),
-    );
-    if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice
-        || device != PTMX
-        || rustix::fs::fstatfs(&master)?.f_type != DEVPTS_SUPER_MAGIC
-    {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "/dev/pts/ptmx in the container is not a terminal multiplexer",
-        ));
-    }
+    check_master(&master)?;
     rustix::pty::unlockpt(&master)?;
     let slave = rustix::pty::ioctl_tiocgptpeer(
         &master,

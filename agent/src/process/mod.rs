@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
-use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use tokio::task::JoinHandle;
 
@@ -109,47 +108,6 @@ impl Streams {
         };
         Ok((ours, child))
     }
-}
-
-/// Gives a process's standard streams to its user: one that opens /dev/stdout (as nginx's images
-/// do) opens a file that must be its own.
-///
-/// # Errors
-/// The kernel's.
-pub fn give_streams(
-    stdio: Option<&ChildStdio>,
-    terminal: Option<&OwnedFd>,
-    (uid, gid): (u32, u32),
-) -> Result<(), ProcessError> {
-    let owner = (
-        Some(rustix::fs::Uid::from_raw(uid)),
-        Some(rustix::fs::Gid::from_raw(gid)),
-    );
-    let give = |fd: &OwnedFd| -> Result<(), rustix::io::Errno> {
-        let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
-        // Without input the standard input is /dev/null, which is everybody's.
-        if kind == rustix::fs::FileType::Fifo {
-            rustix::fs::fchown(fd, owner.0, owner.1)?;
-        }
-        Ok(())
-    };
-    let all = || {
-        if let Some(stdio) = stdio {
-            give(&stdio.stdin)?;
-            give(&stdio.stdout)?;
-            give(&stdio.stderr)?;
-        }
-        if let Some(master) = terminal {
-            let slave = rustix::pty::ioctl_tiocgptpeer(
-                master,
-                OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
-            )?;
-            // Its group stays that of terminals.
-            rustix::fs::fchown(&slave, owner.0, None)?;
-        }
-        Ok(())
-    };
-    all().map_err(|error: rustix::io::Errno| ProcessError::Streams(error.into()))
 }
 
 /// A running (or ended) process with its streams.

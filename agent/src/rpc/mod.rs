@@ -116,10 +116,7 @@ impl Service for Agent {
             .create(request.into_inner())
             .await
             .map_err(status::of_container)?;
-        Ok(Response::new(CreateContainerResponse {
-            pid,
-            user: Some(user),
-        }))
+        Ok(Response::new(CreateContainerResponse { pid, user }))
     }
 
     async fn start_container(

@@ -13,7 +13,6 @@ use crate::launcher::LaunchError;
 use crate::launcher::message::{Failure, FailureKind};
 use crate::net::NetError;
 use crate::process::ProcessError;
-use crate::user::UserError;
 use crate::volumes::VolumeError;
 
 fn status(code: Code, error: &impl std::error::Error) -> Status {
@@ -51,9 +50,7 @@ pub fn of_sandbox(error: SandboxError) -> Status {
 
 fn container_code(error: &ContainerError) -> Code {
     match error {
-        ContainerError::BadId { .. } | ContainerError::User(_) if !is_file(error) => {
-            Code::InvalidArgument
-        }
+        ContainerError::BadId { .. } => Code::InvalidArgument,
         ContainerError::NotFound(_) | ContainerError::ExecNotFound { .. } => Code::NotFound,
         ContainerError::Exists(_) | ContainerError::ExecExists { .. } => Code::AlreadyExists,
         ContainerError::WrongState { .. } => Code::FailedPrecondition,
@@ -87,14 +84,6 @@ fn container_code(error: &ContainerError) -> Code {
         },
         _ => Code::Internal,
     }
-}
-
-/// A user that cannot be resolved is the request's fault, unless the agent could not look.
-fn is_file(error: &ContainerError) -> bool {
-    matches!(
-        error,
-        ContainerError::User(UserError::Root { .. } | UserError::Directory { .. })
-    )
 }
 
 fn failure_code(failure: &Failure) -> Code {

@@ -8,11 +8,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use bulkhead_proto::agent::{ResolvedUser, User};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use self::database::{Group, Passwd};
-use crate::userns::{IdMap, outside};
 
 /// The longest /etc/passwd or /etc/group that is read.
 const MAX_FILE: u64 = 4 << 20;
@@ -21,10 +20,10 @@ const MAX_FILE: u64 = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
     /// No such user.
-    #[error("user {0:?} is not in the image's /etc/passwd, and is no number")]
+    #[error("unable to find user {0}: no matching entries in passwd file")]
     UnknownUser(String),
     /// No such group.
-    #[error("group {0:?} is not in the image's /etc/group, and is no number")]
+    #[error("unable to find group {0}: no matching entries in group file")]
     UnknownGroup(String),
     /// A file of the image cannot be used.
     #[error("the image's {file}: {error}")]
@@ -42,23 +41,13 @@ pub enum UserError {
         /// Why.
         error: Errno,
     },
-    /// A directory could not be made.
-    #[error("making the working directory {directory:?} in the container failed: {error}")]
-    Directory {
-        /// Which.
-        directory: PathBuf,
-        /// Why.
-        error: Errno,
-    },
 }
 
-/// A resolved user and the home directory the image gives it.
+/// A resolved user.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Identity {
     /// Numbers.
     pub user: ResolvedUser,
-    /// From /etc/passwd, or `/`.
-    pub home: String,
 }
 
 /// Resolves a user against the files below `root`.
@@ -72,41 +61,16 @@ pub fn resolve(root: &Path, user: &User) -> Result<Identity, UserError> {
     resolve_in(user, &passwd, &group)
 }
 
-/// Makes the working directory if the image lacks it, as other runtimes do. It belongs to root: of
-/// the pod's user namespace, if there is a `map`.
-///
-/// # Errors
-/// When a component is no directory, or the file system is read-only.
-pub fn make_working_directory(
-    root: &Path,
-    directory: &Path,
-    map: Option<&IdMap>,
-) -> Result<(), UserError> {
-    let error = |error| UserError::Directory {
-        directory: directory.to_owned(),
-        error,
-    };
-    let root = open_root(root)?;
-    let relative = directory.strip_prefix("/").unwrap_or(directory);
-    let mut path = PathBuf::new();
-    for component in relative.components() {
-        let std::path::Component::Normal(name) = component else {
-            continue;
-        };
-        let parent = open_in(&root, &path, OFlags::PATH | OFlags::DIRECTORY).map_err(error)?;
-        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) if map.is_some() => {
-                let (uid, gid) = outside(map, 0, 0);
-                let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-                let flags = AtFlags::SYMLINK_NOFOLLOW;
-                rustix::fs::chownat(&parent, name, owner.0, owner.1, flags).map_err(error)?;
-            }
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(cause) => return Err(error(cause)),
-        }
-        path.push(name);
-    }
-    Ok(())
+/// The home directory of a user, by the passwd file below `root` as it is now; `/` for one it does
+/// not have, and if it cannot be read.
+pub fn home(root: &Path, uid: u32) -> String {
+    let text = open_root(root).and_then(|root| read_text(&root, "etc/passwd"));
+    let text = text.unwrap_or_default();
+    let entry = database::user_by_id(&text, uid);
+    let home = entry
+        .map(|entry| entry.home)
+        .filter(|home| !home.is_empty());
+    home.unwrap_or("/").to_owned()
 }
 
 fn open_root(root: &Path) -> Result<OwnedFd, UserError> {
@@ -201,18 +165,12 @@ pub fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Identity, Us
     gids.extend(&user.supplemental_gids);
     let mut seen = std::collections::HashSet::new();
     gids.retain(|gid| seen.insert(*gid));
-    let home = if entry.home.is_empty() {
-        "/"
-    } else {
-        entry.home
-    };
     Ok(Identity {
         user: ResolvedUser {
             uid: entry.uid,
             gid,
             gids,
         },
-        home: home.to_owned(),
     })
 }
 
@@ -284,8 +242,16 @@ mod tests {
             Err(UserError::UnknownUser(_)) | Err(UserError::File { .. }) => {}
             other => panic!("resolved through a link: {other:?}"),
         }
-        make_working_directory(root.path(), Path::new("/a/../b/./c"), None).unwrap();
-        assert!(root.path().join("a/b/c").is_dir());
+    }
+
+    #[test]
+    fn homes_are_those_of_the_passwd_file_that_is_there() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(home(root.path(), 0), "/");
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("etc/passwd"), PASSWD).unwrap();
+        assert_eq!(home(root.path(), 33), "/var/www");
+        assert_eq!(home(root.path(), 7), "/");
     }
 
     #[test]

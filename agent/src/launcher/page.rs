@@ -1,0 +1,146 @@
+//! A page that a process shares with the launcher over its last steps: what is executed, and why
+//! the kernel refused. Once the container's seccomp filter is in force the process can make no other
+//! system call than execve for sure, so it cannot say anything by a pipe; it can still write to
+//! memory. With execve the page is gone from it.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+
+/// A number, a length, and a path of 4096 bytes at most.
+const SIZE: usize = 8192;
+const PATH_AT: usize = 8;
+
+/// A new page, by its descriptor. Its size is fixed.
+///
+/// # Errors
+/// When there is no memory.
+pub fn new() -> Result<OwnedFd, Errno> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = rustix::fs::memfd_create(c"outcome", flags)?;
+    rustix::fs::ftruncate(&fd, SIZE as u64)?;
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(fd)
+}
+
+/// The page, mapped to be written.
+#[derive(Debug)]
+pub struct Page(NonNull<u8>);
+
+impl Page {
+    /// Maps it, until the process ends or executes something else.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn map(fd: impl AsFd) -> Result<Self, Errno> {
+        // SAFETY: a new mapping where the kernel wants it, of a file whose size is fixed by seals.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                SIZE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            let error = std::io::Error::last_os_error();
+            return Err(Errno::from_io_error(&error).unwrap_or(Errno::NOMEM));
+        }
+        NonNull::new(at.cast()).map(Self).ok_or(Errno::NOMEM)
+    }
+
+    /// Notes what is going to be executed.
+    pub fn note(&self, path: &Path) {
+        let bytes = path.as_os_str().as_bytes();
+        let length = bytes.len().min(SIZE - PATH_AT);
+        // SAFETY: the mapping has SIZE bytes and lives as long as this process's image; nobody else
+        // in this process has it. What others do to it is no concern of the copy.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_ptr().add(PATH_AT), length);
+        }
+        self.word(4)
+            .store(u32::try_from(length).unwrap_or(0), Ordering::Release);
+    }
+
+    /// Notes the kernel's answer, without a system call.
+    pub fn refused(&self, error: Errno) {
+        let number = error.raw_os_error().unsigned_abs();
+        self.word(0).store(number, Ordering::Release);
+    }
+
+    fn word(&self, at: usize) -> &AtomicU32 {
+        // SAFETY: inside the mapping and aligned (0 and 4 in a page); atomics may be shared with
+        // other processes.
+        unsafe { &*self.0.as_ptr().add(at).cast::<AtomicU32>() }
+    }
+}
+
+/// What stands in a page: the path and why it could not be executed, or nothing.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read(fd: impl AsFd) -> Result<Option<(PathBuf, Errno)>, Errno> {
+    let mut bytes = [0; SIZE];
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::pread(&fd, rest, done as u64) {
+            Ok(0) => break,
+            Ok(length) => done += length,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(parse(&bytes))
+}
+
+fn parse(bytes: &[u8]) -> Option<(PathBuf, Errno)> {
+    let word = |at: usize| {
+        let word = bytes.get(at..at + 4)?.try_into().ok()?;
+        Some(u32::from_ne_bytes(word))
+    };
+    let number = i32::try_from(word(0)?)
+        .ok()
+        .filter(|number| (1..4096).contains(number))?;
+    let length = usize::try_from(word(4)?).ok()?;
+    let path = bytes.get(PATH_AT..)?;
+    let path = path.get(..length).unwrap_or(path);
+    Some((
+        OsStr::from_bytes(path).into(),
+        Errno::from_raw_os_error(number),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_noted_is_read() {
+        let fd = new().unwrap();
+        assert_eq!(read(&fd), Ok(None));
+        let page = Page::map(&fd).unwrap();
+        page.note(Path::new("/bin/x"));
+        assert_eq!(read(&fd), Ok(None));
+        page.refused(Errno::NOEXEC);
+        assert_eq!(read(&fd), Ok(Some(("/bin/x".into(), Errno::NOEXEC))));
+        page.note(Path::new(&"x".repeat(2 * SIZE)));
+        assert!(read(&fd).is_ok_and(|found| found.is_some()));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_pages_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..SIZE)) {
+            parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Device nodes: those every container has, and those it was given. In a /dev that is a volume
+//! nothing is made: it is somebody else's.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::LinuxDeviceType;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::resolve::{self, Make};
+use super::{Plan, RootError, mounts};
+
+/// Links in /dev (OCI runtime spec, config-linux, default devices).
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Nodes in /dev (the same place).
+const NODES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+struct Node {
+    path: PathBuf,
+    kind: FileType,
+    number: (u32, u32),
+    mode: u32,
+    owner: (u32, u32),
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> RootError {
+    move |error| RootError::Path {
+        what,
+        path: path.to_owned(),
+        error,
+    }
+}
+
+/// Fills a new file system for /dev with what lies directly in it. By its own descriptor: where the
+/// image has put /dev does not matter.
+pub(super) fn links(dev: &OwnedFd, plan: Plan<'_>) -> Result<(), RootError> {
+    for (name, target) in LINKS {
+        rustix::fs::symlinkat(target, dev, name)
+            .map_err(failed("making the link in /dev:", Path::new(name)))?;
+    }
+    for (name, major, minor) in NODES {
+        let node = Node {
+            path: Path::new("/dev").join(name),
+            kind: FileType::CharacterDevice,
+            number: (major, minor),
+            mode: 0o666,
+            owner: (0, 0),
+        };
+        place(dev, Path::new(name), &node, plan.own_users)
+            .map_err(failed("making the device node", &node.path))?;
+    }
+    Ok(())
+}
+
+/// Makes the nodes the container was given.
+pub(super) fn make(root: &OwnedFd, plan: Plan<'_>, own_dev: bool) -> Result<(), RootError> {
+    let devices = plan
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|l| l.devices().as_ref());
+    for device in devices.into_iter().flatten() {
+        let path = device.path();
+        if !own_dev && path.starts_with("/dev") {
+            continue;
+        }
+        let number = |value: i64| u32::try_from(value).map_err(|_| Errno::INVAL);
+        let node = || -> Result<Node, Errno> {
+            Ok(Node {
+                path: path.clone(),
+                kind: match device.typ() {
+                    LinuxDeviceType::B => FileType::BlockDevice,
+                    LinuxDeviceType::P => FileType::Fifo,
+                    _ => FileType::CharacterDevice,
+                },
+                number: (number(device.major())?, number(device.minor())?),
+                mode: device.file_mode().unwrap_or(0o666) & 0o7777,
+                owner: (device.uid().unwrap_or(0), device.gid().unwrap_or(0)),
+            })
+        };
+        let steps = || -> Result<(), Errno> {
+            let node = node()?;
+            let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+                return Err(Errno::INVAL);
+            };
+            let parent = resolve::open_or_make(root, above, Make::Directory)?;
+            match place(&parent, Path::new(name), &node, plan.own_users) {
+                // The image's own, or a default one: the container was given this one.
+                Err(Errno::EXIST) => {
+                    rustix::fs::unlinkat(&parent, name, AtFlags::empty())?;
+                    place(&parent, Path::new(name), &node, plan.own_users)
+                }
+                other => other,
+            }
+        };
+        steps().map_err(failed("making the device node", path))?;
+    }
+    Ok(())
+}
+
+/// Makes one node at a name that is free.
+fn place(parent: &OwnedFd, name: &Path, node: &Node, own_users: bool) -> Result<(), Errno> {
+    if own_users {
+        return bind(parent, name, node);
+    }
+    let (major, minor) = node.number;
+    let mode = Mode::from_raw_mode(node.mode);
+    rustix::fs::mknodat(
+        parent,
+        name,
+        node.kind,
+        mode,
+        rustix::fs::makedev(major, minor),
+    )?;
+    let owner = (Uid::from_raw(node.owner.0), Gid::from_raw(node.owner.1));
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(parent, name, Some(owner.0), Some(owner.1), flags)
+}
+
+/// A user namespace may not make nodes: the agent's own of the same name is shown, if it is the same
+/// device.
+fn bind(parent: &OwnedFd, name: &Path, node: &Node) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let source = rustix::fs::open(&node.path, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&source)?;
+    let number = (
+        rustix::fs::major(stat.st_rdev),
+        rustix::fs::minor(stat.st_rdev),
+    );
+    if FileType::from_raw_mode(stat.st_mode) != node.kind || number != node.number {
+        return Err(Errno::NODEV);
+    }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    drop(rustix::fs::openat(
+        parent,
+        name,
+        flags,
+        Mode::from_raw_mode(0o666),
+    )?);
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let target = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    mounts::attach(open_tree(&source, "", flags)?, &target)
+}
+
+pub(super) fn console(root: &OwnedFd, terminal: impl AsFd) -> Result<(), RootError> {
+    let path = Path::new("/dev/console");
+    let steps = || -> Result<(), Errno> {
+        let target = resolve::open_or_make(root, path, Make::File)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        mounts::attach(open_tree(terminal, "", flags)?, &target)
+    };
+    steps().map_err(failed("showing the terminal at", path))
+}

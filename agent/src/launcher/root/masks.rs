@@ -1,0 +1,110 @@
+//! What of a container's root is hidden or read-only: paths of procfs and sysfs, as CRI asks
+//! (LinuxContainerSecurityContext masked_paths, readonly_paths).
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::{RootError, mounts, resolve};
+use crate::mount_attr::{self, Change};
+
+/// The device number of /dev/null.
+const NULL: (u32, u32) = (1, 3);
+
+fn failed(what: &'static str, path: &str) -> impl FnOnce(Errno) -> RootError {
+    move |error| RootError::Path {
+        what,
+        path: path.into(),
+        error,
+    }
+}
+
+/// What is there at a path; a kernel or an image without it has nothing to hide.
+fn target(root: &OwnedFd, path: &str) -> Result<Option<OwnedFd>, Errno> {
+    match resolve::open(root, Path::new(path), OFlags::PATH) {
+        Ok(target) => Ok(Some(target)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn clone(of: &OwnedFd, more: OpenTreeFlags) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(of, "", flags | more)
+}
+
+/// Makes paths read-only, with what is mounted below.
+///
+/// # Errors
+/// The kernel's.
+pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
+    for path in paths {
+        let steps = || -> Result<(), Errno> {
+            let Some(target) = target(root, path)? else {
+                return Ok(());
+            };
+            let tree = clone(&target, OpenTreeFlags::AT_RECURSIVE)?;
+            let change = Change {
+                set: mount_attr::RDONLY
+                    | mount_attr::NOSUID
+                    | mount_attr::NODEV
+                    | mount_attr::NOEXEC,
+                recursive: true,
+                ..Change::default()
+            };
+            mount_attr::change(&tree, change)?;
+            mounts::attach(&tree, &target)
+        };
+        steps().map_err(failed("making read-only", path))?;
+    }
+    Ok(())
+}
+
+/// Hides paths: a directory under an empty one, everything else under /dev/null.
+///
+/// # Errors
+/// The kernel's.
+pub fn hide(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let null = null().map_err(failed("opening the null device at", "/dev/null"))?;
+    for path in paths {
+        let steps = || -> Result<(), Errno> {
+            let Some(target) = target(root, path)? else {
+                return Ok(());
+            };
+            let mode = rustix::fs::fstat(&target)?.st_mode;
+            let cover = if FileType::from_raw_mode(mode) == FileType::Directory {
+                mounts::empty()?
+            } else {
+                clone(&null, OpenTreeFlags::empty())?
+            };
+            mounts::attach(&cover, &target)
+        };
+        steps().map_err(failed("hiding", path))?;
+    }
+    Ok(())
+}
+
+/// The agent's own: what an image has at /dev/null is anything.
+fn null() -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&null)?;
+    let number = (
+        rustix::fs::major(stat.st_rdev),
+        rustix::fs::minor(stat.st_rdev),
+    );
+    let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    if is_device && number == NULL {
+        Ok(null)
+    } else {
+        Err(Errno::NODEV)
+    }
+}

@@ -1,0 +1,323 @@
+//! The mounts of a container, by the new mount API: each is made detached, gets its attributes, and
+//! is attached to an open directory or file of the root.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path};
+
+use oci_spec::runtime::Mount;
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::options::{self, Options};
+use super::resolve::{self, Make};
+use super::{Plan, RootError};
+use crate::mount_attr;
+
+/// What statfs says of a procfs (linux/magic.h).
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+/// What may be mounted in procfs: what tells a container how much of the machine is its own (lxcfs),
+/// and no other file.
+const IN_PROC: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// A source that was opened: a detached mount, and whether it is a directory.
+#[derive(Debug)]
+pub struct Source {
+    tree: OwnedFd,
+    directory: bool,
+}
+
+fn options_of(mount: &Mount) -> Options {
+    let list = mount.options().as_deref().unwrap_or_default();
+    let mut options = options::parse(list.iter().map(String::as_str));
+    options.bind |= mount.typ().as_deref() == Some("bind");
+    options
+}
+
+/// Opens the sources of all bind mounts, in the order of `list`; None for other mounts.
+///
+/// # Errors
+/// [`RootError::Source`].
+pub fn open_sources(list: &[Mount], base: &Path) -> Result<Vec<Option<Source>>, RootError> {
+    list.iter()
+        .map(|mount| {
+            let options = options_of(mount);
+            if !options.bind {
+                return Ok(None);
+            }
+            let path = mount.source().as_deref().unwrap_or(Path::new(""));
+            open_source(path, options.recursive, base)
+                .map(Some)
+                .map_err(|error| RootError::Source {
+                    path: mount.destination().clone(),
+                    source_path: path.to_owned(),
+                    error,
+                })
+        })
+        .collect()
+}
+
+fn open_source(path: &Path, recursive: bool, base: &Path) -> Result<Source, Errno> {
+    // On the host a container that writes a directory above could turn a part of the path into a
+    // link after the daemon has looked at it.
+    let mut resolve = ResolveFlags::NO_MAGICLINKS;
+    if !path.starts_with(base) {
+        resolve |= ResolveFlags::NO_SYMLINKS;
+    }
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let source = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(Source {
+        tree: open_tree(&source, "", flags)?,
+        directory: kind == FileType::Directory,
+    })
+}
+
+/// Attaches all mounts, in the order of `list`. The answer is whether the container has a /dev of
+/// its own; one that is a volume is nobody's to fill.
+///
+/// # Errors
+/// The first mount that cannot be made.
+pub fn attach_all(
+    root: &OwnedFd,
+    list: &[Mount],
+    sources: Vec<Option<Source>>,
+    plan: Plan<'_>,
+) -> Result<bool, RootError> {
+    let mut own_dev = true;
+    for (mount, source) in list.iter().zip(sources) {
+        let options = options_of(mount);
+        let at = mount.destination();
+        match source {
+            Some(source) => {
+                if clean(at) == Path::new("/dev") {
+                    own_dev = false;
+                }
+                attach_source(root, at, source, &options)?;
+            }
+            None => attach_file_system(root, mount, &options, plan)?,
+        }
+    }
+    Ok(own_dev)
+}
+
+fn clean(path: &Path) -> std::path::PathBuf {
+    let names = path.components().filter(|part| *part != Component::CurDir);
+    names.collect()
+}
+
+fn attach_source(
+    root: &OwnedFd,
+    at: &Path,
+    source: Source,
+    options: &Options,
+) -> Result<(), RootError> {
+    let make = if source.directory {
+        Make::Directory
+    } else {
+        Make::File
+    };
+    let target = match resolve::open_or_make(root, at, make) {
+        Ok(target) => target,
+        Err(Errno::NOTDIR) => return Err(in_the_way(root, at)),
+        Err(error) => {
+            return Err(RootError::Path {
+                what: "making the mount point",
+                path: at.to_owned(),
+                error,
+            });
+        }
+    };
+    let failed = |what| {
+        move |error| RootError::Path {
+            what,
+            path: at.to_owned(),
+            error,
+        }
+    };
+    let stat = rustix::fs::fstat(&target).map_err(failed("looking at"))?;
+    let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    if directory != source.directory {
+        let name = |directory| if directory { "directory" } else { "file" };
+        return Err(RootError::Kind {
+            path: at.to_owned(),
+            has: name(directory),
+            is: name(source.directory),
+        });
+    }
+    if is_in_proc(&target).map_err(failed("looking at"))? {
+        let cleaned = clean(at);
+        if !IN_PROC.iter().any(|allowed| Path::new(allowed) == cleaned)
+            && !is_root_of_proc(root, &target)
+        {
+            return Err(RootError::InProc(at.to_owned()));
+        }
+    }
+    for change in options.changes() {
+        mount_attr::change(&source.tree, change)
+            .map_err(failed("setting the options of the mount on"))?;
+    }
+    attach(&source.tree, &target).map_err(failed("mounting on"))
+}
+
+/// Where the file is that a mount point's path leads through.
+fn in_the_way(root: &OwnedFd, at: &Path) -> RootError {
+    let file = at.ancestors().skip(1).find(|above| {
+        let found = resolve::open(root, above, OFlags::PATH).and_then(rustix::fs::fstat);
+        found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory)
+    });
+    RootError::InTheWay {
+        path: at.to_owned(),
+        at: file.unwrap_or(at).to_owned(),
+    }
+}
+
+fn is_in_proc(target: &OwnedFd) -> Result<bool, Errno> {
+    Ok(rustix::fs::fstatfs(target)?.f_type == PROC_SUPER_MAGIC)
+}
+
+/// /proc itself may be replaced, as a hostPath volume of /proc at /proc does.
+fn is_root_of_proc(root: &OwnedFd, target: &OwnedFd) -> bool {
+    let number = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+    resolve::open_plain(root, Path::new("/proc"))
+        .and_then(|proc| Ok(number(&proc)? == number(target)?))
+        .unwrap_or(false)
+}
+
+/// Attaches a detached mount to what is open.
+///
+/// # Errors
+/// The kernel's.
+pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", target, "", flags)
+}
+
+fn attach_file_system(
+    root: &OwnedFd,
+    mount: &Mount,
+    options: &Options,
+    plan: Plan<'_>,
+) -> Result<(), RootError> {
+    let at = mount.destination();
+    let kind = match mount.typ().as_deref().unwrap_or_default() {
+        // The guest and the nodes have version 2 alone.
+        "cgroup" => "cgroup2",
+        kind => kind,
+    };
+    let path_error = |what| {
+        move |error| RootError::Path {
+            what,
+            path: at.to_owned(),
+            error,
+        }
+    };
+    let target = resolve::open_or_make(root, at, Make::Directory)
+        .map_err(path_error("making the mount point"))?;
+    // Through a link somebody else could turn, what is hidden in them could be shown again.
+    for plain in ["proc", "sysfs"] {
+        if kind == plain && resolve::open_plain(root, at).is_err() {
+            return Err(RootError::Linked {
+                kind: plain,
+                path: at.to_owned(),
+            });
+        }
+    }
+    let made = make(kind, mount.source().as_deref(), options).map_err(|failure| {
+        RootError::FileSystem {
+            kind: kind.to_owned(),
+            path: at.to_owned(),
+            step: failure.step,
+            error: failure.error,
+            log: failure.log,
+        }
+    })?;
+    for change in options.changes() {
+        mount_attr::change(&made, change).map_err(path_error("setting the options of"))?;
+    }
+    attach(&made, &target).map_err(path_error("mounting on"))?;
+    if clean(at) == Path::new("/dev") && kind == "tmpfs" {
+        super::devices::links(&made, plan)?;
+    }
+    Ok(())
+}
+
+struct Refused {
+    step: String,
+    error: Errno,
+    log: String,
+}
+
+/// A new instance of a file system, detached.
+fn make(kind: &str, source: Option<&Path>, options: &Options) -> Result<OwnedFd, Refused> {
+    let refused = |step: &str, error, log| Refused {
+        step: step.to_owned(),
+        error,
+        log,
+    };
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|error| refused("opening it", error, String::new()))?;
+    let done = |step: &str, result: Result<(), Errno>| {
+        result.map_err(|error| refused(step, error, crate::container::rootfs::kernel_log(&context)))
+    };
+    if let Some(source) = source {
+        done("naming", fsconfig_set_string(&context, "source", source))?;
+    }
+    for option in &options.data {
+        let set = match option.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(&context, key, value),
+            None => fsconfig_set_flag(&context, option.as_str()),
+        };
+        done(option, set)?;
+    }
+    done("creating", fsconfig_create(&context))?;
+    fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+    .map_err(|error| {
+        refused(
+            "mounting",
+            error,
+            crate::container::rootfs::kernel_log(&context),
+        )
+    })
+}
+
+/// A tmpfs that holds nothing and takes nothing.
+///
+/// # Errors
+/// The kernel's.
+pub fn empty() -> Result<OwnedFd, Errno> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "size", "4k")?;
+    fsconfig_set_string(&context, "nr_inodes", "1")?;
+    fsconfig_set_string(&context, "mode", "0755")?;
+    fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
