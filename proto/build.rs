@@ -12,6 +12,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_transport(false)
         .bytes(".bulkhead.agent.v1")
+        // It has a secret (src/lib.rs).
+        .skip_debug([".bulkhead.agent.v1.SocketVolume"])
         .compile_fds(set)?;
     for file in files {
         println!("cargo:rerun-if-changed={file}");

@@ -11,6 +11,7 @@
 //! | [`volumes`] | what containers' mounts have as their source |
 //! | [`net`], [`disk`], [`cpus`], [`user`], [`stats`] | devices and data of the guest |
 //! | [`apparmor`], [`userns`] | what confines a container beyond its namespaces |
+//! | [`serve`], [`gate`] | accepting connections: from the host alone, and so many at a time |
 //! | [`rpc`] | the service, and the only place that knows gRPC codes |
 //!
 //! In a guest the agent knows no host: disks are named by serial, interfaces by MAC address.
@@ -21,6 +22,7 @@ pub mod console;
 pub mod container;
 pub mod cpus;
 pub mod disk;
+pub mod gate;
 pub mod host;
 pub mod huge_pages;
 pub mod init;

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::clock;
+use crate::gate::{Gate, Peer, Place};
 use crate::rpc::{Agent, session};
 use bulkhead_proto::session::MAGIC;
 
@@ -95,14 +96,23 @@ impl Listener {
 
     /// Serves for ever. A connection that breaks concerns itself alone.
     pub async fn serve(self, agent: Agent) {
+        let gate = Gate::default();
         loop {
             match &self {
                 Self::Vsock(listener) => match listener.accept().await {
-                    Ok((stream, _)) => spawn_connection(stream, &agent),
+                    Ok((stream, from)) => {
+                        if let Some(place) = gate.admit(Peer::Context(from.cid())) {
+                            spawn_connection(stream, place, &agent);
+                        }
+                    }
                     Err(error) => pause(&error).await,
                 },
                 Self::Unix(listener) => match listener.accept().await {
-                    Ok((stream, _)) => spawn_connection(stream, &agent),
+                    Ok((stream, _)) => {
+                        if let Some(place) = gate.admit(Peer::Local) {
+                            spawn_connection(stream, place, &agent);
+                        }
+                    }
                     Err(error) => pause(&error).await,
                 },
             }
@@ -116,7 +126,11 @@ async fn pause(error: &io::Error) {
     clock::back_off(Duration::from_millis(100)).await;
 }
 
-fn spawn_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, agent: &Agent) {
+fn spawn_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    mut place: Place,
+    agent: &Agent,
+) {
     let service = AgentServer::new(agent.clone())
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -128,6 +142,7 @@ fn spawn_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
         if !matches!(began, Ok(Ok(_))) {
             return;
         }
+        place.spoke();
         if first == MAGIC {
             return session::serve(stream, agent).await;
         }
@@ -142,6 +157,7 @@ fn spawn_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection ended");
         }
+        drop(place);
     });
 }
 

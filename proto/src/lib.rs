@@ -35,6 +35,17 @@ pub mod agent {
     pub const READY_PORT: u32 = 1025;
 }
 
+impl std::fmt::Debug for agent::SocketVolume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not the token: requests are logged.
+        f.debug_struct("SocketVolume")
+            .field("name", &self.name)
+            .field("port", &self.port)
+            .field("ownership", &self.ownership)
+            .finish_non_exhaustive()
+    }
+}
+
 pub mod session;
 
 /// The compiled descriptor set of both services (a serialised `FileDescriptorSet`).

@@ -13,7 +13,7 @@ use super::rootfs::Rootfs;
 use super::spec::{self, Decisions};
 use super::{
     Container, ContainerError, Containers, Phase, Slot, cgroup, check_id, device_filter, lock,
-    watch,
+    socket_filter, watch,
 };
 use crate::apparmor;
 use crate::huge_pages;
@@ -343,6 +343,7 @@ fn lay_ground(
     cgroup::make(&cgroup)?;
     cgroup::apply(&cgroup, &prepared.resources)?;
     device_filter::attach(&cgroup, &prepared.resources)?;
+    socket_filter::attach(&cgroup, &prepared.resources, paths)?;
     tracing::debug!("create: cgroup");
     Ok(CreateRequest {
         spec: prepared.spec,

@@ -1,14 +1,15 @@
 //! Which devices a container may make, read and write: in cgroup v2 a small BPF program on the
 //! cgroup. The rules are OCI's `linux.resources.devices` and, after them, the devices every
-//! container has (OCI runtime-spec, "Default Devices"). The program is made here, by hand: it is
-//! a list of comparisons.
+//! container has (OCI runtime-spec, "Default Devices"). The program is a list of comparisons.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
+
+use super::bpf::{
+    self, AND, BpfError, CONTEXT, EXIT, Instruction, JUMP_EQUAL, JUMP_NOT_EQUAL, LOAD_WORD, MOVE,
+    RESULT, SET, SHIFT_RIGHT, instruction,
+};
 
 /// Why the filter is not there.
 #[derive(Debug, thiserror::Error)]
@@ -23,26 +24,14 @@ pub enum DeviceFilterError {
     #[error("{0} device rules; at most {MAX_RULES} fit")]
     TooMany(usize),
     /// The kernel refused.
-    #[error("{what} of the device filter of {} failed: {error}; the guest kernel needs CGROUP_BPF", path.display())]
-    Bpf {
-        /// Which step.
-        what: &'static str,
-        /// For which cgroup.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
 }
 
 /// A rule takes at most 7 instructions; the kernel allows 4096 without privileges, more with.
 const MAX_RULES: usize = 512;
 
 // uapi/linux/bpf.h
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_PROG_ATTACH: libc::c_long = 8;
-const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-const BPF_CGROUP_DEVICE: u32 = 6;
-const BPF_F_ALLOW_MULTI: u32 = 2;
 const TYPE_BLOCK: i32 = 1;
 const TYPE_CHAR: i32 = 2;
 const ACCESS_MKNOD: i32 = 1;
@@ -148,37 +137,7 @@ fn rules(resources: &LinuxResources) -> Result<Vec<Rule>, DeviceFilterError> {
     Ok(rules)
 }
 
-/// One instruction (struct bpf_insn).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-struct Instruction {
-    code: u8,
-    registers: u8,
-    offset: i16,
-    immediate: i32,
-}
-
-const fn instruction(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction {
-        code,
-        registers: (from << 4) | to,
-        offset,
-        immediate,
-    }
-}
-
-const LOAD_WORD: u8 = 0x61;
-const MOVE: u8 = 0xbf;
-const SET: u8 = 0xb7;
-const AND: u8 = 0x57;
-const SHIFT_RIGHT: u8 = 0x77;
-const JUMP_EQUAL: u8 = 0x15;
-const JUMP_NOT_EQUAL: u8 = 0x55;
-const EXIT: u8 = 0x95;
-
-// Registers: r0 result, r1 context, r2 type, r3 access, r4 major, r5 minor, r6 scratch.
-const RESULT: u8 = 0;
-const CONTEXT: u8 = 1;
+// Registers: beside the result and the context the type, access, major, minor, and scratch.
 const KIND: u8 = 2;
 const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
@@ -239,81 +198,30 @@ fn program(rules: &[Rule]) -> Vec<Instruction> {
     code
 }
 
-#[repr(C)]
-struct LoadAttributes {
-    kind: u32,
-    instructions: u32,
-    code: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-}
-
-#[repr(C)]
-struct AttachAttributes {
-    target: u32,
-    program: u32,
-    kind: u32,
-    flags: u32,
-}
-
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
-    // SAFETY: bpf(2) reads `size` bytes at the pointer, which is a valid T; pointers inside it are
-    // valid for the call by its callers.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attributes),
-            std::mem::size_of::<T>(),
-        )
-    };
-    if answer < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    i32::try_from(answer).map_err(io::Error::other)
-}
-
 /// Puts the filter on a container's cgroup, before its first process is in it.
 ///
 /// # Errors
 /// For bad rules, or when the kernel refuses.
 pub fn attach(cgroup: &Path, resources: &LinuxResources) -> Result<(), DeviceFilterError> {
-    let failed = |what| {
-        let path = cgroup.to_owned();
-        move |error| DeviceFilterError::Bpf { what, path, error }
-    };
     let code = program(&rules(resources)?);
-    let directory = File::open(cgroup).map_err(failed("opening the cgroup"))?;
-    // A filter needs no GPL-only helper.
-    let license = c"Apache-2.0";
-    let load = LoadAttributes {
-        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
-        instructions: u32::try_from(code.len()).unwrap_or(u32::MAX),
-        code: code.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
-    };
-    let program = bpf(BPF_PROG_LOAD, &load).map_err(failed("loading"))?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    let program = unsafe { OwnedFd::from_raw_fd(program) };
-    let attach = AttachAttributes {
-        target: directory.as_raw_fd().unsigned_abs(),
-        program: program.as_raw_fd().unsigned_abs(),
-        kind: BPF_CGROUP_DEVICE,
-        flags: BPF_F_ALLOW_MULTI,
-    };
-    // The cgroup keeps the program from here on, and drops it at its own end.
-    bpf(BPF_PROG_ATTACH, &attach)
-        .map(drop)
-        .map_err(failed("attaching"))
+    Ok(bpf::attach(bpf::DEVICE, cgroup, &code)?)
+}
+
+/// Whether a container may open every device there is: it is privileged, by that or by what it can
+/// make of it.
+pub(super) fn allows_everything(resources: &LinuxResources) -> bool {
+    let rules = resources.devices().iter().flatten().map(rule);
+    let mut everything = false;
+    for rule in rules {
+        match rule {
+            Ok(rule) if rule.allow => {
+                let any = rule.kind.is_none() && rule.major.is_none() && rule.minor.is_none();
+                everything |= any && rule.access == ACCESS_ALL;
+            }
+            Ok(_) | Err(_) => everything = false,
+        }
+    }
+    everything
 }
 
 #[cfg(test)]
@@ -322,29 +230,7 @@ mod tests {
 
     /// What the kernel would do with the program.
     fn run(code: &[Instruction], kind: i32, access: i32, major: i32, minor: i32) -> bool {
-        let mut r = [0i64; 8];
-        let context = [(access << 16) | kind, major, minor];
-        let mut at = 0;
-        loop {
-            let step = code[at];
-            at += 1;
-            let to = usize::from(step.registers & 15);
-            let from = usize::from(step.registers >> 4);
-            let jump = usize::try_from(step.offset).unwrap();
-            let immediate = i64::from(step.immediate);
-            match step.code {
-                LOAD_WORD => r[to] = i64::from(context[jump / 4]),
-                MOVE => r[to] = r[from],
-                SET => r[to] = immediate,
-                AND => r[to] &= immediate,
-                SHIFT_RIGHT => r[to] >>= immediate,
-                JUMP_EQUAL if r[to] == immediate => at += jump,
-                JUMP_NOT_EQUAL if r[to] != immediate => at += jump,
-                JUMP_EQUAL | JUMP_NOT_EQUAL => {}
-                EXIT => return r[0] != 0,
-                other => panic!("instruction {other:#x}"),
-            }
-        }
+        bpf::machine::run(code, &[(access << 16) | kind, major, minor])
     }
 
     fn code(json: &str) -> Vec<Instruction> {
@@ -379,6 +265,41 @@ mod tests {
     fn a_privileged_container_may_open_anything() {
         let code = code(r#"{"devices":[{"allow":true,"access":"rwm"}]}"#);
         assert!(run(&code, TYPE_BLOCK, ACCESS_ALL, 253, 16));
+    }
+
+    #[test]
+    fn the_node_of_vsock_and_other_misc_devices_are_refused() {
+        // 10 is the major number of misc devices; the minor one of /dev/vsock is given at boot.
+        let code = code(r#"{"devices":[{"allow":false,"access":"rwm"}]}"#);
+        for minor in [0, 59, 123, 127, 241, 255, 256, 1048575] {
+            for access in [ACCESS_READ, ACCESS_WRITE, ACCESS_READ | ACCESS_WRITE] {
+                assert!(!run(&code, TYPE_CHAR, access, 10, minor), "10:{minor}");
+            }
+        }
+    }
+
+    #[test]
+    fn everything_is_allowed_by_a_rule_for_all_that_no_other_takes_back() {
+        for (devices, everything) in [
+            (r#"{}"#, false),
+            (r#"{"devices":[{"allow":false,"access":"rwm"}]}"#, false),
+            (r#"{"devices":[{"allow":true,"access":"rwm"}]}"#, true),
+            (r#"{"devices":[{"allow":true}]}"#, true),
+            (r#"{"devices":[{"allow":true,"access":"rw"}]}"#, false),
+            (r#"{"devices":[{"allow":true,"type":"c"}]}"#, false),
+            (r#"{"devices":[{"allow":true,"major":10}]}"#, false),
+            (
+                r#"{"devices":[{"allow":true},{"allow":false,"type":"b","major":8}]}"#,
+                false,
+            ),
+            (
+                r#"{"devices":[{"allow":true},{"allow":true,"type":"b","major":8,"access":"r"}]}"#,
+                true,
+            ),
+        ] {
+            let resources = serde_json::from_str(devices).unwrap();
+            assert_eq!(allows_everything(&resources), everything, "{devices}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The pod's containers: who there is, what state they are in. One file per thing that can be done
 //! to them; the records are here.
 
+pub mod bpf;
 pub mod cgroup;
 pub mod create;
 pub mod delete;
@@ -9,6 +10,7 @@ pub mod events;
 pub mod exec;
 pub mod implied;
 pub mod rootfs;
+pub mod socket_filter;
 pub mod spec;
 pub mod start;
 pub mod watch;
@@ -102,6 +104,9 @@ pub enum ContainerError {
     /// The device filter.
     #[error(transparent)]
     Devices(#[from] device_filter::DeviceFilterError),
+    /// The socket filter.
+    #[error(transparent)]
+    Sockets(#[from] bpf::BpfError),
     /// The process could not be made.
     #[error(transparent)]
     Launch(#[from] crate::launcher::LaunchError),

@@ -10,7 +10,7 @@ pub mod memory;
 pub mod place;
 pub mod socket;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -117,7 +117,7 @@ pub struct Volumes {
     share: Mutex<bool>,
     memory: Mutex<()>,
     copied: Mutex<copied::Copies>,
-    sockets: Mutex<HashSet<String>>,
+    sockets: Mutex<socket::Sockets>,
     // Nodes of the disks that containers write themselves.
     disks: Mutex<HashMap<String, PathBuf>>,
 }

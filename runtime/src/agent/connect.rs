@@ -231,3 +231,75 @@ async fn handshake(vsock: &Path, port: u32) -> io::Result<UnixStream> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_proto::agent::ProcessRef;
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// Hears what is asked in full, says its answer, which may not be read to the end, and no more.
+    async fn answer_one(listener: &UnixListener, asked: usize, answer: &[u8]) -> UnixStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut question = vec![0; asked];
+        stream.read_exact(&mut question).await.unwrap();
+        let _ = stream.write_all(answer).await;
+        let _ = stream.shutdown().await;
+        stream
+    }
+
+    /// A guest that was taken over: what it says to whoever opens a session, and then it ends.
+    async fn opened(answer: &[u8]) -> Result<UnixStream, AgentError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let agent = connect_lazily(&Address::Unix(path));
+        let what = What::Input(ProcessRef::default());
+        let asked = session::opening(&SessionRequest {
+            what: Some(what.clone()),
+        });
+        let answering = answer_one(&listener, asked.len(), answer);
+        let (opened, _stream) = tokio::join!(agent.session("test", what), answering);
+        opened
+    }
+
+    #[tokio::test]
+    async fn a_sessions_answer_is_bounded_and_whole() {
+        let good = session::answer(&SessionResponse::default());
+        assert!(opened(&good).await.is_ok());
+        let too_long = u32::try_from(session::MAX_RESPONSE + 1).unwrap();
+        for bad in [
+            u32::MAX.to_be_bytes().as_slice(),
+            &too_long.to_be_bytes(),
+            &[0, 0, 0],
+            &[0, 0, 0, 9, 1],
+            &[0, 0, 0, 2, 0xff, 0xff],
+        ] {
+            let refused = opened(bad).await;
+            assert!(
+                matches!(refused, Err(AgentError::Session { .. })),
+                "{bad:?}: {refused:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handshake_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vsock");
+        let listener = UnixListener::bind(&path).unwrap();
+        for (answer, good) in [
+            ("OK 1073741824\n".to_owned(), true),
+            ("OK \n".to_owned(), false),
+            ("OK 12x\n".to_owned(), false),
+            ("NO\n".to_owned(), false),
+            (format!("OK {}\n", "1".repeat(64)), false),
+            ("O".repeat(1 << 10), false),
+        ] {
+            let answering = answer_one(&listener, "CONNECT 1024\n".len(), answer.as_bytes());
+            let (dialled, _stream) = tokio::join!(dial(&path, 1024), answering);
+            assert_eq!(dialled.is_ok(), good, "{answer:.40}");
+        }
+    }
+}

@@ -135,4 +135,54 @@ mod tests {
         let silent = listener.wait(Duration::from_millis(20)).await;
         assert!(matches!(silent, Err(AgentError::NotReady { .. })));
     }
+
+    #[tokio::test]
+    async fn a_report_is_taken_once_and_of_the_first_who_says_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v_1025");
+        let uid = rustix::process::getuid().as_raw();
+        let listener = ReadyListener::bind(&path, uid).unwrap();
+        let report = |version: &str| Ready {
+            version: version.into(),
+            agent_started_ns: 1,
+            agent_ready_ns: 2,
+        };
+        let mut streams = Vec::new();
+        for version in ["first", "second", "third"] {
+            let mut stream = UnixStream::connect(&path).await.unwrap();
+            let bytes = report(version).encode_length_delimited_to_vec();
+            stream.write_all(&bytes).await.unwrap();
+            stream.shutdown().await.unwrap();
+            streams.push(stream);
+        }
+        let ready = listener.wait(Duration::from_secs(5)).await.unwrap();
+        assert_eq!(ready, report("first"));
+        // Nobody can report after that, and who tried meanwhile is let go.
+        assert!(UnixStream::connect(&path).await.is_err());
+        for stream in &mut streams {
+            let mut byte = [0];
+            let end = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut byte));
+            assert_eq!(end.await.unwrap().unwrap_or(0), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_report_without_an_end_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("v_1025");
+        let uid = rustix::process::getuid().as_raw();
+        let listener = ReadyListener::bind(&path, uid).unwrap();
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(&[10, 1]).await.unwrap();
+        let never = listener.wait(Duration::from_millis(20)).await;
+        assert!(matches!(never, Err(AgentError::NotReady { .. })));
+        // Nor is more read than a report can be, end or no end.
+        let listener = ReadyListener::bind(&path, uid).unwrap();
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        let flood =
+            tokio::spawn(async move { while stream.write_all(&[1; 4096]).await.is_ok() {} });
+        let flooded = listener.wait(Duration::from_secs(60)).await;
+        assert!(!matches!(flooded, Err(AgentError::NotReady { .. })));
+        flood.await.unwrap();
+    }
 }

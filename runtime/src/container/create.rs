@@ -369,7 +369,7 @@ async fn plan(
         apparmor_policy,
         host_cgroup_namespace: on_host && context.privileged,
     };
-    let prepared = guest::prepare(app, &sandbox.id, id, volume_plan, &images);
+    let prepared = guest::prepare(app, &sandbox.id, id, volume_plan, &images)?;
     Ok((planned, prepared))
 }
 

@@ -11,6 +11,7 @@ use super::{
     inspect::digest,
     share::{Inside, Manner, Share},
     snapshot::Ownership,
+    token::Token,
     watch::Watch,
 };
 use crate::{
@@ -104,7 +105,7 @@ pub fn prepare(
     container: &str,
     plan: Plan,
     images: &HashMap<usize, Arc<ImageRecord>>,
-) -> Prepared {
+) -> Result<Prepared, VolumeError> {
     let others = records_of(app, pod, None);
     let mut prepared = Prepared::default();
     for (number, volume) in plan.volumes.into_iter().enumerate() {
@@ -129,20 +130,7 @@ pub fn prepare(
                 });
                 Some(agent::volume::Source::Copied(agent::CopiedVolume { name }))
             }
-            Kind::Socket(source, ownership) => {
-                let (name, port) = (name_of(&source.path), port_of(&source.path));
-                prepared.records.push(VolumeRecord::Socket {
-                    name: name.clone(),
-                    path: source.path,
-                    port,
-                });
-                Some(agent::volume::Source::Socket(agent::SocketVolume {
-                    name,
-                    port,
-                    ownership: Some(ownership.into()),
-                    token: Default::default(),
-                }))
-            }
+            Kind::Socket(source, ownership) => Some(prepared.socket(&others, source, ownership)?),
             Kind::Image(image) => images
                 .get(&number)
                 .map(|record| prepared.image(app, container, number, &image, record)),
@@ -168,7 +156,7 @@ pub fn prepare(
         });
         prepared.disks.push(disk);
     }
-    prepared
+    Ok(prepared)
 }
 
 impl Prepared {
@@ -207,6 +195,44 @@ impl Prepared {
         });
         self.sources.insert(name.clone(), (source, manner));
         agent::volume::Source::Shared(agent::SharedVolume { name })
+    }
+
+    /// A socket that the pod uses already keeps its token.
+    fn socket(
+        &mut self,
+        others: &[VolumeRecord],
+        source: Source,
+        ownership: Ownership,
+    ) -> Result<agent::volume::Source, VolumeError> {
+        let (name, port) = (name_of(&source.path), port_of(&source.path));
+        let mut known = others.iter().chain(&self.records);
+        let existing = known.find_map(|record| match record {
+            VolumeRecord::Socket {
+                name: other, token, ..
+            } if *other == name => Some(token.clone()),
+            _ => None,
+        });
+        let token = match existing {
+            Some(token) => token,
+            None => Some(Token::new().map_err(|error| VolumeError::Host {
+                action: "make a token for",
+                path: source.path.clone(),
+                source: error,
+            })?),
+        };
+        let said = token.as_ref().map(|token| token.bytes().to_vec());
+        self.records.push(VolumeRecord::Socket {
+            name: name.clone(),
+            path: source.path,
+            port,
+            token,
+        });
+        Ok(agent::volume::Source::Socket(agent::SocketVolume {
+            name,
+            port,
+            ownership: Some(ownership.into()),
+            token: said.unwrap_or_default().into(),
+        }))
     }
 
     fn image(
@@ -281,13 +307,22 @@ async fn follow(
                 let watch = Watch::start(pod.agent.clone(), name.clone(), path.clone()).await?;
                 live.watches.insert(name.clone(), watch);
             }
-            VolumeRecord::Socket { name, path, port } if !live.bridges.contains_key(name) => {
+            VolumeRecord::Socket {
+                name,
+                path,
+                port,
+                token,
+            } => {
+                if let Some(bridge) = live.bridges.get(name) {
+                    token.iter().for_each(|token| bridge.also(token));
+                    continue;
+                }
                 let uid = app.records.sandboxes.get(&pod.id).and_then(|r| r.uid());
                 let Machine::Vm { jail, .. } = &pod.machine else {
                     continue;
                 };
                 let at = jail.vsock_port(*port);
-                let bridge = Bridge::start(at, uid, path.clone())?;
+                let bridge = Bridge::start(at, uid, path.clone(), token.clone())?;
                 live.bridges.insert(name.clone(), bridge);
             }
             _ => {}

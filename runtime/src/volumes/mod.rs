@@ -17,6 +17,7 @@ mod record;
 pub mod share;
 pub mod snapshot;
 mod state;
+mod token;
 pub mod validate;
 mod watch;
 

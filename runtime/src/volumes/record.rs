@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::share::Manner;
+use super::{share::Manner, token::Token};
 
 /// One thing a container holds for a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub enum VolumeRecord {
         path: PathBuf,
         /// The vsock port it is reached by.
         port: u32,
+        /// What the agent says there first. None for an agent from before there were tokens.
+        #[serde(default)]
+        token: Option<Token>,
     },
     /// A block device that is a disk of the guest.
     Disk {
@@ -62,5 +65,22 @@ impl VolumeRecord {
             Self::Image { layers, .. } => layers.clone(),
             _ => Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_keeps_its_token_and_an_old_record_is_read() {
+        let old = r#"{"kind":"socket","name":"n","path":"/s","port":7}"#;
+        let mut record: VolumeRecord = serde_json::from_str(old).unwrap();
+        assert!(matches!(record, VolumeRecord::Socket { token: None, .. }));
+        if let VolumeRecord::Socket { token, .. } = &mut record {
+            *token = Some(Token::new().unwrap());
+        }
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<VolumeRecord>(&text).unwrap(), record);
     }
 }

@@ -20,6 +20,7 @@ mod security;
 mod stats;
 mod streaming;
 mod volumes;
+mod vsock_walls;
 
 use crate::suite::Test;
 
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Test> {
         images::tests(),
         security::tests(),
         confinement::tests(),
+        vsock_walls::tests(),
         volumes::tests(),
         isolation::tests(),
         host::tests(),

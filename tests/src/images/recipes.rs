@@ -107,11 +107,11 @@ fn busybox(
     })
 }
 
-/// What the tests of volumes run beside the shell.
+/// What the tests of volumes and of vsock run beside the shell.
 fn volume_tools(parts: &Path) -> Result<Image, ImageError> {
     let mut tools = Layer::new(Compression::Gzip);
     tools.dir("tools", 0o755)?;
-    for name in ["watch-turns", "unix-talk"] {
+    for name in ["watch-turns", "unix-talk", "vsock-walls"] {
         let program = critest::program(parts, name)?;
         tools.file(format!("tools/{name}"), 0o755, program)?;
     }
