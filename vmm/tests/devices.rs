@@ -24,10 +24,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{FILE_SERVER, Guest, Share, Vm, capabilities, is_root, mount};
+use common::{FILE_SERVER, Guest, LIMIT, Share, Vm, capabilities, is_root, mount};
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(120);
+/// As the other tests; what takes it is broken.
+const PATIENCE: Duration = LIMIT;
 const MIB: u64 = 1 << 20;
 
 /// One file of a "newc" archive.

@@ -15,13 +15,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::time::Duration;
 
-use common::{Guest, Vm, is_root};
+use common::{Guest, LIMIT, Vm, is_root};
 use serde_json::json;
-
-/// A guest boots in seconds even in an emulated host; a busy machine gets a multiple.
-const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Devices of every kind; the console and the sockets are in the jail.
 fn furnish(guest: &mut Guest, tap_name: &str, scratch: &File, layer: &File) {
@@ -70,7 +66,7 @@ fn talk(vm: &Vm) {
 
 fn try_talk(vm: &Vm) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(vm.path("v.sock"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(LIMIT))?;
     stream.write_all(b"CONNECT 1024\n")?;
     let mut byte = [0u8];
     let mut line = Vec::new();

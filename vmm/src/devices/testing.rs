@@ -18,8 +18,8 @@ use crate::virtio::device::{Activation, ActiveQueue, Interrupt, QueueState, Virt
 pub const RAM: usize = 16 << 20;
 /// Where buffers of a test start.
 pub const DATA: u64 = 0x10_0000;
-/// How long a test waits for anything.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for anything; the machine may be slow and busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 const WRITE: u16 = 2;
 const NEXT: u16 = 1;
