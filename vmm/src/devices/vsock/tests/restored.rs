@@ -177,6 +177,7 @@ fn what_the_guest_opens_before_the_event_is_handled_is_granted_after_it() {
     let saved = guest.save();
     let mut guest = guest.copy(&saved, NEW);
     let listener = UnixListener::bind(format!("{}_1025", guest.path.display())).unwrap();
+    listener.set_nonblocking(true).unwrap();
     let at = guest.transport_reset();
     // The driver reads its new address when it handles the event.
     guest.cid = NEW;
@@ -192,6 +193,7 @@ fn what_the_guest_opens_before_the_event_is_handled_is_granted_after_it() {
     };
     guest.send_header(from(CID, 5000, Op::Request), &[]);
     guest.send_header(from(CID + 1, 5001, Op::Request), &[]);
+    guest.quiet();
     let (mut host, _) = listener.accept().unwrap();
     host.write_all(b"hello").unwrap();
     guest.quiet();
