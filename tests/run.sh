@@ -18,16 +18,48 @@ die() { say "$*"; echo; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 results=$(mktemp -d /tmp/bulkhead-results.XXXXXX)
 passed=0 failed=0 skipped=0
 
-# Runs a command with a time limit, its output into FILE and the lines that matter to the terminal
-# as they come: watched FILE SECONDS COMMAND… It is over when the command is, whatever a test may
-# have left running with the output still open.
+# Passes on of what cargo and test programs say what is news: which program runs, which tests failed and
+# what those said, how it ended, and what the compiler has against it. What passing and skipped tests
+# say is in the log alone, whatever it looks like: libtest prints it after `successes:`.
+news() {
+    local line part=build lines=0
+    while IFS= read -r line; do
+        case $line in
+        ' '*Running\ *) part=build; printf '%s\n' "$line" ;;
+        'running '*' test'*) part=tests ;;
+        'successes:') part=successes ;;
+        'failures:') part=failures lines=0; printf '%s\n' "$line" ;;
+        'test result: '*) part=build; printf '%s\n' "$line" ;;
+        'test '*' FAILED' | 'error: test failed'* | 'fatal runtime error'*) printf '%s\n' "$line" ;;
+        '---- '*' stdout ----')
+            lines=0
+            [ $part != failures ] || printf '%s\n' "$line"
+            ;;
+        *)
+            case $part in
+            build) [[ ! $line =~ ^error|^thread\ .*\ panicked ]] || printf '%s\n' "$line" ;;
+            failures)
+                lines=$((lines + 1))
+                # What it failed with stands at the end of what it said.
+                [[ $lines -le 61 || ! $line =~ ^thread\ .*\ panicked ]] || lines=50
+                [ $lines -gt 60 ] || printf '%s\n' "$line"
+                [ $lines != 61 ] || echo "(the rest is in the log)"
+                ;;
+            esac
+            ;;
+        esac
+    done
+}
+
+# Runs a command with a time limit, its output into FILE and the news of it to the terminal as they
+# come: watched FILE SECONDS COMMAND… It is over when the command is, whatever a test may have left
+# running with the output still open.
 watched() {
     local log=$1 limit=$2 pid show status
     shift 2
     timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1 </dev/null &
     pid=$!
-    tail -n +1 -f --pid=$pid "$log" 2>/dev/null \
-        | grep --line-buffered -E '^(test .* FAILED|test result|failures:|error|thread .* panicked|---- .* stdout)|^ +Running ' >&2 &
+    tail -n +1 -f --pid=$pid "$log" 2>/dev/null | news >&2 &
     show=$!
     wait $pid
     status=$?

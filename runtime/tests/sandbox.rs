@@ -106,7 +106,7 @@ async fn a_failure_at_each_step_leaves_nothing() {
             "{mode}: {}",
             error.message()
         );
-        assert!(start.elapsed() < Duration::from_secs(30), "{mode}");
+        assert!(start.elapsed() < common::PATIENCE, "{mode}");
         assert!(daemon.pods().await.is_empty(), "{mode}");
         assert_eq!(daemon.holds(), 0, "{mode}: {:?}", daemon.held());
         daemon.end().await;
@@ -141,7 +141,7 @@ async fn a_vmm_that_does_not_stop_is_killed() {
     daemon.remove_pod(&id).await.unwrap();
     let took = start.elapsed();
     assert!(
-        took > Duration::from_millis(900) && took < Duration::from_secs(10),
+        took > Duration::from_millis(900) && took < common::PATIENCE,
         "{took:?}"
     );
     assert_eq!(daemon.holds(), 0, "{:?}", daemon.held());
@@ -195,7 +195,7 @@ async fn the_next_daemon_takes_pods_up_and_marks_the_dead() {
             turn.tick().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), taken_up)
+    tokio::time::timeout(common::PATIENCE, taken_up)
         .await
         .unwrap();
     let again = daemon.run_pod("lives").await.unwrap_err();
@@ -239,7 +239,7 @@ async fn ten_at_once_and_a_client_that_goes_away() {
     for id in ids {
         daemon.remove_pod(&id).await.unwrap();
     }
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + common::PATIENCE;
     while let Some(left) = daemon.pods().await.first() {
         daemon.remove_pod(&left.id.clone()).await.unwrap();
         assert!(Instant::now() < end);
@@ -323,7 +323,7 @@ async fn a_start_the_daemon_was_killed_in_is_undone_by_the_next() {
     let mut other = daemon.clone_client();
     let start = tokio::spawn(async move { other.run_pod("p").await });
     // The VMM runs: it has written its console.
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + common::PATIENCE;
     let console = loop {
         let found = daemon
             .held()

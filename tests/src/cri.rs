@@ -1,7 +1,7 @@
 //! The project's own CRI client: both services over the daemon's Unix socket, with the short forms
 //! the tests use all the time.
 
-use std::{collections::HashMap, path::Path, time::Duration};
+use std::{collections::HashMap, path::Path};
 
 use bulkhead_proto::cri::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
@@ -19,9 +19,7 @@ use tonic::{
 };
 
 use crate::Failure;
-
-/// How long a condition is waited for before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub use crate::waiting::{PATIENCE, pause};
 
 /// A connection to a daemon.
 #[derive(Debug, Clone)]
@@ -309,20 +307,6 @@ impl Cri {
             .await?;
         }
     }
-}
-
-/// One turn of waiting for a condition nothing announces: fails once the deadline has passed.
-///
-/// # Errors
-/// That what was waited for did not come.
-pub async fn pause(deadline: Instant, what: &str) -> Result<(), Failure> {
-    if Instant::now() >= deadline {
-        return Err(format!("waited too long for {what}").into());
-    }
-    let mut turn = tokio::time::interval(Duration::from_millis(100));
-    turn.tick().await;
-    turn.tick().await;
-    Ok(())
 }
 
 /// An image by name.

@@ -7,14 +7,13 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use tokio::time::Instant;
 
 use crate::{
     Failure, Outcome,
-    cri::{Cri, pause},
+    cri::{Cri, PATIENCE, pause},
 };
 
 /// Where the registry listens; in the test host nobody else does.
@@ -250,7 +249,7 @@ impl Host {
             .stderr(log)
             .spawn()?;
         let daemon = self.daemon.insert(child);
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + PATIENCE;
         let socket = Path::new("/run").join(&self.name).join("bulkhead.sock");
         while Cri::connect(&socket).await.is_err() {
             if let Some(status) = daemon.try_wait()? {
@@ -290,7 +289,7 @@ impl Host {
             return Ok(());
         };
         Command::new("kill").arg(child.id().to_string()).status()?;
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             match child.try_wait()? {
                 Some(status) if status.success() => return Ok(()),
@@ -344,7 +343,7 @@ pub async fn registry(
         .stderr(log)
         .spawn()?;
     let at: SocketAddr = address.parse()?;
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     while TcpStream::connect(at).is_err() {
         pause(deadline, "the registry").await?;
     }

@@ -8,9 +8,7 @@ use std::{
     process::Command,
 };
 
-use tokio::time::Instant;
-
-use crate::{Failure, Outcome, cri, host::Host};
+use crate::{Failure, Outcome, host::Host, waiting::Progress};
 
 /// The machine, as far as the daemon can leave things in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +92,7 @@ impl Snapshot {
     /// # Errors
     /// What was left.
     pub async fn compare(&self, host: &Host) -> Outcome {
-        let deadline = Instant::now() + std::time::Duration::from_secs(15);
+        let mut progress = Progress::default();
         loop {
             let now = Self::take(host)?;
             let left: Vec<_> = now.things.difference(&self.things).cloned().collect();
@@ -103,7 +101,7 @@ impl Snapshot {
                 return Ok(());
             }
             let what = format!("leaks to go: {left:?}, {more} descriptors of the daemon");
-            cri::pause(deadline, &what).await?;
+            progress.pause((left, more), &what).await?;
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`images`] makes what is pulled; [`host`] starts a registry and a daemon around it; [`cri`] is
 //! the project's own client; [`leaks`] compares the machine before and after; [`suite`] runs the
-//! tests of [`cases`]; [`conformance`] runs critest; [`mod@bench`] is the benchmark.
+//! tests of [`cases`], [`waiting`] waits; [`conformance`] runs critest; [`mod@bench`] is the benchmark.
 #![forbid(unsafe_code)]
 // Tests: a wrong index is a failed test, printing is what they are for.
 #![allow(clippy::indexing_slicing, clippy::print_stdout, clippy::print_stderr)]
@@ -15,6 +15,7 @@ pub mod host;
 pub mod images;
 pub mod leaks;
 pub mod suite;
+pub mod waiting;
 
 /// Why a test failed: text for the reader, with whatever it came from.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

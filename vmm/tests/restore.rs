@@ -1,22 +1,23 @@
 //! Pods that start as copies: one snapshot of a Linux with the real agent, restored twice at
 //! once, in jails. `vmm/tests/in-host.sh` brings kernel and initramfs.
-#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
 
 mod common;
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
-use common::{Guest, Vm, is_root};
+use common::{Guest, LIMIT, Vm, is_root};
 use serde_json::json;
-
-/// A guest boots in seconds even in an emulated host; a busy machine gets a multiple.
-const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Devices of every kind; the console and the sockets are in the jail.
 fn furnish(guest: &mut Guest, tap_name: &str, scratch: &File, layer: &File) {
@@ -56,26 +57,16 @@ fn listen(guest: &Guest) -> UnixListener {
     listener
 }
 
-/// The agent's server answers: HTTP/2's preface and settings for its settings.
+/// The agent's server answers at the first try: HTTP/2's preface and settings for its settings.
 fn talk(vm: &Vm) {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match try_talk(vm) {
-            Ok(()) => return,
-            Err(error) => assert!(
-                Instant::now() < deadline,
-                "{error}; console: {}",
-                vm.console()
-            ),
-        }
-        // SAFETY: waits for nothing but time.
-        unsafe { libc::poll(std::ptr::null_mut(), 0, 50) };
+    if let Err(error) = try_talk(vm) {
+        panic!("{error}; console: {}", vm.console());
     }
 }
 
 fn try_talk(vm: &Vm) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(vm.path("v.sock"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.set_read_timeout(Some(LIMIT))?;
     stream.write_all(b"CONNECT 1024\n")?;
     let mut byte = [0u8];
     let mut line = Vec::new();
@@ -83,9 +74,7 @@ fn try_talk(vm: &Vm) -> std::io::Result<()> {
         stream.read_exact(&mut byte)?;
         line.push(byte[0]);
     }
-    if !line.starts_with(b"OK ") {
-        return Err(ErrorKind::ConnectionRefused.into());
-    }
+    assert!(line.starts_with(b"OK "), "{line:?}");
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
     let mut frame = [0u8; 9];
     stream.read_exact(&mut frame)?;

@@ -28,7 +28,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
 /// Everything in an emulated machine is slow; a hang is still a failure.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Where an agent listens.
 #[derive(Clone)]

@@ -23,6 +23,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+/// How long a test waits for what must come or end; the machine may be slow and busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 pub struct Daemon {
@@ -160,7 +163,7 @@ impl Daemon {
     /// Starts the daemon and waits until it answers.
     pub async fn start_daemon(&mut self) {
         let mut child = self.command().spawn().unwrap();
-        let end = Instant::now() + Duration::from_secs(30);
+        let end = Instant::now() + PATIENCE;
         loop {
             let channel = channel(&self.config.paths.socket);
             self.runtime = RuntimeServiceClient::new(channel.clone());
@@ -181,7 +184,7 @@ impl Daemon {
     pub async fn stop_daemon(&mut self) {
         let child = self.running.as_mut().unwrap();
         signal(child, rustix::process::Signal::TERM);
-        let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await;
+        let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
         assert!(ended.expect("the daemon did not end").unwrap().success());
         assert!(!self.config.paths.socket.exists());
     }
@@ -197,7 +200,7 @@ impl Daemon {
     pub async fn second(&self) -> String {
         let mut command = self.command();
         let output = command.stderr(std::process::Stdio::piped()).output();
-        let output = tokio::time::timeout(Duration::from_secs(30), output).await;
+        let output = tokio::time::timeout(PATIENCE, output).await;
         let output = output.expect("the second daemon does not end").unwrap();
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()
@@ -301,14 +304,14 @@ impl Daemon {
 
     /// Waits until CRI shows the pod in a state.
     pub async fn until_state(&mut self, id: &str, state: i32) {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + PATIENCE;
         while self.status(id).await.unwrap().status.unwrap().state != state {
             assert!(Instant::now() < end, "the pod never came to state {state}");
         }
     }
 
     pub async fn until_nothing_held(&self) {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + PATIENCE;
         while self.holds() > 0 {
             assert!(Instant::now() < end, "{:?}", self.held());
             tokio::task::yield_now().await;

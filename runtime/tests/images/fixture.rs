@@ -21,6 +21,9 @@ pub struct Service {
     pub dir: tempfile::TempDir,
 }
 
+/// How long a test waits for what must come or end; the machine may be slow and busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Impatient, so that tests are quick.
 pub fn policy() -> Policy {
     Policy {
@@ -52,7 +55,7 @@ impl Service {
 
     pub async fn pull(&self, reference: &str) -> Result<Arc<ImageRecord>, SharedError> {
         let pull = self.images.pull(reference, None);
-        tokio::time::timeout(Duration::from_secs(60), pull)
+        tokio::time::timeout(PATIENCE, pull)
             .await
             .expect("a pull must end")
     }

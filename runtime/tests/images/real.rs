@@ -3,14 +3,14 @@
 use std::{
     path::Path,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use bulkhead_proto::cri::AuthConfig;
 use bulkhead_runtime::{error::Grpc as _, images::digest::Digest};
 use tonic::Code;
 
-use super::fixture::{INDEX_TYPE, Image, Layer, MANIFEST_TYPE, Packing, Service, skip};
+use super::fixture::{INDEX_TYPE, Image, Layer, MANIFEST_TYPE, PATIENCE, Packing, Service, skip};
 
 /// A running docker-registry.
 struct Registry {
@@ -61,7 +61,7 @@ impl Registry {
         let start = Instant::now();
         while std::net::TcpStream::connect(&registry.address).is_err() {
             assert!(
-                start.elapsed() < Duration::from_secs(20),
+                start.elapsed() < PATIENCE,
                 "docker-registry does not come up"
             );
             std::thread::yield_now();

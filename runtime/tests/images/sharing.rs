@@ -14,7 +14,7 @@ use futures::future::join_all;
 use tonic::Code;
 
 use super::{
-    fixture::{Image, Layer, Packing, Service, files, open, policy, skip},
+    fixture::{Image, Layer, PATIENCE, Packing, Service, files, open, policy, skip},
     server::{Reply, Server},
 };
 
@@ -282,7 +282,7 @@ async fn wait_until(condition: impl Fn() -> bool) {
             ticks.tick().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), waited)
+    tokio::time::timeout(PATIENCE, waited)
         .await
         .expect("it does not happen");
 }

@@ -17,6 +17,7 @@ use crate::{
     host::{Host, Options},
     suite::{Context, Test},
     test,
+    waiting::Progress,
 };
 
 /// The handler.
@@ -279,9 +280,13 @@ async fn a_pod_outlives_the_daemon_and_not_its_agent(context: &mut Context) -> O
         "the exit while no daemon ran"
     );
     let expected: String = (1..=300).map(|n| format!("{n}\n")).collect();
-    let deadline = Instant::now() + PATIENCE;
-    while logs::read(&path, "stdout")? != expected.as_bytes() {
-        pause(deadline, "every line once").await?;
+    let mut progress = Progress::default();
+    loop {
+        let got = logs::read(&path, "stdout")?;
+        if got == expected.as_bytes() {
+            break;
+        }
+        progress.pause(got.len(), "every line once").await?;
     }
     let third = cri
         .run(&id, &config, script("third", BUSYBOX, "exit 3"))

@@ -6,14 +6,14 @@ use std::{
 };
 
 use bulkhead_proto::cri::{ContainerConfig, PodSandboxConfig, ReopenContainerLogRequest};
-use tokio::time::Instant;
 
 use super::BUSYBOX;
 use crate::{
     Failure, Outcome, check,
-    cri::{PATIENCE, pause, pod, script},
+    cri::{pod, script},
     suite::{Context, Test},
     test,
+    waiting::Progress,
 };
 
 pub(super) fn tests() -> Vec<Test> {
@@ -110,9 +110,9 @@ async fn a_rotated_log_is_opened_anew(context: &mut Context) -> Outcome {
         .run(&id, &config, logged(script("main", BUSYBOX, text), "0.log"))
         .await?;
     let (path, old) = (dir.join("0.log"), dir.join("0.log.rotated"));
-    let deadline = Instant::now() + PATIENCE;
+    let mut progress = Progress::default();
     while fs::metadata(&path).map_or(0, |meta| meta.len()) < 500 {
-        pause(deadline, "the first lines").await?;
+        progress.pause(0, "the first lines").await?;
     }
     fs::rename(&path, &old)?;
     let request = ReopenContainerLogRequest {
@@ -128,7 +128,8 @@ async fn a_rotated_log_is_opened_anew(context: &mut Context) -> Outcome {
             break;
         }
         let tail = String::from_utf8_lossy(&got[got.len().saturating_sub(40)..]).into_owned();
-        pause(deadline, &format!("all lines; the last are {tail:?}")).await?;
+        let what = format!("all lines; the last are {tail:?}");
+        progress.pause(got.len(), &what).await?;
     }
     check!(
         fs::metadata(&path)?.len() > 0,

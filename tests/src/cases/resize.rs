@@ -4,15 +4,15 @@ use bulkhead_proto::cri::{
     LinuxContainerConfig, LinuxContainerResources, UpdateContainerResourcesRequest,
     UpdatePodSandboxResourcesRequest,
 };
-use tokio::time::Instant;
 use tonic::Code;
 
 use super::BUSYBOX;
 use crate::{
     Failure, Outcome, check,
-    cri::{Cri, PATIENCE, pause, pod, script},
+    cri::{Cri, pod, script},
     suite::{Context, Test},
     test,
+    waiting::Progress,
 };
 
 pub(super) fn tests() -> Vec<Test> {
@@ -128,7 +128,7 @@ async fn a_pods_vm_follows_its_limits_both_ways(context: &mut Context) -> Outcom
         "the pod's limit is as before"
     );
     update_pod(cri, &id, limits(1, 160)).await?;
-    let deadline = Instant::now() + PATIENCE;
+    let mut progress = Progress::default();
     loop {
         let (cpus, mib) = guest(cri, &made).await?;
         check!(cpus == 1, "{cpus} CPUs");
@@ -136,11 +136,8 @@ async fn a_pods_vm_follows_its_limits_both_ways(context: &mut Context) -> Outcom
         if mib < small + 32 {
             break;
         }
-        pause(
-            deadline,
-            &format!("the guest to give memory back, it has {mib} MiB"),
-        )
-        .await?;
+        let what = format!("the guest to give memory back, it has {mib} MiB");
+        progress.pause(mib, &what).await?;
     }
 
     // A container alone (crictl update): the VM gets the room.

@@ -5,13 +5,13 @@ use std::time::Duration;
 use crate::{
     Outcome, check,
     cri::pod,
-    suite::{Context, Test},
+    suite::{Context, LIMIT, Test},
     test,
 };
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        test!("scale", ten_pods_at_once, Duration::from_secs(300)),
+        test!("scale", ten_pods_at_once, LIMIT),
         test!(
             "scale",
             a_hundred_pods_leave_nothing,

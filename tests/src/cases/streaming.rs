@@ -1,15 +1,17 @@
 //! Exec, attach and port-forward: by the clients operators have, and by one that also misbehaves.
 
 use std::{
-    fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    fs::File,
+    io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     net::TcpStream,
+    path::Path,
     process::{Child, Stdio},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use bulkhead_proto::cri::{AttachRequest, ExecRequest, PortForwardRequest};
 use bulkhead_runtime::streaming::spdy::{
-    client::{self, Command, Reader, Writer},
+    client::{self, Command, Ended, Reader, Said, Writer},
     frame::Event,
 };
 use tokio::time::{Instant, timeout};
@@ -21,6 +23,7 @@ use crate::{
     cri::{Cri, PATIENCE, pause, pod, script},
     suite::{Context, Test},
     test,
+    waiting::{Progress, while_moving},
 };
 
 pub(super) fn tests() -> Vec<Test> {
@@ -225,6 +228,24 @@ where
     }
 }
 
+/// All a command says, waited for as long as it says something.
+async fn collect(what: &str, command: &mut Command) -> Result<Ended, Failure> {
+    let (mut ended, moved) = (Ended::default(), AtomicU64::new(0));
+    let mut said = |said: Said| {
+        let (to, data) = match said {
+            Said::Stdout(data) => (&mut ended.stdout, data),
+            Said::Stderr(data) => (&mut ended.stderr, data),
+            Said::Status(data) => (&mut ended.status, data),
+        };
+        to.extend_from_slice(&data);
+        moved.fetch_add(data.len() as u64, Ordering::Relaxed);
+    };
+    let streams = [command.stdout, command.stderr, Some(command.error)];
+    let all = client::follow(&mut command.reader, streams, &mut said);
+    while_moving(what, &moved, all).await?;
+    Ok(ended)
+}
+
 async fn streams_are_whole_end_and_leave_nothing(context: &mut Context) -> Outcome {
     let cri = &context.cri;
     cri.pull(BUSYBOX).await?;
@@ -247,7 +268,7 @@ async fn streams_are_whole_end_and_leave_nothing(context: &mut Context) -> Outco
         "{dead:?}"
     );
     let mut command = Command::start(&late, &["stdin", "stdout", "stderr"]).await?;
-    let ended = soon("an error", command.collect()).await?;
+    let ended = collect("an error", &mut command).await?;
     let status = String::from_utf8_lossy(&ended.status).into_owned();
     check!(status.contains("InternalError"), "{status}");
     cri.stop_pod(&id).await?;
@@ -263,7 +284,7 @@ async fn whole(cri: &Cri, made: &str) -> Outcome {
     let url = cri.exec_url(made, &["seq", "1", "400000"], false).await?;
     let mut command = Command::start(&url, &["stdin", "stdout", "stderr"]).await?;
     let began = Instant::now();
-    let ended = soon("the numbers", command.collect()).await?;
+    let ended = collect("the numbers", &mut command).await?;
     println!(
         "numbers: {} bytes in {:?}",
         ended.stdout.len(),
@@ -285,7 +306,7 @@ async fn whole(cri: &Cri, made: &str) -> Outcome {
         let last = (number + 1) * 60_000 >= data.len();
         soon("input to be taken", command.writer.send(stdin, part, last)).await?;
     }
-    let ended = soon("the sum", command.collect()).await?;
+    let ended = collect("the sum", &mut command).await?;
     println!("sum: {} bytes in {:?}", data.len(), began.elapsed());
     let sum = {
         use sha2::Digest as _;
@@ -302,7 +323,7 @@ async fn whole(cri: &Cri, made: &str) -> Outcome {
             break;
         }
     }
-    let ended = soon("the end of true", command.collect()).await?;
+    let ended = collect("the end of true", &mut command).await?;
     let status = String::from_utf8_lossy(&ended.status).into_owned();
     check!(status.contains("Success"), "{status}");
     // A background process keeps the pipes: the end is that of the command.
@@ -310,13 +331,13 @@ async fn whole(cri: &Cri, made: &str) -> Outcome {
         .exec_url(made, &["sh", "-c", "sleep 999 & echo done; exit 3"], false)
         .await?;
     let mut command = Command::start(&url, &["stdin", "stdout", "stderr"]).await?;
-    let ended = soon("the end of a shell", command.collect()).await?;
+    let ended = collect("the end of a shell", &mut command).await?;
     let status = String::from_utf8_lossy(&ended.status).into_owned();
     check!(ended.stdout == b"done\n", "{ended:?}");
     check!(status.contains(r#""message":"3""#), "{status}");
     let url = cri.exec_url(made, &["no-such-program"], false).await?;
     let mut command = Command::start(&url, &["stdin", "stdout", "stderr"]).await?;
-    let ended = soon("an error", command.collect()).await?;
+    let ended = collect("an error", &mut command).await?;
     let status = String::from_utf8_lossy(&ended.status).into_owned();
     check!(
         status.contains("InternalError") && status.contains("no-such-program"),
@@ -339,7 +360,7 @@ async fn terminal(cri: &Cri, made: &str) -> Outcome {
     }
     let stdin = command.stdin.ok_or("no input")?;
     command.writer.send(stdin, b"typed\n", false).await?;
-    let ended = soon("the terminal", command.collect()).await?;
+    let ended = collect("the terminal", &mut command).await?;
     let got = String::from_utf8_lossy(&ended.stdout).into_owned();
     check!(
         got.contains("/dev/pts/") && got.contains("read typed"),
@@ -435,20 +456,23 @@ async fn attached_clients_see_everything_or_are_let_go(context: &mut Context) ->
     } = attached;
     let mut got = Vec::new();
     let streams = [attached.stdout, attached.stderr, Some(attached.error)];
-    let mut said = |said: client::Said| {
-        if let client::Said::Stdout(data) = said {
+    let moved = AtomicU64::new(0);
+    let mut said = |said: Said| {
+        if let Said::Stdout(data) = said {
             got.extend_from_slice(&data);
+            moved.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
     };
     let write = async {
         let count = lines.len().div_ceil(30_000);
         for (number, part) in lines.as_bytes().chunks(30_000).enumerate() {
             writer.send(stdin, part, number + 1 == count).await?;
+            moved.fetch_add(part.len() as u64, Ordering::Relaxed);
         }
-        Ok(())
+        Ok::<_, std::io::Error>(())
     };
     let read = client::follow(reader, streams, &mut said);
-    soon("the copy", async { tokio::try_join!(write, read) }).await?;
+    while_moving("the copy", &moved, async { tokio::try_join!(write, read) }).await?;
     check!(
         got == lines.as_bytes(),
         "{} bytes of {}",
@@ -467,16 +491,29 @@ async fn attached_clients_see_everything_or_are_let_go(context: &mut Context) ->
     let mut deaf = Command::start(&url, &["stdin", "stdout", "stderr"]).await?;
     let stdin = deaf.stdin.ok_or("no input")?;
     deaf.writer.send(stdin, b"go\n", false).await?;
-    let deadline = Instant::now() + PATIENCE * 2;
     let path = dir.join("much.log");
-    let last = |path| -> Result<bool, Failure> {
-        let text = fs::read(path)?;
-        Ok(text.ends_with(b" 3000000\n"))
-    };
-    while !last(&path)? {
-        pause(deadline, "the whole log").await?;
+    let mut progress = Progress::default();
+    loop {
+        let (length, ended) = length_and_end(&path, b" 3000000\n")?;
+        if ended {
+            break;
+        }
+        let what = format!("the whole log, of which {length} bytes are there");
+        progress.pause(length, &what).await?;
     }
     check!(cri.exited(&made).await?.exit_code == 0, "seq");
     drop(deaf);
     Ok(cri.remove_pod(&id).await?)
+}
+
+/// How long a file is, and whether it ends so. The rest is not read: a log of some hundred megabytes
+/// would cost more to look at than to write.
+fn length_and_end(path: &Path, end: &[u8]) -> Result<(u64, bool), Failure> {
+    let mut file = File::open(path)?;
+    let length = file.seek(SeekFrom::End(0))?;
+    let start = length.saturating_sub(u64::try_from(end.len())?);
+    file.seek(SeekFrom::Start(start))?;
+    let mut last = Vec::new();
+    file.take(length - start).read_to_end(&mut last)?;
+    Ok((length, last == end))
 }

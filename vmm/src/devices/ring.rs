@@ -71,6 +71,31 @@ impl Ring {
         offered.is_ok_and(|idx| idx.0 != self.queue.next_avail())
     }
 
+    /// Looks at the chains that wait without taking them, until one is `wanted`. When none is, a
+    /// kick comes with the next.
+    pub fn look(
+        &mut self,
+        mem: &GuestMemory,
+        wanted: impl Fn(DescriptorChain<&GuestMemory>) -> bool,
+    ) -> bool {
+        let here = self.queue.next_avail();
+        let mut found = false;
+        // Each chain once, and once more where chains came meanwhile: a driver that adds chains as
+        // fast as they are looked at does not keep this thread.
+        for _ in 0..=2 * u32::from(self.queue.size()) {
+            match self.pop(mem) {
+                Some(chain) => found = wanted(chain),
+                None if self.listen(mem) => {}
+                None => break,
+            }
+            if found {
+                break;
+            }
+        }
+        self.queue.set_next_avail(here);
+        found
+    }
+
     /// Makes the event loop deliver this ring's kick again, later.
     pub fn kick_self(&self) {
         // Fails only when the counter is full, and then the descriptor is readable anyway.

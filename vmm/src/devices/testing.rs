@@ -18,8 +18,8 @@ use crate::virtio::device::{Activation, ActiveQueue, Interrupt, QueueState, Virt
 pub const RAM: usize = 16 << 20;
 /// Where buffers of a test start.
 pub const DATA: u64 = 0x10_0000;
-/// How long a test waits for anything.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a test waits for anything; the machine may be slow and busy.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 const WRITE: u16 = 2;
 const NEXT: u16 = 1;
@@ -53,6 +53,8 @@ pub struct DriverQueue {
     kick: EventFd,
     call: EventFd,
     avail: u16,
+    /// Chains offered up to the last kick.
+    kicked: u16,
     used: u16,
     free: Vec<u16>,
 }
@@ -92,6 +94,26 @@ impl DriverQueue {
     /// Tells the device.
     pub fn kick(&self) {
         self.kick.write(1).unwrap();
+    }
+
+    /// Tells the device when it asked to be told of what was offered (virtio 1.2 §2.7.10), as Linux
+    /// does with EVENT_IDX.
+    pub fn kick_if_asked(&mut self) {
+        fence(Ordering::SeqCst);
+        let at = self.state.used_ring + 4 + 8 * u64::from(self.state.size);
+        let event: u16 = self.mem.load(GuestAddress(at), Ordering::Acquire).unwrap();
+        let since = self.avail.wrapping_sub(self.kicked);
+        if self.avail.wrapping_sub(event).wrapping_sub(1) < since {
+            self.kick();
+        }
+        self.kicked = self.avail;
+    }
+
+    /// Goes on as the driver of `before`, whose memory this one has.
+    pub fn take_over(&mut self, before: &DriverQueue) {
+        (self.avail, self.kicked) = (before.avail, before.kicked);
+        self.used = before.used;
+        self.free.clone_from(&before.free);
     }
 
     /// A chain that came back: its head and the length written.
@@ -265,6 +287,7 @@ impl<D: VirtioDevice + 'static> Machine<D> {
                 kick: kick.try_clone().unwrap(),
                 call: call.try_clone().unwrap(),
                 avail: state.next_avail,
+                kicked: state.next_avail,
                 used: state.next_used,
                 free: (0..state.size).collect(),
             });

@@ -165,6 +165,12 @@ impl Connection {
         }
     }
 
+    /// Whether the host has asked and the guest has not heard of it.
+    #[must_use]
+    pub fn is_unasked(&self) -> bool {
+        self.pending.request
+    }
+
     /// Whether the guest is to be told something, or data may be there for it.
     #[must_use]
     pub fn has_news(&self) -> bool {
@@ -205,7 +211,7 @@ impl Connection {
         self.learn(header);
         match (op, self.state) {
             (Op::Rst, _) => Verdict::Ended,
-            (Op::Response, State::Connecting) => {
+            (Op::Response, State::Connecting) if !self.pending.request => {
                 self.state = State::Established;
                 self.deadline = None;
                 // The first bytes into an empty socket buffer: they fit.

@@ -4,15 +4,18 @@ use std::io;
 use std::path::PathBuf;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::muxer::Muxer;
 use super::packet::HEADER;
 use super::persist::{SavedVsock, VERSION};
 use crate::devices::buffers::{Segments, gather};
-use crate::devices::ring::{Active, BUDGET};
+use crate::devices::ring::{Active, BUDGET, Ring};
 use crate::event_loop::EventSet;
-use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::memory::GuestMemory;
+use crate::virtio::device::{
+    Activation, DeviceError, Interrupt, SavedDevice, VirtioDevice, read_saved,
+};
 
 /// Towards the guest, from the guest, events (virtio 1.2 §5.10.2).
 const RX: u16 = 0;
@@ -67,6 +70,19 @@ pub enum VsockError {
     },
 }
 
+/// What a restored driver knows of the end of its connections (virtio 1.2 §5.10.6.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TransportReset {
+    /// All it has to.
+    Settled,
+    /// It is to be told.
+    Due,
+    /// It was told in the buffer at this address, and ends all connections it has when it comes to
+    /// that. It gives the buffer back when it has: Linux adds it to the queue again after
+    /// `virtio_vsock_event_handle`.
+    Told(GuestAddress),
+}
+
 /// The device.
 #[derive(Debug)]
 pub struct VsockDevice {
@@ -74,8 +90,7 @@ pub struct VsockDevice {
     muxer: Muxer,
     active: Option<Active>,
     quiesced: bool,
-    /// The driver is to be told that its connections are gone.
-    announce_reset: bool,
+    transport_reset: TransportReset,
     /// Packets of the guest wait for room for our refusals.
     tx_waits: bool,
     readable: Segments,
@@ -103,22 +118,26 @@ impl VsockDevice {
             muxer,
             active: None,
             quiesced: false,
-            announce_reset: false,
+            transport_reset: TransportReset::Settled,
             tx_waits: false,
             readable: Segments::new(),
             writable: Segments::new(),
         })
     }
 
-    /// Makes the device for a restored VM: the driver will be told that its connections are gone.
+    /// Makes the device for a restored VM: the driver will be told that its connections are gone, and
+    /// hears of new ones when it has taken note.
     ///
     /// # Errors
     /// See [`VsockError`].
     pub fn restore(config: VsockConfig, state: &serde_json::Value) -> Result<Self, VsockError> {
-        read_saved(state, VERSION, |saved: &SavedVsock| saved.version)
+        let saved = read_saved(state, VERSION, |saved: &SavedVsock| saved.version)
             .map_err(|reason| VsockError::Saved { reason })?;
         let mut device = VsockDevice::new(config)?;
-        device.announce_reset = true;
+        device.transport_reset = TransportReset::Due;
+        let former = (saved.cid != device.cid).then_some(saved.cid);
+        device.muxer.hold(former);
+        device.muxer.set_next_port(saved.next_port);
         Ok(device)
     }
 
@@ -238,40 +257,58 @@ impl VsockDevice {
         }
     }
 
-    /// Tells a restored driver that its connections are gone.
+    /// Tells a restored driver that its connections are gone, and once it has ended them, of the new
+    /// ones. Those that the driver hears of before would be ended with the old.
     fn process_event(&mut self) {
-        let Some(active) = self.active.as_mut() else {
-            return;
-        };
-        if !self.announce_reset {
-            return;
+        if self.transport_reset == TransportReset::Due {
+            self.tell_reset();
         }
-        let Some(position) = active.position(EVENT) else {
+        if self.has_taken_reset() {
+            self.transport_reset = TransportReset::Settled;
+            // What it sent before comes from its former address.
+            self.process_tx();
+            self.muxer.release();
+        }
+    }
+
+    /// Writes the event into the driver's next buffer.
+    fn tell_reset(&mut self) {
+        let Some((mem, interrupt, ring)) = event_ring(&mut self.active) else {
             return;
         };
-        let Some(ring) = active.rings.get_mut(position) else {
-            return;
-        };
-        let Some(chain) = ring.pop(&active.mem) else {
+        let mut chain = ring.pop(mem);
+        if chain.is_none() && ring.listen(mem) {
+            chain = ring.pop(mem);
+        }
+        let Some(chain) = chain else {
             return;
         };
         let head = chain.head_index();
-        let mut written = 0;
-        for descriptor in chain {
-            if descriptor.is_write_only()
-                && descriptor.len() >= 4
-                && active
-                    .mem
-                    .write_obj(TRANSPORT_RESET.to_le(), descriptor.addr())
-                    .is_ok()
-            {
-                written = 4;
-                break;
-            }
+        let buffer = chain
+            .writable()
+            .find(|buffer| buffer.len() >= 4)
+            .map(|buffer| buffer.addr())
+            .filter(|at| mem.write_obj(TRANSPORT_RESET.to_le(), *at).is_ok());
+        ring.push(mem, head, if buffer.is_some() { 4 } else { 0 });
+        ring.notify(mem, interrupt);
+        match buffer {
+            Some(at) => self.transport_reset = TransportReset::Told(at),
+            // The next may do.
+            None => ring.kick_self(),
         }
-        self.announce_reset = written == 0;
-        ring.push(&active.mem, head, written);
-        ring.notify(&active.mem, active.interrupt.as_ref());
+    }
+
+    /// Whether the driver has done what the event asks of it; if not, it kicks with the next buffer.
+    fn has_taken_reset(&mut self) -> bool {
+        let TransportReset::Told(buffer) = self.transport_reset else {
+            return false;
+        };
+        let Some((mem, _, ring)) = event_ring(&mut self.active) else {
+            return false;
+        };
+        ring.look(mem, |chain| {
+            chain.writable().any(|piece| piece.addr() == buffer)
+        })
     }
 
     fn stop(&mut self) {
@@ -280,9 +317,19 @@ impl VsockDevice {
             active.unwatch();
         }
         self.muxer.clear();
+        // A driver that starts anew has no connections.
+        self.transport_reset = TransportReset::Settled;
         self.tx_waits = false;
         self.quiesced = false;
     }
+}
+
+/// The event queue with what working it takes.
+fn event_ring(active: &mut Option<Active>) -> Option<(&GuestMemory, &dyn Interrupt, &mut Ring)> {
+    let active = active.as_mut()?;
+    let position = active.position(EVENT)?;
+    let ring = active.rings.get_mut(position)?;
+    Some((&active.mem, active.interrupt.as_ref(), ring))
 }
 
 impl VirtioDevice for VsockDevice {
@@ -326,6 +373,11 @@ impl VirtioDevice for VsockDevice {
             .events
             .add(self.muxer.fd(), MUXER, EventSet::IN)
             .map_err(|e| self.io("watching its sockets", e))?;
+        if active.position(EVENT).is_none() {
+            // It cannot be told anything, so there is nothing to wait for.
+            self.transport_reset = TransportReset::Settled;
+            self.muxer.release();
+        }
         self.active = Some(active);
         self.quiesced = false;
         Ok(())
@@ -390,6 +442,7 @@ impl VirtioDevice for VsockDevice {
         let state = serde_json::to_value(SavedVsock {
             version: VERSION,
             cid: self.cid,
+            next_port: self.muxer.next_port(),
         })
         .map_err(|e| DeviceError::Device {
             device: self.id().to_owned(),

@@ -18,13 +18,17 @@ use vm_memory::{Bytes, GuestAddress};
 use super::packet::{HEADER, HOST_CID, Header, Op, SHUTDOWN_BOTH, SHUTDOWN_SEND, TYPE_STREAM};
 use super::*;
 use crate::devices::testing::{DATA, DriverQueue, Machine, PATIENCE};
-use crate::virtio::device::{SavedDevice, VirtioDevice};
+use crate::virtio::device::VirtioDevice;
+
+mod restored;
 
 const CID: u64 = 42;
 /// Receive buffers as Linux has them.
 const RX_BYTES: u32 = 4096;
 const RX_COUNT: u64 = 64;
 const TX: u64 = DATA + RX_COUNT * RX_BYTES as u64;
+/// Buffers for events, after all else.
+const EVENTS: u64 = TX + (2 << 20);
 /// The guest's own receive buffer per connection.
 const ALLOC: u32 = 32 << 10;
 
@@ -33,6 +37,12 @@ struct Guest {
     rx: DriverQueue,
     tx: DriverQueue,
     event: DriverQueue,
+    /// The event buffers the device has, in the order it uses them.
+    events: VecDeque<u64>,
+    /// The next buffer for events that it has not used yet.
+    next_event: u64,
+    /// Its address.
+    cid: u64,
     heads: HashMap<u16, u64>,
     /// How large the receive buffers are that it gives from now on.
     rx_bytes: u32,
@@ -64,6 +74,9 @@ impl Guest {
             rx,
             tx,
             event,
+            events: VecDeque::new(),
+            next_event: EVENTS,
+            cid: CID,
             heads: HashMap::new(),
             rx_bytes: RX_BYTES,
             inbox: VecDeque::new(),
@@ -100,7 +113,7 @@ impl Guest {
 
     fn send(&mut self, op: Op, guest_port: u32, host_port: u32, flags: u32, data: &[u8]) {
         let header = Header {
-            src_cid: CID,
+            src_cid: self.cid,
             dst_cid: HOST_CID,
             src_port: guest_port,
             dst_port: host_port,
@@ -129,14 +142,19 @@ impl Guest {
         self.rx.kick();
         let header = Header::parse(bytes.first_chunk().unwrap());
         assert_eq!(header.src_cid, HOST_CID);
-        assert_eq!(header.dst_cid, CID);
+        assert_eq!(header.dst_cid, self.cid);
         assert_eq!(header.len as usize, bytes.len() - HEADER);
         Some((header, bytes.split_off(HEADER)))
     }
 
     fn next(&mut self) -> (Header, Vec<u8>) {
         self.next_until(Instant::now() + PATIENCE)
-            .expect("a packet for the guest")
+            .unwrap_or_else(|| {
+                panic!(
+                    "no packet for the guest: {}",
+                    self.machine.device().metrics()
+                )
+            })
     }
 
     fn quiet(&mut self) {
@@ -144,13 +162,24 @@ impl Guest {
         assert!(got.is_none(), "unexpected {got:?}");
     }
 
-    /// A host client connects to `port`, the guest accepts: the client and its host port.
-    fn connect(&mut self, port: u32) -> (UnixStream, u32) {
+    /// A host client that asks for `port`.
+    fn ask(&self, port: u32) -> UnixStream {
         let mut client = UnixStream::connect(&self.path).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         client
             .write_all(format!("CONNECT {port}\n").as_bytes())
             .unwrap();
+        client
+    }
+
+    /// A host client connects to `port`, the guest accepts: the client and its host port.
+    fn connect(&mut self, port: u32) -> (UnixStream, u32) {
+        let client = self.ask(port);
+        self.accept(client, port)
+    }
+
+    /// The guest accepts what `client` asked for.
+    fn accept(&mut self, mut client: UnixStream, port: u32) -> (UnixStream, u32) {
         let (request, _) = self.next();
         assert_eq!(request.op, Op::Request as u16);
         assert_eq!(request.dst_port, port);
@@ -494,38 +523,6 @@ fn a_client_that_says_nothing_is_let_go() {
 }
 
 #[test]
-fn a_restored_guest_is_told_and_new_connections_work() {
-    let guest = Guest::new();
-    guest.machine.device().quiesce().unwrap();
-    let SavedDevice { state, queues } = guest.machine.device().save().unwrap();
-    assert_eq!(queues.len(), 3);
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("w.sock");
-    let config = VsockConfig {
-        cid: CID,
-        path: path.clone(),
-    };
-    let mut device = VsockDevice::restore(config, &state).unwrap();
-    let mut space = [0u8; 8];
-    device.read_config(0, &mut space);
-    assert_eq!(u64::from_le_bytes(space), CID);
-    device.reset();
-    let mut second = Guest::start(device, dir, path);
-    let at = TX + 0x1000;
-    second
-        .machine
-        .mem
-        .write_obj(0xffff_ffffu32, GuestAddress(at))
-        .unwrap();
-    let head = second.event.offer(&[(at, 4, true)]);
-    second.event.kick();
-    assert_eq!(second.event.wait(), (head, 4));
-    let id: u32 = second.machine.mem.read_obj(GuestAddress(at)).unwrap();
-    assert_eq!(id, 0);
-    let _ = second.connect(1024);
-}
-
-#[test]
 fn while_paused_nothing_moves_and_afterwards_all_does() {
     let mut guest = Guest::new();
     let (mut client, _) = guest.connect(7);
@@ -534,6 +531,47 @@ fn while_paused_nothing_moves_and_afterwards_all_does() {
     guest.quiet();
     guest.machine.device().resume().unwrap();
     assert_eq!(guest.next().1, b"later");
+}
+
+/// A container's way to its guest's agent, which trusts whoever comes by vsock: neither by an
+/// address that is not the host's, nor in the name of one that is not the guest's own.
+#[test]
+fn the_guest_cannot_reach_itself_or_others_by_way_of_the_vmm() {
+    let mut guest = Guest::new();
+    let listener = UnixListener::bind(format!("{}_1024", guest.path.display())).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (mut client, port) = guest.connect(1024);
+    let own = (CID, HOST_CID);
+    let elsewhere = [0, 1, HOST_CID, 3, CID, CID + 1, CID | 1 << 32, u64::MAX]
+        .into_iter()
+        .flat_map(|cid| [(CID, cid), (cid, HOST_CID), (HOST_CID, cid), (cid, cid)])
+        .filter(|addresses| *addresses != own);
+    let mut sent = 0;
+    for (src_cid, dst_cid) in elsewhere {
+        for op in 0..9 {
+            for (src_port, dst_port) in [(5000, 1024), (1024, port), (port, 1024)] {
+                let header = Header {
+                    src_cid,
+                    dst_cid,
+                    src_port,
+                    dst_port,
+                    kind: TYPE_STREAM,
+                    op,
+                    buf_alloc: ALLOC,
+                    ..Header::default()
+                };
+                guest.send_header(header, &[]);
+                sent += 1;
+            }
+        }
+    }
+    guest.quiet();
+    assert_eq!(guest.metric("malformed"), sent);
+    assert_eq!(guest.metric("guest_connects"), 0);
+    assert!(listener.accept().is_err(), "someone was let in");
+    // The host's own connection has seen nothing of it.
+    client.write_all(b"ping").unwrap();
+    assert_eq!(guest.next().1, b"ping");
 }
 
 #[test]

@@ -3,7 +3,11 @@
 //!
 //! The muxer knows no rings. It has an epoll of its own, which the device shows to the event loop
 //! as one descriptor. Everything is bounded: connections, handshakes, refusals waiting to be
-//! sent, and bytes held for the host.
+//! sent, and bytes held for the host. `clients` is the host's side of the table.
+
+mod clients;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -17,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::connection::{Connection, Key, State, Verdict};
-use super::handshake::{Handshake, Progress};
+use super::handshake::Handshake;
 use super::metrics::VsockMetrics;
 use super::packet::{BadPacket, HEADER, HOST_CID, Header, Op, TYPE_STREAM, check};
 use super::sockets::{connect, port_path, spare};
@@ -31,7 +35,8 @@ pub const MAX_FROM_GUEST: usize = 256;
 const MAX_REFUSALS: usize = 256;
 /// How long a host client may take for its line.
 const HANDSHAKE: Duration = Duration::from_secs(2);
-/// How long the guest may take to answer a connection request.
+/// How long the guest may take to answer a connection request; after a restore, first as long to
+/// take the event that the request waits for.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long the guest may take to confirm the end of a connection.
 const CLOSE: Duration = Duration::from_secs(8);
@@ -73,6 +78,10 @@ pub struct Muxer {
     keys: HashMap<Key, u64>,
     /// Connections with something for the guest, in turn.
     ready: VecDeque<u64>,
+    /// New connections are not shown to the guest yet; see [`Muxer::hold`].
+    held: bool,
+    /// The address that the driver of a restored guest may still send from.
+    former_cid: Option<u64>,
     /// Resets for packets that belong to no connection.
     refusals: VecDeque<Header>,
     next_id: u64,
@@ -123,12 +132,25 @@ impl Muxer {
             peers: HashMap::new(),
             keys: HashMap::new(),
             ready: VecDeque::new(),
+            held: false,
+            former_cid: None,
             refusals: VecDeque::new(),
             next_id: FIRST_PEER,
             next_port: FIRST_PORT,
             scratch: Segments::new(),
             metrics: VsockMetrics::default(),
         })
+    }
+
+    /// The host port of the next host client.
+    #[must_use]
+    pub fn next_port(&self) -> u32 {
+        self.next_port
+    }
+
+    /// Goes on with the ports of host clients from `port`.
+    pub fn set_next_port(&mut self, port: u32) {
+        self.next_port = port.max(FIRST_PORT);
     }
 
     /// Readable when [`Muxer::turn`] has something to do.
@@ -140,7 +162,32 @@ impl Muxer {
     /// Whether the guest is to be told something.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        !self.ready.is_empty() || !self.refusals.is_empty()
+        !self.refusals.is_empty() || (!self.held && !self.ready.is_empty())
+    }
+
+    /// From now on connections are made, but the guest hears of none until [`Muxer::release`]: it
+    /// is about to end all connections it knows of. Refusals go on. Until then the guest may also
+    /// send from `former_cid`, which it had before.
+    pub fn hold(&mut self, former_cid: Option<u64>) {
+        self.held = true;
+        self.former_cid = former_cid;
+    }
+
+    /// The guest has ended the connections it had: it hears of the new ones now, and has the usual
+    /// time to answer.
+    pub fn release(&mut self) {
+        self.former_cid = None;
+        if !std::mem::take(&mut self.held) {
+            return;
+        }
+        let deadline = Instant::now() + CONNECT;
+        for peer in self.peers.values_mut() {
+            if let Peer::Connection(c) = peer
+                && c.state == State::Connecting
+            {
+                c.deadline = Some(deadline);
+            }
+        }
     }
 
     /// Whether packets of the guest have to wait until it gives buffers for our refusals.
@@ -155,6 +202,8 @@ impl Muxer {
         self.keys.clear();
         self.ready.clear();
         self.refusals.clear();
+        self.held = false;
+        self.former_cid = None;
         self.metrics.connections = 0;
     }
 
@@ -175,33 +224,6 @@ impl Muxer {
         self.keep_time();
     }
 
-    fn accept(&mut self) {
-        // A bounded number at a time; the listener stays readable when more wait.
-        for _ in 0..16 {
-            let stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                    // Left in its queue, the client would keep the event loop spinning.
-                    self.spare = None;
-                    drop(self.listener.accept());
-                    self.spare = spare().ok();
-                    self.metrics.refused += 1;
-                    return;
-                }
-                Err(_) => return,
-            };
-            if self.peers.len() >= MAX_PEERS || stream.set_nonblocking(true).is_err() {
-                // Dropped: the client sees the end.
-                self.metrics.refused += 1;
-                continue;
-            }
-            let handshake = Handshake::new(stream, Instant::now() + HANDSHAKE);
-            let fd = handshake.stream.as_raw_fd();
-            // The line may be there already: the edge comes with the registration.
-            self.add_peer(Peer::Handshake(handshake), fd);
-        }
-    }
-
     /// Enters a peer into the table and the epoll.
     fn add_peer(&mut self, peer: Peer, fd: RawFd) -> Option<u64> {
         let id = self.next_id;
@@ -214,54 +236,13 @@ impl Muxer {
         Some(id)
     }
 
-    fn peer_event(&mut self, id: u64, events: EventSet) {
-        match self.peers.get_mut(&id) {
-            Some(Peer::Handshake(handshake)) => match handshake.advance() {
-                Progress::Waiting => {}
-                Progress::Bad => {
-                    self.metrics.refused += 1;
-                    self.peers.remove(&id);
-                }
-                Progress::Connect(port) => self.connect_guest(id, port),
-            },
-            Some(Peer::Connection(c)) => {
-                let hung_up = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
-                c.socket_event(
-                    events.intersects(EventSet::IN | EventSet::READ_HANG_UP),
-                    events.contains(EventSet::OUT),
-                    hung_up,
-                );
-                c.flush();
-                if c.state == State::Draining {
-                    c.deadline = Some(Instant::now() + LINGER);
-                }
-                self.after(id);
-            }
-            None => {}
-        }
-    }
-
-    /// A host client has said where it wants to go.
-    fn connect_guest(&mut self, id: u64, guest_port: u32) {
-        let key = loop {
-            let key = Key {
-                host_port: self.next_port,
-                guest_port,
-            };
-            // At most MAX_PEERS ports are taken, so this ends.
-            self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
-            if !self.keys.contains_key(&key) {
-                break key;
-            }
-        };
-        let size = buffer_size(self.peers.len());
-        if let Some(Peer::Handshake(h)) = self.peers.remove(&id) {
-            self.metrics.host_connects += 1;
-            let c = Connection::from_host(h.stream, key, size, Instant::now() + CONNECT);
-            self.peers.insert(id, Peer::Connection(Box::new(c)));
-            self.keys.insert(key, id);
-            self.count();
-            self.after(id);
+    /// Takes a peer out of the table, and out of the queue of those with news: a guest that gives no
+    /// buffers must not make that longer than the table.
+    fn forget(&mut self, id: u64) {
+        if let Some(Peer::Connection(c)) = self.peers.remove(&id)
+            && c.queued
+        {
+            self.ready.retain(|queued| *queued != id);
         }
     }
 
@@ -272,7 +253,7 @@ impl Muxer {
         };
         if c.state == State::Draining {
             if c.drained() {
-                self.peers.remove(&id);
+                self.forget(id);
                 self.count();
             }
             return;
@@ -297,7 +278,7 @@ impl Muxer {
                 c.state = State::Draining;
                 c.deadline = Some(Instant::now() + LINGER);
             } else {
-                self.peers.remove(&id);
+                self.forget(id);
             }
         }
         self.count();
@@ -315,7 +296,10 @@ impl Muxer {
             return;
         }
         packet.advance(HEADER);
-        let header = Header::parse(&bytes);
+        let mut header = Header::parse(&bytes);
+        if self.former_cid == Some(header.src_cid) {
+            header.src_cid = self.cid;
+        }
         self.metrics.packets_from_guest += 1;
         let op = match check(&header, packet.len(), self.cid) {
             Ok(op) => op,
@@ -434,6 +418,9 @@ impl Muxer {
             self.metrics.packets_to_guest += 1;
             return Some(HEADER);
         }
+        if self.held {
+            return None;
+        }
         // Each has one turn: one with data that a buffer without room for any cannot take goes back
         // into the queue, and a guest that gives such buffers must not keep this thread.
         for _ in 0..self.ready.len() {
@@ -483,11 +470,13 @@ impl Muxer {
             if let Some(Peer::Connection(c)) = self.peers.get(&id)
                 && c.state != State::Draining
             {
-                let key = c.key;
+                let (key, asked) = (c.key, !c.is_unasked());
                 self.keys.remove(&key);
-                self.plan_reset(key);
+                if asked {
+                    self.plan_reset(key);
+                }
             }
-            self.peers.remove(&id);
+            self.forget(id);
         }
         self.count();
     }
