@@ -100,12 +100,14 @@ pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
 pub const VICTIM: &str = "/opt/bh-victim";
 
 /// Images in which a place that every runtime uses is a link to the node: name, place, target.
-pub const LINKS: [(&str, &str, &str); 7] = [
+pub const LINKS: [(&str, &str, &str); 9] = [
     ("link-dev", "dev", VICTIM),
     ("link-proc", "proc", VICTIM),
     ("link-sys", "sys", VICTIM),
     ("link-etc", "etc", VICTIM),
     ("link-tmp", "tmp", VICTIM),
+    ("link-var-run", "var/run", VICTIM),
+    ("link-etc-hosts", "etc/hosts", "/opt/bh-victim/hosts"),
     // As many steps up as reach the node's root from wherever the image is mounted.
     (
         "link-dev-up",
