@@ -100,7 +100,7 @@ pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
 pub const VICTIM: &str = "/opt/bh-victim";
 
 /// Images in which a place that every runtime uses is a link to the node: name, place, target.
-pub const LINKS: [(&str, &str, &str); 9] = [
+pub const LINKS: [(&str, &str, &str); 13] = [
     ("link-dev", "dev", VICTIM),
     ("link-proc", "proc", VICTIM),
     ("link-sys", "sys", VICTIM),
@@ -108,6 +108,12 @@ pub const LINKS: [(&str, &str, &str); 9] = [
     ("link-tmp", "tmp", VICTIM),
     ("link-var-run", "var/run", VICTIM),
     ("link-etc-hosts", "etc/hosts", "/opt/bh-victim/hosts"),
+    // And those that have a directory of their own there: a step that stays in the image succeeds, and
+    // one that does not is led to the node.
+    ("link-dev-own", "dev", VICTIM),
+    ("link-sys-own", "sys", VICTIM),
+    ("link-etc-own", "etc", VICTIM),
+    ("link-tmp-own", "tmp", VICTIM),
     // As many steps up as reach the node's root from wherever the image is mounted.
     (
         "link-dev-up",
@@ -124,6 +130,9 @@ pub const LINKS: [(&str, &str, &str); 9] = [
 fn link(parts: &Path, name: &str, place: &str, target: &str) -> Result<Image, ImageError> {
     let mut top = Layer::new(Compression::Gzip);
     top.symlink(place, target)?;
+    if name.ends_with("-own") {
+        top.dir("opt", 0o755)?.dir("opt/bh-victim", 0o755)?;
+    }
     Ok(Image {
         name: format!("{name}:latest"),
         layers: vec![base(parts, Compression::Gzip)?, top],

@@ -124,11 +124,12 @@ async fn the_default_apparmor_profile_confines(context: &mut Context) -> Outcome
             .run(&id, &config, with(sleep(name), strong(asked)))
             .await?;
         // Of the container's own process, and of an exec.
-        for file in ["/began", "/proc/self/attr/current"] {
-            let current = cri.shell(&made, &format!("cat {file}")).await?;
+        let began = "until [ -s /began ]; do usleep 10000; done; cat /began";
+        for read in [began, "cat /proc/self/attr/current"] {
+            let current = cri.shell(&made, read).await?;
             check!(
                 current.trim() == format!("{PROFILE} (enforce)"),
-                "{name}, {file}: {current}"
+                "{name}, {read}: {current}"
             );
         }
         for lever in levers {
