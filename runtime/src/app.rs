@@ -6,6 +6,7 @@ use crate::{
     config::Config,
     container::Containers,
     events::Events,
+    host::DefaultProfile,
     images::{Images, ImagesError},
     network::PodNetwork,
     records::{Records, RecordsError},
@@ -35,6 +36,8 @@ pub struct App {
     pub streaming: Streaming,
     /// What the volumes module keeps in memory.
     pub volumes: Volumes,
+    /// The AppArmor profile of pods on the host.
+    pub host_profile: DefaultProfile,
     pod_cidr: Mutex<String>,
 }
 
@@ -61,6 +64,7 @@ impl App {
             events: Events::default(),
             streaming: Streaming::default(),
             volumes: Volumes::default(),
+            host_profile: DefaultProfile::default(),
             images,
             records,
             config,

@@ -9,6 +9,8 @@ use std::{
 use crate::{
     cgroup,
     config::{Config, NetworkMode, VhostNet},
+    host,
+    oci::apparmor::DEFAULT,
 };
 
 /// One requirement and whether it is met.
@@ -62,6 +64,7 @@ pub fn all(config: &Config) -> Vec<Check> {
         check("user namespaces", user_namespaces()),
         check("the agent of pods on the host", host_agent(config)),
         check("loop devices and EROFS for pods on the host", loop_mounts()),
+        check("AppArmor for pods on the host", host_profile()),
     ];
     if config.network.mode == NetworkMode::Cni {
         checks.push(check(
@@ -200,6 +203,15 @@ fn host_agent(config: &Config) -> Found {
     match file(&config.host.agent, "host.agent") {
         Found::Fatal(why) => Found::Missing(format!("{why}; pods on the host do not start")),
         found => found,
+    }
+}
+
+fn host_profile() -> Found {
+    match host::apparmor_parser() {
+        Ok(parser) => Found::Good(format!("{}, by {}", DEFAULT, parser.display())),
+        Err(without) => Found::Missing(format!(
+            "{without}; containers on the host run without an AppArmor profile"
+        )),
     }
 }
 

@@ -111,10 +111,15 @@ impl Host {
             // The test host has one processor; a pod may ask for two all the same.
             format!("[sandbox]\nmax_vcpus = 2\n{}", options.sections)
         };
+        let agent = format!("[host]\nagent = \"{bin}/bulkhead-agent\"\n");
+        let sections = if sections.contains("[host]\n") {
+            sections.replace("[host]\n", &agent)
+        } else {
+            format!("{agent}{sections}")
+        };
         let text = format!(
             "[paths]\nstate_dir = \"{}\"\nrun_dir = \"{}\"\n[vmm]\n{}{}\n[network]\n\
              cni_conf_dir = \"{}\"\ncni_bin_dirs = [\"/usr/lib/cni\", \"{}\"]\n\
-             [host]\nagent = \"{bin}/bulkhead-agent\"\n\
              [registry]\nconfig_dir = \"{}\"\n[volumes]\nsockets = [\"{}\"]\n{}\n",
             state.display(),
             self.run_dir().display(),

@@ -26,7 +26,7 @@ pub enum CgroupError {
         error: io::Error,
     },
     /// A limit was refused.
-    #[error("writing {value:?} to {} failed: {error}; the value or its controller is not available in this guest", path.display())]
+    #[error("writing {value:?} to {} failed: {error}; the kernel does not take the value, or the cgroup lacks its controller", path.display())]
     Limit {
         /// Which file.
         path: PathBuf,
@@ -76,8 +76,9 @@ pub fn make(path: &Path) -> Result<(), CgroupError> {
 /// The first value the kernel refuses.
 pub fn apply(path: &Path, resources: &LinuxResources) -> Result<(), CgroupError> {
     for (file, value) in settings(resources)? {
-        // Nothing of what there is none of is granted anyway.
-        let nothing = file.starts_with("hugetlb.") && value == "0";
+        // Nothing of what there is none of is granted anyway: pages of a size that the kernel does not
+        // have, and swap where it has none at all.
+        let nothing = file.starts_with("hugetlb.") && value == "0" || file == "memory.swap.max";
         let file = path.join(file);
         if nothing && !file.exists() {
             continue;
@@ -404,6 +405,44 @@ mod tests {
             ]
         );
         assert_eq!(files("{}"), []);
+    }
+
+    #[test]
+    fn swap_is_counted_alone_and_lists_are_taken_as_they_are() {
+        assert_eq!(
+            files(
+                r#"{"cpu":{"cpus":"0,2-3","mems":"0"},"memory":{"limit":67108864,"swap":100663296},
+                    "hugepageLimits":[{"pageSize":"2MB","limit":4194304}]}"#
+            ),
+            [
+                pair("cpuset.cpus", "0,2-3"),
+                pair("cpuset.mems", "0"),
+                pair("memory.max", "67108864"),
+                pair("memory.swap.max", "33554432"),
+                pair("hugetlb.2MB.max", "4194304"),
+                pair("hugetlb.2MB.rsvd.max", "4194304"),
+            ]
+        );
+        // Without a limit of memory there is nothing to count from.
+        assert_eq!(files(r#"{"memory":{"swap":100663296}}"#), []);
+        assert_eq!(
+            files(r#"{"memory":{"swap":-1}}"#),
+            [pair("memory.swap.max", "max")]
+        );
+    }
+
+    #[test]
+    fn what_the_kernel_has_none_of_is_no_error_to_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = |json: &str| apply(dir.path(), &serde_json::from_str(json).unwrap());
+        // A plain directory takes every file: what must not be written is not there afterwards.
+        limits(r#"{"memory":{"swap":-1},"hugepageLimits":[{"pageSize":"1GB","limit":0}]}"#)
+            .unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        fs::write(dir.path().join("memory.swap.max"), "max").unwrap();
+        limits(r#"{"memory":{"limit":8388608,"swap":8388608}}"#).unwrap();
+        let written = fs::read_to_string(dir.path().join("memory.swap.max")).unwrap();
+        assert_eq!(written, "0");
     }
 
     #[test]

@@ -148,6 +148,9 @@ sections! {
     host: Host {
         /// The agent, one process per pod; the guests' agent is in vmm.initramfs.
         agent: String = "/usr/lib/bulkhead/bulkhead-agent".into();
+        /// Let containers without a seccomp profile use io_uring of the node's kernel. In a virtual
+        /// machine they always can.
+        allow_io_uring: bool = false;
     }
 
     /// Starting virtual machines.

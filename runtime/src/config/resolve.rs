@@ -146,6 +146,8 @@ pub enum HostNamespacePods {
 pub struct Host {
     /// The agent's program.
     pub agent: PathBuf,
+    /// io_uring for containers without a seccomp profile.
+    pub allow_io_uring: bool,
 }
 
 /// Starting virtual machines.
@@ -413,6 +415,7 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
     };
     let host = Host {
         agent: At("host", "agent").path(&raw.host.agent)?,
+        allow_io_uring: raw.host.allow_io_uring,
     };
 
     let boot = Boot {

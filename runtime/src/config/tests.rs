@@ -19,6 +19,9 @@ fn an_empty_file_is_all_defaults() {
     );
     assert!(config.sandbox.vcpus >= 1);
     assert!(config.boot.parallel >= 2);
+    assert!(!config.host.allow_io_uring);
+    let allowed = Config::parse(Path::new("x"), "[host]\nallow_io_uring = true\n").unwrap();
+    assert!(allowed.host.allow_io_uring);
 }
 
 #[test]
@@ -82,6 +85,10 @@ fn bad_files_name_file_line_key_and_what_is_allowed() {
         (
             "[network]\ncni_bin_dirs = [\"/ok\", \"no\"]",
             &["network.cni_bin_dirs", "\"no\""],
+        ),
+        (
+            "[host]\nallow_io_uring = \"yes\"",
+            &["line 2", "allow_io_uring", "boolean"],
         ),
         ("[cgroup]\ndriver = \"v1\"", &["cgroup.driver", "systemd"]),
         (

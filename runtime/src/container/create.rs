@@ -338,13 +338,22 @@ async fn plan(
         ),
         seccomp::Choice::Unconfined | seccomp::Choice::RuntimeDefault => None,
     };
-    let on_host = sandbox.machine == MachineKind::Host;
+    let kernel = match sandbox.machine {
+        MachineKind::Vm => oci::Kernel::Guest,
+        MachineKind::Host => oci::Kernel::Node {
+            io_uring: app.config.host.allow_io_uring,
+            apparmor: apparmor::choose(&context)? == apparmor::Choice::RuntimeDefault
+                && app.host_profile.ready().await?,
+        },
+    };
+    let on_host = kernel.is_node();
     let mut plan = oci::build(oci::Input {
         config,
         sandbox: &sandbox.config,
         image: &image_process(image),
         localhost_seccomp: localhost.as_ref(),
         volumes: &volume_plan,
+        kernel,
     })?;
     if plan.pid_mode == agent::PidMode::Target {
         check_target(app, sandbox, &plan.pid_target)?;
@@ -361,7 +370,7 @@ async fn plan(
         // The host's own kernel has it, or the agent refuses it: nothing is loaded there for a pod.
         apparmor::Choice::Localhost(_) if on_host => Vec::new(),
         apparmor::Choice::Localhost(profile) => apparmor::Node::default().policy(&profile).await?,
-        apparmor::Choice::Unconfined => Vec::new(),
+        apparmor::Choice::Unconfined | apparmor::Choice::RuntimeDefault => Vec::new(),
     };
     let planned = Planned {
         spec: plan.spec_json()?,

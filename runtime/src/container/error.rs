@@ -5,6 +5,7 @@ use tonic::Code;
 use crate::{
     agent::AgentError,
     error::{Grpc, io_code},
+    host::ProfileError,
     images::ImagesError,
     logs::LogError,
     oci::{OciError, apparmor::AppArmorError},
@@ -105,6 +106,9 @@ pub enum ContainerError {
     /// The AppArmor profile.
     #[error(transparent)]
     AppArmor(#[from] AppArmorError),
+    /// The default AppArmor profile of pods on the host.
+    #[error(transparent)]
+    HostProfile(#[from] ProfileError),
     /// A mount or device.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -152,6 +156,7 @@ impl Grpc for ContainerError {
             Self::Protocol { .. } => Code::Internal,
             Self::Oci(e) => e.code(),
             Self::AppArmor(e) => e.code(),
+            Self::HostProfile(e) => e.code(),
             Self::Volume(e) => e.code(),
             Self::Image(e) => e.code(),
             Self::Log(e) => e.code(),

@@ -10,7 +10,7 @@ use crate::{
     error::chain,
     logs::LogError,
     oci::{OciError, resources},
-    records::ContainerState,
+    records::{ContainerState, MachineKind},
     sandbox::{self, Change},
 };
 
@@ -36,10 +36,12 @@ pub async fn update(
         });
     }
     // Checked as a whole: a limit may be impossible only together with what is there already.
-    let merged = resources::merged(&record.status.resources, &asked);
-    resources::build(&merged)?;
-    let limits = resources::build(&asked)?;
     let pod = app.pods.ready(&record.meta.sandbox_id)?;
+    let sandbox = app.records.sandboxes.get(&record.meta.sandbox_id);
+    let on_node = sandbox.is_some_and(|sandbox| sandbox.machine == MachineKind::Host);
+    let merged = resources::merged(&record.status.resources, &asked);
+    resources::build(&merged, on_node)?;
+    let limits = resources::changed(&asked, &merged, on_node)?;
     let request = UpdateContainerRequest {
         container_id: id.clone(),
         resources: serde_json::to_vec(&limits)

@@ -3,7 +3,8 @@
 //! The profile confines in the guest's kernel, so its policy travels there with the container. A
 //! node that runs AppArmor hands out what its own kernel has loaded, in the kernel's binary form;
 //! on one that does not, the text below `/etc/apparmor.d` is compiled for the guest's kernel. What
-//! is not here: loading the policy (the agent's) and putting a process under it (libcontainer's).
+//! is not here: the default profile of pods on the host (`host::profile`), loading a policy into a
+//! guest and putting a process under a profile (the agent's).
 
 use std::{
     io::Read as _,
@@ -30,18 +31,24 @@ const PARSER_DEADLINE: Duration = Duration::from_secs(60);
 /// What the guest's kernel (6.12) can mediate, in the form apparmor_parser reads.
 const GUEST_FEATURES: &str = include_str!("apparmor_features.txt");
 
+/// The default profile of pods on the host.
+pub const DEFAULT: &str = "bulkhead-default";
+
 /// Which profile is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
-    /// None. The runtime's default is none, too: what it would forbid is out of reach already,
-    /// and the guest's kernel is the pod's own.
+    /// None.
     Unconfined,
+    /// The runtime's, which is [`DEFAULT`] on the node's kernel. In a guest it is none: what it would
+    /// forbid is out of reach already, and the guest's kernel is the pod's own.
+    RuntimeDefault,
     /// One of the node's, by its name.
     Localhost(String),
 }
 
-/// Reads CRI's choice. The older text field counts only when the newer one is absent, and a
-/// privileged container has no profile whatever is said (as Kubernetes documents it).
+/// Reads CRI's choice. The older text field counts only when the newer one is absent, nothing said
+/// is the default, and a privileged container has no profile whatever is said (as Kubernetes
+/// documents it).
 pub fn choose(context: &cri::LinuxContainerSecurityContext) -> Result<Choice, OciError> {
     if context.privileged {
         return Ok(Choice::Unconfined);
@@ -51,7 +58,8 @@ pub fn choose(context: &cri::LinuxContainerSecurityContext) -> Result<Choice, Oc
         return choose_by_text(&context.apparmor_profile);
     };
     match ProfileType::try_from(profile.profile_type) {
-        Ok(ProfileType::RuntimeDefault | ProfileType::Unconfined) => Ok(Choice::Unconfined),
+        Ok(ProfileType::RuntimeDefault) => Ok(Choice::RuntimeDefault),
+        Ok(ProfileType::Unconfined) => Ok(Choice::Unconfined),
         Ok(ProfileType::Localhost) => localhost(&profile.localhost_ref),
         Err(_) => Err(OciError::Invalid {
             field: "apparmor.profile_type",
@@ -63,7 +71,8 @@ pub fn choose(context: &cri::LinuxContainerSecurityContext) -> Result<Choice, Oc
 
 fn choose_by_text(text: &str) -> Result<Choice, OciError> {
     match text {
-        "" | "unconfined" | "runtime/default" => Ok(Choice::Unconfined),
+        "" | "runtime/default" => Ok(Choice::RuntimeDefault),
+        "unconfined" => Ok(Choice::Unconfined),
         other if other.starts_with("localhost/") => localhost(other),
         other => Err(OciError::Invalid {
             field: "apparmor_profile",
@@ -362,9 +371,9 @@ mod tests {
         let chosen = |context: &cri::LinuxContainerSecurityContext| choose(context).unwrap();
         let named = |name: &str| Choice::Localhost(name.to_owned());
         let mut old = cri::LinuxContainerSecurityContext::default();
-        assert_eq!(chosen(&old), Choice::Unconfined);
+        assert_eq!(chosen(&old), Choice::RuntimeDefault);
         for (text, choice) in [
-            ("runtime/default", Choice::Unconfined),
+            ("runtime/default", Choice::RuntimeDefault),
             ("unconfined", Choice::Unconfined),
             ("localhost/a b", named("a b")),
         ] {
@@ -379,6 +388,10 @@ mod tests {
         assert_eq!(chosen(&new), named("x"), "the newer field goes first");
         assert_eq!(
             chosen(&context(ProfileType::RuntimeDefault, "")),
+            Choice::RuntimeDefault
+        );
+        assert_eq!(
+            chosen(&context(ProfileType::Unconfined, "")),
             Choice::Unconfined
         );
         for bad in [

@@ -132,6 +132,29 @@ pub struct Input<'a> {
     pub localhost_seccomp: Option<&'a LinuxSeccomp>,
     /// What its mounts and devices become.
     pub volumes: &'a volumes::Plan,
+    /// Whose kernel it gets.
+    pub kernel: Kernel,
+}
+
+/// The kernel that a container runs on, and what that decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// The guest's, which is the pod's own.
+    Guest,
+    /// The node's.
+    Node {
+        /// io_uring without a seccomp profile (`host.allow_io_uring`).
+        io_uring: bool,
+        /// It has the default AppArmor profile.
+        apparmor: bool,
+    },
+}
+
+impl Kernel {
+    /// Whether it is the node's.
+    pub fn is_node(self) -> bool {
+        matches!(self, Self::Node { .. })
+    }
 }
 
 /// What the agent is told, and what the records keep of it.
@@ -187,11 +210,15 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
                 .build()?,
         ]);
     process = process.oom_score_adj(oom_score(asked.oom_score_adj)?);
-    if let apparmor::Choice::Localhost(profile) = apparmor::choose(&context)? {
-        process = process.apparmor_profile(profile);
+    match (apparmor::choose(&context)?, input.kernel) {
+        (apparmor::Choice::Localhost(profile), _) => process = process.apparmor_profile(profile),
+        (apparmor::Choice::RuntimeDefault, Kernel::Node { apparmor: true, .. }) => {
+            process = process.apparmor_profile(apparmor::DEFAULT);
+        }
+        (apparmor::Choice::RuntimeDefault | apparmor::Choice::Unconfined, _) => {}
     }
 
-    let mut limits = resources::build(&asked)?;
+    let mut limits = resources::build(&asked, input.kernel.is_node())?;
     let mut rules = resources::device_rules(context.privileged)?;
     rules.extend(mounts::device_rules(input.volumes)?);
     limits.set_devices(Some(rules));
@@ -219,7 +246,7 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
         .devices(mounts::devices(context.privileged, input.volumes)?)
         .masked_paths(hidden(&context.masked_paths))
         .readonly_paths(hidden(&context.readonly_paths));
-    if let Some(profile) = filter(&context, &granted, input.localhost_seccomp)? {
+    if let Some(profile) = filter(&context, &granted, &input)? {
         linux = linux.seccomp(profile);
     }
     let root = RootBuilder::default()
@@ -249,12 +276,19 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
 fn filter(
     context: &cri::LinuxContainerSecurityContext,
     granted: &capabilities::Granted,
-    localhost: Option<&LinuxSeccomp>,
+    input: &Input<'_>,
 ) -> Result<Option<LinuxSeccomp>, OciError> {
     match seccomp::choose(context)? {
-        seccomp::Choice::Unconfined => Ok(None),
+        // A privileged container is root on the node with all there is: nothing is held back.
+        seccomp::Choice::Unconfined if context.privileged => Ok(None),
+        seccomp::Choice::Unconfined => match input.kernel {
+            Kernel::Node {
+                io_uring: false, ..
+            } => seccomp::without_io_uring().map(Some),
+            Kernel::Node { io_uring: true, .. } | Kernel::Guest => Ok(None),
+        },
         seccomp::Choice::RuntimeDefault => seccomp::runtime_default(&granted.base).map(Some),
-        seccomp::Choice::Localhost(path) => match localhost {
+        seccomp::Choice::Localhost(path) => match input.localhost_seccomp {
             Some(profile) => Ok(Some(profile.clone())),
             None => Err(OciError::SeccompFile {
                 path,

@@ -1,8 +1,8 @@
-//! Limits: from CRI's numbers to the guest's cgroup.
+//! Limits: from CRI's numbers to the container's cgroup, in the guest or on the node.
 //!
-//! Not carried into the guest, on purpose: cpusets (they number the host's processors; the guest
+//! Not carried into a guest, on purpose: cpusets (they number the host's processors; the guest
 //! has its own, and the pod's host cgroup already confines the VM) and the swap limit (the guest has
-//! no swap). Both are recorded and reported.
+//! no swap). Both are recorded and reported. On the node they hold.
 
 use std::collections::HashMap;
 
@@ -25,7 +25,7 @@ const MEMORY_MIN: i64 = 4 * 1024 * 1024;
 
 /// The checked limits as the OCI spec has them. `unset` values (0) stay absent, so that an update
 /// with them leaves what is there.
-pub fn build(asked: &LinuxContainerResources) -> Result<LinuxResources, OciError> {
+pub fn build(asked: &LinuxContainerResources, on_node: bool) -> Result<LinuxResources, OciError> {
     let mut cpu = LinuxCpuBuilder::default();
     let mut any_cpu = false;
     if let Some(shares) = shares(asked.cpu_shares)? {
@@ -40,14 +40,33 @@ pub fn build(asked: &LinuxContainerResources) -> Result<LinuxResources, OciError
         cpu = cpu.period(period);
         any_cpu = true;
     }
+    if on_node {
+        if let Some(list) = number_list("cpuset_cpus", &asked.cpuset_cpus)? {
+            cpu = cpu.cpus(list);
+            any_cpu = true;
+        }
+        if let Some(list) = number_list("cpuset_mems", &asked.cpuset_mems)? {
+            cpu = cpu.mems(list);
+            any_cpu = true;
+        }
+    }
     let mut resources = LinuxResourcesBuilder::default();
     if any_cpu {
         resources = resources.cpu(cpu.build()?);
     }
-    if let Some(limit) = memory(asked.memory_limit_in_bytes)? {
-        resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).build()?);
-    }
     check_swap(asked)?;
+    let limit = memory(asked.memory_limit_in_bytes)?;
+    let swap = if on_node { swap(asked)? } else { None };
+    if limit.is_some() || swap.is_some() {
+        let mut memory = LinuxMemoryBuilder::default();
+        if let Some(limit) = limit {
+            memory = memory.limit(limit);
+        }
+        if let Some(swap) = swap {
+            memory = memory.swap(swap);
+        }
+        resources = resources.memory(memory.build()?);
+    }
     if !asked.hugepage_limits.is_empty() {
         let limits: Result<Vec<_>, _> = asked.hugepage_limits.iter().map(huge_pages).collect();
         resources = resources.hugepage_limits(limits?);
@@ -130,6 +149,44 @@ fn check_swap(asked: &LinuxContainerResources) -> Result<(), OciError> {
     Ok(())
 }
 
+/// Memory and swap together. The kernel wants swap alone, so that there must be a limit of memory to
+/// take off.
+fn swap(asked: &LinuxContainerResources) -> Result<Option<i64>, OciError> {
+    match asked.memory_swap_limit_in_bytes {
+        0 => Ok(None),
+        swap if swap > 0 && asked.memory_limit_in_bytes <= 0 => Err(OciError::Invalid {
+            field: "memory_swap_limit_in_bytes",
+            value: swap.to_string(),
+            allowed: "0 (unset) or -1 (no limit), where the container has no memory limit",
+        }),
+        swap => Ok(Some(swap)),
+    }
+}
+
+/// Processors or memory nodes, as `0-3,8`; nothing said stays absent.
+fn number_list(field: &'static str, text: &str) -> Result<Option<String>, OciError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let number = |text: &str| {
+        let digits = (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| text.parse::<u32>().ok()).flatten()
+    };
+    let range = |part: &str| match part.split_once('-') {
+        None => number(part).is_some(),
+        Some((first, last)) => number(first).zip(number(last)).is_some_and(|(a, b)| a <= b),
+    };
+    if text.len() <= 4096 && text.split(',').all(range) {
+        Ok(Some(text.to_owned()))
+    } else {
+        Err(OciError::Invalid {
+            field,
+            value: format!("{text:.80}"),
+            allowed: "numbers and ranges of them, such as 0-3,8",
+        })
+    }
+}
+
 /// A limit on huge pages of one size. Those of zero count, too: another container of the pod may
 /// have some.
 fn huge_pages(asked: &HugepageLimit) -> Result<LinuxHugepageLimit, OciError> {
@@ -200,6 +257,19 @@ fn unified(asked: &HashMap<String, String>) -> Result<HashMap<String, String>, O
     Ok(asked.clone())
 }
 
+/// What an update writes: what it names, with the memory limit that a new swap limit counts from.
+pub fn changed(
+    asked: &LinuxContainerResources,
+    merged: &LinuxContainerResources,
+    on_node: bool,
+) -> Result<LinuxResources, OciError> {
+    let mut asked = asked.clone();
+    if asked.memory_swap_limit_in_bytes != 0 && asked.memory_limit_in_bytes == 0 {
+        asked.memory_limit_in_bytes = merged.memory_limit_in_bytes;
+    }
+    build(&asked, on_node)
+}
+
 /// What a container's limits are after an update: what the update leaves unset stays.
 pub fn merged(
     old: &LinuxContainerResources,
@@ -229,10 +299,21 @@ pub fn merged(
             update.hugepage_limits.clone()
         },
         unified,
-        memory_swap_limit_in_bytes: keep(
-            update.memory_swap_limit_in_bytes,
-            old.memory_swap_limit_in_bytes,
-        ),
+        memory_swap_limit_in_bytes: keep(update.memory_swap_limit_in_bytes, kept_swap(old, update)),
+    }
+}
+
+/// Memory and swap together after an update that does not name it: the kernel counts swap alone, and
+/// so the part that is swap stays.
+fn kept_swap(old: &LinuxContainerResources, update: &LinuxContainerResources) -> i64 {
+    let (memory, total) = (old.memory_limit_in_bytes, old.memory_swap_limit_in_bytes);
+    match update.memory_limit_in_bytes {
+        new if new > 0 && memory > 0 && total > 0 => {
+            new.saturating_add(total.saturating_sub(memory))
+        }
+        // Memory alone has no limit any more; the two together have none either.
+        new if new < 0 && total > 0 => -1,
+        _ => total,
     }
 }
 
@@ -248,37 +329,95 @@ mod tests {
 
     #[test]
     fn nothing_asked_is_nothing_set() {
-        let built = build(&LinuxContainerResources::default()).unwrap();
+        let built = build(&LinuxContainerResources::default(), false).unwrap();
         assert!(built.cpu().is_none() && built.memory().is_none() && built.unified().is_none());
     }
 
     #[test]
     fn what_a_kubelet_sends() {
-        let built = build(&with(|r| {
+        let asked = with(|r| {
             r.cpu_period = 100_000;
             r.cpu_quota = 20_000;
             r.cpu_shares = 204;
             r.memory_limit_in_bytes = 134_217_728;
-            r.memory_swap_limit_in_bytes = 134_217_728;
+            r.memory_swap_limit_in_bytes = 201_326_592;
             r.cpuset_cpus = "0-3".into();
+            r.cpuset_mems = "0".into();
             r.hugepage_limits = vec![HugepageLimit {
                 page_size: "2MB".into(),
                 limit: 0,
             }];
-        }))
-        .unwrap();
-        let cpu = built.cpu().as_ref().unwrap();
+        });
+        for on_node in [false, true] {
+            let built = build(&asked, on_node).unwrap();
+            let cpu = built.cpu().as_ref().unwrap();
+            assert_eq!(
+                (cpu.quota(), cpu.period(), cpu.shares()),
+                (Some(20_000), Some(100_000), Some(204))
+            );
+            let memory = built.memory().unwrap();
+            assert_eq!(memory.limit(), Some(134_217_728));
+            let huge = built.hugepage_limits().clone().unwrap();
+            assert_eq!((huge[0].page_size().as_str(), huge[0].limit()), ("2MB", 0));
+            // The node's processors and its swap mean nothing in a guest.
+            assert_eq!(cpu.cpus().as_deref(), on_node.then_some("0-3"));
+            assert_eq!(cpu.mems().as_deref(), on_node.then_some("0"));
+            assert_eq!(memory.swap(), on_node.then_some(201_326_592));
+        }
+    }
+
+    #[test]
+    fn lists_of_processors_are_the_kernels() {
+        let list = |text: &str| build(&with(|r| r.cpuset_cpus = text.into()), true);
+        for good in ["0", "0-3", "0-3,8,10-11", "1,1"] {
+            let built = list(good).unwrap();
+            assert_eq!(built.cpu().as_ref().unwrap().cpus().as_deref(), Some(good));
+        }
+        let none = list("").unwrap();
+        assert!(none.cpu().is_none());
+        for bad in [" ", "a", "3-", "-3", "3-1", "0,", "0\n", "0-1-2", "123456"] {
+            assert!(list(bad).is_err(), "{bad:?}");
+        }
+        assert!(build(&with(|r| r.cpuset_mems = "x".into()), true).is_err());
+    }
+
+    #[test]
+    fn swap_counts_from_the_memory_limit() {
+        let swap = |memory, swap, on_node| {
+            build(
+                &with(|r| {
+                    r.memory_limit_in_bytes = memory;
+                    r.memory_swap_limit_in_bytes = swap;
+                }),
+                on_node,
+            )
+        };
+        assert!(swap(0, 1 << 30, true).is_err() && swap(-1, 1 << 30, true).is_err());
+        assert!(swap(0, 1 << 30, false).is_ok());
+        let unlimited = swap(0, -1, true).unwrap();
+        assert_eq!(unlimited.memory().unwrap().swap(), Some(-1));
+
+        let old = with(|r| {
+            r.memory_limit_in_bytes = 64 << 20;
+            r.memory_swap_limit_in_bytes = 80 << 20;
+        });
+        // Swap alone: it counts from what the container has.
+        let asked = with(|r| r.memory_swap_limit_in_bytes = 96 << 20);
+        let written = changed(&asked, &merged(&old, &asked), true).unwrap();
+        let memory = written.memory().unwrap();
         assert_eq!(
-            (cpu.quota(), cpu.period(), cpu.shares()),
-            (Some(20_000), Some(100_000), Some(204))
+            (memory.limit(), memory.swap()),
+            (Some(64 << 20), Some(96 << 20))
         );
-        assert!(
-            cpu.cpus().is_none(),
-            "host processors mean nothing in a guest"
-        );
-        assert_eq!(built.memory().unwrap().limit(), Some(134_217_728));
-        let huge = built.hugepage_limits().clone().unwrap();
-        assert_eq!((huge[0].page_size().as_str(), huge[0].limit()), ("2MB", 0));
+        // Memory alone: the swap on top stays, also where it then is less than the sum that was.
+        let asked = with(|r| r.memory_limit_in_bytes = 128 << 20);
+        let after = merged(&old, &asked);
+        assert_eq!(after.memory_swap_limit_in_bytes, 144 << 20);
+        build(&after, true).unwrap();
+        let written = changed(&asked, &after, true).unwrap();
+        assert_eq!(written.memory().unwrap().swap(), None);
+        let asked = with(|r| r.memory_limit_in_bytes = -1);
+        build(&merged(&old, &asked), true).unwrap();
     }
 
     #[test]
@@ -327,7 +466,7 @@ mod tests {
             }),
         ];
         for (nth, change) in bad.into_iter().enumerate() {
-            assert!(build(&with(change)).is_err(), "case {nth}");
+            assert!(build(&with(change), false).is_err(), "case {nth}");
         }
         for key in [
             "",
@@ -341,7 +480,7 @@ mod tests {
             let asked = with(|r| {
                 r.unified.insert(key.into(), "1".into());
             });
-            assert!(build(&asked).is_err(), "{key:?}");
+            assert!(build(&asked, false).is_err(), "{key:?}");
         }
     }
 

@@ -12,6 +12,10 @@ fn config() -> cri::ContainerConfig {
 }
 
 fn plan(config: &cri::ContainerConfig) -> Result<Plan, OciError> {
+    plan_on(config, Kernel::Guest)
+}
+
+fn plan_on(config: &cri::ContainerConfig, kernel: Kernel) -> Result<Plan, OciError> {
     let sandbox = cri::PodSandboxConfig {
         hostname: "pod".into(),
         ..Default::default()
@@ -22,6 +26,7 @@ fn plan(config: &cri::ContainerConfig) -> Result<Plan, OciError> {
         sandbox: &sandbox,
         image: &ImageProcess::default(),
         localhost_seccomp: None,
+        kernel,
     })
 }
 
@@ -237,6 +242,60 @@ fn an_apparmor_profile_is_named_to_the_guest() {
     let old = named(|c| c.apparmor_profile = "localhost/bb".into());
     assert_eq!(old.as_deref(), Some("bb"));
     assert_eq!(named(|_| {}), None);
+}
+
+#[test]
+fn on_the_node_the_default_profile_confines_all_but_the_unconfined() {
+    let profile = |change: fn(&mut cri::LinuxContainerSecurityContext), apparmor| {
+        let kernel = Kernel::Node {
+            io_uring: false,
+            apparmor,
+        };
+        let spec = plan_on(&context(change), kernel).unwrap().spec;
+        let process = spec.process().clone().unwrap();
+        process.apparmor_profile().clone()
+    };
+    let default = Some(apparmor::DEFAULT.to_owned());
+    assert_eq!(profile(|_| {}, true), default);
+    assert_eq!(profile(|_| {}, false), None);
+    let runtime_default: fn(&mut cri::LinuxContainerSecurityContext) =
+        |c| c.apparmor = Some(cri::SecurityProfile::default());
+    assert_eq!(profile(runtime_default, true), default);
+    assert_eq!(
+        profile(|c| c.apparmor_profile = "runtime/default".into(), true),
+        default
+    );
+    assert_eq!(
+        profile(|c| c.apparmor_profile = "unconfined".into(), true),
+        None
+    );
+    assert_eq!(profile(|c| c.privileged = true, true), None);
+    assert_eq!(
+        profile(|c| c.apparmor_profile = "localhost/bb".into(), true).as_deref(),
+        Some("bb")
+    );
+}
+
+#[test]
+fn on_the_node_no_filter_is_one_against_io_uring() {
+    let filter = |change: fn(&mut cri::LinuxContainerSecurityContext), kernel| {
+        let spec = plan_on(&context(change), kernel).unwrap().spec;
+        spec.linux().as_ref().unwrap().seccomp().clone()
+    };
+    let node = |io_uring| Kernel::Node {
+        io_uring,
+        apparmor: false,
+    };
+    let small = filter(|_| {}, node(false)).unwrap();
+    assert_eq!(small, seccomp::without_io_uring().unwrap());
+    assert_eq!(filter(|_| {}, node(true)), None);
+    assert_eq!(filter(|_| {}, Kernel::Guest), None);
+    assert_eq!(filter(|c| c.privileged = true, node(false)), None);
+    let default = filter(
+        |c| c.seccomp = Some(cri::SecurityProfile::default()),
+        node(false),
+    );
+    assert!(default.unwrap().default_action() != small.default_action());
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod docs;
 mod events;
 mod exec;
 mod host;
+mod host_walls;
 mod images;
 mod isolation;
 mod lifecycle;
@@ -43,6 +44,7 @@ pub fn all() -> Vec<Test> {
         volumes::tests(),
         isolation::tests(),
         host::tests(),
+        host_walls::tests(),
         recovery::tests(),
         bad_input::tests(),
         crictl::tests(),

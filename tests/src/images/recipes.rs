@@ -88,8 +88,72 @@ pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
         entrypoint(parts)?,
         bulk()?,
     ];
+    for (name, place, target) in LINKS {
+        images.push(link(parts, name, place, target)?);
+    }
+    images.push(walls(parts)?);
     images.extend(critest::all(parts)?);
     Ok(images)
+}
+
+/// The directory of the node's that the images of [`LINKS`] point to.
+pub const VICTIM: &str = "/opt/bh-victim";
+
+/// Images in which a place that every runtime uses is a link to the node: name, place, target.
+pub const LINKS: [(&str, &str, &str); 13] = [
+    ("link-dev", "dev", VICTIM),
+    ("link-proc", "proc", VICTIM),
+    ("link-sys", "sys", VICTIM),
+    ("link-etc", "etc", VICTIM),
+    ("link-tmp", "tmp", VICTIM),
+    ("link-var-run", "var/run", VICTIM),
+    ("link-etc-hosts", "etc/hosts", "/opt/bh-victim/hosts"),
+    // And those that have a directory of their own there: a step that stays in the image succeeds, and
+    // one that does not is led to the node.
+    ("link-dev-own", "dev", VICTIM),
+    ("link-sys-own", "sys", VICTIM),
+    ("link-etc-own", "etc", VICTIM),
+    ("link-tmp-own", "tmp", VICTIM),
+    // As many steps up as reach the node's root from wherever the image is mounted.
+    (
+        "link-dev-up",
+        "dev",
+        "../../../../../../../../../../../../opt/bh-victim",
+    ),
+    (
+        "link-etc-up",
+        "etc",
+        "../../../../../../../../../../../../opt/bh-victim",
+    ),
+];
+
+fn link(parts: &Path, name: &str, place: &str, target: &str) -> Result<Image, ImageError> {
+    let mut top = Layer::new(Compression::Gzip);
+    top.symlink(place, target)?;
+    if name.ends_with("-own") {
+        top.dir("opt", 0o755)?.dir("opt/bh-victim", 0o755)?;
+    }
+    Ok(Image {
+        name: format!("{name}:latest"),
+        layers: vec![base(parts, Compression::Gzip)?, top],
+        config: shell(&["sh"]),
+    })
+}
+
+/// What the tests of the kernel's walls run beside the shell.
+fn walls(parts: &Path) -> Result<Image, ImageError> {
+    let mut tools = Layer::new(Compression::Gzip);
+    tools.dir("tools", 0o755)?;
+    tools.file(
+        "tools/system-call",
+        0o755,
+        critest::program(parts, "system-call")?,
+    )?;
+    Ok(Image {
+        name: "walls:latest".to_owned(),
+        layers: vec![base(parts, Compression::Gzip)?, tools],
+        config: shell(&["sh"]),
+    })
 }
 
 fn busybox(
