@@ -15,6 +15,7 @@ use crate::net::NetError;
 use crate::process::ProcessError;
 use crate::user::UserError;
 use crate::volumes::VolumeError;
+use crate::volumes::anonymous::AnonymousError;
 
 fn status(code: Code, error: &impl std::error::Error) -> Status {
     Status::new(code, error.to_string())
@@ -153,6 +154,11 @@ fn volume_code(error: &VolumeError) -> Code {
             _ => Code::InvalidArgument,
         },
         VolumeError::File { error, .. } => of_file(error),
+        VolumeError::Anonymous(error) => match error {
+            AnonymousError::NoDirectory { .. } => Code::InvalidArgument,
+            AnonymousError::Full { .. } => Code::ResourceExhausted,
+            AnonymousError::Resolve { .. } | AnonymousError::Copy { .. } => Code::Internal,
+        },
         VolumeError::Disk(error) => disk_code(error),
         VolumeError::Rootfs(_) => Code::Internal,
         VolumeError::Cancelled => Code::Unavailable,
