@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_agent::container::Containers;
-use bulkhead_agent::host::Pod;
+use bulkhead_agent::host::{Pod, sealed};
 use bulkhead_agent::init::{self, steps};
 use bulkhead_agent::launcher::{Launcher, server};
 use bulkhead_agent::paths::{GUEST_BASE, Paths};
@@ -68,6 +68,14 @@ fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => return fail(&error),
     };
+    if matches!(mode, Mode::Host)
+        && let Err(error) = sealed::ensure()
+    {
+        if let Ok(pod) = Pod::read() {
+            pod.write_exit("error", &error.to_string());
+        }
+        return fail(&error);
+    }
     let guest = matches!(mode, Mode::Guest);
     if guest && let Err(error) = init::bring_up() {
         return fail(&error);

@@ -2,7 +2,10 @@
 //! and namespaces, before it has threads. After that it is the same agent as in a guest; what
 //! differs asks [`crate::paths::Paths::host`].
 //!
-//! Not here: mounting files (`disk::file`), what the calls do.
+//! Not here: mounting files (`disk::file`), what the calls do. What the agent's program is while it
+//! runs: [`sealed`].
+
+pub mod sealed;
 
 use std::fs::{self, File};
 use std::io::{self, Read};

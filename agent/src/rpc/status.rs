@@ -14,6 +14,7 @@ use crate::launcher::message::{Failure, FailureKind};
 use crate::net::NetError;
 use crate::process::ProcessError;
 use crate::volumes::VolumeError;
+use crate::volumes::anonymous::AnonymousError;
 
 fn status(code: Code, error: &impl std::error::Error) -> Status {
     Status::new(code, error.to_string())
@@ -142,6 +143,11 @@ fn volume_code(error: &VolumeError) -> Code {
             _ => Code::InvalidArgument,
         },
         VolumeError::File { error, .. } => of_file(error),
+        VolumeError::Anonymous(error) => match error {
+            AnonymousError::NoDirectory { .. } => Code::InvalidArgument,
+            AnonymousError::Full { .. } => Code::ResourceExhausted,
+            AnonymousError::Resolve { .. } | AnonymousError::Copy { .. } => Code::Internal,
+        },
         VolumeError::Disk(error) => disk_code(error),
         VolumeError::Rootfs(_) => Code::Internal,
         VolumeError::Cancelled => Code::Unavailable,

@@ -40,8 +40,8 @@ fn users(text: &str) -> impl Iterator<Item = Passwd<'_>> {
         let mut fields = line.trim().split(':');
         let name = fields.next().filter(|name| !name.is_empty())?;
         let _password = fields.next()?;
-        let uid = fields.next()?.parse().ok()?;
-        let gid = fields.next()?.parse().ok()?;
+        let uid = id(fields.next()?)?;
+        let gid = id(fields.next()?)?;
         let home = fields.nth(1).unwrap_or("");
         Some(Passwd {
             name,
@@ -57,13 +57,19 @@ fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
         let mut fields = line.trim().split(':');
         let name = fields.next().filter(|name| !name.is_empty())?;
         let _password = fields.next()?;
-        let gid = fields.next()?.parse().ok()?;
+        let gid = id(fields.next()?)?;
         Some(Group {
             name,
             gid,
             members: fields.next().unwrap_or(""),
         })
     })
+}
+
+/// A number. Not the last one, which the identity system calls take as "no change": whoever had it
+/// would stay root.
+pub fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 /// The user of a name; the first one counts.

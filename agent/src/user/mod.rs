@@ -141,7 +141,7 @@ pub fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Identity, Us
         }
         None => match (
             database::user_by_name(passwd, user_name),
-            parse_id(user_name),
+            database::id(user_name),
         ) {
             (Some(entry), _) => Ok(entry),
             (None, Some(uid)) => {
@@ -154,7 +154,7 @@ pub fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Identity, Us
         (Some(gid), _) => gid,
         (None, Some(name)) => database::group_by_name(group, name)
             .map(|group| group.gid)
-            .or_else(|| parse_id(name))
+            .or_else(|| database::id(name))
             .ok_or_else(|| UserError::UnknownGroup(name.to_owned()))?,
         (None, None) => entry.gid,
     };
@@ -172,11 +172,6 @@ pub fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Identity, Us
             gids,
         },
     })
-}
-
-fn parse_id(text: &str) -> Option<u32> {
-    // u32::MAX is "no change" in the identity system calls.
-    text.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 #[cfg(test)]
@@ -213,6 +208,17 @@ mod tests {
         assert!(numbers(&user("nobody")).unwrap_err().contains("nobody"));
         assert!(numbers(&user("web:staff")).unwrap_err().contains("staff"));
         assert!(numbers(&user("4294967295")).is_err());
+    }
+
+    #[test]
+    fn the_number_that_changes_nothing_is_nobodys() {
+        let passwd = "all:x:4294967295:5::/:\ngroup:x:7:4294967295::/:\nweb:x:7:8::/:\n";
+        let group = "none:x:4294967295:web\n";
+        assert!(resolve_in(&user("all"), passwd, group).is_err());
+        assert!(resolve_in(&user("group"), passwd, group).is_err());
+        assert!(resolve_in(&user("web:none"), passwd, group).is_err());
+        let found = resolve_in(&user("7"), passwd, group).unwrap().user;
+        assert_eq!((found.uid, found.gid, found.gids), (7, 8, vec![8]));
     }
 
     #[test]

@@ -1,18 +1,22 @@
 //! Volumes in the guest: what the mounts of a container's spec have as their source. Some belong to
 //! the pod and stay (the virtio-fs share, file systems in memory, copies of ConfigMaps, sockets),
-//! some to a container and go with it (images, places for a part of something else).
+//! some to a container and go with it (images, anonymous volumes, places for a part of something
+//! else).
 //!
 //! Not here: mounting them in the container, which libcontainer does.
 
+pub mod anonymous;
 pub mod copied;
 pub mod image;
 pub mod memory;
 pub mod place;
+pub mod remove;
 pub mod socket;
+pub mod tree;
 
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bulkhead_proto::agent::{BlockDevice, CreateContainerRequest, Ownership, Propagation, volume};
@@ -77,6 +81,9 @@ pub enum VolumeError {
         /// Why.
         error: io::Error,
     },
+    /// An anonymous volume.
+    #[error(transparent)]
+    Anonymous(#[from] anonymous::AnonymousError),
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -95,6 +102,8 @@ pub struct Prepared {
     sources: HashMap<PathBuf, PathBuf>,
     /// Device nodes.
     devices: Vec<Node>,
+    /// Anonymous volumes: the destination of a mount, and where its source is still to be made.
+    anonymous: Vec<(PathBuf, PathBuf)>,
     /// What is mounted in one of them appears on the host.
     passes_mounts_on: bool,
 }
@@ -191,7 +200,14 @@ impl Volumes {
                     let host = host.clone();
                     blocking(move || place::of_host(&host, placed)).await?
                 }
-                Some(volume::Source::Anonymous(_)) | None => {
+                Some(volume::Source::Anonymous(_)) => {
+                    let place = self.paths.scratch().join(id);
+                    let place = place.join(format!("volume-{number}"));
+                    let destination = PathBuf::from(&volume.destination);
+                    prepared.anonymous.push((destination, place));
+                    continue;
+                }
+                None => {
                     return Err(VolumeError::Invalid {
                         field: "volumes.source",
                         value: volume.destination.clone(),
@@ -343,6 +359,21 @@ impl Volumes {
 }
 
 impl Prepared {
+    /// Makes the anonymous volumes, whose content is that of the container's `root`: it must be
+    /// mounted, and not yet have anything mounted in it. Owners in it are those of a user namespace,
+    /// if there is a `map`. Blocks.
+    ///
+    /// # Errors
+    /// The first that cannot be made. What was made is in the container's scratch directory, and
+    /// goes with it.
+    pub fn make_anonymous(&mut self, root: &Path, map: Option<&IdMap>) -> Result<(), VolumeError> {
+        for (destination, place) in std::mem::take(&mut self.anonymous) {
+            let source = anonymous::make(root, &destination, place, map)?;
+            self.sources.insert(destination, source);
+        }
+        Ok(())
+    }
+
     /// Puts sources and devices into the spec.
     ///
     /// # Errors
@@ -471,6 +502,7 @@ mod tests {
         let prepared = Prepared {
             sources: HashMap::from([("/data".into(), "/run/x".into())]),
             devices: vec![node("/dev/xvda", None), node("/disk", Some("/dev/y"))],
+            anonymous: Vec::new(),
             passes_mounts_on: true,
         };
         let mut spec = spec();
@@ -498,6 +530,7 @@ mod tests {
         let prepared = Prepared {
             sources: HashMap::from([("/other".into(), "/run/x".into())]),
             devices: Vec::new(),
+            anonymous: Vec::new(),
             passes_mounts_on: false,
         };
         assert!(prepared.apply(&mut spec()).is_err());
