@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 
 use super::super::abi::{self, op};
 use super::super::*;
@@ -267,6 +268,46 @@ fn the_rest_of_a_file_system() {
     client.ask(op::SYNCFS, 1, &longs(&[0])).unwrap();
     assert_eq!(client.ask(op::READ - 6, 1, &[]), Err(libc::EINVAL));
     assert_eq!(client.ask(4242, 1, &[]), Err(libc::ENOSYS));
+}
+
+/// The guest's page cache reads no further than a file's size, which the kernel's own files do not
+/// have.
+#[test]
+fn files_without_a_size_are_read_past_the_guests_cache() {
+    let mut client = Client::of(Path::new("/"), tempfile::tempdir().unwrap(), LIMITS);
+    client.init().unwrap();
+    let mut file = |path: &str| {
+        let names = path.split('/').filter(|name| !name.is_empty());
+        let node = names.fold(1, |dir, name| client.lookup(dir, name).unwrap());
+        let (handle, how) = client.open_how(node, libc::O_RDONLY).unwrap();
+        (how, client.read(node, handle, 0, 1 << 20).unwrap())
+    };
+    for path in [
+        "/proc/version",
+        "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+    ] {
+        let Ok(text) = fs::read(path) else {
+            println!("skipped: there is no {path}");
+            continue;
+        };
+        let (how, seen) = file(path);
+        assert!(how & abi::FOPEN_DIRECT_IO != 0, "{path}: {how:#x}");
+        assert_eq!(seen, text, "{path}");
+    }
+
+    let mut client = Client::new();
+    let share = client.share();
+    fs::write(share.join("empty"), "").unwrap();
+    fs::write(share.join("full"), "x").unwrap();
+    let mut direct = |name: &str, flags| {
+        let node = client.lookup(1, name).unwrap();
+        let (_, how) = client.open_how(node, flags).unwrap();
+        how & abi::FOPEN_DIRECT_IO != 0
+    };
+    assert!(direct("empty", libc::O_RDONLY));
+    // It may be written through the cache, and mapped.
+    assert!(!direct("empty", libc::O_RDWR));
+    assert!(!direct("full", libc::O_RDONLY));
 }
 
 #[test]
