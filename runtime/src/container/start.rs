@@ -85,7 +85,8 @@ async fn start_now(app: &Arc<App>, id: &str) -> Result<(), ContainerError> {
             Ok(())
         }
         Err(error) => {
-            let message = crate::error::chain(&error);
+            // The words that people know from `kubectl describe`, and nothing around them.
+            let message = error.words();
             give_up(app, &pod, id, message).await;
             Err(error.into())
         }
