@@ -8,6 +8,7 @@ mod docs;
 mod events;
 mod exec;
 mod host;
+mod image_config;
 mod images;
 mod isolation;
 mod lifecycle;
@@ -36,6 +37,7 @@ pub fn all() -> Vec<Test> {
         logs::tests(),
         network::tests(),
         images::tests(),
+        image_config::tests(),
         security::tests(),
         confinement::tests(),
         volumes::tests(),
