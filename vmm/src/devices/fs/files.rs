@@ -86,12 +86,30 @@ impl Server {
     ) -> Outcome {
         let handle = self.handle(handle)?;
         scratch.writable.truncate(size(length));
-        // SAFETY: the caller's promise.
-        let read = unsafe { scratch.writable.preadv(handle.fd.as_fd(), offset(at)?) };
-        let read = read.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let mut total = 0;
+        loop {
+            let at = offset(at.saturating_add(total as u64))?;
+            // SAFETY: the caller's promise.
+            let read = unsafe { scratch.writable.preadv(handle.fd.as_fd(), at) };
+            let read = match read {
+                Ok(read) => read,
+                // What there is so far; the guest comes back for the error.
+                Err(_) if total > 0 => break,
+                Err(error) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            };
+            total += read;
+            // The kernel gives its texts a page at a time, and a short answer means their end.
+            if read == 0 || !handle.origin.is_text() {
+                break;
+            }
+            scratch.writable.advance(read);
+            if scratch.writable.len() == 0 {
+                break;
+            }
+        }
         self.metrics.reads.add(1);
-        self.metrics.bytes_read.add(read as u64);
-        Ok(Answer::Placed(read))
+        self.metrics.bytes_read.add(total as u64);
+        Ok(Answer::Placed(total))
     }
 
     /// # Safety
@@ -220,7 +238,7 @@ impl Server {
             strip_set_ids(&fd)?;
         }
         let how = how_opened(&node, writable, stat(&fd)?.stx_size);
-        self.keep_open(fd, how, writable, None, node.device, scratch)
+        self.keep_open(fd, how, writable, None, &node, scratch)
     }
 
     fn open_dir(&self, node: u64, scratch: &mut Scratch) -> Outcome {
@@ -230,14 +248,7 @@ impl Server {
         }
         let fd = self.reopen(&node, OFlags::RDONLY)?;
         let position = Some(Mutex::new(()));
-        self.keep_open(
-            fd,
-            abi::FOPEN_NOFLUSH,
-            false,
-            position,
-            node.device,
-            scratch,
-        )
+        self.keep_open(fd, abi::FOPEN_NOFLUSH, false, position, &node, scratch)
     }
 
     fn keep_open(
@@ -246,14 +257,15 @@ impl Server {
         how: u32,
         writable: bool,
         position: Option<Mutex<()>>,
-        device: u16,
+        node: &Node,
         scratch: &mut Scratch,
     ) -> Outcome {
         let added = self.handles().add(Handle {
             fd,
             writable,
+            origin: node.origin,
             position,
-            device,
+            device: node.device,
         });
         let handle = added.inspect_err(|_| self.metrics.limited.add(1))?;
         reply::open(&mut Writer(&mut scratch.out), handle, how);

@@ -16,15 +16,14 @@ use super::server::{Answer, Outcome, Scratch, Server, name_of, stat};
 
 /// PROC_SUPER_MAGIC (statfs(2)).
 const PROCFS: i64 = 0x9fa0;
-/// Other file systems of the kernel's own texts (statfs(2), linux/magic.h): sysfs, cgroup and
-/// cgroup2, debugfs, tracefs, securityfs, configfs, bpf, pstore, efivarfs, selinuxfs, smackfs and
-/// resctrl.
-const KERNEL_TEXTS: [i64; 13] = [
+/// Debugfs and tracefs (linux/magic.h).
+const STREAMS: [i64; 2] = [0x6462_6720, 0x7472_6163];
+/// Other file systems of the kernel's own texts (linux/magic.h): sysfs, cgroup and cgroup2,
+/// securityfs, configfs, bpf, pstore, efivarfs, selinuxfs, smackfs and resctrl.
+const KERNEL_TEXTS: [i64; 11] = [
     0x6265_6572,
     0x0027_e0eb,
     0x6367_7270,
-    0x6462_6720,
-    0x7472_6163,
     0x7363_6673,
     0x6265_6570,
     0xcafe_4a11,
@@ -34,6 +33,11 @@ const KERNEL_TEXTS: [i64; 13] = [
     0x4341_5d53,
     0x0765_5821,
 ];
+/// What the guest's kernel is told of the kernel's texts that say 0 bytes, when it looks them up.
+/// Its read(2) asks the server, but sendfile(2) and splice(2), with which busybox copies, go by its
+/// own idea of the size even past its cache, until a short answer shows it the end. Programs do not
+/// see this number: stat(2) is another request, which has the truth.
+const TEXT_SIZE: u64 = 1 << 30;
 /// Names a file without opening it; a symbolic link names itself.
 const BY_NAME: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -45,6 +49,7 @@ fn permissions(mode: u32) -> Mode {
 pub(super) fn origin(magic: i64) -> Origin {
     match magic {
         PROCFS => Origin::Process,
+        magic if STREAMS.contains(&magic) => Origin::Stream,
         // Some are above i32::MAX: which way they came to 64 bits does not matter.
         magic if KERNEL_TEXTS.contains(&(magic & 0xffff_ffff)) => Origin::Kernel,
         _ => Origin::Stored,
@@ -182,7 +187,11 @@ impl Server {
         };
         let added = self.nodes().add(fd, stat, kind, origin);
         let (id, node) = added.inspect_err(|_| self.metrics.limited.add(1))?;
-        reply::entry(&mut Writer(&mut scratch.out), id, node.ino(stat), stat);
+        let mut shown = *stat;
+        if kind == FileType::RegularFile && origin.is_text() && stat.stx_size == 0 {
+            shown.stx_size = TEXT_SIZE;
+        }
+        reply::entry(&mut Writer(&mut scratch.out), id, node.ino(stat), &shown);
         Ok((id, node))
     }
 
@@ -249,6 +258,7 @@ impl Server {
         let handle = self.handles().add(Handle {
             fd,
             writable,
+            origin: node.origin,
             position: None,
             device: node.device,
         });

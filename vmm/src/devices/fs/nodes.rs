@@ -25,6 +25,16 @@ pub enum Origin {
     Kernel,
     /// The same, on a procfs, where opening a file can mean much more than reading it.
     Process,
+    /// What is read may be gone then, and more of it is waited for (tracefs).
+    Stream,
+}
+
+impl Origin {
+    /// Whether a file has an end that reading finds, whatever its size says.
+    #[must_use]
+    pub fn is_text(self) -> bool {
+        matches!(self, Origin::Kernel | Origin::Process)
+    }
 }
 
 /// What makes a node the same: the file, and the mount it was reached by, as a read-only mount of
@@ -57,6 +67,8 @@ pub struct Handle {
     pub fd: OwnedFd,
     /// Opened for writing.
     pub writable: bool,
+    /// What is behind it.
+    pub origin: Origin,
     /// A directory's: one reader at a time, as they share a position.
     pub position: Option<Mutex<()>>,
     /// For the inode numbers of a directory's entries.
