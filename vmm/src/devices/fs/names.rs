@@ -33,11 +33,6 @@ const KERNEL_TEXTS: [i64; 11] = [
     0x4341_5d53,
     0x0765_5821,
 ];
-/// What the guest's kernel is told of the kernel's texts that say 0 bytes, when it looks them up.
-/// Its read(2) asks the server, but sendfile(2) and splice(2), with which busybox copies, go by its
-/// own idea of the size even past its cache, until a short answer shows it the end. Programs do not
-/// see this number: stat(2) is another request, which has the truth.
-const TEXT_SIZE: u64 = 1 << 30;
 /// Names a file without opening it; a symbolic link names itself.
 const BY_NAME: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -187,11 +182,7 @@ impl Server {
         };
         let added = self.nodes().add(fd, stat, kind, origin);
         let (id, node) = added.inspect_err(|_| self.metrics.limited.add(1))?;
-        let mut shown = *stat;
-        if kind == FileType::RegularFile && origin.is_text() && stat.stx_size == 0 {
-            shown.stx_size = TEXT_SIZE;
-        }
-        reply::entry(&mut Writer(&mut scratch.out), id, node.ino(stat), &shown);
+        reply::entry(&mut Writer(&mut scratch.out), id, node.ino(stat), stat);
         Ok((id, node))
     }
 
