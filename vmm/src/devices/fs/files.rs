@@ -103,7 +103,7 @@ impl Server {
                 break;
             }
             scratch.writable.advance(read);
-            if scratch.writable.len() == 0 {
+            if scratch.writable.is_empty() {
                 break;
             }
         }
