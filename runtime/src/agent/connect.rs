@@ -45,7 +45,7 @@ const KEEPALIVE_DEADLINE: Duration = Duration::from_secs(20);
 /// The VMM's answer is `OK ` and at most ten digits.
 const LONGEST_ANSWER: usize = 16;
 /// Above the largest message of either side: an OCI spec, a chunk of output.
-const MAX_MESSAGE: usize = 16 << 20;
+pub const MAX_MESSAGE: usize = 16 << 20;
 
 /// A pod's agent.
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tonic::Code;
 
-use crate::error::Grpc;
+use crate::error::{Grpc, chain};
 
 /// A failure of a pod's agent, or in talking to it.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,16 @@ pub enum AgentError {
 }
 
 impl AgentError {
+    /// For people: what the agent said itself, or why it said nothing.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Call { status, .. } if !status.message().is_empty() => {
+                status.message().to_owned()
+            }
+            other => chain(other),
+        }
+    }
+
     /// The code of the agent's own answer, if it gave one.
     pub fn agent_code(&self) -> Option<Code> {
         match self {

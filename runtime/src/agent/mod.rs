@@ -8,7 +8,7 @@ mod frames;
 mod ready;
 
 pub use command::Command;
-pub use connect::{Address, Agent, Client, connect, connect_lazily, dial};
+pub use connect::{Address, Agent, Client, MAX_MESSAGE, connect, connect_lazily, dial};
 pub use error::AgentError;
 pub use frames::{Event, Frames, Parser};
 pub use ready::ReadyListener;

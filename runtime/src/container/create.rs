@@ -8,6 +8,7 @@ use prost::Message;
 
 use super::{ContainerError, disks, error::in_words, remove::dismantle};
 use crate::{
+    agent::MAX_MESSAGE,
     app::App,
     events,
     images::{ImageRecord, LayerDisk},
@@ -226,6 +227,16 @@ async fn build(
         volumes: volumes.volumes,
         block_devices: volumes.block_devices,
     };
+    let bytes = request.encoded_len();
+    if bytes > MAX_MESSAGE {
+        return Err(ContainerError::Invalid {
+            field: "config",
+            what: format!(
+                "with the image's own config and layers takes {bytes} bytes to describe, at most \
+                 {MAX_MESSAGE} are possible"
+            ),
+        });
+    }
     let answer = pod
         .agent
         .call("create the container", DEADLINE, |mut agent| async move {
@@ -312,8 +323,9 @@ async fn plan(
     config: &mut cri::ContainerConfig,
     image: &ImageRecord,
     id: &str,
-    volume_plan: volumes::Plan,
+    mut volume_plan: volumes::Plan,
 ) -> Result<(Planned, guest::Prepared), ContainerError> {
+    volumes::add_anonymous(&mut volume_plan, &image.config.volumes)?;
     let images = guest::hold_images(app, id, &volume_plan).await?;
     for (number, image) in &images {
         // ContainerStatus tells which image it is that was mounted.

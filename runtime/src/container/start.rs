@@ -12,9 +12,11 @@ use bulkhead_proto::{
     agent::{Exit, ProcessRef, SignalProcessRequest, StartContainerRequest},
     cri::ContainerEventType,
 };
+use tonic::Code;
 
 use super::{ContainerError, error::in_words, find};
 use crate::{
+    agent::AgentError,
     app::App,
     events,
     logs::{LogPath, Pump, Target},
@@ -85,7 +87,8 @@ async fn start_now(app: &Arc<App>, id: &str) -> Result<(), ContainerError> {
             Ok(())
         }
         Err(error) => {
-            let message = crate::error::chain(&error);
+            // The words that people know from `kubectl describe`, and nothing around them.
+            let message = error.words();
             give_up(app, &pod, id, message).await;
             Err(error.into())
         }
@@ -108,7 +111,16 @@ async fn give_up(app: &App, pod: &Pod, id: &str, message: String) {
             agent.signal_process(request).await
         })
         .await;
-    if let Err(error) = killed {
+    // Mostly there is none any more: its start has failed.
+    let ended = |error: &AgentError| {
+        matches!(
+            error.agent_code(),
+            Some(Code::NotFound | Code::FailedPrecondition)
+        )
+    };
+    if let Err(error) = killed
+        && !ended(&error)
+    {
         let error = crate::error::chain(&error);
         tracing::warn!(
             container = id,

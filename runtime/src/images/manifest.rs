@@ -12,6 +12,7 @@ use tonic::Code;
 
 use super::{
     digest::{BadDigest, Digest},
+    platform::Platform,
     registry::Blob,
 };
 use crate::error::Grpc;
@@ -25,6 +26,10 @@ pub const LARGEST_CONFIG: u64 = 8 << 20;
 const MOST_LAYERS: usize = 500;
 /// Most entries looked at in an index.
 const MOST_ENTRIES: usize = 1000;
+/// Most entries without a platform whose configurations are asked for it.
+const MOST_NAMELESS: usize = 16;
+/// Most `Volumes`: each is a mount, of which a container has no more.
+const MOST_VOLUMES: usize = 1024;
 /// Largest single layer, compressed: 1 TiB, so that sums stay far from overflow.
 const LARGEST_BLOB: u64 = 1 << 40;
 
@@ -122,8 +127,9 @@ pub enum Manifest {
         /// Its layers, lowest first.
         layers: Vec<Blob>,
     },
-    /// One image per platform: the one for this node.
-    Index(Digest),
+    /// One image per platform: the one for this node. More than one only where none of them says
+    /// its platform: their configurations do.
+    Index(Vec<Digest>),
 }
 
 #[derive(Deserialize)]
@@ -148,14 +154,24 @@ struct RawDescriptor {
     platform: Option<RawPlatform>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct RawPlatform {
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
+    architecture: Option<String>,
+    os: Option<String>,
     variant: Option<String>,
+}
+
+impl RawPlatform {
+    /// `None` if it says nothing.
+    fn named(&self) -> Option<Platform> {
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let (os, architecture) = (text(&self.os), text(&self.architecture));
+        if os.is_empty() && architecture.is_empty() {
+            return None;
+        }
+        Some(Platform::new(&os, &architecture, &text(&self.variant)))
+    }
 }
 
 /// Reads a manifest or an index. `content_type` counts where the document does not say itself.
@@ -249,43 +265,46 @@ fn check_layer_type(media_type: &str) -> Result<(), ManifestError> {
 }
 
 /// The entry of an index for linux/amd64: the baseline variant if there is one, else the lowest.
+/// Without such, those that say no platform: an image of one platform wrapped into an index.
 fn choose(entries: Vec<RawDescriptor>) -> Result<Manifest, ManifestError> {
     limit("index entries", entries.len() as u64, MOST_ENTRIES as u64)?;
-    let rank = |entry: &RawDescriptor| match &entry.platform {
-        Some(p) if p.os == "linux" && p.architecture == "amd64" => {
-            Some(match p.variant.as_deref().unwrap_or_default() {
-                "" | "v1" => 0,
-                "v2" => 1,
-                "v3" => 2,
-                _ => 3,
-            })
-        }
-        Some(_) => None,
-        // Without a platform: an image of one platform wrapped into an index.
-        None => Some(4),
-    };
+    let named = |entry: &RawDescriptor| entry.platform.as_ref().and_then(RawPlatform::named);
     let best = entries
         .iter()
-        .filter_map(|entry| rank(entry).map(|rank| (rank, entry)))
-        .min_by_key(|(rank, _)| *rank);
-    match best {
-        Some((_, entry)) => Ok(Manifest::Index(entry.digest.parse()?)),
-        None => {
-            let offered: Vec<_> = entries
-                .iter()
-                .filter_map(|entry| entry.platform.as_ref())
-                .filter(|platform| platform.os != "unknown")
-                .take(20)
-                .map(|p| format!("{:?}", format!("{}/{}", p.os, p.architecture)))
-                .collect();
-            let offered = if offered.is_empty() {
-                "none".into()
-            } else {
-                offered.join(", ")
-            };
-            Err(ManifestError::Platform { offered })
-        }
+        .filter_map(|entry| Some((named(entry)?.distance()?, entry)))
+        .min_by_key(|(distance, _)| *distance);
+    if let Some((_, entry)) = best {
+        return Ok(Manifest::Index(vec![entry.digest.parse()?]));
     }
+    let nameless: Vec<Digest> = entries
+        .iter()
+        .filter(|entry| named(entry).is_none())
+        .take(MOST_NAMELESS)
+        .map(|entry| entry.digest.parse())
+        .collect::<Result<_, _>>()?;
+    if !nameless.is_empty() {
+        return Ok(Manifest::Index(nameless));
+    }
+    let platforms = entries.iter().filter_map(named);
+    Err(not_here(platforms.filter(|platform| {
+        !platform.to_string().starts_with("unknown/")
+    })))
+}
+
+/// That there is nothing for this node among these.
+pub fn not_here(offered: impl IntoIterator<Item = Platform>) -> ManifestError {
+    let shown = |platform: Platform| platform.to_string().chars().take(100).collect::<String>();
+    let offered: Vec<_> = offered
+        .into_iter()
+        .take(20)
+        .map(|platform| format!("{:?}", shown(platform)))
+        .collect();
+    let offered = if offered.is_empty() {
+        "none".into()
+    } else {
+        offered.join(", ")
+    };
+    ManifestError::Platform { offered }
 }
 
 /// What of an image's configuration containers are made from.
@@ -305,7 +324,7 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
     /// `StopSignal`: a name or a number; empty when not said.
     pub stop_signal: String,
-    /// `Volumes`: paths.
+    /// `Volumes`: paths, as they stand there.
     pub volumes: Vec<String>,
 }
 
@@ -315,6 +334,8 @@ struct RawConfigFile {
     architecture: Option<String>,
     #[serde(default)]
     os: Option<String>,
+    #[serde(default)]
+    variant: Option<String>,
     #[serde(default)]
     config: Option<RawConfig>,
     rootfs: RawRootfs,
@@ -326,33 +347,74 @@ struct RawRootfs {
     diff_ids: Option<Vec<String>>,
 }
 
+/// A command line. Docker takes a single text for a list of one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Words {
+    List(Vec<String>),
+    One(String),
+}
+
+impl Words {
+    fn list(self) -> Vec<String> {
+        match self {
+            Self::List(words) => words,
+            Self::One(word) => vec![word],
+        }
+    }
+}
+
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase", default)]
 struct RawConfig {
     user: Option<String>,
     env: Option<Vec<String>>,
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
+    entrypoint: Option<Words>,
+    cmd: Option<Words>,
     working_dir: Option<String>,
     labels: Option<BTreeMap<String, String>>,
     stop_signal: Option<String>,
     volumes: Option<BTreeMap<String, serde_json::Value>>,
 }
 
-/// Reads an image's configuration: what to run, and each layer's diff_id, lowest first.
-pub fn parse_config(bytes: &[u8]) -> Result<(ImageConfig, Vec<Digest>), ManifestError> {
-    let json = |source| ManifestError::Json {
+/// An image's configuration as it was read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// What to run.
+    pub config: ImageConfig,
+    /// Each layer's diff_id, lowest first.
+    pub diff_ids: Vec<Digest>,
+    /// What it says it is for. An image is chosen by its index, and alone it is taken as it is:
+    /// many a build tool leaves its own platform here.
+    pub platform: Platform,
+}
+
+fn read_config(bytes: &[u8]) -> Result<RawConfigFile, ManifestError> {
+    serde_json::from_slice(bytes).map_err(|source| ManifestError::Json {
         what: "image configuration",
         source,
-    };
-    let raw: RawConfigFile = serde_json::from_slice(bytes).map_err(json)?;
-    let os = raw.os.unwrap_or_default();
-    let architecture = raw.architecture.unwrap_or_default();
-    if !matches!(os.as_str(), "" | "linux") || !matches!(architecture.as_str(), "" | "amd64") {
-        let offered = format!("{:?}", format!("{os}/{architecture}"));
-        return Err(ManifestError::Platform {
-            offered: offered.chars().take(100).collect(),
-        });
+    })
+}
+
+impl RawConfigFile {
+    fn platform(&self) -> Platform {
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let (os, architecture) = (text(&self.os), text(&self.architecture));
+        Platform::new(&os, &architecture, &text(&self.variant))
+    }
+}
+
+/// What an image's configuration says it is for.
+pub fn platform_of(bytes: &[u8]) -> Result<Platform, ManifestError> {
+    Ok(read_config(bytes)?.platform())
+}
+
+/// Reads an image's configuration.
+pub fn parse_config(bytes: &[u8]) -> Result<ConfigFile, ManifestError> {
+    let raw = read_config(bytes)?;
+    let platform = raw.platform();
+    if !platform.is_linux() {
+        return Err(not_here([platform]));
     }
     let diff_ids = raw
         .rootfs
@@ -369,17 +431,23 @@ pub fn parse_config(bytes: &[u8]) -> Result<(ImageConfig, Vec<Digest>), Manifest
         return Err(ManifestError::DiffIdAlgorithm(other.clone()));
     }
     let config = raw.config.unwrap_or_default();
+    let volumes = config.volumes.unwrap_or_default();
+    limit("volumes", volumes.len() as u64, MOST_VOLUMES as u64)?;
     let config = ImageConfig {
         user: config.user.unwrap_or_default(),
         env: config.env.unwrap_or_default(),
-        entrypoint: config.entrypoint.unwrap_or_default(),
-        cmd: config.cmd.unwrap_or_default(),
+        entrypoint: config.entrypoint.map(Words::list).unwrap_or_default(),
+        cmd: config.cmd.map(Words::list).unwrap_or_default(),
         working_dir: config.working_dir.unwrap_or_default(),
         labels: config.labels.unwrap_or_default(),
         stop_signal: config.stop_signal.unwrap_or_default(),
-        volumes: config.volumes.unwrap_or_default().into_keys().collect(),
+        volumes: volumes.into_keys().collect(),
     };
-    Ok((config, diff_ids))
+    Ok(ConfigFile {
+        config,
+        diff_ids,
+        platform,
+    })
 }
 
 /// Hex digits of a layer's diff_id in its disk's serial: `l` and these are the 20 bytes that

@@ -60,7 +60,7 @@ fn index(entries: &[(&str, &str, &str)]) -> serde_json::Value {
 #[test]
 fn the_platform_of_an_index() {
     let chosen = |entries: &[(&str, &str, &str)]| parse(&index(entries));
-    let number = |n| Manifest::Index(Digest::of(&[n]));
+    let number = |n| Manifest::Index(vec![Digest::of(&[n])]);
     assert_eq!(
         chosen(&[
             ("linux", "arm64", "v8"),
@@ -78,8 +78,40 @@ fn the_platform_of_an_index() {
     assert!(error.to_string().contains("linux/arm64"), "{error}");
     assert!(matches!(error, ManifestError::Platform { .. }));
     assert!(matches!(chosen(&[]), Err(ManifestError::Platform { .. })));
-    let bare = json!({"manifests": [{"digest": digest(7)}]});
-    assert_eq!(parse(&bare).unwrap(), number(7));
+    // As people write it, and with parts left out.
+    for ours in [
+        ("linux", "x86_64", ""),
+        ("Linux", "X86-64", "v1"),
+        ("", "amd64", ""),
+    ] {
+        let found = chosen(&[("linux", "aarch64", ""), ("linux", "armhf", ""), ours]);
+        assert_eq!(found.unwrap(), number(2), "{ours:?}");
+    }
+    let error = chosen(&[("linux", "aarch64", "8"), ("linux", "armhf", "")]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains(r#""linux/arm64", "linux/arm/v7""#),
+        "{error}"
+    );
+    let bare = |platforms: &[serde_json::Value]| {
+        let entries = platforms.iter().zip(7..);
+        let entries: Vec<_> = entries
+            .map(|(platform, n)| json!({"digest": digest(n), "platform": platform}))
+            .collect();
+        parse(&json!({"manifests": entries})).unwrap()
+    };
+    assert_eq!(bare(&[json!(null)]), number(7));
+    assert_eq!(bare(&[json!({})]), number(7));
+    assert_eq!(
+        bare(&[json!({"os": null, "architecture": null})]),
+        number(7)
+    );
+    let unnamed = || json!({"os": "", "architecture": ""});
+    let two = Manifest::Index(vec![Digest::of(&[7]), Digest::of(&[8])]);
+    assert_eq!(bare(&[unnamed(), unnamed()]), two);
+    let named = json!({"os": "linux", "architecture": "amd64"});
+    assert_eq!(bare(&[unnamed(), named]), number(8));
 }
 
 #[test]
@@ -138,7 +170,9 @@ fn a_configuration_with_nulls_and_without() {
         "rootfs": {"type": "layers", "diff_ids": [digest(1)]},
         "history": [{"created_by": "x"}],
     });
-    let (config, diff_ids) = parse_config(docker.to_string().as_bytes()).unwrap();
+    let ConfigFile {
+        config, diff_ids, ..
+    } = parse_config(docker.to_string().as_bytes()).unwrap();
     assert_eq!(diff_ids, [Digest::of(&[1])]);
     assert_eq!(config.user, "www-data:1004");
     assert_eq!(config.volumes, ["/data"]);
@@ -146,14 +180,65 @@ fn a_configuration_with_nulls_and_without() {
     assert!(config.entrypoint.is_empty());
 
     let least = json!({"rootfs": {"diff_ids": []}});
-    assert_eq!(
-        parse_config(least.to_string().as_bytes()).unwrap().0,
-        ImageConfig::default()
-    );
-    let arm = json!({"os": "linux", "architecture": "arm64", "rootfs": {}});
-    let error = parse_config(arm.to_string().as_bytes()).unwrap_err();
-    assert!(matches!(error, ManifestError::Platform { .. }));
+    let least = parse_config(least.to_string().as_bytes()).unwrap();
+    assert_eq!(least.config, ImageConfig::default());
+    assert_eq!(least.platform.distance(), Some(0), "nothing said");
     assert!(parse_config(b"{}").is_err());
+}
+
+#[test]
+fn what_a_configuration_says_it_is_for() {
+    let read = |os: &str, architecture: &str| {
+        let file = json!({"os": os, "architecture": architecture, "rootfs": {}});
+        parse_config(file.to_string().as_bytes())
+    };
+    // Told, and taken.
+    let arm = read("linux", "aarch64").unwrap().platform;
+    assert_eq!(
+        (arm.distance(), arm.to_string().as_str()),
+        (None, "linux/arm64")
+    );
+    for ours in ["", "amd64", "x86_64", "X86-64"] {
+        assert_eq!(read("linux", ours).unwrap().platform.distance(), Some(0));
+    }
+    // Nothing of it could run.
+    let error = read("windows", "amd64").unwrap_err();
+    assert!(matches!(error, ManifestError::Platform { .. }), "{error}");
+}
+
+#[test]
+fn command_lines_and_volumes_of_every_shape() {
+    let read = |config: serde_json::Value| {
+        let file = json!({"config": config, "rootfs": {}}).to_string();
+        parse_config(file.as_bytes()).map(|file| file.config)
+    };
+    for (shape, expected) in [
+        (json!(null), vec![]),
+        (json!([]), vec![]),
+        (json!([""]), vec![""]),
+        (json!("/bin/sh -c"), vec!["/bin/sh -c"]),
+        (json!(["a", "b"]), vec!["a", "b"]),
+    ] {
+        let config = read(json!({"Entrypoint": shape, "Cmd": shape})).unwrap();
+        assert_eq!(
+            (config.entrypoint, config.cmd),
+            (
+                expected.clone().into_iter().map(str::to_owned).collect(),
+                expected.into_iter().map(str::to_owned).collect()
+            )
+        );
+    }
+    assert!(read(json!({"Cmd": {"a": 1}})).is_err());
+    for none in [json!(null), json!({})] {
+        assert!(read(json!({"Volumes": none})).unwrap().volumes.is_empty());
+    }
+    let odd = read(json!({"Volumes": {"/a/../b": null, "data": {}, "": {"x": 1}}})).unwrap();
+    assert_eq!(odd.volumes, ["", "/a/../b", "data"]);
+    let many: serde_json::Map<_, _> = (0..=1024).map(|n| (format!("/{n}"), json!({}))).collect();
+    assert!(matches!(
+        read(json!({"Volumes": many})),
+        Err(ManifestError::TooMany { .. })
+    ));
 }
 
 #[test]

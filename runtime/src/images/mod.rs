@@ -14,6 +14,7 @@ pub mod hosts;
 pub mod layer;
 pub mod manifest;
 pub mod pinned;
+pub mod platform;
 pub mod pull;
 pub mod reference;
 pub mod registry;

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType, Mount};
 
 use super::{OciError, Plan};
 
@@ -18,9 +18,15 @@ const OWN: [&str; 13] = [
 /// Below /dev there are directories of directories (disk/by-id), of links for the most part.
 const DEPTH: usize = 4;
 
-/// Gives a plan every device of the host, beside those it has under names the host does not use.
-/// Blocks: walks /dev.
+/// Gives a plan every device of the host, beside those it has under names the host does not use;
+/// none if the pod has mounted a /dev. Blocks: walks /dev.
 pub fn give_all(plan: &mut Plan) -> Result<(), OciError> {
+    let mut mounts = plan.spec.mounts().iter().flatten();
+    let mounted = |mount: &Mount| mount.destination() == Path::new("/dev");
+    // The host's own /dev is there, or whatever else the pod wants there.
+    if mounts.any(|mount| mounted(mount) && mount.typ().as_deref() == Some("bind")) {
+        return Ok(());
+    }
     let mut devices = Vec::new();
     walk(Path::new("/dev"), DEPTH, &mut devices)?;
     let mut linux = plan.spec.linux().clone().unwrap_or_default();

@@ -53,10 +53,20 @@ pub enum OciError {
         advice: &'static str,
     },
     /// There is nothing to run.
-    #[error("there is no command to run: {what}; set `command` or `args`")]
-    NoCommand {
-        /// Why.
-        what: &'static str,
+    #[error(
+        "no command specified: the image has neither entrypoint nor cmd; set `command` or `args`"
+    )]
+    NoCommand,
+    /// More than the kernel passes to any program.
+    #[error(
+        "argument list too long: arguments and environment take {bytes} bytes, and Linux passes at \
+         most {most} to a program"
+    )]
+    TooLong {
+        /// How much there is.
+        bytes: usize,
+        /// How much there may be.
+        most: usize,
     },
     /// The localhost seccomp profile does not read.
     #[error("cannot read the seccomp profile {path}")]
@@ -88,9 +98,10 @@ pub enum OciError {
 impl Grpc for OciError {
     fn code(&self) -> Code {
         match self {
-            Self::Invalid { .. } | Self::NoCommand { .. } | Self::SeccompParse { .. } => {
-                Code::InvalidArgument
-            }
+            Self::Invalid { .. }
+            | Self::NoCommand
+            | Self::TooLong { .. }
+            | Self::SeccompParse { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } => Code::Unimplemented,
             Self::SeccompFile { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound => Code::NotFound,
@@ -195,10 +206,13 @@ pub fn build(input: Input<'_>) -> Result<Plan, OciError> {
     )?;
     let granted = capabilities::Granted::decide(context.capabilities.as_ref(), context.privileged)?;
 
+    let args = process::args(config, input.image)?;
+    let env = process::env(config, input.image, &input.sandbox.hostname)?;
+    process::check_size(&args, &env)?;
     let mut process = ProcessBuilder::default()
         .terminal(config.tty)
-        .args(process::args(config, input.image)?)
-        .env(process::env(config, input.image, &input.sandbox.hostname)?)
+        .args(args)
+        .env(env)
         .cwd(process::cwd(config, input.image)?)
         .capabilities(granted.to_oci()?)
         .no_new_privileges(context.no_new_privs)

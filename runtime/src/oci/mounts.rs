@@ -21,13 +21,7 @@ const BY_THE_AGENT: &str = "bulkhead";
 pub fn all(privileged: bool, readonly_rootfs: bool, plan: &Plan) -> Result<Vec<Mount>, OciError> {
     let volumes = &plan.volumes;
     let mut mounts = default(privileged, readonly_rootfs)?;
-    mounts.retain(|mount| {
-        let at = mount.destination();
-        !volumes.iter().any(|volume| {
-            volume.destination == *at
-                || (volume.destination == Path::new("/dev") && at.starts_with("/dev"))
-        })
-    });
+    mounts.retain(|mount| !is_covered(plan, mount.destination()));
     for volume in volumes {
         let source = match &volume.kind {
             Kind::GuestNode(path) => path.as_path(),
@@ -44,6 +38,14 @@ pub fn all(privileged: bool, readonly_rootfs: bool, plan: &Plan) -> Result<Vec<M
     }
     mounts.sort_by_key(|mount| mount.destination().components().count());
     Ok(mounts)
+}
+
+/// Whether a volume is at the place, or is a /dev with what is in it.
+fn is_covered(plan: &Plan, at: &Path) -> bool {
+    plan.volumes.iter().any(|volume| {
+        volume.destination == at
+            || (volume.destination == Path::new("/dev") && at.starts_with("/dev"))
+    })
 }
 
 /// What a container may do with the devices it is given.
@@ -120,7 +122,8 @@ fn shared(at: &str, name: &str, mode: &str) -> Result<Mount, OciError> {
 
 /// Device nodes beyond the standard ones (null, zero, full, random, urandom, tty, ptmx, which
 /// every OCI runtime makes): for a privileged container those of the guest's kernel that programs
-/// open by name. The guest has no modules, so the list is complete but for disks.
+/// open by name. The guest has no modules, so the list is complete but for disks. Where a volume is,
+/// no node is made: a node's /dev that is mounted at /dev has its own, and stays as it is.
 pub fn devices(privileged: bool, plan: &Plan) -> Result<Vec<LinuxDevice>, OciError> {
     let mut result = own_devices(privileged)?;
     for given in &plan.devices {
@@ -137,6 +140,7 @@ pub fn devices(privileged: bool, plan: &Plan) -> Result<Vec<LinuxDevice>, OciErr
         node.set_gid(Some(given.ownership.gid));
         result.push(node);
     }
+    result.retain(|device| !is_covered(plan, device.path()));
     Ok(result)
 }
 

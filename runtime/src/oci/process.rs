@@ -7,12 +7,19 @@ use super::{ImageProcess, OciError};
 /// Where commands are looked for when neither image nor pod says.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The most that Linux passes to a program, whatever its limits: three quarters of 8 MiB, for
+/// arguments and environment with a zero byte and a pointer each (execve(2), "Limits on size").
+const MOST_PASSED: usize = 6 << 20;
+
 /// The arguments, as Kubernetes has it: `command` stands for the image's entrypoint and puts its
-/// cmd out of use; `args` stand for the cmd only.
+/// cmd out of use; `args` stand for the cmd only. An entrypoint of one empty word is none, as in
+/// Docker. A command that is empty otherwise is one that is not found when it is started.
 pub fn args(config: &cri::ContainerConfig, image: &ImageProcess) -> Result<Vec<String>, OciError> {
     let mut result = Vec::new();
     if config.command.is_empty() {
-        result.extend_from_slice(&image.entrypoint);
+        if image.entrypoint != [""] {
+            result.extend_from_slice(&image.entrypoint);
+        }
         let rest = if config.args.is_empty() {
             &image.cmd
         } else {
@@ -23,18 +30,8 @@ pub fn args(config: &cri::ContainerConfig, image: &ImageProcess) -> Result<Vec<S
         result.extend_from_slice(&config.command);
         result.extend_from_slice(&config.args);
     }
-    match result.first() {
-        None => {
-            return Err(OciError::NoCommand {
-                what: "the image has neither entrypoint nor cmd",
-            });
-        }
-        Some(first) if first.is_empty() => {
-            return Err(OciError::NoCommand {
-                what: "the first argument is empty",
-            });
-        }
-        Some(_) => {}
+    if result.is_empty() {
+        return Err(OciError::NoCommand);
     }
     for arg in &result {
         no_nul("command and args", arg)?;
@@ -53,8 +50,9 @@ pub fn env(
     if config.tty {
         result.set("TERM=xterm".to_owned());
     }
-    // An entry without '=' sets nothing; old images have some.
-    for entry in image.env.iter().filter(|entry| entry.contains('=')) {
+    // An entry without '=' or without a name sets nothing; old images have some.
+    let sets = |entry: &&String| entry.find('=').is_some_and(|at| at > 0);
+    for entry in image.env.iter().filter(sets) {
         no_nul("the image's Env", entry)?;
         result.set(entry.clone());
     }
@@ -79,6 +77,23 @@ pub fn env(
         result.set(entry);
     }
     Ok(result.0)
+}
+
+/// Refuses what no kernel would pass to a program. What is less may still be too much for the
+/// container's limits: its start tells.
+pub fn check_size(args: &[String], env: &[String]) -> Result<(), OciError> {
+    let pointer = size_of::<u64>();
+    let texts = args.iter().chain(env);
+    let bytes = texts.fold(0_usize, |sum, text| {
+        sum.saturating_add(text.len()).saturating_add(1 + pointer)
+    });
+    if bytes > MOST_PASSED {
+        return Err(OciError::TooLong {
+            bytes,
+            most: MOST_PASSED,
+        });
+    }
+    Ok(())
 }
 
 struct Environment(Vec<String>);
@@ -223,6 +238,26 @@ mod tests {
                 vec!["/ep-2", "zoo"],
             ),
             (vec![], vec!["sh"], vec![], vec![], vec!["sh"]),
+            // An empty entrypoint is none; one that has more is not.
+            (
+                vec![""],
+                vec!["echo", "hi"],
+                vec![],
+                vec![],
+                vec!["echo", "hi"],
+            ),
+            (
+                vec![""],
+                vec!["echo", "hi"],
+                vec![],
+                vec!["ls", "/"],
+                vec!["ls", "/"],
+            ),
+            (vec![""], vec![], vec!["id"], vec![], vec!["id"]),
+            (vec!["", "x"], vec![], vec![], vec![], vec!["", "x"]),
+            // No program has this name: the start says so.
+            (vec![], vec![""], vec![], vec![], vec![""]),
+            (vec!["/ep"], vec![], vec![""], vec![], vec![""]),
         ] {
             let image = ImageProcess {
                 entrypoint: strings(&entrypoint),
@@ -236,13 +271,15 @@ mod tests {
             };
             assert_eq!(args(&config, &image).unwrap(), strings(&expected));
         }
-        let none = args(&cri::ContainerConfig::default(), &ImageProcess::default());
-        assert!(matches!(none, Err(OciError::NoCommand { .. })));
-        let empty = cri::ContainerConfig {
-            command: strings(&[""]),
+        let empty = ImageProcess {
+            entrypoint: strings(&[""]),
             ..Default::default()
         };
-        assert!(args(&empty, &ImageProcess::default()).is_err());
+        for image in [ImageProcess::default(), empty] {
+            let none = args(&cri::ContainerConfig::default(), &image).unwrap_err();
+            assert!(matches!(none, OciError::NoCommand));
+            assert!(none.to_string().contains("no command specified"), "{none}");
+        }
         let nul = cri::ContainerConfig {
             command: strings(&["a\0b"]),
             ..Default::default()
@@ -284,6 +321,44 @@ mod tests {
             };
             assert!(env(&config, &image, "pod").is_err());
         }
+    }
+
+    #[test]
+    fn environments_of_every_shape_and_size() {
+        let long = format!("LONG={}", "x".repeat(100_000));
+        let image = ImageProcess {
+            env: strings(&["A=1", "=x", "=", "NOTHING", "A=2", "B=", "C=a\nb\n", &long]),
+            ..Default::default()
+        };
+        let config = cri::ContainerConfig {
+            envs: vec![pair("C", b"1\n2"), pair("D", "\u{1}é".as_bytes())],
+            ..Default::default()
+        };
+        let found = env(&config, &image, "").unwrap();
+        let expected = [DEFAULT_PATH, "A=2", "B=", "C=1\n2", &long, "D=\u{1}é"];
+        assert_eq!(found, strings(&expected));
+        // What the agent asks of an entry.
+        let named = |entry: &String| {
+            entry
+                .split_once('=')
+                .is_some_and(|(name, _)| !name.is_empty())
+        };
+        assert!(found.iter().all(named));
+
+        let many = vec!["x".repeat(100_000); 20];
+        check_size(&[], &many).unwrap();
+        let more = vec!["x".repeat(100_000); 70];
+        for (args, env) in [
+            (&more[..], &[][..]),
+            (&[], &more),
+            (&more[..35], &more[..35]),
+        ] {
+            let error = check_size(args, env).unwrap_err().to_string();
+            assert!(error.contains("argument list too long"), "{error}");
+        }
+        // Short ones count by their pointers.
+        let crowd = vec![String::new(); 1 << 20];
+        check_size(&crowd, &[]).unwrap_err();
     }
 
     #[test]

@@ -66,6 +66,56 @@ fn volumes_take_the_places_of_default_mounts_and_lie_in_order() {
 }
 
 #[test]
+fn a_mounted_dev_is_left_as_it_is() {
+    let dev = volumes::Plan {
+        volumes: vec![volumes::Volume {
+            destination: "/dev".into(),
+            options: Vec::new(),
+            kind: volumes::Kind::GuestNode("/dev".into()),
+        }],
+        ..Default::default()
+    };
+    assert!(mounts::devices(true, &dev).unwrap().is_empty());
+    let config = context(|c| c.privileged = true);
+    let build = |volumes: &volumes::Plan| {
+        let input = Input {
+            volumes,
+            config: &config,
+            sandbox: &cri::PodSandboxConfig::default(),
+            image: &ImageProcess::default(),
+            localhost_seccomp: None,
+        };
+        let mut plan = build(input).unwrap();
+        host_devices::give_all(&mut plan).unwrap();
+        let linux = plan.spec.linux().clone().unwrap();
+        linux.devices().clone().unwrap_or_default().len()
+    };
+    assert_eq!(build(&dev), 0);
+    assert!(build(&volumes::Plan::default()) > 0);
+}
+
+#[test]
+fn an_images_volumes_are_mounts_among_the_others() {
+    let mut plan = volumes::Plan::default();
+    let paths = ["/a/b/c", "/a", "/etc"].map(str::to_owned);
+    volumes::add_anonymous(&mut plan, &paths).unwrap();
+    for readonly in [false, true] {
+        let mounts = mounts::all(false, readonly, &plan).unwrap();
+        let at = |path: &str| {
+            let is_there = |mount: &oci_spec::runtime::Mount| {
+                mount.destination() == std::path::Path::new(path)
+            };
+            mounts.iter().position(is_there).unwrap()
+        };
+        assert!(at("/a") < at("/a/b/c") && at("/etc") < at("/etc/hosts"));
+        let volume = &mounts[at("/a")];
+        assert_eq!(volume.typ().as_deref(), Some("bind"));
+        let options = volume.options().clone().unwrap();
+        assert_eq!(options, ["rbind", "rw", "rprivate"]);
+    }
+}
+
+#[test]
 fn a_given_device_has_a_node_and_a_rule() {
     let given = volumes::Plan {
         devices: vec![volumes::GuestDevice {

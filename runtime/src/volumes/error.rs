@@ -99,7 +99,9 @@ impl Grpc for VolumeError {
             Self::NotAllowed { .. } => Code::PermissionDenied,
             Self::Source { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound => Code::NotFound,
-                std::io::ErrorKind::PermissionDenied => Code::PermissionDenied,
+                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                    Code::PermissionDenied
+                }
                 std::io::ErrorKind::NotADirectory | std::io::ErrorKind::InvalidFilename => {
                     Code::InvalidArgument
                 }

@@ -63,7 +63,7 @@ pub fn container_of(holder: &str) -> &str {
     holder.split('/').next().unwrap_or(holder)
 }
 
-/// Holds the images of a plan's image volumes, in the order of the mounts. A failure leaves what
+/// Holds the images of a plan's image volumes, by the number of CRI's mount. A failure leaves what
 /// is held to [`release_images`].
 pub async fn hold_images(
     app: &App,
@@ -71,17 +71,20 @@ pub async fn hold_images(
     plan: &Plan,
 ) -> Result<HashMap<usize, Arc<ImageRecord>>, VolumeError> {
     let mut held = HashMap::new();
-    for (number, volume) in plan.volumes.iter().enumerate() {
-        if let Kind::Image(Image { reference, .. }) = &volume.kind {
+    for volume in &plan.volumes {
+        if let Kind::Image(Image {
+            number, reference, ..
+        }) = &volume.kind
+        {
             let image = app
                 .images
-                .hold(&holder(container, number), reference)
+                .hold(&holder(container, *number), reference)
                 .await
                 .map_err(|source| VolumeError::Image {
                     at: volume.destination.display().to_string(),
                     source,
                 })?;
-            held.insert(number, image);
+            held.insert(*number, image);
         }
     }
     Ok(held)
@@ -108,7 +111,7 @@ pub fn prepare(
 ) -> Result<Prepared, VolumeError> {
     let others = records_of(app, pod, None);
     let mut prepared = Prepared::default();
-    for (number, volume) in plan.volumes.into_iter().enumerate() {
+    for volume in plan.volumes {
         let source = match volume.kind {
             Kind::Shared(source, manner) if plan.on_host => Some(on_host(&source, manner)),
             Kind::Shared(source, manner) => {
@@ -132,8 +135,9 @@ pub fn prepare(
             }
             Kind::Socket(source, ownership) => Some(prepared.socket(&others, source, ownership)?),
             Kind::Image(image) => images
-                .get(&number)
-                .map(|record| prepared.image(app, container, number, &image, record)),
+                .get(&image.number)
+                .map(|record| prepared.image(app, container, &image, record)),
+            Kind::Anonymous => Some(agent::volume::Source::Anonymous(agent::AnonymousVolume {})),
             // The spec names it.
             Kind::GuestNode(_) => None,
         };
@@ -239,14 +243,13 @@ impl Prepared {
         &mut self,
         app: &App,
         container: &str,
-        number: usize,
         image: &Image,
         record: &ImageRecord,
     ) -> agent::volume::Source {
         let layers = app.images.disks(record);
         let serials: Vec<String> = layers.iter().map(|layer| layer.serial.clone()).collect();
         self.records.push(VolumeRecord::Image {
-            holder: holder(container, number),
+            holder: holder(container, image.number),
             layers: serials.clone(),
         });
         let implied_directories = container::implied_directories(&layers);

@@ -1,10 +1,14 @@
 //! A look at the host: what each of a container's mounts and devices is, and what it becomes.
-//! Everything is opened once, links followed, and used by its descriptor from then on. Makes nothing.
+//! Everything is opened once, links followed, and used by its descriptor from then on. Makes nothing
+//! but the directory of a source that is not there.
+
+mod device;
 
 use std::{
-    fs::OpenOptions,
+    collections::HashMap,
+    fs::DirBuilder,
     io,
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
@@ -13,12 +17,13 @@ use bulkhead_proto::cri;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
 use sha2::{Digest as _, Sha256};
 
+use self::device::{device, guest_node};
 use super::{
     VolumeError,
     mountinfo::{self, MountInfo},
-    plan::{BlockDisk, GuestDevice, Image, Kind, Memory, Plan, Source, Volume},
+    plan::{Image, Kind, Memory, Plan, Source, Volume},
     share::{Manner, ReadOnly},
-    snapshot::{self, Ownership},
+    snapshot,
     validate::{self, Handler},
 };
 
@@ -61,7 +66,15 @@ pub fn inspect(
         path: "/proc/thread-self/mountinfo".into(),
         source,
     })?;
+    // Of mounts at one place the last one is seen.
+    let mut last = HashMap::new();
     for (number, mount) in config.mounts.iter().enumerate() {
+        last.insert(validate::clean(&mount.container_path), number);
+    }
+    for (number, mount) in config.mounts.iter().enumerate() {
+        if last.get(&validate::clean(&mount.container_path)) != Some(&number) {
+            continue;
+        }
         let look = Look {
             number,
             mount,
@@ -103,6 +116,7 @@ impl Look<'_> {
         let destination = validate::container_path(at, &self.mount.container_path)?;
         let kind = match &self.mount.image {
             Some(image) => Kind::Image(Image {
+                number: self.number,
                 reference: image.image.clone(),
                 sub_path: self.mount.image_sub_path.clone(),
             }),
@@ -157,7 +171,7 @@ impl Look<'_> {
     }
 
     fn of_host(&self) -> Result<Kind, VolumeError> {
-        let (source, stat) = open(Path::new(&self.mount.host_path)).map_err(self.failed("open"))?;
+        let (source, stat) = self.source()?;
         if self.circumstances.handler == Handler::Host {
             self.check_shared_peer(&source)?;
             return Ok(Kind::Shared(source, self.manner()));
@@ -186,6 +200,36 @@ impl Look<'_> {
                 self.shared(source)
             }
             _ => self.shared(source),
+        }
+    }
+
+    /// Opens the source. Where nothing is a directory is made, as every CRI runtime does: a source
+    /// of which Kubernetes knows the type was looked at, or made, by the kubelet. What was made
+    /// stays. A directory in a socket's place would keep its server from starting.
+    fn source(&self) -> Result<(Source, Stat), VolumeError> {
+        let path = Path::new(&self.mount.host_path);
+        let missing = match open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => error,
+            opened => return opened.map_err(self.failed("open")),
+        };
+        let shared = self.circumstances.handler == Handler::Host || self.circumstances.share;
+        let socket = |socket: &PathBuf| socket == path;
+        if !shared || self.circumstances.sockets.iter().any(socket) {
+            return Err(self.failed("open")(missing));
+        }
+        match DirBuilder::new().recursive(true).mode(0o755).create(path) {
+            Ok(()) => {
+                tracing::info!(
+                    path = %path.display(),
+                    "a mount's source was not there and is made as a directory"
+                );
+                open(path).map_err(self.failed("open"))
+            }
+            // A link that leads nowhere, there or on the way.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(self.failed("open")(missing))
+            }
+            Err(error) => Err(self.failed("make the directory")(error)),
         }
     }
 
@@ -382,103 +426,6 @@ fn mount_id(source: &Source) -> io::Result<u64> {
         StatxFlags::MNT_ID,
     )?;
     Ok(found.stx_mnt_id)
-}
-
-/// The guest's own node for a device that is nobody's in particular.
-fn guest_node(stat: &Stat) -> Option<PathBuf> {
-    let number = (
-        rustix::fs::major(stat.st_rdev),
-        rustix::fs::minor(stat.st_rdev),
-    );
-    let name = match number {
-        (1, 3) => "null",
-        (1, 5) => "zero",
-        (1, 7) => "full",
-        (1, 8) => "random",
-        (1, 9) => "urandom",
-        (1, 11) => "kmsg",
-        (10, 200) => "net/tun",
-        (10, 229) => "fuse",
-        _ => return None,
-    };
-    Some(Path::new("/dev").join(name))
-}
-
-fn device(
-    number: usize,
-    given: &cri::Device,
-    handler: Handler,
-    plan: &mut Plan,
-) -> Result<(), VolumeError> {
-    let field = |name: &str| format!("devices[{number}].{name}");
-    let path = PathBuf::from(&given.host_path);
-    let failed = |action| {
-        let (field, path) = (field("host_path"), path.clone());
-        move |source| VolumeError::Source {
-            field,
-            action,
-            path,
-            source,
-        }
-    };
-    let destination = validate::container_path(field("container_path"), &given.container_path)?;
-    let (source, stat) = open(&path).map_err(failed("open"))?;
-    let permissions = given.permissions.clone();
-    let ownership = Ownership::from(&stat);
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::BlockDevice if handler == Handler::Kvm => {
-            let read_only = !permissions.contains('w');
-            let file = OpenOptions::new()
-                .read(true)
-                .write(!read_only)
-                .open(format!(
-                    "/proc/self/fd/{}",
-                    std::os::fd::AsRawFd::as_raw_fd(&*source.fd)
-                ))
-                .map_err(failed("open"))?;
-            let (major, minor) = (
-                rustix::fs::major(stat.st_rdev),
-                rustix::fs::minor(stat.st_rdev),
-            );
-            let name = format!("{major}:{minor} {read_only}");
-            plan.disks.push(BlockDisk {
-                serial: format!("v{}", digest(name.as_bytes(), SERIAL_DIGITS)),
-                file,
-                path: source.path,
-                read_only,
-                destination,
-                permissions,
-                ownership,
-            });
-            Ok(())
-        }
-        FileType::CharacterDevice | FileType::BlockDevice
-            if handler == Handler::Host || guest_node(&stat).is_some() =>
-        {
-            plan.devices.push(GuestDevice {
-                destination,
-                block: FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice,
-                number: (
-                    rustix::fs::major(stat.st_rdev),
-                    rustix::fs::minor(stat.st_rdev),
-                ),
-                permissions,
-                ownership,
-            });
-            Ok(())
-        }
-        FileType::CharacterDevice => Err(VolumeError::Unsupported {
-            what: format!("the node's device {}", source.path.display()),
-            advice: "a pod is a virtual machine and has its own devices: block devices, null, \
-                     zero, full, random, urandom, kmsg, net/tun and fuse can be given to it; run \
-                     the pod with the RuntimeClass handler \"host\" for others",
-        }),
-        _ => Err(VolumeError::Invalid {
-            field: field("host_path"),
-            value: given.host_path.clone(),
-            allowed: "it is no device",
-        }),
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Volumes: from CRI's mounts and devices to what a container gets.
 //!
 //! [`validate`] refuses what makes no sense, [`inspect`] looks at the sources and decides what each
-//! becomes ([`Kind`]); both serve any handler. For a pod in a virtual machine [`guest`] then carries
+//! becomes ([`Kind`]), [`add_anonymous`] adds what the image asks for; all serve any handler. For a pod in a virtual machine [`guest`] then carries
 //! the plan out: mounts in the pod's [`share`], copies that follow the host ([`snapshot`],
 //! `watch`), disks, sockets.
 //!
 //! Not here: what the guest does with it (the agent), images' layers (`images`), the OCI spec (`oci`).
 
+mod anonymous;
 mod bridge;
 mod error;
 pub mod guest;
@@ -21,6 +22,7 @@ mod token;
 pub mod validate;
 mod watch;
 
+pub use anonymous::add as add_anonymous;
 pub use error::VolumeError;
 pub use inspect::{Circumstances, inspect};
 pub use plan::{BlockDisk, GuestDevice, Image, Kind, Memory, Plan, Source, Volume};

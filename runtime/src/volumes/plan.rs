@@ -7,7 +7,7 @@ use super::{share::Manner, snapshot::Ownership};
 /// All of a container's mounts and devices.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// Its mounts, as CRI ordered them.
+    /// Its mounts, as CRI ordered them, then those of its image.
     pub volumes: Vec<Volume>,
     /// Its block devices.
     pub disks: Vec<BlockDisk>,
@@ -43,6 +43,8 @@ pub enum Kind {
     GuestNode(PathBuf),
     /// An image's files.
     Image(Image),
+    /// A directory of the container's own, which begins with what its image has there.
+    Anonymous,
 }
 
 /// A file or directory of the host, held open: what was looked at is what is used.
@@ -78,6 +80,8 @@ pub struct Memory {
 /// An image volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
+    /// Which of CRI's mounts it is.
+    pub number: usize,
     /// As CRI names it.
     pub reference: String,
     /// What of it is mounted; empty for all.

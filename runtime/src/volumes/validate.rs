@@ -1,9 +1,6 @@
 //! What can be told of CRI's mounts and devices without a look at the host. Pure.
 
-use std::{
-    collections::HashSet,
-    path::{Component, Path, PathBuf},
-};
+use std::path::{Component, Path, PathBuf};
 
 use bulkhead_proto::cri;
 
@@ -12,7 +9,7 @@ use super::VolumeError;
 /// Linux's own limit of a path (PATH_MAX).
 const MAX_PATH: usize = 4_096;
 /// More than any pod has; each is a few system calls.
-const MAX_MOUNTS: usize = 1_024;
+pub(super) const MAX_MOUNTS: usize = 1_024;
 
 /// Options of a bind mount that a client may ask for beside `readonly` (mount(8)).
 const OPTIONS: &[&str] = &[
@@ -52,29 +49,14 @@ pub fn check(config: &cri::ContainerConfig, handler: Handler) -> Result<(), Volu
             allowed: "more than 1024 are not possible",
         });
     }
-    let mut taken = HashSet::new();
     for (number, mount) in config.mounts.iter().enumerate() {
         let at = |field: &str| format!("mounts[{number}].{field}");
-        let destination = container_path(at("container_path"), &mount.container_path)?;
-        if !taken.insert(destination) {
-            return Err(VolumeError::Invalid {
-                field: at("container_path"),
-                value: mount.container_path.clone(),
-                allowed: "another mount or device of the container is there already",
-            });
-        }
+        container_path(at("container_path"), &mount.container_path)?;
         check_mount(mount, handler, &at)?;
     }
     for (number, device) in config.devices.iter().enumerate() {
         let at = |field: &str| format!("devices[{number}].{field}");
-        let destination = container_path(at("container_path"), &device.container_path)?;
-        if !taken.insert(destination) {
-            return Err(VolumeError::Invalid {
-                field: at("container_path"),
-                value: device.container_path.clone(),
-                allowed: "another mount or device of the container is there already",
-            });
-        }
+        container_path(at("container_path"), &device.container_path)?;
         host_path(at("host_path"), &device.host_path)?;
         let mut letters: Vec<char> = device.permissions.chars().collect();
         letters.sort_unstable();
@@ -189,60 +171,80 @@ fn check_mount(
     Ok(())
 }
 
-/// A path in the container without `.` and doubled slashes; `..`, the root itself and what is not
-/// absolute are refused.
+/// A path in the container as containerd takes it: cleaned, and from the root if it is not. Nothing
+/// and the root itself are refused.
 pub fn container_path(field: String, path: &str) -> Result<PathBuf, VolumeError> {
-    let clean = absolute(&field, path)?;
-    if clean == Path::new("/") {
+    possible(&field, path)?;
+    let clean = clean(path);
+    if path.is_empty() || clean == Path::new("/") {
         return Err(VolumeError::Invalid {
             field,
-            value: path.to_owned(),
+            value: shown(path),
             allowed: "a container's root is its image; mount below it",
         });
     }
     Ok(clean)
 }
 
-fn host_path(field: String, path: &str) -> Result<PathBuf, VolumeError> {
-    absolute(&field, path)
-}
-
-fn absolute(field: &str, path: &str) -> Result<PathBuf, VolumeError> {
-    let invalid = |allowed| VolumeError::Invalid {
-        field: field.to_owned(),
-        value: path.chars().take(200).collect(),
-        allowed,
-    };
-    if path.len() > MAX_PATH || path.contains('\0') {
-        return Err(invalid(
-            "a path has at most 4096 bytes, and no zero byte among them",
-        ));
-    }
+/// As Go's `path.Clean` has it of `/` and the path: no empty parts and no `.`, and each `..` takes
+/// the part before it away. Links are not looked at.
+pub(super) fn clean(path: &str) -> PathBuf {
     let mut clean = PathBuf::from("/");
-    let mut components = Path::new(path).components();
-    if components.next() != Some(Component::RootDir) {
-        return Err(invalid("it must be an absolute path"));
-    }
-    for component in components {
-        match component {
-            Component::Normal(name) => clean.push(name),
-            Component::CurDir => {}
-            _ => return Err(invalid("it must not contain \"..\"")),
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                clean.pop();
+            }
+            name => clean.push(name),
         }
     }
-    Ok(clean)
+    clean
+}
+
+/// Used as it is: the kernel finds its way through `..` and links.
+fn host_path(field: String, path: &str) -> Result<(), VolumeError> {
+    possible(&field, path)?;
+    if path.starts_with('/') {
+        return Ok(());
+    }
+    Err(VolumeError::Invalid {
+        field,
+        value: shown(path),
+        allowed: "it must be an absolute path",
+    })
+}
+
+fn possible(field: &str, path: &str) -> Result<(), VolumeError> {
+    if is_possible(path) {
+        return Ok(());
+    }
+    Err(VolumeError::Invalid {
+        field: field.to_owned(),
+        value: shown(path),
+        allowed: "a path has at most 4096 bytes, and no zero byte among them",
+    })
+}
+
+/// Whether the kernel could take it for a path at all.
+pub(super) fn is_possible(path: &str) -> bool {
+    path.len() <= MAX_PATH && !path.contains('\0')
+}
+
+fn shown(path: &str) -> String {
+    path.chars().take(200).collect()
 }
 
 fn sub_path(field: String, path: &str) -> Result<(), VolumeError> {
     let inside = Path::new(path)
         .components()
         .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    if inside && path.len() <= MAX_PATH && !path.contains('\0') {
+    if inside && is_possible(path) {
         return Ok(());
     }
     Err(VolumeError::Invalid {
         field,
-        value: path.chars().take(200).collect(),
+        value: shown(path),
         allowed: "it must be relative to the image's root and must not contain \"..\"",
     })
 }
@@ -275,7 +277,11 @@ mod tests {
     fn the_usual_ones_pass() {
         let slave = cri::Mount {
             propagation: cri::MountPropagation::PropagationHostToContainer as i32,
-            ..mount("/a/./b//c")
+            ..mount("/a/./b//../c")
+        };
+        let relative = cri::Mount {
+            host_path: "/srv/../srv".to_owned(),
+            ..mount("data")
         };
         let recursive = cri::Mount {
             readonly: true,
@@ -294,7 +300,10 @@ mod tests {
             ..mount("/image")
         };
         assert_eq!(
-            checked(vec![mount("/a"), slave, recursive, image], Handler::Kvm),
+            checked(
+                vec![mount("/a"), slave, recursive, image, relative, mount("/a/")],
+                Handler::Kvm
+            ),
             Ok(())
         );
     }
@@ -320,11 +329,10 @@ mod tests {
             vec![mount("")],
             vec![mount("/")],
             vec![mount("/.//")],
-            vec![mount("data")],
-            vec![mount("/a/../b")],
+            vec![mount("/a/..")],
+            vec![mount("..")],
             vec![mount("/a\0")],
             vec![mount(&format!("/{}", "x".repeat(5_000)))],
-            vec![mount("/a"), mount("//a/.")],
             vec![cri::Mount {
                 host_path: "srv".to_owned(),
                 ..mount("/x")
@@ -414,14 +422,67 @@ mod tests {
         }
     }
 
+    /// `Clean` of Go's package path (1.24), byte by byte, for a path with a slash before it.
+    fn go_clean(path: &str) -> String {
+        let path = format!("/{path}").into_bytes();
+        let (mut out, mut r) = (vec![b'/'], 1);
+        let end = |at: usize| path.get(at).is_none_or(|byte| *byte == b'/');
+        while r < path.len() {
+            if path[r] == b'/' {
+                r += 1;
+            } else if path[r] == b'.' && end(r + 1) {
+                r += 1;
+            } else if path[r] == b'.' && path.get(r + 1) == Some(&b'.') && end(r + 2) {
+                r += 2;
+                // Back to the slash before.
+                while out.len() > 1 {
+                    if out.pop() == Some(b'/') {
+                        break;
+                    }
+                }
+                if out.is_empty() {
+                    out.push(b'/');
+                }
+            } else {
+                if out.len() != 1 {
+                    out.push(b'/');
+                }
+                while !end(r) {
+                    out.push(path[r]);
+                    r += 1;
+                }
+            }
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn paths_are_cleaned() {
+        for (path, expected) in [
+            ("/data/", "/data"),
+            ("data", "/data"),
+            ("/a/../b", "/b"),
+            ("/../../a", "/a"),
+            ("../a", "/a"),
+            ("/a//b/./c/", "/a/b/c"),
+            ("/a/..", "/"),
+            ("/...", "/..."),
+            ("/..a/.b", "/..a/.b"),
+            ("", "/"),
+        ] {
+            assert_eq!(clean(path), Path::new(expected), "{path}");
+            assert_eq!(go_clean(path), expected, "{path}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn a_clean_path_is_absolute_and_goes_nowhere_else(path in "[/.a-c]{0,20}") {
-            if let Ok(clean) = container_path("x".to_owned(), &path) {
-                prop_assert!(clean.is_absolute() && clean != Path::new("/"));
-                let names = |p: &Path| p.components().all(
-                    |part| matches!(part, Component::RootDir | Component::Normal(_)));
-                prop_assert!(names(&clean));
+        fn cleaning_is_gos(path in "[/.a-c]{0,24}|(/|\\.|\\.\\.|[ab]|é){0,12}") {
+            let expected = go_clean(&path);
+            prop_assert_eq!(clean(&path), Path::new(&expected));
+            match container_path("x".to_owned(), &path) {
+                Ok(clean) => prop_assert_eq!(clean, Path::new(&expected)),
+                Err(_) => prop_assert_eq!(expected, "/"),
             }
         }
     }

@@ -200,8 +200,20 @@ impl Image {
 
     /// Its configuration may say what is not true.
     pub fn with_diff_ids(layers: Vec<Layer>, diff_ids: Vec<Digest>) -> Self {
+        Self::for_architecture("amd64", layers, diff_ids)
+    }
+
+    /// One small layer, and a configuration that names some architecture.
+    pub fn named(architecture: &str, seed: u64) -> Self {
+        let image = Self::small(seed);
+        let diff_ids = image.layers.iter().map(|layer| layer.diff_id.clone());
+        let diff_ids = diff_ids.collect();
+        Self::for_architecture(architecture, image.layers, diff_ids)
+    }
+
+    fn for_architecture(architecture: &str, layers: Vec<Layer>, diff_ids: Vec<Digest>) -> Self {
         let config = json!({
-            "architecture": "amd64", "os": "linux",
+            "architecture": architecture, "os": "linux",
             "config": {"User": "1002", "Cmd": ["/bin/true"], "Env": ["PATH=/bin"]},
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });

@@ -10,6 +10,7 @@
 
 mod fixture;
 mod hostile;
+mod platforms;
 mod proxy;
 mod real;
 mod server;

@@ -130,7 +130,6 @@ async fn unknown_ids(context: &mut Context) -> Outcome {
 async fn containers_that_cannot_be(context: &mut Context) -> Outcome {
     let cri = &context.cri;
     cri.pull(BUSYBOX).await?;
-    cri.pull(&image("user-missing")).await?;
     let config = logs::logging_pod(context, "refusals").0;
     let id = cri.run_pod(config.clone()).await?;
     let plain = || script("refused", BUSYBOX, "true");
@@ -187,11 +186,6 @@ async fn containers_that_cannot_be(context: &mut Context) -> Outcome {
                 log_path: "../../x.log".to_owned(),
                 ..plain()
             },
-            &invalid,
-        ),
-        (
-            "a user the image does not know",
-            script("u", &image("user-missing"), "true"),
             &invalid,
         ),
     ] {

@@ -9,6 +9,7 @@ mod events;
 mod exec;
 mod host;
 mod host_walls;
+mod image_config;
 mod images;
 mod isolation;
 mod lifecycle;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Test> {
         logs::tests(),
         network::tests(),
         images::tests(),
+        image_config::tests(),
         security::tests(),
         confinement::tests(),
         vsock_walls::tests(),

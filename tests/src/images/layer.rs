@@ -91,6 +91,23 @@ impl Layer {
         Ok(self)
     }
 
+    /// A directory of some user and group.
+    ///
+    /// # Errors
+    /// If the entry cannot be written.
+    pub fn dir_of(
+        &mut self,
+        path: impl AsRef<Path>,
+        mode: u32,
+        owner: u64,
+    ) -> io::Result<&mut Self> {
+        let mut header = Self::header(EntryType::Directory, mode, 0);
+        header.set_uid(owner);
+        header.set_gid(owner);
+        self.tar.append_data(&mut header, path, io::empty())?;
+        Ok(self)
+    }
+
     /// A file owned by root.
     ///
     /// # Errors

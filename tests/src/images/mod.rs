@@ -2,6 +2,7 @@
 //! `skopeo` copies into a real registry. What is in each image stands in `recipes`; how a layout
 //! is written stands here.
 
+mod configs;
 mod critest;
 mod layer;
 pub mod recipes;
@@ -59,6 +60,10 @@ pub struct Config {
     pub workdir: String,
     /// `StopSignal`.
     pub stop_signal: String,
+    /// `Volumes`.
+    pub volumes: Vec<String>,
+    /// `architecture`, if it is not to be the truth.
+    pub architecture: Option<String>,
 }
 
 /// An image to be written: its tag in the registry, its layers, its config.
@@ -104,8 +109,16 @@ impl Image {
                 }
             }
         }
+        if !self.config.volumes.is_empty()
+            && let Some(map) = runtime.as_object_mut()
+        {
+            let volumes = self.config.volumes.iter();
+            let volumes: serde_json::Map<_, _> =
+                volumes.map(|path| (path.clone(), json!({}))).collect();
+            map.insert("Volumes".to_owned(), volumes.into());
+        }
         let config = json!({
-            "architecture": "amd64",
+            "architecture": self.config.architecture.as_deref().unwrap_or("amd64"),
             "os": "linux",
             "created": "2026-01-01T00:00:00Z",
             "config": runtime,

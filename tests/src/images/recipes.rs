@@ -5,7 +5,7 @@ use std::{io, path::Path};
 
 use tar::EntryType;
 
-use super::{Compression, Config, Image, ImageError, Layer, critest};
+use super::{Compression, Config, Image, ImageError, Layer, configs, critest};
 
 /// Layers of the image `layers100`.
 pub const MANY_LAYERS: usize = 100;
@@ -92,6 +92,7 @@ pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
         images.push(link(parts, name, place, target)?);
     }
     images.push(walls(parts)?);
+    images.extend(configs::all(parts)?);
     images.extend(critest::all(parts)?);
     Ok(images)
 }

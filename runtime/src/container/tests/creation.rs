@@ -91,7 +91,7 @@ fn a_failure_at_any_step_of_a_creation_leaves_nothing() {
             with(|c| {
                 c.mounts = vec![cri::Mount {
                     container_path: "/data".to_owned(),
-                    host_path: "/no/such/path".to_owned(),
+                    host_path: "/proc/no/such/path".to_owned(),
                     ..Default::default()
                 }];
             }),
@@ -153,13 +153,82 @@ fn a_start_that_fails_is_an_exit_with_128() {
         (status.exit_code, status.reason.as_str()),
         (128, "StartError")
     );
+    assert_eq!(status.message, "told to fail");
+    // It never ran, and it is over.
     assert!(
-        status.message.contains("told to fail"),
-        "{}",
-        status.message
+        status.started_at == 0 && status.finished_at > 0,
+        "{status:?}"
     );
     daemon.remove(&id).unwrap();
     daemon.assert_clean(&node);
+}
+
+/// The words are the agent's, whatever is in them.
+#[test]
+fn why_a_command_does_not_start_is_told_to_the_letter() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let long = format!("exec: \"/{}\": file name too long", "é☃".repeat(500));
+    for (words, code) in [
+        (
+            r#"exec: "nosuch": executable file not found in $PATH"#,
+            Code::NotFound,
+        ),
+        (
+            "exec: \"/a\nb%20\": permission denied",
+            Code::PermissionDenied,
+        ),
+        (long.as_str(), Code::InvalidArgument),
+    ] {
+        let id = daemon.create(request("c", "one", &["serve"])).unwrap();
+        node.guest
+            .fail_with("start", tonic::Status::new(code, words));
+        let error = daemon
+            .block_on(start(Arc::clone(&daemon.app), &id))
+            .unwrap_err()
+            .status();
+        assert_eq!(error.code(), code);
+        assert!(error.message().contains(words), "{error}");
+        let status = daemon.status(&id);
+        assert_eq!((status.exit_code, status.message.as_str()), (128, words));
+        daemon.remove(&id).unwrap();
+    }
+    daemon.assert_clean(&node);
+}
+
+#[test]
+fn a_user_nobody_knows_is_shown_as_none() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let id = daemon
+        .create(request("c", "one", &["as-nobody-known"]))
+        .unwrap();
+    assert_eq!(daemon.status(&id).user, None);
+    daemon.remove(&id).unwrap();
+    daemon.assert_clean(&node);
+}
+
+#[test]
+fn an_environment_that_no_kernel_passes_is_refused_and_a_large_one_is_not() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let with = |bytes: usize| {
+        let mut request = request("c", "one", &["serve"]);
+        let envs = (0..bytes / 100_000).map(|n| cri::KeyValue {
+            key: format!("E{n}"),
+            // The longest there is in JSON.
+            value: vec![1; 100_000],
+        });
+        request.config.as_mut().unwrap().envs = envs.collect();
+        request
+    };
+    let id = daemon.create(with(2 << 20)).unwrap();
+    daemon.remove(&id).unwrap();
+    for bytes in [5 << 20, 7 << 20] {
+        let error = daemon.create(with(bytes)).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        daemon.assert_clean(&node);
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ struct State {
     disks: BTreeSet<String>,
     attached: usize,
     calls: Vec<String>,
-    fail: HashMap<String, Code>,
+    fail: HashMap<String, Status>,
     events: Vec<api::Event>,
 }
 
@@ -82,7 +82,8 @@ impl Guest {
                 });
             }
         });
-        let server = agent_server::AgentServer::new(guest.clone());
+        let server = agent_server::AgentServer::new(guest.clone())
+            .max_decoding_message_size(crate::agent::MAX_MESSAGE);
         tokio::spawn(
             tonic::transport::Server::builder()
                 .add_service(server)
@@ -135,7 +136,11 @@ impl Guest {
 
     /// The next call of this name fails; `attach N` is the nth disk.
     pub(super) fn fail(&self, call: &str, code: Code) {
-        self.with(|state| state.fail.insert(call.to_owned(), code));
+        self.fail_with(call, Status::new(code, "told to fail"));
+    }
+
+    pub(super) fn fail_with(&self, call: &str, status: Status) {
+        self.with(|state| state.fail.insert(call.to_owned(), status));
     }
 
     pub(super) fn disks(&self) -> Vec<String> {
@@ -171,7 +176,7 @@ impl Guest {
         self.with(|state| {
             state.calls.push(name.to_owned());
             match state.fail.remove(name) {
-                Some(code) => Err(Status::new(code, "told to fail")),
+                Some(status) => Err(status),
                 None => Ok(()),
             }
         })
@@ -266,7 +271,8 @@ impl agent_server::Agent for Guest {
         self.call("create")?;
         let request = request.into_inner();
         let spec: serde_json::Value = serde_json::from_slice(&request.oci_spec).unwrap();
-        let args = serde_json::from_value(spec["process"]["args"].clone()).unwrap();
+        let args: Vec<String> = serde_json::from_value(spec["process"]["args"].clone()).unwrap();
+        let unknown = args.first().is_some_and(|arg| arg == "as-nobody-known");
         self.with(|state| {
             for layer in &request.layers {
                 assert!(state.disks.contains(layer), "{layer} is not there");
@@ -286,7 +292,7 @@ impl agent_server::Agent for Guest {
         };
         Ok(Response::new(api::CreateContainerResponse {
             pid: 1,
-            user: Some(user),
+            user: Some(user).filter(|_| !unknown),
         }))
     }
     async fn start_container(

@@ -27,6 +27,7 @@ use super::{
     error::{ImagesError, SharedError},
     layer::Limits,
     manifest::{self, Manifest, ManifestError},
+    platform::Platform,
     reference::ImageName,
     registry::{Blob, Credentials, Document, Registry, RegistryError, Session},
     store::{ImageRecord, Lease, Store, now},
@@ -204,8 +205,17 @@ impl Puller {
             .blob_whole(&found.config.digest, manifest::LARGEST_CONFIG)
             .await
             .map_err(registry)?;
-        let (config, diff_ids) = manifest::parse_config(&config_file.bytes).map_err(refused)?;
-        let pairs = manifest::pair_layers(found.layers, diff_ids, self.settings.max_layers)
+        let read = manifest::parse_config(&config_file.bytes).map_err(refused)?;
+        if read.platform.distance().is_none() {
+            tracing::warn!(
+                image = %name, platform = %read.platform,
+                "the image's configuration names another platform than this node's; it is taken \
+                 all the same, and if it tells the truth its programs end with \"exec format \
+                 error\""
+            );
+        }
+        let config = read.config;
+        let pairs = manifest::pair_layers(found.layers, read.diff_ids, self.settings.max_layers)
             .map_err(refused)?;
         let leases = self.expect(name, &pairs).await?;
 
@@ -385,13 +395,44 @@ async fn resolve(session: &Session, top: Document) -> Result<Found, ResolveError
                     layers,
                 });
             }
-            Manifest::Index(next) => {
-                let fetched = session
-                    .manifest_by_digest(&next, manifest::ACCEPT, limit)
-                    .await;
-                document = fetched.map_err(ResolveError::Registry)?;
+            Manifest::Index(candidates) => {
+                let several = candidates.len() > 1;
+                let mut offered = Vec::new();
+                let mut chosen = None;
+                for next in &candidates {
+                    let fetched = session
+                        .manifest_by_digest(next, manifest::ACCEPT, limit)
+                        .await;
+                    let next = fetched.map_err(ResolveError::Registry)?;
+                    if several && let Some(other) = platform_elsewhere(session, &next).await? {
+                        offered.push(other);
+                        continue;
+                    }
+                    chosen = Some(next);
+                    break;
+                }
+                document =
+                    chosen.ok_or_else(|| ResolveError::Manifest(manifest::not_here(offered)))?;
             }
         }
     }
     Err(ResolveError::Manifest(ManifestError::Nested))
+}
+
+/// The platform of an image that is among others of an index and not for this node. Its
+/// configuration says it, as the index does not.
+async fn platform_elsewhere(
+    session: &Session,
+    document: &Document,
+) -> Result<Option<Platform>, ResolveError> {
+    let parsed = manifest::parse_manifest(&document.bytes, &document.media_type);
+    let Manifest::Image { config, .. } = parsed.map_err(ResolveError::Manifest)? else {
+        return Ok(None);
+    };
+    let file = session
+        .blob_whole(&config.digest, manifest::LARGEST_CONFIG)
+        .await
+        .map_err(ResolveError::Registry)?;
+    let platform = manifest::platform_of(&file.bytes).map_err(ResolveError::Manifest)?;
+    Ok(Some(platform).filter(|platform| platform.distance().is_none()))
 }

@@ -33,7 +33,7 @@ fn plan_of(mount: cri::Mount, with: &Circumstances) -> Result<Volume, VolumeErro
 }
 
 #[test]
-fn links_are_followed_and_what_is_not_there_is_told() {
+fn links_are_followed_and_what_leads_nowhere_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let real = dir.path().canonicalize().unwrap().join("real");
     fs::create_dir(&real).unwrap();
@@ -50,16 +50,117 @@ fn links_are_followed_and_what_is_not_there_is_told() {
         }
         other => panic!("{other:?}"),
     }
+    fs::write(dir.path().join("file"), "").unwrap();
     for (name, code) in [
-        ("missing", Code::NotFound),
         ("broken", Code::NotFound),
-        ("real/x/y", Code::NotFound),
+        ("broken/x", Code::NotFound),
+        ("file/x", Code::InvalidArgument),
     ] {
         let error = plan_of(mount(&dir.path().join(name)), &kvm).unwrap_err();
         assert_eq!(error.code(), code, "{error}");
         assert!(error.to_string().contains("mounts[0].host_path"), "{error}");
     }
     assert!(plan_of(mount(&dir.path().join("loop")), &kvm).is_err());
+    assert!(!dir.path().join("nowhere").exists());
+}
+
+#[test]
+fn what_is_not_there_is_made_as_a_directory() {
+    for handler in [Handler::Kvm, Handler::Host] {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        fs::create_dir(base.join("real")).unwrap();
+        symlink("real", base.join("link")).unwrap();
+        let with = circumstances(handler);
+        for (asked, made) in [
+            ("a/b/c", "a/b/c"),
+            ("link/in", "real/in"),
+            ("gone/../x", "x"),
+            ("slash/", "slash"),
+        ] {
+            let volume = plan_of(mount(&base.join(asked)), &with).unwrap();
+            let Kind::Shared(source, _) = volume.kind else {
+                panic!("{volume:?}")
+            };
+            assert_eq!(source.path, base.join(made), "{asked}");
+            let meta = fs::metadata(&source.path).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions());
+            // As far as the umask of whoever runs this lets it be.
+            assert!(meta.is_dir() && mode & 0o700 == 0o700, "{mode:o}");
+            assert_eq!(mode & 0o022, 0, "{mode:o}");
+        }
+    }
+}
+
+#[test]
+fn a_socket_is_never_stood_in_for_and_nothing_is_made_in_vain() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("engine.sock");
+    let mut kvm = circumstances(Handler::Kvm);
+    kvm.sockets.push(path.clone());
+    let error = plan_of(mount(&path), &kvm).unwrap_err();
+    assert_eq!(error.code(), Code::NotFound);
+    kvm.sockets.clear();
+    kvm.share = false;
+    assert!(plan_of(mount(&path), &kvm).is_err());
+    assert!(!path.exists());
+}
+
+#[test]
+fn of_mounts_and_devices_at_one_place_the_last_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().canonicalize().unwrap();
+    for name in ["one", "two"] {
+        fs::create_dir(base.join(name)).unwrap();
+    }
+    let at = |path: &str, source: &str| cri::Mount {
+        container_path: path.to_owned(),
+        ..mount(&base.join(source))
+    };
+    let image = cri::Mount {
+        container_path: "image".to_owned(),
+        readonly: true,
+        image: Some(cri::ImageSpec {
+            image: "x".to_owned(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let device = |path: &str| cri::Device {
+        container_path: "/dev/x".to_owned(),
+        host_path: path.to_owned(),
+        permissions: "rw".to_owned(),
+    };
+    let config = cri::ContainerConfig {
+        mounts: vec![
+            at("/data", "one"),
+            at("/other", "one"),
+            at("data/", "two"),
+            image,
+        ],
+        devices: vec![device("/dev/zero"), device("/dev/null")],
+        ..Default::default()
+    };
+    let plan = inspect(&config, &circumstances(Handler::Kvm)).unwrap();
+    let volumes: Vec<_> = plan
+        .volumes
+        .iter()
+        .map(|volume| (volume.destination.to_str().unwrap(), &volume.kind))
+        .collect();
+    match volumes[..] {
+        [
+            ("/other", Kind::Shared(..)),
+            ("/data", Kind::Shared(source, _)),
+            ("/image", Kind::Image(image)),
+        ] => {
+            assert_eq!(source.path, base.join("two"));
+            // What ContainerStatus and the records go by.
+            assert_eq!(image.number, 3);
+        }
+        _ => panic!("{volumes:?}"),
+    }
+    let numbers: Vec<_> = plan.devices.iter().map(|device| device.number).collect();
+    assert_eq!(numbers, [(1, 3)]);
 }
 
 #[test]

@@ -200,6 +200,8 @@ async fn what_cannot_be_leaves_nothing(context: &mut Context) -> Outcome {
     cri.pull(BUSYBOX).await?;
     let scratch = Scratch::new("refused")?;
     let good = scratch.dir("good")?;
+    fs::write(good.join("file"), "")?;
+    symlink("nowhere", scratch.0.join("broken"))?;
     let other_socket = scratch.0.join("other.sock");
     let _listener = UnixListener::bind(&other_socket)?;
     let config = pod("refused-volumes");
@@ -210,19 +212,26 @@ async fn what_cannot_be_leaves_nothing(context: &mut Context) -> Outcome {
     };
     let cases = [
         (
-            "a missing source",
-            mount(&good.join("gone"), "/x"),
+            "a link that leads nowhere",
+            mount(&scratch.0.join("broken"), "/x"),
             Code::NotFound,
         ),
-        ("a relative path", mount(&good, "x"), Code::InvalidArgument),
         (
-            "a path with ..",
-            mount(&good, "/x/../y"),
+            "a source below a file",
+            mount(&good.join("file/x"), "/x"),
             Code::InvalidArgument,
         ),
         (
-            "the path of another",
-            mount(&good, "/good/."),
+            "a relative source",
+            Mount {
+                host_path: "x".to_owned(),
+                ..mount(&good, "/x")
+            },
+            Code::InvalidArgument,
+        ),
+        (
+            "the container's root",
+            mount(&good, "/x/.."),
             Code::InvalidArgument,
         ),
         (

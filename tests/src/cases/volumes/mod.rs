@@ -21,17 +21,17 @@ pub(super) fn tests() -> Vec<Test> {
 }
 
 /// A directory of the test host's own (in memory), away with all that is mounted in it at the end.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Result<Self, Failure> {
+    pub(super) fn new(name: &str) -> Result<Self, Failure> {
         let path = Path::new("/tmp").join(format!("volumes-{name}-{}", std::process::id()));
         fs::create_dir_all(&path)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         Ok(Self(path))
     }
 
-    fn dir(&self, name: &str) -> Result<PathBuf, Failure> {
+    pub(super) fn dir(&self, name: &str) -> Result<PathBuf, Failure> {
         let path = self.0.join(name);
         fs::create_dir_all(&path)?;
         Ok(path)
@@ -65,7 +65,7 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn mount(host: &Path, at: &str) -> Mount {
+pub(super) fn mount(host: &Path, at: &str) -> Mount {
     Mount {
         container_path: at.to_owned(),
         host_path: text(host),
@@ -73,7 +73,7 @@ fn mount(host: &Path, at: &str) -> Mount {
     }
 }
 
-fn read_only(mount: Mount) -> Mount {
+pub(super) fn read_only(mount: Mount) -> Mount {
     Mount {
         readonly: true,
         ..mount
@@ -87,7 +87,7 @@ fn following(mount: Mount) -> Mount {
     }
 }
 
-fn with(mut config: ContainerConfig, mounts: Vec<Mount>) -> ContainerConfig {
+pub(super) fn with(mut config: ContainerConfig, mounts: Vec<Mount>) -> ContainerConfig {
     config.mounts = mounts;
     config
 }

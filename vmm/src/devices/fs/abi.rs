@@ -86,5 +86,8 @@ pub const GETATTR_FH: u32 = 1;
 pub const OPEN_KILL_SUIDGID: u32 = 1;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub const FSYNC_DATA_ONLY: u32 = 1;
+/// `fuse_open_out.open_flags`: reads and writes pass the guest's page cache by, so a read ends where
+/// the server says and not at the size in the attributes.
+pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 /// `fuse_open_out.open_flags`: no FLUSH when it is closed.
 pub const FOPEN_NOFLUSH: u32 = 1 << 5;

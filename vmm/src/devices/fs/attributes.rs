@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::files::strip_set_ids;
@@ -14,6 +14,16 @@ use super::server::{Answer, Outcome, Scratch, Server, name_of, stat};
 /// The one name space the guest reaches. `security.` and `trusted.` would mean something to the
 /// host's kernel, `system.` (ACLs) is checked by the guest's, which was not told that there are any.
 const XATTRS: &[u8] = b"user.";
+
+/// What is read of a text at one time to see how long it is.
+const TEXT_PIECE: usize = 64 << 10;
+/// A text of this length is not read to its end for its size alone.
+const LONG_TEXT: u64 = 1 << 20;
+/// And is told to be this long.
+const LONGEST_TEXT: u64 = 1 << 30;
+/// How much longer a text may be when it is read than when it was measured.
+const TEXT_GROWS: u64 = 512;
+const TEXT_PAGE: u64 = 4096;
 
 fn allowed(name: &CStr) -> Result<(), Errno> {
     match name.to_bytes().starts_with(XATTRS) {
@@ -32,11 +42,11 @@ impl Server {
         let node = self.node(node)?;
         match *request {
             Request::GetAttr { handle } => {
-                let stat = self.stat_of(&node, handle)?;
+                let stat = self.stat_of(&node, handle, scratch)?;
                 reply::attr_out(&mut Writer(&mut scratch.out), node.ino(&stat), &stat);
             }
             Request::Statx { handle } => {
-                let stat = self.stat_of(&node, handle)?;
+                let stat = self.stat_of(&node, handle, scratch)?;
                 reply::statx_out(&mut Writer(&mut scratch.out), node.ino(&stat), &stat);
             }
             Request::SetAttr(ref wanted) => {
@@ -69,12 +79,43 @@ impl Server {
         Ok(Answer::Out)
     }
 
-    fn stat_of(&self, node: &Node, handle: Option<u64>) -> Result<rustix::fs::Statx, Errno> {
+    fn stat_of(
+        &self,
+        node: &Node,
+        handle: Option<u64>,
+        scratch: &mut Scratch,
+    ) -> Result<rustix::fs::Statx, Errno> {
         // Through the open file where there is one: on a network file system it may know more.
-        match handle.map(|h| self.handle(h)) {
+        let mut stat = match handle.map(|h| self.handle(h)) {
             Some(Ok(handle)) => stat(&handle.fd),
             _ => stat(&node.fd),
+        }?;
+        if stat.stx_size == 0 && node.kind == FileType::RegularFile && node.origin.is_text() {
+            stat.stx_size = self.text_size(node, scratch);
         }
+        Ok(stat)
+    }
+
+    /// A size for one of the kernel's texts, which says 0 itself. The guest's read(2) needs none,
+    /// but its sendfile(2) and splice(2), with which busybox copies, go no further than the size
+    /// the guest's kernel was told last, which is just before it opens the file. As on sysfs it is
+    /// whole pages, and never less than there is; the short answer at the end tells it the rest.
+    fn text_size(&self, node: &Node, scratch: &mut Scratch) -> u64 {
+        // What may not be read has none.
+        let Ok(file) = self.reopen(node, OFlags::RDONLY | OFlags::NONBLOCK) else {
+            return 0;
+        };
+        scratch.buffer.clear();
+        scratch.buffer.resize(TEXT_PIECE, 0);
+        let mut length = 0;
+        while length < LONG_TEXT {
+            match rustix::io::pread(&file, scratch.buffer.as_mut_slice(), length) {
+                Ok(0) | Err(_) if length == 0 => return 0,
+                Ok(0) | Err(_) => return (length + TEXT_GROWS).next_multiple_of(TEXT_PAGE),
+                Ok(read) => length += read as u64,
+            }
+        }
+        LONGEST_TEXT
     }
 
     fn set_attributes(&self, node: &Node, wanted: &SetAttr) -> Result<(), Errno> {

@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::abi;
-use super::nodes::{self, Handle};
+use super::nodes::{self, Handle, Node, Origin};
 use super::reply::{self, Writer};
 use super::request::Request;
 use super::server::{Answer, MAX_WRITE, Outcome, Scratch, Server, stat};
@@ -34,6 +34,21 @@ pub(super) fn open_flags(flags: u32) -> Result<OFlags, Errno> {
         return Err(Errno::INVAL);
     }
     Ok(flags)
+}
+
+/// What the guest's kernel is told of a file that was opened. One whose size does not say how much
+/// can be read of it is read to its end only past the guest's page cache, which stops at the size:
+/// all of the kernel's own file systems, and whatever says 0 and is only read (files of a FUSE
+/// server on the node, such as lxcfs; a file that is really empty loses nothing by it).
+pub(super) fn how_opened(node: &Node, writable: bool, size: u64) -> u32 {
+    let mut flags = 0;
+    if !writable {
+        flags |= abi::FOPEN_NOFLUSH;
+    }
+    if node.origin != Origin::Stored || (!writable && size == 0) {
+        flags |= abi::FOPEN_DIRECT_IO;
+    }
+    flags
 }
 
 /// Takes the set-user-id bit away, and the set-group-id bit where it is not one of mandatory
@@ -71,12 +86,30 @@ impl Server {
     ) -> Outcome {
         let handle = self.handle(handle)?;
         scratch.writable.truncate(size(length));
-        // SAFETY: the caller's promise.
-        let read = unsafe { scratch.writable.preadv(handle.fd.as_fd(), offset(at)?) };
-        let read = read.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let mut total = 0;
+        loop {
+            let at = offset(at.saturating_add(total as u64))?;
+            // SAFETY: the caller's promise.
+            let read = unsafe { scratch.writable.preadv(handle.fd.as_fd(), at) };
+            let read = match read {
+                Ok(read) => read,
+                // What there is so far; the guest comes back for the error.
+                Err(_) if total > 0 => break,
+                Err(error) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            };
+            total += read;
+            // The kernel gives its texts a page at a time, and a short answer means their end.
+            if read == 0 || !handle.origin.is_text() {
+                break;
+            }
+            scratch.writable.advance(read);
+            if scratch.writable.is_empty() {
+                break;
+            }
+        }
         self.metrics.reads.add(1);
-        self.metrics.bytes_read.add(read as u64);
-        Ok(Answer::Placed(read))
+        self.metrics.bytes_read.add(total as u64);
+        Ok(Answer::Placed(total))
     }
 
     /// # Safety
@@ -204,7 +237,8 @@ impl Server {
         if kill && flags.contains(OFlags::TRUNC) {
             strip_set_ids(&fd)?;
         }
-        self.keep_open(fd, writable, None, node.device, scratch)
+        let how = how_opened(&node, writable, stat(&fd)?.stx_size);
+        self.keep_open(fd, how, writable, None, &node, scratch)
     }
 
     fn open_dir(&self, node: u64, scratch: &mut Scratch) -> Outcome {
@@ -213,26 +247,28 @@ impl Server {
             return Err(Errno::NOTDIR);
         }
         let fd = self.reopen(&node, OFlags::RDONLY)?;
-        self.keep_open(fd, false, Some(Mutex::new(())), node.device, scratch)
+        let position = Some(Mutex::new(()));
+        self.keep_open(fd, abi::FOPEN_NOFLUSH, false, position, &node, scratch)
     }
 
     fn keep_open(
         &self,
         fd: OwnedFd,
+        how: u32,
         writable: bool,
         position: Option<Mutex<()>>,
-        device: u16,
+        node: &Node,
         scratch: &mut Scratch,
     ) -> Outcome {
         let added = self.handles().add(Handle {
             fd,
             writable,
+            origin: node.origin,
             position,
-            device,
+            device: node.device,
         });
         let handle = added.inspect_err(|_| self.metrics.limited.add(1))?;
-        let noflush = if writable { 0 } else { abi::FOPEN_NOFLUSH };
-        reply::open(&mut Writer(&mut scratch.out), handle, noflush);
+        reply::open(&mut Writer(&mut scratch.out), handle, how);
         Ok(Answer::Out)
     }
 

@@ -2,25 +2,53 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 
-use super::abi;
 use super::caller::Caller;
-use super::files::{open_flags, strip_set_ids};
-use super::nodes::{Handle, Node};
+use super::files::{how_opened, open_flags, strip_set_ids};
+use super::nodes::{Handle, Node, Origin};
 use super::reply::{self, Writer};
 use super::request::{Header, Request};
 use super::server::{Answer, Outcome, Scratch, Server, name_of, stat};
 
 /// PROC_SUPER_MAGIC (statfs(2)).
 const PROCFS: i64 = 0x9fa0;
+/// Debugfs and tracefs (linux/magic.h).
+const STREAMS: [i64; 2] = [0x6462_6720, 0x7472_6163];
+/// Other file systems of the kernel's own texts (linux/magic.h): sysfs, cgroup and cgroup2,
+/// securityfs, configfs, bpf, pstore, efivarfs, selinuxfs, smackfs and resctrl.
+const KERNEL_TEXTS: [i64; 11] = [
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x7363_6673,
+    0x6265_6570,
+    0xcafe_4a11,
+    0x6165_676c,
+    0xde5e_81e4,
+    0xf97c_ff8c,
+    0x4341_5d53,
+    0x0765_5821,
+];
 /// Names a file without opening it; a symbolic link names itself.
 const BY_NAME: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 fn permissions(mode: u32) -> Mode {
     Mode::from_bits_retain(mode & 0o7777)
+}
+
+/// What is behind the files of the file system with this magic number.
+pub(super) fn origin(magic: i64) -> Origin {
+    match magic {
+        PROCFS => Origin::Process,
+        magic if STREAMS.contains(&magic) => Origin::Stream,
+        // Some are above i32::MAX: which way they came to 64 bits does not matter.
+        magic if KERNEL_TEXTS.contains(&(magic & 0xffff_ffff)) => Origin::Kernel,
+        _ => Origin::Stored,
+    }
 }
 
 fn find(dir: &Node, name: &CStr) -> Result<(OwnedFd, Statx), Errno> {
@@ -145,17 +173,17 @@ impl Server {
         fd: OwnedFd,
         stat: &Statx,
         scratch: &mut Scratch,
-    ) -> Result<(u64, u16), Errno> {
+    ) -> Result<(u64, Arc<Node>), Errno> {
         let kind = FileType::from_raw_mode(u32::from(stat.stx_mode));
-        let procfs = if dir.same_mount(stat) {
-            dir.procfs
+        let origin = if dir.same_mount(stat) {
+            dir.origin
         } else {
-            rustix::fs::fstatfs(&fd)?.f_type == PROCFS
+            origin(rustix::fs::fstatfs(&fd)?.f_type)
         };
-        let added = self.nodes().add(fd, stat, kind, procfs);
+        let added = self.nodes().add(fd, stat, kind, origin);
         let (id, node) = added.inspect_err(|_| self.metrics.limited.add(1))?;
         reply::entry(&mut Writer(&mut scratch.out), id, node.ino(stat), stat);
-        Ok((id, node.device))
+        Ok((id, node))
     }
 
     /// Makes the file, or opens the one that is there.
@@ -185,7 +213,7 @@ impl Server {
         // Somebody else made it since the guest looked.
         let (path, found) = find(dir, name)?;
         let kind = FileType::from_raw_mode(u32::from(found.stx_mode));
-        if kind != FileType::RegularFile || dir.procfs {
+        if kind != FileType::RegularFile || dir.origin == Origin::Process {
             // The guest looks again, and sees what it is.
             return Err(Errno::STALE);
         }
@@ -215,25 +243,46 @@ impl Server {
             path,
             Mode::empty(),
         )?;
-        let (node, device) = self.tell(dir, path, stat, scratch)?;
+        let (id, node) = self.tell(dir, path, stat, scratch)?;
         let writable = flags & OFlags::ACCMODE.bits() != OFlags::RDONLY.bits();
+        let how = how_opened(&node, writable, stat.stx_size);
         let handle = self.handles().add(Handle {
             fd,
             writable,
+            origin: node.origin,
             position: None,
-            device,
+            device: node.device,
         });
         let handle = match handle {
             Ok(handle) => handle,
             Err(error) => {
                 self.metrics.limited.add(1);
-                let gone = self.nodes().forget(node, 1);
+                let gone = self.nodes().forget(id, 1);
                 drop(gone);
                 return Err(error);
             }
         };
-        let noflush = if writable { 0 } else { abi::FOPEN_NOFLUSH };
-        reply::open(&mut Writer(&mut scratch.out), handle, noflush);
+        reply::open(&mut Writer(&mut scratch.out), handle, how);
         Ok(Answer::Out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_file_systems_are_known_by_their_numbers() {
+        for (path, expected) in [
+            ("/proc", Origin::Process),
+            ("/sys", Origin::Kernel),
+            ("/", Origin::Stored),
+        ] {
+            let magic = rustix::fs::statfs(path).unwrap().f_type;
+            assert_eq!(origin(magic), expected, "{path}");
+        }
+        // Sign-extended or not.
+        assert_eq!(origin(0xf97c_ff8c), Origin::Kernel);
+        assert_eq!(origin(-0x0683_0074), Origin::Kernel);
     }
 }

@@ -16,6 +16,27 @@ use super::abi::ROOT;
 /// The most file systems that are told apart in the guest's inode numbers.
 const MAX_DEVICES: usize = 4096;
 
+/// What is behind the files of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Stored bytes: a file's size is how many there are.
+    Stored,
+    /// The kernel's text, made when it is read: a size of 0 or of a page says nothing.
+    Kernel,
+    /// The same, on a procfs, where opening a file can mean much more than reading it.
+    Process,
+    /// What is read may be gone then, and more of it is waited for (tracefs).
+    Stream,
+}
+
+impl Origin {
+    /// Whether a file has an end that reading finds, whatever its size says.
+    #[must_use]
+    pub fn is_text(self) -> bool {
+        matches!(self, Origin::Kernel | Origin::Process)
+    }
+}
+
 /// What makes a node the same: the file, and the mount it was reached by, as a read-only mount of
 /// the same directory must not become writable by way of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,8 +55,8 @@ pub struct Node {
     pub kind: FileType,
     /// The number of its file system, for inode numbers.
     pub device: u16,
-    /// On a procfs, where opening a file can mean much more than reading it.
-    pub procfs: bool,
+    /// What is behind the files of its file system.
+    pub origin: Origin,
     key: Key,
 }
 
@@ -46,6 +67,8 @@ pub struct Handle {
     pub fd: OwnedFd,
     /// Opened for writing.
     pub writable: bool,
+    /// What is behind it.
+    pub origin: Origin,
     /// A directory's: one reader at a time, as they share a position.
     pub position: Option<Mutex<()>>,
     /// For the inode numbers of a directory's entries.
@@ -108,7 +131,7 @@ impl Nodes {
             max: max.max(1),
         };
         // The table has room for one.
-        let _ = nodes.add(root, stat, FileType::Directory, false);
+        let _ = nodes.add(root, stat, FileType::Directory, Origin::Stored);
         nodes
     }
 
@@ -136,7 +159,7 @@ impl Nodes {
         fd: OwnedFd,
         stat: &Statx,
         kind: FileType,
-        procfs: bool,
+        origin: Origin,
     ) -> Result<(u64, Arc<Node>), Errno> {
         let key = Key {
             device: device_of(stat),
@@ -156,7 +179,7 @@ impl Nodes {
             fd,
             kind,
             device: self.device_number(key.device),
-            procfs,
+            origin,
             key,
         });
         let id = self.next;
@@ -206,13 +229,14 @@ impl Nodes {
             .collect()
     }
 
-    /// One node of each file system, to sync them all.
+    /// One node of each file system that stores anything, to sync them all.
     #[must_use]
     pub fn one_of_each_device(&self) -> Vec<Arc<Node>> {
         let mut seen = HashMap::new();
         for entry in self.by_id.values() {
             let node = &entry.node;
-            if matches!(node.kind, FileType::Directory | FileType::RegularFile) && !node.procfs {
+            let stored = node.origin == Origin::Stored;
+            if matches!(node.kind, FileType::Directory | FileType::RegularFile) && stored {
                 seen.entry(node.key.device)
                     .or_insert_with(|| Arc::clone(node));
             }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::abi::{self, IN_HEADER, OUT_HEADER, op};
 use super::metrics::FsMetrics;
-use super::nodes::{Handle, Handles, Node, Nodes};
+use super::nodes::{Handle, Handles, Node, Nodes, Origin};
 use super::reply::{self, Writer};
 use super::request::{Header, MAX_MESSAGE, Request, WRITE_HEAD, wants_answer};
 use crate::devices::buffers::Segments;
@@ -156,7 +156,7 @@ impl Server {
             FileType::Symlink => return Err(Errno::LOOP),
             _ => return Err(Errno::NXIO),
         };
-        if node.procfs && node.kind == FileType::RegularFile {
+        if node.origin == Origin::Process && node.kind == FileType::RegularFile {
             allowed_on_procfs(node, flags)?;
         }
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;

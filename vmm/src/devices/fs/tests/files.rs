@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 
 use super::super::abi::{self, op};
 use super::super::*;
@@ -267,6 +268,63 @@ fn the_rest_of_a_file_system() {
     client.ask(op::SYNCFS, 1, &longs(&[0])).unwrap();
     assert_eq!(client.ask(op::READ - 6, 1, &[]), Err(libc::EINVAL));
     assert_eq!(client.ask(4242, 1, &[]), Err(libc::ENOSYS));
+}
+
+/// The guest's page cache reads no further than a file's size, which the kernel's own files do not
+/// have.
+#[test]
+fn files_without_a_size_are_read_past_the_guests_cache() {
+    let mut client = Client::of(Path::new("/"), tempfile::tempdir().unwrap(), LIMITS);
+    client.init().unwrap();
+    let mut file = |path: &str| {
+        let names = path.split('/').filter(|name| !name.is_empty());
+        let node = names.fold(1, |dir, name| client.lookup(dir, name).unwrap());
+        let attr = client.ask(op::GETATTR, node, &longs(&[0, 0])).unwrap();
+        let size = u64_at(&attr, 16 + 8);
+        let (handle, how) = client.open_how(node, libc::O_RDONLY).unwrap();
+        let text = client.read(node, handle, 0, 1 << 20).unwrap();
+        // sendfile(2) in the guest goes by the size: it is never less than there is, and whole
+        // pages, of which the last is not full.
+        assert!(size > text.len() as u64, "{path}: {size}");
+        assert_eq!(size % 4096, 0, "{path}");
+        (how, text)
+    };
+    for path in [
+        "/proc/version",
+        // More than the kernel gives at one time.
+        "/proc/cpuinfo",
+        "/proc/kallsyms",
+        "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+    ] {
+        let Ok(text) = fs::read(path) else {
+            println!("skipped: there is no {path}");
+            continue;
+        };
+        let (how, seen) = file(path);
+        assert!(how & abi::FOPEN_DIRECT_IO != 0, "{path}: {how:#x}");
+        // Numbers in some of them change, and a request ends at a MiB.
+        let whole = text.len().min(1 << 20);
+        assert!(
+            seen.len().abs_diff(whole) < 64,
+            "{path}: {} of {whole}",
+            seen.len()
+        );
+        assert_eq!(seen[..1], text[..1], "{path}");
+    }
+
+    let mut client = Client::new();
+    let share = client.share();
+    fs::write(share.join("empty"), "").unwrap();
+    fs::write(share.join("full"), "x").unwrap();
+    let mut direct = |name: &str, flags| {
+        let node = client.lookup(1, name).unwrap();
+        let (_, how) = client.open_how(node, flags).unwrap();
+        how & abi::FOPEN_DIRECT_IO != 0
+    };
+    assert!(direct("empty", libc::O_RDONLY));
+    // It may be written through the cache, and mapped.
+    assert!(!direct("empty", libc::O_RDWR));
+    assert!(!direct("full", libc::O_RDONLY));
 }
 
 #[test]

@@ -243,14 +243,22 @@ fn a_guest_that_was_given_proc_cannot_write_this_process() {
     let stat = super::server::stat(&dir).unwrap();
     let (_, node) = server
         .nodes()
-        .add(dir, &stat, rustix::fs::FileType::Directory, true)
+        .add(
+            dir,
+            &stat,
+            rustix::fs::FileType::Directory,
+            nodes::Origin::Process,
+        )
         .unwrap();
     let open = |name: &str, flags| {
         let path = rustix::fs::OFlags::PATH;
         let fd = rustix::fs::openat(&node.fd, name, path, rustix::fs::Mode::empty()).unwrap();
         let stat = super::server::stat(&fd).unwrap();
         let kind = rustix::fs::FileType::RegularFile;
-        let (_, node) = server.nodes().add(fd, &stat, kind, true).unwrap();
+        let (_, node) = server
+            .nodes()
+            .add(fd, &stat, kind, nodes::Origin::Process)
+            .unwrap();
         server.reopen(&node, flags).map(drop)
     };
     use rustix::fs::OFlags;

@@ -90,8 +90,14 @@ impl Client {
 
     fn unmounted(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("share")).unwrap();
-        let machine = Machine::new(device(&dir.path().join("share"), limits));
+        let share = dir.path().join("share");
+        fs::create_dir(&share).unwrap();
+        Client::of(&share, dir, limits)
+    }
+
+    /// Of any directory.
+    fn of(share: &Path, dir: tempfile::TempDir, limits: Limits) -> Self {
+        let machine = Machine::new(device(share, limits));
         let mut queues = machine.activate(true);
         let queue = queues.remove(1);
         let high = queues.remove(0);
@@ -162,8 +168,14 @@ impl Client {
     }
 
     fn open(&mut self, node: u64, flags: i32) -> Result<u64, i32> {
+        self.open_how(node, flags).map(|(handle, _)| handle)
+    }
+
+    /// The handle, and how the guest's kernel is to treat it.
+    fn open_how(&mut self, node: u64, flags: i32) -> Result<(u64, u32), i32> {
         let flags = flags.cast_unsigned();
-        Ok(u64_at(&self.ask(op::OPEN, node, &words(&[flags, 0]))?, 0))
+        let answer = self.ask(op::OPEN, node, &words(&[flags, 0]))?;
+        Ok((u64_at(&answer, 0), u32_at(&answer, 8)))
     }
 
     fn create(&mut self, dir: u64, name: &str, flags: i32, mode: u32) -> Result<(u64, u64), i32> {
