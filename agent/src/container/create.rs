@@ -296,7 +296,7 @@ struct Namespaces {
 /// The steps that block on files and mounts.
 fn lay_ground(
     request: &CreateContainerRequest,
-    volumes: Prepared,
+    mut volumes: Prepared,
     namespaces: Namespaces,
     layers: &[PathBuf],
     rootfs: &Rootfs,
@@ -317,6 +317,7 @@ fn lay_ground(
     };
     let implied = image::by_place(&request.layers, &request.implied_directories);
     implied::adopt(&rootfs.target, layers, &implied, map)?;
+    volumes.make_anonymous(&rootfs.target, map)?;
     volumes.apply(&mut parsed)?;
     tracing::debug!("create: root file system");
     let prepared = spec::prepare(

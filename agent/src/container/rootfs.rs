@@ -210,7 +210,7 @@ impl Rootfs {
     /// # Errors
     /// When a file cannot be removed.
     pub fn remove_written(&self) -> Result<(), RootfsError> {
-        match fs::remove_dir_all(&self.scratch) {
+        match crate::volumes::remove::tree(&self.scratch) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RootfsError::Remove {
                 path: self.scratch.clone(),
                 error,
