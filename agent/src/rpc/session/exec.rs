@@ -37,8 +37,8 @@ where
         let containers = Arc::clone(&containers);
         tokio::spawn(async move { containers.run_exec(request).await })
     };
-    let process = match starting.await.map_err(io::Error::other)? {
-        Ok(process) => process,
+    let running = match starting.await.map_err(io::Error::other)? {
+        Ok(running) => running,
         Err(error) => {
             refuse(stream, &status::of_container(error)).await;
             return Ok(());
@@ -51,20 +51,22 @@ where
     };
     answer(&mut stream, &opened()).await?;
     let (read, mut write) = tokio::io::split(stream);
+    let process = &running.process;
     let fed = async {
-        feed(read, &process, true).await;
+        feed(read, process, true).await;
         // The process has its input; what it says still comes.
         std::future::pending::<()>().await;
     };
     let result = tokio::select! {
-        result = tell(&process, &mut write) => result,
+        result = tell(process, &mut write) => result,
         () = fed => Ok(()),
     };
     drop(forget);
     result
 }
 
-/// Kills and forgets an exec when its session is over, however it ended.
+/// Forgets an exec when its session is over, however that ended; one that still runs is killed with
+/// all that it started.
 struct Forget {
     containers: Arc<Containers>,
     container: String,
