@@ -195,3 +195,92 @@ impl Input {
         written
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::fs::OFlags;
+    use rustix::pty::OpenptFlags;
+
+    use super::*;
+    use crate::process::exit;
+
+    /// A terminal: master, slave.
+    fn terminal() -> (OwnedFd, OwnedFd) {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap();
+        (master, slave)
+    }
+
+    /// Fills a terminal or a pipe to the brim; how much that is.
+    fn fill(fd: &OwnedFd) -> usize {
+        rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).unwrap();
+        let mut filled = 0;
+        while let Ok(n) = rustix::io::write(fd, &[b'x'; 1000]) {
+            filled += n;
+        }
+        filled
+    }
+
+    async fn rest(output: &mut Output) -> usize {
+        let mut length = 0;
+        while !output.has_ended() {
+            output.ready().await;
+            let mut bytes = Vec::with_capacity(1000);
+            output.read(&mut bytes);
+            length += bytes.len();
+        }
+        length
+    }
+
+    #[tokio::test]
+    async fn what_the_dead_have_written_waits_for_a_slow_reader() {
+        for held in [false, true] {
+            let (master, slave) = terminal();
+            let (dead, exit) = exit::channel();
+            let mut output = Output::new(master, Kind::Terminal, exit).unwrap();
+            let filled = fill(&slave);
+            assert!(filled > 4096, "{filled} bytes fit into a terminal");
+            // A background process keeps the terminal, or nobody does.
+            let kept = held.then_some(slave);
+            dead.dead();
+            output.ready().await;
+            let mut bytes = Vec::with_capacity(1000);
+            output.read(&mut bytes);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert_eq!(
+                bytes.len() + rest(&mut output).await,
+                filled,
+                "held: {held}"
+            );
+            drop(kept);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_writes_on_does_not_keep_the_dead_alive() {
+        for kind in [Kind::Terminal, Kind::Pipe] {
+            let (ours, theirs) = match kind {
+                Kind::Terminal => terminal(),
+                Kind::Pipe => rustix::pipe::pipe().unwrap(),
+            };
+            let (dead, exit) = exit::channel();
+            let mut output = Output::new(ours, kind, exit).unwrap();
+            let filled = fill(&theirs);
+            dead.dead();
+            let mut length = 0;
+            while !output.has_ended() {
+                output.ready().await;
+                let mut bytes = Vec::with_capacity(1000);
+                output.read(&mut bytes);
+                length += bytes.len();
+                fill(&theirs);
+            }
+            assert!(length >= filled, "{length} of {filled}");
+            assert!(length <= filled.max(128 * 1024), "{length} of {filled}");
+        }
+    }
+}
