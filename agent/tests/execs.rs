@@ -426,12 +426,12 @@ async fn a_terminals_output_is_whole_however_slow_its_reader() {
         let mut wanted = exec_request("t", "e", &["sh", "-c", script]);
         wanted.tty = true;
         let mut session = agent.exec(wanted).await.unwrap();
-        let (mut got, mut next_pause) = (Vec::new(), 250_000);
+        let (mut got, mut next_pause) = (Vec::new(), 150_000);
         let exit = loop {
             // The agent's side is full at the process's end, which is some way before the reader's.
             let left = expected.len() - got.len();
-            if left < next_pause && left > 60_000 {
-                next_pause = left - 15_000;
+            if left < next_pause && left > 5_000 {
+                next_pause = left.saturating_sub(10_000);
                 tokio::time::sleep(Duration::from_millis(400)).await;
             }
             let (next, body) = frame(&mut session).await;
