@@ -259,7 +259,8 @@ async fn five_hundred_probes_in_a_row_leave_nothing() {
 #[tokio::test]
 async fn the_containers_limits_and_counts_hold_for_execs() {
     let mut agent = agent!();
-    let mut wanted = spec(&["sh", "-c", "sleep 1000"]);
+    // Its first process reaps, as an init must: the dead count for pids.max until somebody does.
+    let mut wanted = spec(&["sh", "-c", "while :; do sleep 1000 & wait; done"]);
     wanted["linux"]["resources"] = json!({
         "devices": [{"allow": false, "access": "rwm"}],
         "pids": {"limit": 12},
@@ -275,6 +276,8 @@ async fn the_containers_limits_and_counts_hold_for_execs() {
     until("the limit of processes", refused).await;
     drop(session);
     until("the processes to be gone", || own_cgroups("l").is_empty()).await;
+    let count = || fs::read_to_string(cgroup("l").join("pids.current")).unwrap();
+    until("the dead to be reaped", || count().trim() == "2").await;
     let hungry = "dd if=/dev/zero of=/dev/null bs=64M count=1";
     let (.., exit) = agent.exec_sh("l", "hungry", hungry).await;
     assert_eq!(exit.code, 137);
@@ -416,6 +419,7 @@ async fn an_exec_in_a_container_that_dies_or_goes_says_so() {
 }
 
 #[tokio::test]
+#[allow(clippy::disallowed_methods)] // a reader that is slow, not a wait for anything
 async fn a_terminals_output_is_whole_however_slow_its_reader() {
     let mut agent = agent!();
     agent.create("t", "sleep 1000").await;

@@ -237,6 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[allow(clippy::disallowed_methods)] // a reader that is slow, not a wait for anything
     async fn what_the_dead_have_written_waits_for_a_slow_reader() {
         for held in [false, true] {
             let (master, slave) = terminal();

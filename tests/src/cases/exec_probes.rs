@@ -230,6 +230,7 @@ async fn many_probes_leave_nothing(context: &mut Context) -> Outcome {
     Ok(())
 }
 
+#[allow(clippy::disallowed_methods)] // a reader that is slow, not a wait for anything
 async fn a_slow_client_sees_the_end_of_a_terminal(context: &mut Context) -> Outcome {
     let cri = &context.cri;
     let (id, main) = waiting(cri, "kvm", "slow").await?;

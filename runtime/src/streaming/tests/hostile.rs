@@ -175,6 +175,7 @@ async fn a_client_that_does_not_read_holds_the_command_up_and_not_the_memory() {
 }
 
 #[tokio::test]
+#[allow(clippy::disallowed_methods)] // a reader that is slow, not a wait for anything
 async fn a_client_that_reads_late_gets_the_end() {
     let node = Node::start().await;
     limit(async {
