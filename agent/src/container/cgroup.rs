@@ -312,6 +312,20 @@ fn children(path: &Path) -> Vec<PathBuf> {
 /// # Errors
 /// At the deadline, or when the kernel cannot be asked.
 pub async fn wait_empty(path: &Path, deadline: Instant) -> Result<(), CgroupError> {
+    timeout_at(deadline, emptied(path))
+        .await
+        .unwrap_or_else(|_| {
+            Err(CgroupError::StillPopulated {
+                path: path.to_owned(),
+            })
+        })
+}
+
+/// Returns once no process is left in the cgroup and below; who calls it knows what ends the wait.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn emptied(path: &Path) -> Result<(), CgroupError> {
     let error = |error| CgroupError::End {
         what: "watching",
         path: path.to_owned(),
@@ -329,15 +343,8 @@ pub async fn wait_empty(path: &Path, deadline: Instant) -> Result<(), CgroupErro
         if read_key(&events, "populated").unwrap_or(0) == 0 {
             return Ok(());
         }
-        match timeout_at(deadline, watch.ready(Interest::PRIORITY)).await {
-            Ok(Ok(mut ready)) => ready.clear_ready(),
-            Ok(Err(cause)) => return Err(error(cause)),
-            Err(_) => {
-                return Err(CgroupError::StillPopulated {
-                    path: path.to_owned(),
-                });
-            }
-        }
+        let mut ready = watch.ready(Interest::PRIORITY).await.map_err(error)?;
+        ready.clear_ready();
     }
 }
 

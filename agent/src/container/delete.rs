@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use rustix::process::Signal;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Container, ContainerError, Containers, ExecSlot, Slot, cgroup, lock};
+use super::{AnyProcess, Container, ContainerError, Containers, Slot, cgroup, lock};
 use crate::process::parse_signal;
 
 /// How long killed processes may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Containers {
-    /// Sends a signal to a process, or with `all` to every process of its container.
+    /// Sends a signal to a process, or with `all` to every process of its container. SIGKILL to an
+    /// exec is the end of all that it started.
     ///
     /// # Errors
     /// For an unknown container, a bad signal, or when the kernel refuses. A process that is gone
@@ -29,9 +30,11 @@ impl Containers {
         let process = self.process(container, exec)?;
         if all {
             let signal = parse_signal(signal)?;
-            Ok(cgroup::signal(&self.paths.cgroup(container), signal)?)
-        } else {
-            Ok(process.signal(signal)?)
+            return Ok(cgroup::signal(&self.paths.cgroup(container), signal)?);
+        }
+        match &process {
+            AnyProcess::Exec(exec) if signal == libc::SIGKILL.unsigned_abs() => exec.kill(),
+            _ => Ok(process.signal(signal)?),
         }
     }
 
@@ -59,16 +62,22 @@ impl Containers {
             }
         };
         if let Some(container) = container {
-            if let Err(error) = end(&container).await {
+            // From here on no exec starts, and none that is being started is still in the way.
+            let starting = lock(&container.execs).close();
+            let ended = async {
+                end(&container).await?;
+                let _none = timeout(KILL_DEADLINE, starting.write())
+                    .await
+                    .map_err(|_| late(&container, "starting an exec"))?;
+                Ok(())
+            };
+            if let Err(error) = ended.await {
+                lock(&container.execs).reopen();
                 lock(&self.slots).insert(id.to_owned(), Slot::Ready(container));
                 return Err(error);
             }
             container.process.stop_pumps();
-            for (_, exec) in lock(&container.execs).drain() {
-                if let ExecSlot::Ready(process) = exec {
-                    process.stop_pumps();
-                }
-            }
+            lock(&container.execs).clear();
             self.clear(id, container.rootfs.clone()).await;
             self.disks.release_layers(&container.layers).await;
             lock(&self.slots).remove(id);
@@ -104,9 +113,13 @@ async fn end(container: &Container) -> Result<(), ContainerError> {
     timeout_at(deadline, exit.wait())
         .await
         .map(drop)
-        .map_err(|_| ContainerError::Deadline {
-            id: container.id.clone(),
-            what: "reaping its process",
-            seconds: KILL_DEADLINE.as_secs(),
-        })
+        .map_err(|_| late(container, "reaping its process"))
+}
+
+fn late(container: &Container, what: &'static str) -> ContainerError {
+    ContainerError::Deadline {
+        id: container.id.clone(),
+        what,
+        seconds: KILL_DEADLINE.as_secs(),
+    }
 }

@@ -1,29 +1,194 @@
-//! Further processes in a container.
+//! Further processes in a container. Each has a cgroup of its own below the container's, so that it
+//! can be killed with all that it started; limits are the container's, as no controller is enabled
+//! down there. How an exec ends is `watch`'s business.
 
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bulkhead_proto::agent::ExecRequest as Wanted;
+use rustix::io::Errno;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch as channel};
 
-use super::{Container, ContainerError, Containers, ExecSlot, Phase, check_id, lock, spec, watch};
+use super::{Container, ContainerError, Containers, Phase, cgroup, check_id, lock, spec, watch};
+use crate::launcher::LaunchError;
 use crate::launcher::message::{ExecRequest, Request};
 use crate::process::{Process, Reading, Streams, exit};
+
+/// How many cgroups of execs a container can have at one time. What is started beyond shares the
+/// container's own.
+const MAX_CGROUPS: u32 = 1024;
+
+/// A further process of a container.
+#[derive(Debug)]
+pub struct Exec {
+    /// The process that was asked for.
+    pub process: Process,
+    cgroup: Option<Arc<ExecCgroup>>,
+}
+
+impl Exec {
+    /// Kills it with everything that it started and that is still in its cgroup. Once the process
+    /// that was asked for has ended by itself, this does nothing: what it left is to go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(&self) -> Result<(), ContainerError> {
+        if self.process.exit.get().is_some() {
+            return Ok(());
+        }
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill()?;
+        }
+        // Root of a privileged container can have moved it elsewhere.
+        Ok(self.process.signal(libc::SIGKILL.unsigned_abs())?)
+    }
+}
+
+/// The cgroup of one exec.
+#[derive(Debug)]
+pub struct ExecCgroup {
+    /// As a directory.
+    pub path: PathBuf,
+    killed: AtomicBool,
+}
+
+impl ExecCgroup {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            killed: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether its end was wanted by somebody outside.
+    pub fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Relaxed)
+    }
+
+    fn kill(&self) -> Result<(), cgroup::CgroupError> {
+        self.killed.store(true, Ordering::Relaxed);
+        cgroup::kill(&self.path)
+    }
+}
+
+/// The execs of a container that were not deleted.
+#[derive(Debug, Default)]
+pub struct Execs {
+    // None: the id is taken while the process is being made.
+    slots: HashMap<String, Option<Arc<Exec>>>,
+    // Whether the container is being deleted.
+    closing: channel::Sender<bool>,
+    // Read-locked by each that is being started.
+    starting: Arc<RwLock<()>>,
+}
+
+impl Execs {
+    /// Their ids, in order.
+    pub fn ids(&self) -> Vec<String> {
+        let mut ids: Vec<_> = self.slots.keys().cloned().collect();
+        ids.sort();
+        ids
+    }
+
+    /// One that runs or has run.
+    pub fn get(&self, id: &str) -> Option<Arc<Exec>> {
+        self.slots.get(id).cloned().flatten()
+    }
+
+    /// Lets no more start. Who gets the write lock of the result waits for those that just do.
+    pub fn close(&self) -> Arc<RwLock<()>> {
+        self.closing.send_replace(true);
+        Arc::clone(&self.starting)
+    }
+
+    /// Takes [`close`](Self::close) back.
+    pub fn reopen(&self) {
+        self.closing.send_replace(false);
+    }
+
+    /// Forgets all of them; their processes are dead.
+    pub fn clear(&mut self) {
+        for exec in self.slots.drain().filter_map(|(_, exec)| exec) {
+            exec.process.stop_pumps();
+        }
+    }
+}
+
+/// What an exec that is being started holds.
+struct Place {
+    cgroup: Option<PathBuf>,
+    closing: channel::Receiver<bool>,
+    _starting: OwnedRwLockReadGuard<()>,
+}
 
 impl Containers {
     /// Starts a process in a running container. Its output is for the caller to take.
     ///
     /// # Errors
     /// When the container does not run or the command cannot be executed; nothing is left then.
-    pub async fn run_exec(&self, wanted: Wanted) -> Result<Arc<Process>, ContainerError> {
+    pub async fn run_exec(&self, wanted: Wanted) -> Result<Arc<Exec>, ContainerError> {
         let container = self.get(&wanted.container_id)?;
         check_id("exec", &wanted.exec_id)?;
         let phase = container.phase();
         if phase != Phase::Running {
-            return Err(ContainerError::WrongState {
-                id: container.id.clone(),
-                state: phase.name(),
-                needed: Phase::Running.name(),
-            });
+            return Err(not_running(&container, phase.name()));
         }
+        let place = reserve(&container, &wanted.exec_id)?;
+        match self.launch_in(&container, &wanted, &place).await {
+            Ok(exec) => {
+                let exec = Arc::new(exec);
+                let slot = Some(Arc::clone(&exec));
+                lock(&container.execs).slots.insert(wanted.exec_id, slot);
+                Ok(exec)
+            }
+            Err(error) => {
+                lock(&container.execs).slots.remove(&wanted.exec_id);
+                // Whatever the step was that failed: this is why.
+                if !watch::is_alive(&container.process) {
+                    return Err(not_running(&container, Phase::Exited.name()));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn launch_in(
+        &self,
+        container: &Container,
+        wanted: &Wanted,
+        place: &Place,
+    ) -> Result<Exec, ContainerError> {
+        let closing = || place.closing.clone();
+        let Some(path) = place.cgroup.clone() else {
+            return self.launch_exec(container, wanted, None, closing()).await;
+        };
+        let own = Arc::new(ExecCgroup::new(path));
+        let launched = self.launch_exec(container, wanted, Some(&own), closing());
+        let error = match launched.await {
+            Ok(exec) => return Ok(exec),
+            Err(error) => error,
+        };
+        let retry = matches!(error, ContainerError::Launch(LaunchError::Failed(_)))
+            && !is_usable(&own.path);
+        let closing_then = closing();
+        // The process that was to start it may not be gone yet.
+        tokio::spawn(async move { watch::remove_exec_cgroup(&own.path, closing_then).await });
+        if retry {
+            return self.launch_exec(container, wanted, None, closing()).await;
+        }
+        Err(error)
+    }
+
+    async fn launch_exec(
+        &self,
+        container: &Container,
+        wanted: &Wanted,
+        cgroup: Option<&Arc<ExecCgroup>>,
+        closing: channel::Receiver<bool>,
+    ) -> Result<Exec, ContainerError> {
         let process = spec::exec_process(
             &container.template,
             &wanted.args,
@@ -31,26 +196,6 @@ impl Containers {
             &wanted.cwd,
             wanted.tty,
         )?;
-        reserve(&container, &wanted.exec_id)?;
-        match self.launch_exec(&container, &wanted, process).await {
-            Ok(process) => {
-                let slot = ExecSlot::Ready(Arc::clone(&process));
-                lock(&container.execs).insert(wanted.exec_id, slot);
-                Ok(process)
-            }
-            Err(error) => {
-                lock(&container.execs).remove(&wanted.exec_id);
-                Err(error)
-            }
-        }
-    }
-
-    async fn launch_exec(
-        &self,
-        container: &Container,
-        wanted: &Wanted,
-        process: oci_spec::runtime::Process,
-    ) -> Result<Arc<Process>, ContainerError> {
         let (streams, stdio) = if wanted.tty {
             (Streams::default(), None)
         } else {
@@ -59,7 +204,7 @@ impl Containers {
         };
         let request = Request::Exec(Box::new(ExecRequest {
             target_pid: container.process.pid(),
-            cgroup: container.cgroup.clone(),
+            cgroup: cgroup.map_or(&container.cgroup, |own| &own.path).clone(),
             process,
             filter: container.filter.clone(),
             map: self.user_namespace.get().copied(),
@@ -67,7 +212,7 @@ impl Containers {
         }));
         let launched = self.launcher.launch(request, stdio).await?;
         let (sender, exit) = exit::channel();
-        watch::exec(launched.end, sender);
+        watch::exec(launched.end, sender, cgroup.cloned(), closing);
         let pid = launched.pid;
         match Process::new(
             pid,
@@ -77,7 +222,10 @@ impl Containers {
             Reading::Direct,
             exit,
         ) {
-            Ok(process) => Ok(Arc::new(process)),
+            Ok(process) => Ok(Exec {
+                process,
+                cgroup: cgroup.cloned(),
+            }),
             Err(error) => {
                 // Without its streams nobody could ever tell it anything.
                 if let Some(pid) = rustix::process::Pid::from_raw(pid) {
@@ -99,23 +247,73 @@ impl Containers {
             return Ok(());
         };
         let mut execs = lock(&container.execs);
-        if let Some(ExecSlot::Ready(process)) = execs.get(exec) {
-            process.signal(libc::SIGKILL.unsigned_abs())?;
-            process.stop_pumps();
-            execs.remove(exec);
+        if let Some(found) = execs.get(exec) {
+            found.kill()?;
+            found.process.stop_pumps();
+            execs.slots.remove(exec);
         }
         Ok(())
     }
 }
 
-fn reserve(container: &Container, exec: &str) -> Result<(), ContainerError> {
+fn not_running(container: &Container, state: &'static str) -> ContainerError {
+    ContainerError::WrongState {
+        id: container.id.clone(),
+        state,
+        needed: Phase::Running.name(),
+    }
+}
+
+/// Takes the id and makes the cgroup; both before the container can be closed.
+fn reserve(container: &Container, exec: &str) -> Result<Place, ContainerError> {
     let mut execs = lock(&container.execs);
-    if execs.contains_key(exec) {
+    let starting = Arc::clone(&execs.starting).try_read_owned();
+    let starting = match starting {
+        Ok(starting) if !*execs.closing.borrow() => starting,
+        _ => return Err(not_running(container, "being deleted")),
+    };
+    if execs.slots.contains_key(exec) {
         return Err(ContainerError::ExecExists {
             container: container.id.clone(),
             exec: exec.to_owned(),
         });
     }
-    execs.insert(exec.to_owned(), ExecSlot::Starting);
-    Ok(())
+    let cgroup = match make_cgroup(&container.cgroup) {
+        Ok(made) => made,
+        Err(Errno::NOENT | Errno::NODEV) => {
+            return Err(not_running(container, Phase::Exited.name()));
+        }
+        // A limit of the container's own making (cgroup.max.descendants), or no memory.
+        Err(error) => {
+            tracing::debug!(%error, id = container.id, "an exec gets no cgroup of its own");
+            None
+        }
+    };
+    execs.slots.insert(exec.to_owned(), None);
+    Ok(Place {
+        cgroup,
+        closing: execs.closing.subscribe(),
+        _starting: starting,
+    })
+}
+
+/// The first of the names that is free: they are few, for whoever keeps figures by name.
+fn make_cgroup(container: &Path) -> Result<Option<PathBuf>, Errno> {
+    for number in 0..MAX_CGROUPS {
+        let path = container.join(format!("exec-{number}"));
+        match rustix::fs::mkdir(&path, rustix::fs::Mode::from_raw_mode(0o755)) {
+            Ok(()) => return Ok(Some(path)),
+            Err(Errno::EXIST) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Whether processes can be put there. The root of a privileged container may have removed it, or
+/// have made its own cgroup one for threads, below which there are none for processes (cgroup-v2.rst,
+/// Threads).
+fn is_usable(cgroup: &Path) -> bool {
+    let kind = fs::read_to_string(cgroup.join("cgroup.type"));
+    kind.is_ok_and(|kind| kind.trim() == "domain")
 }

@@ -15,11 +15,12 @@ pub mod spec;
 pub mod start;
 pub mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use self::events::Events;
+use self::exec::{Exec, Execs};
 use self::rootfs::Rootfs;
 use crate::disk::Disks;
 use crate::huge_pages::HugePagesError;
@@ -185,14 +186,7 @@ pub struct Container {
     // None once it was started; a mutex that is held over the start makes a second one wait.
     waiting: tokio::sync::Mutex<Option<Waiting>>,
     started_at_unix_ns: Mutex<Option<i64>>,
-    execs: Mutex<HashMap<String, ExecSlot>>,
-}
-
-#[derive(Debug)]
-enum ExecSlot {
-    // The id is taken while the process is being made.
-    Starting,
-    Ready(Arc<Process>),
+    execs: Mutex<Execs>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -224,23 +218,19 @@ impl Container {
 
     /// The ids of its execs that were not deleted, in order.
     pub fn exec_ids(&self) -> Vec<String> {
-        let mut ids: Vec<_> = lock(&self.execs).keys().cloned().collect();
-        ids.sort();
-        ids
+        lock(&self.execs).ids()
     }
 
-    /// An exec's process.
+    /// An exec.
     ///
     /// # Errors
     /// When there is none.
-    pub fn exec(&self, id: &str) -> Result<Arc<Process>, ContainerError> {
-        match lock(&self.execs).get(id) {
-            Some(ExecSlot::Ready(process)) => Ok(Arc::clone(process)),
-            _ => Err(ContainerError::ExecNotFound {
-                container: self.id.clone(),
-                exec: id.to_owned(),
-            }),
-        }
+    pub fn exec(&self, id: &str) -> Result<Arc<Exec>, ContainerError> {
+        let exec = lock(&self.execs).get(id);
+        exec.ok_or_else(|| ContainerError::ExecNotFound {
+            container: self.id.clone(),
+            exec: id.to_owned(),
+        })
     }
 }
 
@@ -277,7 +267,7 @@ pub enum AnyProcess {
     /// A container's first.
     First(Arc<Container>),
     /// An exec.
-    Exec(Arc<Process>),
+    Exec(Arc<Exec>),
 }
 
 impl std::ops::Deref for AnyProcess {
@@ -286,7 +276,7 @@ impl std::ops::Deref for AnyProcess {
     fn deref(&self) -> &Process {
         match self {
             Self::First(container) => &container.process,
-            Self::Exec(process) => process,
+            Self::Exec(exec) => &exec.process,
         }
     }
 }

@@ -1,15 +1,26 @@
 //! What happens when a process ends: its exit is recorded, a memory kill told apart, and for a
-//! container's first process the rest of its cgroup is killed.
+//! container's first process the rest of its cgroup is killed. What an exec leaves running is left
+//! alone; its cgroup is removed behind the last of it.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::Interest;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
+use super::exec::ExecCgroup;
 use super::{Container, Containers, cgroup};
 use crate::process::Process;
 use crate::process::exit::{Exit, ExitSender, ExitStatus};
 use crate::watched;
+
+/// How long the processes of a killed exec may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(5);
+/// How often the removal of an exec's cgroup is tried.
+const REMOVALS: usize = 8;
 
 /// Follows a container's first process to its end.
 pub fn first_process(
@@ -43,14 +54,58 @@ pub fn first_process(
     });
 }
 
-/// Follows an exec to its end.
-pub fn exec(end: oneshot::Receiver<ExitStatus>, sender: ExitSender) {
+/// Follows an exec to its end, and to that of what it leaves running. `closing`: the container is
+/// going, and takes the exec's cgroup along.
+pub fn exec(
+    end: oneshot::Receiver<ExitStatus>,
+    sender: ExitSender,
+    cgroup: Option<Arc<ExecCgroup>>,
+    closing: watch::Receiver<bool>,
+) {
     tokio::spawn(async move {
         if let Ok(status) = end.await {
+            let exit = Exit::now(status, false);
             sender.dead();
-            sender.exited(Exit::now(status, false));
+            // Who had it killed is told when all of it is gone.
+            if let Some(killed) = cgroup.as_ref().filter(|cgroup| cgroup.is_killed()) {
+                let deadline = Instant::now() + KILL_DEADLINE;
+                if let Err(error) = cgroup::wait_empty(&killed.path, deadline).await {
+                    tracing::warn!(%error, "a killed exec goes on");
+                }
+            }
+            sender.exited(exit);
+            // The news goes out first: the next step is the kernel's, and takes a while.
+            tokio::task::yield_now().await;
+        }
+        if let Some(cgroup) = cgroup {
+            remove_exec_cgroup(&cgroup.path, closing).await;
         }
     });
+}
+
+/// Removes an exec's cgroup once nobody is left in it.
+pub async fn remove_exec_cgroup(path: &Path, mut closing: watch::Receiver<bool>) {
+    // Whoever keeps moving processes into it, as root of a privileged container can, keeps it until
+    // the container goes.
+    for _ in 0..REMOVALS {
+        match std::fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %path.display(), "an exec's cgroup stays");
+                return;
+            }
+            _ => return,
+        }
+        let emptied = tokio::select! {
+            emptied = cgroup::emptied(path) => emptied,
+            // An error says that the container is gone, which is the same.
+            _ = closing.wait_for(|closing| *closing) => return,
+        };
+        // What is left are cgroups that the exec itself made below its own.
+        if let Err(error) = emptied.and_then(|()| cgroup::remove(path)) {
+            tracing::debug!(%error, "an exec's cgroup is not free yet");
+        }
+    }
 }
 
 /// Announces memory kills in a container that survives them.
@@ -90,7 +145,7 @@ async fn memory_kills(containers: Arc<Containers>, container: std::sync::Weak<Co
 }
 
 /// A zombie is dead although it was not reaped yet.
-fn is_alive(process: &Process) -> bool {
+pub fn is_alive(process: &Process) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid()));
     stat.is_ok_and(|stat| {
         let state = stat

@@ -4,12 +4,11 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::pty::OpenptFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Instant, timeout_at};
 
 use super::buffer::StreamBuffer;
 use super::exit::ExitWatch;
@@ -17,9 +16,9 @@ use crate::{clock, watched};
 
 /// The most that is read at once.
 const READ_SIZE: usize = 64 * 1024;
-/// How long the last output of a terminal may take to come through the line discipline once its
-/// process is dead, while something else still holds the terminal open.
-const TERMINAL_DRAIN: Duration = Duration::from_millis(200);
+/// More than a terminal can hold that was written and not read (twice 8 KiB in the pair's buffers,
+/// pty.c, and 4 KiB in the line discipline).
+const IN_TERMINAL: u64 = 64 * 1024;
 
 /// What a descriptor is: they differ in how their end shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +34,10 @@ pub enum Kind {
 enum Left {
     /// The process lives: whatever it writes.
     Open,
-    /// It is dead, and left so many bytes in its pipe. More than that comes from somebody else, who
-    /// could go on for ever.
+    /// It is dead, and left at most so many bytes. More than that comes from somebody else, who
+    /// could go on for ever. However long the reader takes, they are there; nothing else is waited
+    /// for.
     Bytes(u64),
-    /// It is dead, and had a terminal. That passes output on through a work queue, so its count is
-    /// not the truth: what comes until the hang-up, or until then if somebody else keeps it open.
-    Until(Instant),
     /// Nothing.
     Nothing,
 }
@@ -53,6 +50,9 @@ pub struct Output {
     kind: Kind,
     exit: ExitWatch,
     left: Left,
+    /// A terminal's other end, held so that it does not hang up while its process has it closed for
+    /// a time, as an init does that opens its console for each line.
+    _other_end: Option<OwnedFd>,
 }
 
 impl Output {
@@ -61,7 +61,14 @@ impl Output {
     /// # Errors
     /// When the descriptor cannot be watched.
     pub fn new(fd: OwnedFd, kind: Kind, exit: ExitWatch) -> io::Result<Self> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let other_end = match kind {
+            Kind::Pipe => None,
+            // Refused only where it is too late for it.
+            Kind::Terminal => rustix::pty::ioctl_tiocgptpeer(&fd, flags).ok(),
+        };
         Ok(Self {
+            _other_end: other_end,
             fd: watched::readable(fd)?,
             kind,
             exit,
@@ -77,15 +84,12 @@ impl Output {
                     ready = self.fd.readable() => if ready.is_err() {
                         self.left = Left::Nothing;
                     },
-                    () = self.exit.wait_raw() => self.left = match self.kind {
-                        Kind::Pipe => Left::Bytes(self.in_pipe()),
-                        Kind::Terminal => Left::Until(Instant::now() + TERMINAL_DRAIN),
-                    },
-                }
-            }
-            Left::Until(deadline) => {
-                if !matches!(timeout_at(deadline, self.fd.readable()).await, Ok(Ok(_))) {
-                    self.left = Left::Nothing;
+                    () = self.exit.wait_raw() => self.left = Left::Bytes(match self.kind {
+                        Kind::Pipe => self.in_pipe(),
+                        // It passes output on through a work queue, so its count is not the truth;
+                        // but a read that finds nothing has waited for the queue (n_tty_read).
+                        Kind::Terminal => IN_TERMINAL,
+                    }),
                 }
             }
             Left::Bytes(_) | Left::Nothing => {}
@@ -100,7 +104,6 @@ impl Output {
     pub fn read(&mut self, into: &mut Vec<u8>) {
         self.left = match self.left {
             Left::Bytes(0) => Left::Nothing,
-            Left::Until(deadline) if deadline <= Instant::now() => Left::Nothing,
             left => left,
         };
         if self.has_ended() {
@@ -118,8 +121,7 @@ impl Output {
             (Ok(n), _) if n > 0 => {}
             (Ok(_), left) => *left = Left::Nothing,
             (Err(error), _) if error.kind() == io::ErrorKind::Interrupted => {}
-            (Err(error), Left::Open | Left::Until(_))
-                if error.kind() == io::ErrorKind::WouldBlock => {}
+            (Err(error), Left::Open) if error.kind() == io::ErrorKind::WouldBlock => {}
             (Err(error), left) => {
                 let hung_up = error.raw_os_error() == Some(Errno::IO.raw_os_error());
                 if matches!(left, Left::Open) && !(hung_up && self.kind == Kind::Terminal) {
@@ -191,5 +193,95 @@ impl Input {
             }
         }
         written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::fs::OFlags;
+    use rustix::pty::OpenptFlags;
+
+    use super::*;
+    use crate::process::exit;
+
+    /// A terminal: master, slave.
+    fn terminal() -> (OwnedFd, OwnedFd) {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::unlockpt(&master).unwrap();
+        let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap();
+        (master, slave)
+    }
+
+    /// Fills a terminal or a pipe to the brim; how much that is.
+    fn fill(fd: &OwnedFd) -> usize {
+        rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK).unwrap();
+        let mut filled = 0;
+        while let Ok(n) = rustix::io::write(fd, &[b'x'; 1000]) {
+            filled += n;
+        }
+        filled
+    }
+
+    async fn rest(output: &mut Output) -> usize {
+        let mut length = 0;
+        while !output.has_ended() {
+            output.ready().await;
+            let mut bytes = Vec::with_capacity(1000);
+            output.read(&mut bytes);
+            length += bytes.len();
+        }
+        length
+    }
+
+    #[tokio::test]
+    #[allow(clippy::disallowed_methods)] // a reader that is slow, not a wait for anything
+    async fn what_the_dead_have_written_waits_for_a_slow_reader() {
+        for held in [false, true] {
+            let (master, slave) = terminal();
+            let (dead, exit) = exit::channel();
+            let mut output = Output::new(master, Kind::Terminal, exit).unwrap();
+            let filled = fill(&slave);
+            assert!(filled > 4096, "{filled} bytes fit into a terminal");
+            // A background process keeps the terminal, or nobody does.
+            let kept = held.then_some(slave);
+            dead.dead();
+            output.ready().await;
+            let mut bytes = Vec::with_capacity(1000);
+            output.read(&mut bytes);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert_eq!(
+                bytes.len() + rest(&mut output).await,
+                filled,
+                "held: {held}"
+            );
+            drop(kept);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_writes_on_does_not_keep_the_dead_alive() {
+        for kind in [Kind::Terminal, Kind::Pipe] {
+            let (ours, theirs) = match kind {
+                Kind::Terminal => terminal(),
+                Kind::Pipe => rustix::pipe::pipe().unwrap(),
+            };
+            let (dead, exit) = exit::channel();
+            let mut output = Output::new(ours, kind, exit).unwrap();
+            let filled = fill(&theirs);
+            dead.dead();
+            let mut length = 0;
+            while !output.has_ended() {
+                output.ready().await;
+                let mut bytes = Vec::with_capacity(1000);
+                output.read(&mut bytes);
+                length += bytes.len();
+                fill(&theirs);
+            }
+            assert!(length >= filled, "{length} of {filled}");
+            assert!(length <= filled.max(128 * 1024), "{length} of {filled}");
+        }
     }
 }

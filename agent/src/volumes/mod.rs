@@ -3,7 +3,7 @@
 //! some to a container and go with it (images, anonymous volumes, places for a part of something
 //! else).
 //!
-//! Not here: mounting them in the container, which libcontainer does.
+//! Not here: mounting them in the container, which the launcher does.
 
 pub mod anonymous;
 pub mod copied;
@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bulkhead_proto::agent::{BlockDevice, CreateContainerRequest, Ownership, Propagation, volume};
+use bulkhead_proto::agent::{BlockDevice, CreateContainerRequest, Ownership, volume};
 use oci_spec::runtime::{
     LinuxDeviceBuilder, LinuxDeviceCgroupBuilder, LinuxDeviceType, Mount, MountBuilder, Spec,
 };
@@ -104,8 +104,6 @@ pub struct Prepared {
     devices: Vec<Node>,
     /// Anonymous volumes: the destination of a mount, and where its source is still to be made.
     anonymous: Vec<(PathBuf, PathBuf)>,
-    /// What is mounted in one of them appears on the host.
-    passes_mounts_on: bool,
 }
 
 #[derive(Debug)]
@@ -196,7 +194,6 @@ impl Volumes {
                     self.socket(socket).await?
                 }
                 Some(volume::Source::Host(host)) => {
-                    prepared.passes_mounts_on |= host.propagation() == Propagation::Both;
                     let host = host.clone();
                     blocking(move || place::of_host(&host, placed)).await?
                 }
@@ -393,13 +390,6 @@ impl Prepared {
             add_node(spec, &mut mounts, node)?;
         }
         spec.set_mounts(Some(mounts));
-        if self.passes_mounts_on {
-            // Else libcontainer makes every mount a slave, those at their places too. The others
-            // are in groups of the container's own by that.
-            let mut linux = spec.linux().clone().unwrap_or_default();
-            linux.set_rootfs_propagation(Some("shared".to_owned()));
-            spec.set_linux(Some(linux));
-        }
         Ok(())
     }
 }
@@ -503,7 +493,6 @@ mod tests {
             sources: HashMap::from([("/data".into(), "/run/x".into())]),
             devices: vec![node("/dev/xvda", None), node("/disk", Some("/dev/y"))],
             anonymous: Vec::new(),
-            passes_mounts_on: true,
         };
         let mut spec = spec();
         prepared.apply(&mut spec).unwrap();
@@ -511,7 +500,6 @@ mod tests {
         assert_eq!(mounts[0].source(), &Some(PathBuf::from("/run/x")));
         assert_eq!(mounts[1].destination(), &PathBuf::from("/disk"));
         let linux = spec.linux().clone().unwrap();
-        assert_eq!(linux.rootfs_propagation().as_deref(), Some("shared"));
         let devices = linux.devices().clone().unwrap();
         assert_eq!(devices.len(), 1);
         assert_eq!(devices[0].file_mode(), Some(0o660));
@@ -531,7 +519,6 @@ mod tests {
             sources: HashMap::from([("/other".into(), "/run/x".into())]),
             devices: Vec::new(),
             anonymous: Vec::new(),
-            passes_mounts_on: false,
         };
         assert!(prepared.apply(&mut spec()).is_err());
     }

@@ -61,20 +61,32 @@ pub async fn exec_sync(
         ..ExecRequest::default()
     };
     let (agent, id) = (&pod.agent, &record.meta.id);
+    let start = Command::start(agent, request);
+    if timeout == 0 {
+        return Ok(gather(&mut start.await?.output).await?);
+    }
+    let mut start = std::pin::pin!(start);
     let mut command = None;
     let run = async {
-        let command = command.insert(Command::start(agent, request).await?);
+        let command = command.insert(start.as_mut().await?);
         gather(&mut command.output).await
     };
-    if timeout == 0 {
-        return Ok(run.await?);
-    }
     let ran = tokio::time::timeout(Duration::from_secs(timeout), run).await;
     if let Ok(done) = ran {
         return Ok(done?);
     }
-    if let Some(command) = command {
-        kill(agent, command).await;
+    let killed = async {
+        // One that is still being started would run on for a while.
+        let command = match command {
+            Some(command) => command,
+            None => start.await?,
+        };
+        kill(agent, command).await
+    };
+    match tokio::time::timeout(DEADLINE, killed).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a command is killed with its session"),
+        Err(_) => tracing::warn!(container = %id, "a killed command does not go"),
     }
     Err(ContainerError::ExecTimeout {
         id: id.clone(),
@@ -120,8 +132,9 @@ async fn gather(frames: &mut Frames) -> Result<Output, AgentError> {
     }
 }
 
-/// Kills a command and sees it gone, so that the caller's next look does not find it.
-async fn kill(agent: &Agent, mut command: Command) {
+/// Kills a command with all that it started and sees them gone, so that the caller's next look does
+/// not find them.
+async fn kill(agent: &Agent, mut command: Command) -> Result<(), AgentError> {
     let request = SignalProcessRequest {
         process: Some(command.process.clone()),
         signal: KILL,
@@ -130,13 +143,6 @@ async fn kill(agent: &Agent, mut command: Command) {
     let killed = agent.call("kill the command", DEADLINE, |mut agent| async move {
         agent.signal_process(request).await
     });
-    let gone = async {
-        killed.await?;
-        gather(&mut command.output).await
-    };
-    match tokio::time::timeout(DEADLINE, gone).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a command is killed with its session"),
-        Err(_) => tracing::warn!(process = ?command.process, "a killed command does not go"),
-    }
+    killed.await?;
+    gather(&mut command.output).await.map(drop)
 }

@@ -27,8 +27,8 @@ const PIECES: usize = 64;
 pub(super) const QUEUE: usize = 4;
 /// The most bytes in one piece.
 pub(super) const PIECE: usize = 256 * 1024;
-/// How long a client gets to close its end after it was told everything.
-const LINGER: Duration = Duration::from_secs(10);
+/// How long a client gets to close its end after it has everything.
+const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// The client is gone, or has ended the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -128,8 +128,8 @@ pub(super) enum Item {
         id: u32,
         why: Reset,
     },
-    /// Everything before is written.
-    Written(oneshot::Sender<()>),
+    /// Everything before is with the client, as far as its protocol can tell.
+    Received(oneshot::Sender<()>),
 }
 
 /// What goes to the client in one stream.
@@ -273,13 +273,14 @@ impl Line {
         }
     }
 
-    /// Sees that the client gets everything that was sent, then gives it time to close: to close
-    /// first, with something unread, could cost it the end of what it was sent (RFC 1122,
-    /// §4.2.2.13).
+    /// Sees that the client gets everything that was sent, however slowly it reads, then gives it
+    /// time to close: to close first, with something unread, could cost it the end of what it was
+    /// sent (RFC 1122, §4.2.2.13). What is written is not yet read: megabytes wait in the sockets on
+    /// the way, so that only the client itself can say.
     pub async fn finish(self) {
-        let (written, told) = oneshot::channel();
+        let (received, told) = oneshot::channel();
         let flush = async {
-            if self.queue.send(Item::Written(written)).await.is_ok() {
+            if self.queue.send(Item::Received(received)).await.is_ok() {
                 let _gone = told.await;
             }
         };

@@ -7,6 +7,7 @@ mod crictl;
 mod docs;
 mod events;
 mod exec;
+mod exec_probes;
 mod host;
 mod host_walls;
 mod image_config;
@@ -32,6 +33,7 @@ pub fn all() -> Vec<Test> {
     [
         basics::tests(),
         exec::tests(),
+        exec_probes::tests(),
         stats::tests(),
         events::tests(),
         resize::tests(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bulkhead_proto::agent::{ExecRequest, Stream};
 use bulkhead_proto::session::{self, FRAME_HEADER, Frame, MAX_FRAME};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, WriteHalf};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::input::feed;
@@ -20,6 +21,8 @@ use crate::rpc::status;
 
 /// How often an exec that is silent looks whether the daemon is still there.
 const ALIVE_EVERY: Duration = Duration::from_secs(10);
+/// The same once the daemon has ended its side: of the input, or of everything.
+const ALIVE_EVERY_SHUT: Duration = Duration::from_secs(1);
 
 /// Runs it. The connection's end is its end.
 pub async fn serve<S>(
@@ -37,8 +40,8 @@ where
         let containers = Arc::clone(&containers);
         tokio::spawn(async move { containers.run_exec(request).await })
     };
-    let process = match starting.await.map_err(io::Error::other)? {
-        Ok(process) => process,
+    let running = match starting.await.map_err(io::Error::other)? {
+        Ok(running) => running,
         Err(error) => {
             refuse(stream, &status::of_container(error)).await;
             return Ok(());
@@ -51,20 +54,23 @@ where
     };
     answer(&mut stream, &opened()).await?;
     let (read, mut write) = tokio::io::split(stream);
+    let (process, shut) = (&running.process, Notify::new());
     let fed = async {
-        feed(read, &process, true).await;
+        feed(read, process, true).await;
+        shut.notify_one();
         // The process has its input; what it says still comes.
         std::future::pending::<()>().await;
     };
     let result = tokio::select! {
-        result = tell(&process, &mut write) => result,
+        result = tell(process, &mut write, &shut) => result,
         () = fed => Ok(()),
     };
     drop(forget);
     result
 }
 
-/// Kills and forgets an exec when its session is over, however it ended.
+/// Forgets an exec when its session is over, however that ended; one that still runs is killed with
+/// all that it started.
 struct Forget {
     containers: Arc<Containers>,
     container: String,
@@ -81,7 +87,7 @@ impl Drop for Forget {
 
 /// Output to its end, then the exit. Read from the process's own pipes into the frame that is sent:
 /// what nobody reads stays in the pipe and holds the process up.
-async fn tell<S>(process: &Process, write: &mut WriteHalf<S>) -> io::Result<()>
+async fn tell<S>(process: &Process, write: &mut WriteHalf<S>, shut: &Notify) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite,
 {
@@ -89,14 +95,20 @@ where
     let (mut stdout, mut stderr) = (Source::new(stdout), Source::new(stderr));
     // With its header a frame fills the transport's packets, and does not spill into one more.
     let mut frame = Vec::with_capacity(MAX_FRAME);
+    let mut alive_every = ALIVE_EVERY;
     while !(stdout.has_ended() && stderr.has_ended()) {
         let next = async {
             tokio::select! {
-                () = stdout.ready(), if !stdout.has_ended() => true,
-                () = stderr.ready(), if !stderr.has_ended() => false,
+                () = stdout.ready(), if !stdout.has_ended() => Some(true),
+                () = stderr.ready(), if !stderr.has_ended() => Some(false),
+                () = shut.notified() => None,
             }
         };
-        let Ok(is_stdout) = timeout(ALIVE_EVERY, next).await else {
+        let next = timeout(alive_every, next).await;
+        let Ok(Some(is_stdout)) = next else {
+            if next.is_ok() {
+                alive_every = ALIVE_EVERY_SHUT;
+            }
             write.write_all(&Frame::Alive.header()).await?;
             continue;
         };
@@ -112,10 +124,20 @@ where
     // It may have closed its output and live on.
     let mut exit_watch = process.exit.clone();
     let end = loop {
-        match timeout(ALIVE_EVERY, exit_watch.wait()).await {
-            Ok(end) => break end,
-            Err(_) => write.write_all(&Frame::Alive.header()).await?,
+        let end = async {
+            tokio::select! {
+                end = exit_watch.wait() => Some(end),
+                () = shut.notified() => None,
+            }
+        };
+        let end = timeout(alive_every, end).await;
+        if let Ok(Some(end)) = end {
+            break end;
         }
+        if end.is_ok() {
+            alive_every = ALIVE_EVERY_SHUT;
+        }
+        write.write_all(&Frame::Alive.header()).await?;
     };
     let end = end.ok_or_else(|| io::Error::other("the process was given up without an exit"))?;
     write.write_all(&session::exit(&exit(&end))).await?;

@@ -1,12 +1,17 @@
 //! A SPDY/3.1 connection of a client: one task reads, one writes, and streams are handed to whoever
 //! serves them.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -24,6 +29,12 @@ const READ_SIZE: usize = 64 * 1024;
 const ANSWERS: usize = 64;
 /// How long an answer may wait for the client to read.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A ping of ours; the client's are odd. Sent behind the last output, its answer is the receipt.
+const RECEIPT: u32 = 2;
+
+/// Who waits for the client's answer to [`RECEIPT`].
+type Receipt = Arc<Mutex<Option<oneshot::Sender<()>>>>;
 
 /// What a connection may have.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +92,7 @@ where
     let (opened, streams) = mpsc::channel(1);
     let (gone, is_gone) = watch::channel(false);
     let activity = Activity::new();
+    let receipt = Receipt::default();
     let reader = Reader {
         parser: Parser::default(),
         unpacker: Unpacker::default(),
@@ -95,6 +107,7 @@ where
         admit,
         hang_up,
         activity: activity.clone(),
+        receipt: Arc::clone(&receipt),
     };
     let mut tasks = JoinSet::new();
     let told = gone.clone();
@@ -107,7 +120,7 @@ where
     });
     let (told, noted) = (gone.clone(), activity.clone());
     tasks.spawn(async move {
-        if let Err(error) = write_all(write, to_answer, items, noted).await {
+        if let Err(error) = write_all(write, to_answer, items, noted, receipt).await {
             tracing::debug!(%error, "a streaming client takes no more");
         }
         told.send_replace(true);
@@ -143,6 +156,7 @@ struct Reader {
     admit: Admit,
     hang_up: HangUp,
     activity: Activity,
+    receipt: Receipt,
 }
 
 impl fmt::Debug for Reader {
@@ -235,6 +249,11 @@ impl Reader {
             Event::Ping { id } if id % 2 == 1 => {
                 let _full = self.answers.try_send(Answer::Pong(id));
             }
+            Event::Ping { id: RECEIPT } => {
+                let waiting = lock(&self.receipt).take();
+                // Nobody waits any more: fine.
+                let _told = waiting.map(|waiting| waiting.send(()));
+            }
             Event::SynReply { headers, .. } => drop(self.unpacker.unpack(&headers)?),
             Event::Headers { id, fin, headers } => {
                 self.unpacker.unpack(&headers)?;
@@ -284,11 +303,16 @@ impl Reader {
     }
 }
 
+fn lock(receipt: &Receipt) -> std::sync::MutexGuard<'_, Option<oneshot::Sender<()>>> {
+    receipt.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 async fn write_all<W: AsyncWrite + Unpin>(
     mut write: W,
     mut answers: mpsc::Receiver<Answer>,
     mut items: mpsc::Receiver<Item>,
     activity: Activity,
+    receipt: Receipt,
 ) -> std::io::Result<()> {
     let mut packer = Packer::new().map_err(std::io::Error::other)?;
     loop {
@@ -317,10 +341,9 @@ async fn write_all<W: AsyncWrite + Unpin>(
                 Item::Reset { id, why } => {
                     write.write_all(&frame::rst_stream(id, why)).await?;
                 }
-                Item::Written(told) => {
-                    write.flush().await?;
-                    // Nobody waits any more: fine.
-                    let _ = told.send(());
+                Item::Received(told) => {
+                    *lock(&receipt) = Some(told);
+                    write.write_all(&frame::ping(RECEIPT)).await?;
                 }
             },
             else => return Ok(()),

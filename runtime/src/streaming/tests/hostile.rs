@@ -1,5 +1,7 @@
 //! Clients that do not behave: an answer or an end, bounded memory, and nothing left.
 
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{Node, limit};
@@ -167,6 +169,32 @@ async fn a_client_that_does_not_read_holds_the_command_up_and_not_the_memory() {
         let ended = slow.collect().await.unwrap();
         assert_eq!(ended.stdout.len(), 4096 * super::bulk::BLOCK);
         drop(slow);
+        node.end().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+#[allow(clippy::disallowed_methods)] // a reader that is slow, not a wait for anything
+async fn a_client_that_reads_late_gets_the_end() {
+    let node = Node::start().await;
+    limit(async {
+        // Less than the buffers on the way hold: everything is written long before it is read.
+        let blocks = (1 << 20) / super::bulk::BLOCK;
+        let url = node.exec(&["source", &blocks.to_string()], false);
+        let mut late = Command::start(&url, &["stdout", "stderr"]).await.unwrap();
+        node.guest.wait_idle().await;
+        // Longer than a client has that has read everything. As kubelets do, it looks meanwhile
+        // whether the other end is there: if that is closed, the answer costs it what it has not
+        // read.
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            late.writer.raw(&frame::ping(1)).await.unwrap();
+        }
+        let ended = late.collect().await.unwrap();
+        assert_eq!(ended.stdout.len(), blocks * super::bulk::BLOCK);
+        assert!(String::from_utf8_lossy(&ended.status).contains("Success"));
+        drop(late);
         node.end().await;
     })
     .await;

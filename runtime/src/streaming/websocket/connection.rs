@@ -149,17 +149,17 @@ where
                     sink.send(message).await?;
                 }
             }
-            Item::Written(told) => {
+            Item::Received(told) => {
                 let normal = CloseFrame {
                     code: CloseCode::Normal,
                     reason: "".into(),
                 };
                 let closed = sink.send(Message::Close(Some(normal))).await;
-                // Nobody waits any more: fine.
-                let _ = told.send(());
                 return match closed {
                     Ok(()) | Err(Error::ConnectionClosed) => {
-                        // The client closes in its turn, which the reader sees.
+                        // The client closes in its turn when it has read everything, which the
+                        // reader sees.
+                        let _unanswered = told;
                         std::future::pending().await
                     }
                     Err(error) => Err(error),
