@@ -120,32 +120,7 @@ async fn failures_have_their_codes_and_leave_nothing() {
     let mut agent = agent!();
     let code = |result: Result<CreateContainerResponse, tonic::Status>| result.unwrap_err().code();
     assert_eq!(
-        code(agent.create_with(request("e", &["absent"])).await),
-        Code::NotFound
-    );
-    assert_eq!(
-        code(agent.create_with(request("e", &["/bin/absent"])).await),
-        Code::NotFound
-    );
-    assert_eq!(
-        code(agent.create_with(request("e", &["plain"])).await),
-        Code::PermissionDenied
-    );
-    assert_eq!(
-        code(agent.create_with(request("e", &["/bin"])).await),
-        Code::PermissionDenied
-    );
-    assert_eq!(
         code(agent.create_with(request("e", &[])).await),
-        Code::InvalidArgument
-    );
-    let mut unknown = request("e", &["sh"]);
-    unknown.user = Some(User {
-        name: "nobody-here".into(),
-        ..User::default()
-    });
-    assert_eq!(
-        code(agent.create_with(unknown).await),
         Code::InvalidArgument
     );
     let mut garbage = request("e", &["sh"]);
@@ -165,7 +140,7 @@ async fn failures_have_their_codes_and_leave_nothing() {
         Code::InvalidArgument
     );
 
-    for left in ["containers/e", "scratch/e", "state/e"] {
+    for left in ["containers/e", "scratch/e"] {
         assert!(!agent.state().join(left).exists(), "{left}");
     }
     assert!(!std::path::Path::new("/sys/fs/cgroup/bulkhead/e").exists());
@@ -184,6 +159,64 @@ async fn failures_have_their_codes_and_leave_nothing() {
         Code::FailedPrecondition
     );
     agent.delete("e").await;
+}
+
+/// As on other runtimes: the container is there, and its start says why it cannot be.
+#[tokio::test]
+async fn commands_and_users_that_are_not_there_fail_at_the_start() {
+    let mut agent = agent!();
+    let nobody = User {
+        name: "nobody-here".into(),
+        ..User::default()
+    };
+    for (args, user, code, words) in [
+        (
+            "absent",
+            None,
+            Code::NotFound,
+            "exec: \"absent\": executable file not found in $PATH",
+        ),
+        (
+            "",
+            None,
+            Code::NotFound,
+            "executable file not found in $PATH",
+        ),
+        (
+            "/bin/absent",
+            None,
+            Code::NotFound,
+            "exec: \"/bin/absent\": stat /bin/absent: no such file or directory",
+        ),
+        (
+            "plain",
+            None,
+            Code::PermissionDenied,
+            "exec: \"plain\": permission denied",
+        ),
+        (
+            "/bin",
+            None,
+            Code::PermissionDenied,
+            "exec: \"/bin\": is a directory",
+        ),
+        (
+            "sh",
+            Some(nobody),
+            Code::InvalidArgument,
+            "unable to find user nobody-here: no matching entries in passwd file",
+        ),
+    ] {
+        let mut request = request("e", &[args]);
+        if user.is_some() {
+            request.user = user;
+        }
+        agent.create_with(request).await.unwrap();
+        let refused = agent.begin("e").await.unwrap_err();
+        assert_eq!(refused.code(), code, "{args}: {}", refused.message());
+        assert!(refused.message().ends_with(words), "{}", refused.message());
+        agent.delete("e").await;
+    }
 }
 
 #[tokio::test]
@@ -539,8 +572,10 @@ async fn a_user_namespace_is_the_pods_and_owns_what_its_root_has() {
     );
     let mut beyond = request("c3", &["true"]);
     beyond.user = Some(user(65_536));
-    let refused = agent.create_with(beyond).await.unwrap_err();
+    agent.create_with(beyond).await.unwrap();
+    let refused = agent.begin("c3").await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("65536"), "{}", refused.message());
+    agent.delete("c3").await;
     agent.delete("c2").await;
 }

@@ -36,6 +36,11 @@ impl Sets {
         }
     }
 
+    /// Whether the process may mount and write what it has mounted.
+    pub fn mounts(&self) -> bool {
+        self.bounding.contains(CapabilitySet::SYS_ADMIN)
+    }
+
     /// The first step, as root: what execve can ever give is limited.
     ///
     /// # Errors

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
-use rustix::thread::ThreadNameSpaceType;
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
+use super::capabilities::Sets;
 use super::finish::{self, Identity};
 use super::message::{Answer, ChildStdio, ExecRequest, Failure, User};
 use super::root::words;
@@ -47,6 +48,7 @@ pub fn run(request: &ExecRequest, stdio: Option<ChildStdio>) -> Result<Answered,
         worker::give(stdio, &user, request.map.as_ref())?;
     }
     let own_users = own_users(request.target_pid);
+    let writes_cgroups = Sets::of(request.process.capabilities().as_ref()).mounts();
     let keep = [target.as_fd()];
     let started = worker::start(Plan {
         process: &request.process,
@@ -54,8 +56,8 @@ pub fn run(request: &ExecRequest, stdio: Option<ChildStdio>) -> Result<Answered,
         stdio,
         namespaces: 0,
         keep: &keep,
-        enter: &|| enter(&target, own_users),
-        run: &|child| match be(request, child) {
+        enter: &|| enter(&target, own_users, writes_cgroups),
+        run: &|child| match be(request, child, writes_cgroups) {
             Ok(never) => match never {},
             Err(failure) => failure,
         },
@@ -96,8 +98,7 @@ fn where_the_first_is(request: &ExecRequest) -> Option<OwnedFd> {
     let root = Path::new("/sys/fs/cgroup").join(below);
     // The first process may have been moved out of its own cgroup only by its own doing; joining
     // outside would escape the limits.
-    let container = request.cgroup.parent()?;
-    root.starts_with(container)
+    root.starts_with(&request.cgroup)
         .then(|| worker::open_cgroup(&root).ok())
         .flatten()
 }
@@ -111,13 +112,15 @@ fn own_users(pid: i32) -> bool {
 
 /// Joins the container's namespaces. Those it shares with the guest are joined again, which is no
 /// change.
-fn enter(target: &OwnedFd, own_users: bool) -> Result<(), Failure> {
+fn enter(target: &OwnedFd, own_users: bool, writes_cgroups: bool) -> Result<(), Failure> {
     let mut kinds = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::PROCESS_ID
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-        | ThreadNameSpaceType::NETWORK
-        | ThreadNameSpaceType::CONTROL_GROUP;
+        | ThreadNameSpaceType::NETWORK;
+    if writes_cgroups {
+        kinds |= ThreadNameSpaceType::CONTROL_GROUP;
+    }
     if own_users {
         kinds |= ThreadNameSpaceType::USER;
     }
@@ -138,9 +141,21 @@ fn enter(target: &OwnedFd, own_users: bool) -> Result<(), Failure> {
 }
 
 /// The container's process.
-fn be(request: &ExecRequest, mut child: Child) -> Result<std::convert::Infallible, Failure> {
+fn be(
+    request: &ExecRequest,
+    mut child: Child,
+    writes_cgroups: bool,
+) -> Result<std::convert::Infallible, Failure> {
     let user = request.process.user();
     finish::new_session()?;
+    if !writes_cgroups {
+        // Its own cgroup is the root of what it sees, as the container's is for the container:
+        // programs that look up their limits by /proc/self/cgroup find them. One that may write
+        // the container's cgroups sees all of them.
+        // SAFETY: the process has one thread, and the flag concerns no descriptors.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
+            .map_err(|error| internal("making a cgroup namespace", words(error)))?;
+    }
     let master = match child.stdio.take() {
         Some(stdio) => {
             finish::set_stdio(&stdio)?;

@@ -84,6 +84,7 @@ fn a_mounted_dev_is_left_as_it_is() {
             sandbox: &cri::PodSandboxConfig::default(),
             image: &ImageProcess::default(),
             localhost_seccomp: None,
+            kernel: Kernel::Guest,
         };
         let mut plan = build(input).unwrap();
         host_devices::give_all(&mut plan).unwrap();
