@@ -1,6 +1,5 @@
 //! AppArmor of the guest's kernel: loading the policy a container's profile is in. Putting a
-//! process under a profile is libcontainer's part (`apparmorProfile` of the OCI spec), and for
-//! execs the launcher's.
+//! process under a profile is the launcher's part.
 
 use std::io::Write;
 use std::path::Path;

@@ -29,9 +29,7 @@ impl Visit for Line {
 
 impl Subscriber for Console {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        let ours = ["bulkhead", "libcontainer", "libcgroups"]
-            .iter()
-            .any(|name| metadata.target().starts_with(name));
+        let ours = metadata.target().starts_with("bulkhead");
         metadata.is_event() && *metadata.level() <= if ours { self.level } else { Level::WARN }
     }
 
@@ -63,7 +61,7 @@ impl Subscriber for Console {
 }
 
 /// The console, apart from standard error: a container's process has that turned to its own log
-/// before libcontainer is done with it, and the agent's words do not belong there.
+/// before it is executed, and the agent's words do not belong there.
 static CONSOLE: OnceLock<OwnedFd> = OnceLock::new();
 
 fn print(line: &str) {

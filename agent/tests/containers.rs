@@ -232,6 +232,66 @@ async fn a_program_the_kernel_does_not_take_fails_at_the_start() {
     agent.delete("s").await;
 }
 
+/// Nothing of what the agent does on the way is subject to the profile, and why the kernel does not
+/// take the command is told although the profile lets nothing be said any more.
+#[tokio::test]
+async fn a_seccomp_profile_may_allow_execve_and_what_the_program_needs_alone() {
+    let mut agent = agent!();
+    let text = agent.state().join("layers/busybox/bin/text");
+    std::fs::write(&text, "no program\n").unwrap();
+    std::fs::set_permissions(&text, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for no_new_privileges in [false, true] {
+        for uid in [0, 1000] {
+            let confined = |args: &[&str], names: &[&str]| {
+                let mut changed = spec(args);
+                changed["process"]["noNewPrivileges"] = json!(no_new_privileges);
+                changed["linux"]["seccomp"] = json!({
+                    "defaultAction": "SCMP_ACT_ERRNO",
+                    "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+                    "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}],
+                });
+                let mut request = request_with("f", &changed);
+                request.user = Some(User {
+                    uid: Some(uid),
+                    ..User::default()
+                });
+                request
+            };
+            let needed = [
+                "execve",
+                "arch_prctl",
+                "brk",
+                "mmap",
+                "set_tid_address",
+                "exit_group",
+            ];
+            agent
+                .create_with(confined(&["true"], &needed))
+                .await
+                .unwrap();
+            agent.begin("f").await.unwrap();
+            let (_, stderr, exit) = agent.collect("f").await;
+            assert_eq!(exit.code, 0, "{stderr}");
+            agent.delete("f").await;
+
+            agent
+                .create_with(confined(&["text"], &["execve"]))
+                .await
+                .unwrap();
+            let refused = agent.begin("f").await.unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument);
+            assert!(
+                refused
+                    .message()
+                    .ends_with("exec /bin/text: exec format error"),
+                "{}",
+                refused.message()
+            );
+            agent.delete("f").await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_image_and_the_pod_say_who_the_process_is() {
     let mut agent = agent!();

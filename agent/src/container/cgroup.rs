@@ -1,5 +1,5 @@
 //! A container's cgroup (v2): limits from the OCI spec, killing, waiting for emptiness, removal,
-//! the count of memory kills. Written here and not by libcontainer, so that creating and updating
+//! the count of memory kills. Written here alone, so that creating and updating
 //! are one code path and a refused value names its file.
 
 use std::fmt::Write as _;

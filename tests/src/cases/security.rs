@@ -18,6 +18,10 @@ pub(super) fn tests() -> Vec<Test> {
         test!("security", users_and_groups_are_the_images),
         test!("security", capabilities_seccomp_and_paths_confine),
         test!("security", pid_namespaces_are_shared_as_asked),
+        test!(
+            "security",
+            the_first_process_of_a_shared_namespace_shows_nothing
+        ),
     ]
 }
 
@@ -240,4 +244,48 @@ async fn pid_namespaces_are_shared_as_asked(context: &mut Context) -> Outcome {
         "the other container died too: {status:?}"
     );
     Ok(cri.remove_pod(&id).await?)
+}
+
+/// Who shares a PID namespace sees its first process, and with SYS_PTRACE may look into it.
+async fn the_first_process_of_a_shared_namespace_shows_nothing(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    cri.pull(BUSYBOX).await?;
+    for handler in ["kvm", "host"] {
+        let config = pod(&format!("holder-{handler}"));
+        let id = cri.run_pod_on(handler, config.clone()).await?;
+        let curious = with(
+            script("curious", BUSYBOX, "sleep 1000"),
+            LinuxContainerSecurityContext {
+                capabilities: Some(Capability {
+                    add_capabilities: vec!["SYS_PTRACE".to_owned()],
+                    ..Capability::default()
+                }),
+                namespace_options: Some(NamespaceOption {
+                    pid: NamespaceMode::Pod.into(),
+                    ..NamespaceOption::default()
+                }),
+                apparmor: Some(SecurityProfile {
+                    profile_type: ProfileType::Unconfined.into(),
+                    localhost_ref: String::new(),
+                }),
+                ..LinuxContainerSecurityContext::default()
+            },
+        );
+        let curious = cri.run(&id, &config, curious).await?;
+        let seen = cri
+            .shell(
+                &curious,
+                "cat /proc/1/comm; ls -A /proc/1/root/ | wc -l; ls /proc/1/root/etc 2>/dev/null; \
+                 ls -A /proc/1/cwd/ | wc -l; ls -A /proc/1/fd | wc -l; \
+                 grep -E '^(CapPrm|CapEff|CapBnd|NoNewPrivs|Seccomp):' /proc/1/status | tr -d '\\t'",
+            )
+            .await?;
+        let none = "0000000000000000";
+        let expected = format!(
+            "bulkhead-pod\n0\n0\n0\nCapPrm:{none}\nCapEff:{none}\nCapBnd:{none}\nNoNewPrivs:1\nSeccomp:2\n"
+        );
+        check!(seen == expected, "{handler}: {seen}");
+        cri.remove_pod(&id).await?;
+    }
+    Ok(())
 }
