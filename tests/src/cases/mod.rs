@@ -13,6 +13,7 @@ mod host_walls;
 mod image_config;
 mod images;
 mod isolation;
+mod launch_walls;
 mod lifecycle;
 mod logs;
 mod network;
@@ -47,6 +48,7 @@ pub fn all() -> Vec<Test> {
         vsock_walls::tests(),
         volumes::tests(),
         isolation::tests(),
+        launch_walls::tests(),
         host::tests(),
         host_walls::tests(),
         recovery::tests(),

@@ -172,11 +172,11 @@ fn busybox(
     })
 }
 
-/// What the tests of volumes and of vsock run beside the shell.
+/// What the tests of volumes and of walls run beside the shell.
 fn volume_tools(parts: &Path) -> Result<Image, ImageError> {
     let mut tools = Layer::new(Compression::Gzip);
     tools.dir("tools", 0o755)?;
-    for name in ["watch-turns", "unix-talk", "vsock-walls"] {
+    for name in ["watch-turns", "unix-talk", "vsock-walls", "meddle"] {
         let program = critest::program(parts, name)?;
         tools.file(format!("tools/{name}"), 0o755, program)?;
     }
