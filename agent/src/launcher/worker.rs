@@ -316,12 +316,18 @@ fn first_word(channel: &OwnedFd) -> std::io::Result<Option<(FirstWord, Option<Ow
     Ok(Some((word, master)))
 }
 
-/// What the process itself said about its failure.
+/// What the process itself said about its failure: it is told after the channel has ended, and
+/// before the pipe does.
 fn told(status: &OwnedFd) -> Failure {
     let mut bytes = Vec::new();
-    if let Ok(status) = status.try_clone() {
-        // Whoever could write has ended, or says nothing more.
-        let _ = File::from(status).read_to_end(&mut bytes);
+    let mut buffer = [0; 4096];
+    while terminal::wait_readable(status, DEADLINE).is_ok() {
+        match rustix::io::read(status, &mut buffer[..]) {
+            Ok(0) => break,
+            Ok(length) => bytes.extend_from_slice(buffer.get(..length).unwrap_or_default()),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => break,
+        }
     }
     serde_json::from_slice(&bytes).unwrap_or_else(|_| {
         internal(

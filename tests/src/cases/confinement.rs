@@ -299,7 +299,8 @@ async fn a_pod_can_have_users_of_its_own(context: &mut Context) -> Outcome {
     let seen = cri.shell(&target, "ps | grep -c 'sleep 100[0]'").await?;
     check!(seen.trim() == "2", "the target is not seen: {seen}");
     let nobody = made("nobody", NamespaceMode::Pod, 70_000, &[]);
-    let refused = cri.create(&id, &config, nobody).await;
+    let nobody = cri.create(&id, &config, nobody).await?;
+    let refused = cri.start(&nobody).await;
     let code = refused.as_ref().err().map(tonic::Status::code);
     check!(code == Some(Code::InvalidArgument), "{refused:?}");
     Ok(cri.remove_pod(&id).await?)
