@@ -60,11 +60,16 @@ static void look(int pid)
 		tell("memory", pid);
 		close(fd);
 	}
-	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
-	fd = open(path, O_RDONLY | O_DIRECTORY);
-	if (fd >= 0) {
-		tell("list", pid);
-		close(fd);
+	/* Their numbers may be listed; what they are may not be seen, nor opened once more. */
+	for (int number = 0; number < 32; number++) {
+		snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, number);
+		if (readlink(path, target, sizeof(target)) > 0)
+			tell("link", pid);
+		fd = open(path, O_RDWR | O_NONBLOCK | O_NOCTTY);
+		if (fd >= 0) {
+			tell("file", pid);
+			close(fd);
+		}
 	}
 }
 

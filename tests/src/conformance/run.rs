@@ -209,7 +209,12 @@ pub async fn run(plan: &Plan) -> Result<Sums, Failure> {
 /// A node with all that critest wants: its images behind mirrors of their registries.
 async fn up(plan: &Plan) -> Result<Host, Failure> {
     let name = format!("critest{}", plan.node);
-    let mut host = Host::start(&name, &plan.results, Options::default()).await?;
+    // On the handler `host` critest wants no filter at all where it asks for none.
+    let options = Options {
+        sections: "[host]\nallow_io_uring = true\n".to_owned(),
+        ..Options::default()
+    };
+    let mut host = Host::start(&name, &plan.results, options).await?;
     host.start_registry().await?;
     for registry in MIRRORED {
         let dir = host.certs_dir().join(registry);

@@ -23,8 +23,8 @@ fn failed(what: &'static str, path: &str) -> impl FnOnce(Errno) -> RootError {
 }
 
 /// What is there at a path; a kernel or an image without it has nothing to hide.
-fn target(root: &OwnedFd, path: &str) -> Result<Option<OwnedFd>, Errno> {
-    match resolve::open(root, Path::new(path), OFlags::PATH) {
+fn target(root: &OwnedFd, path: &str, flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
+    match resolve::open(root, Path::new(path), OFlags::PATH | flags) {
         Ok(target) => Ok(Some(target)),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         Err(error) => Err(error),
@@ -45,7 +45,7 @@ fn clone(of: &OwnedFd, more: OpenTreeFlags) -> Result<OwnedFd, Errno> {
 pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
     for path in paths {
         let steps = || -> Result<(), Errno> {
-            let Some(target) = target(root, path)? else {
+            let Some(target) = target(root, path, OFlags::empty())? else {
                 return Ok(());
             };
             let tree = clone(&target, OpenTreeFlags::AT_RECURSIVE)?;
@@ -76,7 +76,9 @@ pub fn hide(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
     let null = null().map_err(failed("opening the null device at", "/dev/null"))?;
     for path in paths {
         let steps = || -> Result<(), Errno> {
-            let Some(target) = target(root, path)? else {
+            // A link is hidden itself: what it leads to may have other names that are in use, as
+            // busybox has.
+            let Some(target) = target(root, path, OFlags::NOFOLLOW)? else {
                 return Ok(());
             };
             let mode = rustix::fs::fstat(&target)?.st_mode;
