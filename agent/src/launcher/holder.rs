@@ -96,7 +96,7 @@ fn introduce(pid: Pid, map: Option<&IdMap>, socket: &OwnedFd) -> Result<(), Fail
     let mut told = [0; 256];
     match rustix::io::read(socket, &mut told[..]) {
         Ok(1) => Ok(()),
-        Ok(0) => Err(failed("making the process", "it died without a word")),
+        Ok(0) => Err(failed("making the process", "it ended before it reported")),
         Ok(length) => {
             let text = told.get(..length).unwrap_or_default();
             Err(failed("making the process", String::from_utf8_lossy(text)))

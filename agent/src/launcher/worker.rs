@@ -332,7 +332,7 @@ fn told(status: &OwnedFd) -> Failure {
     serde_json::from_slice(&bytes).unwrap_or_else(|_| {
         internal(
             "making the container's process",
-            "it died without a word; the container may be at its limit of memory",
+            "it ended before it reported; the container may be at its limit of memory",
         )
     })
 }
