@@ -70,7 +70,7 @@ pub fn exec(
             if let Some(killed) = cgroup.as_ref().filter(|cgroup| cgroup.is_killed()) {
                 let deadline = Instant::now() + KILL_DEADLINE;
                 if let Err(error) = cgroup::wait_empty(&killed.path, deadline).await {
-                    tracing::warn!(%error, "a killed exec goes on");
+                    tracing::warn!(%error, "a killed exec is still running");
                 }
             }
             sender.exited(exit);

@@ -146,8 +146,6 @@ fn be(
     unsafe { rustix::thread::unshare_unsafe(own) }
         .map_err(|error| internal("making the container's namespaces", words(error)))?;
     rustix::process::umask(Mode::empty());
-    let refused =
-        |error: root::RootError| Failure::new(FailureKind::InvalidSpec, error.to_string());
     let built = root::build(root::Plan {
         spec: &request.spec,
         rootfs: &request.rootfs,
@@ -161,7 +159,7 @@ fn be(
     let known = identity.as_ref().ok().map(|identity| &identity.user);
     let master = if request.tty {
         let uid = known.map_or(0, |user| user.uid);
-        Some(take_terminal(&built, uid).map_err(|failure| failure.or(refused))?)
+        Some(take_terminal(&built, uid)?)
     } else {
         None
     };
@@ -182,29 +180,17 @@ fn be(
     Err(start(request, identity, filter, &child))
 }
 
-/// Why the terminal is not there.
-enum NoTerminal {
-    Failed(Failure),
-    Root(root::RootError),
+fn refused(error: root::RootError) -> Failure {
+    Failure::new(FailureKind::InvalidSpec, error.to_string())
 }
 
-impl NoTerminal {
-    fn or(self, refused: impl FnOnce(root::RootError) -> Failure) -> Failure {
-        match self {
-            Self::Failed(failure) => failure,
-            Self::Root(error) => refused(error),
-        }
-    }
-}
-
-fn take_terminal(built: &root::Built, uid: u32) -> Result<OwnedFd, NoTerminal> {
-    let (master, slave) = terminal::open(uid).map_err(|error| {
-        NoTerminal::Failed(internal("opening a terminal in the container", error))
-    })?;
+fn take_terminal(built: &root::Built, uid: u32) -> Result<OwnedFd, Failure> {
+    let (master, slave) = terminal::open(uid)
+        .map_err(|error| internal("opening a terminal in the container", error))?;
     if built.own_dev {
-        built.console(&slave).map_err(NoTerminal::Root)?;
+        built.console(&slave).map_err(refused)?;
     }
-    finish::set_terminal(slave.as_fd()).map_err(NoTerminal::Failed)?;
+    finish::set_terminal(slave.as_fd())?;
     Ok(master)
 }
 

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::LinuxDeviceType;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::resolve::{self, Make};
 use super::{Plan, RootError, mounts};
@@ -156,20 +155,14 @@ fn bind(parent: &OwnedFd, name: &Path, node: &Node) -> Result<(), Errno> {
     )?);
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let target = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    mounts::attach(open_tree(&source, "", flags)?, &target)
+    mounts::attach(mounts::clone(&source, false)?, &target)
 }
 
 pub(super) fn console(root: &OwnedFd, terminal: impl AsFd) -> Result<(), RootError> {
     let path = Path::new("/dev/console");
     let steps = || -> Result<(), Errno> {
         let target = resolve::open_or_make(root, path, Make::File)?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH;
-        mounts::attach(open_tree(terminal, "", flags)?, &target)
+        mounts::attach(mounts::clone(terminal, false)?, &target)
     };
     steps().map_err(failed("showing the terminal at", path))
 }

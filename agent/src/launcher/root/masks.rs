@@ -6,7 +6,6 @@ use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::{RootError, mounts, resolve};
 use crate::mount_attr::{self, Change};
@@ -31,13 +30,6 @@ fn target(root: &OwnedFd, path: &str, flags: OFlags) -> Result<Option<OwnedFd>, 
     }
 }
 
-fn clone(of: &OwnedFd, more: OpenTreeFlags) -> Result<OwnedFd, Errno> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    open_tree(of, "", flags | more)
-}
-
 /// Makes paths read-only, with what is mounted below.
 ///
 /// # Errors
@@ -48,7 +40,7 @@ pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
             let Some(target) = target(root, path, OFlags::empty())? else {
                 return Ok(());
             };
-            let tree = clone(&target, OpenTreeFlags::AT_RECURSIVE)?;
+            let tree = mounts::clone(&target, true)?;
             let change = Change {
                 set: mount_attr::RDONLY
                     | mount_attr::NOSUID
@@ -85,7 +77,7 @@ pub fn hide(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
             let cover = if FileType::from_raw_mode(mode) == FileType::Directory {
                 mounts::empty()?
             } else {
-                clone(&null, OpenTreeFlags::empty())?
+                mounts::clone(&null, false)?
             };
             mounts::attach(&cover, &target)
         };

@@ -81,14 +81,8 @@ fn open_source(path: &Path, recursive: bool, base: &Path) -> Result<Source, Errn
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let source = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?;
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
     Ok(Source {
-        tree: open_tree(&source, "", flags)?,
+        tree: clone(&source, recursive)?,
         directory: kind == FileType::Directory,
     })
 }
@@ -202,6 +196,20 @@ fn is_root_of_proc(root: &OwnedFd, target: &OwnedFd) -> bool {
     resolve::open_plain(root, Path::new("/proc"))
         .and_then(|proc| Ok(number(&proc)? == number(target)?))
         .unwrap_or(false)
+}
+
+/// A detached mount of what is open, with what is mounted below if `recursive`.
+///
+/// # Errors
+/// The kernel's.
+pub fn clone(of: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(of, "", flags)
 }
 
 /// Attaches a detached mount to what is open.
