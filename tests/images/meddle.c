@@ -3,6 +3,7 @@
  * one is still called as the agent's launcher is, it has not executed its command.
  *   meddle look   tries to take descriptors from each, and to look into it
  *   meddle stop   stops each
+ *   meddle swap A B   has nothing to do with them: the two names change places without end
  * A line of output per process and success: "seen PID", "got WHAT PID". Ends by a signal.
  */
 #define _GNU_SOURCE
@@ -78,6 +79,17 @@ int main(int argc, char **argv)
 	int stop = argc > 1 && strcmp(argv[1], "stop") == 0, last = 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	if (argc > 3 && strcmp(argv[1], "swap") == 0) {
+		char away[256];
+
+		/* Not by RENAME_EXCHANGE, which not every file system of a node has. */
+		snprintf(away, sizeof(away), "%s.away", argv[2]);
+		while (rename(argv[2], away) == 0 && rename(argv[3], argv[2]) == 0 &&
+		       rename(away, argv[3]) == 0)
+			;
+		perror("rename");
+		return 1;
+	}
 	for (;;) {
 		DIR *proc = opendir("/proc");
 		struct dirent *entry;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bulkhead_proto::cri::{
-    Int64Value, LinuxContainerSecurityContext, NamespaceMode, NamespaceOption,
+    ContainerState, Int64Value, LinuxContainerSecurityContext, NamespaceMode, NamespaceOption,
 };
 
 use super::{HOST, bind, capabilities, in_namespaces, with};
@@ -18,7 +18,7 @@ use crate::{
     check,
     cri::{pod, script},
     images::recipes::{LINKS, VICTIM},
-    suite::{Context, Test},
+    suite::{Context, LIMIT, Test},
     test,
 };
 
@@ -28,6 +28,11 @@ pub(super) fn tests() -> Vec<Test> {
         test!(
             "host_walls",
             a_working_directory_does_not_leave_the_container
+        ),
+        test!(
+            "host_walls",
+            a_mount_point_swapped_while_it_is_made_stays_inside,
+            LIMIT * 2
         ),
     ]
 }
@@ -133,6 +138,82 @@ async fn images_with_links_do_not_touch_the_node(context: &mut Context) -> Outco
     }
     check!(snapshot()? == before, "the node: {before:#?}, {wrong:#?}");
     check!(wrong.is_empty(), "{wrong:#?}");
+    Ok(fs::remove_dir_all(victim)?)
+}
+
+/// A container of the pod makes a name on a shared volume a directory and a link to the node in turn,
+/// while others are created whose mounts and working directory lie below that name.
+async fn a_mount_point_swapped_while_it_is_made_stays_inside(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    let tools = image("volume-tools");
+    cri.pull(&tools).await?;
+    let victim = Path::new(VICTIM);
+    fs::create_dir_all(victim)?;
+    fs::write(victim.join("file"), "the node's\n")?;
+    let mut before = Vec::new();
+    told(victim, &mut before)?;
+    let other = context.host.dir().join("swapped-other");
+    fs::create_dir_all(&other)?;
+    fs::write(other.join("mine"), "mine\n")?;
+    for handler in [HOST, "kvm"] {
+        let volume = context.host.dir().join(format!("swapped-{handler}"));
+        fs::create_dir_all(volume.join("x"))?;
+        let config = pod(&format!("swapped-{handler}"));
+        let id = cri.run_pod_on(handler, config.clone()).await?;
+        let text = format!(
+            "ln -s ../../../../../..{VICTIM} /data/y && exec /tools/meddle swap /data/x /data/y"
+        );
+        let mut attacker = script("attacker", &tools, &text);
+        attacker.mounts = vec![bind(&volume, "/data", false)];
+        let attacker = cri.run(&id, &config, attacker).await?;
+        let mut made = 0;
+        for number in 0..12 {
+            let mut config_of = script(
+                &format!("late{number}"),
+                &tools,
+                "cat mine && exec sleep 1000",
+            );
+            config_of.mounts = vec![
+                bind(&volume, "/data", false),
+                bind(&other, "/data/x/inner", false),
+            ];
+            config_of.working_dir = "/data/x/inner".to_owned();
+            // Whatever the name is at that moment: a mount in the container, or a refusal.
+            let late = match cri.create(&id, &config, config_of).await {
+                Ok(late) => late,
+                Err(status) => {
+                    let text = status.message();
+                    check!(text.contains("/data/x/inner"), "{handler}: {status:?}");
+                    continue;
+                }
+            };
+            if let Err(status) = cri.start(&late).await {
+                let text = status.message();
+                check!(text.contains("/data/x/inner"), "{handler}: {status:?}");
+            } else {
+                made += 1;
+                let listed = cri.shell(&late, "cat /proc/self/mountinfo").await;
+                // Its working directory is by now perhaps another one, and then it is refused.
+                if let Ok(listed) = listed {
+                    check!(
+                        listed.contains("/inner "),
+                        "{handler}: the volume is nowhere: {listed}"
+                    );
+                }
+            }
+            cri.remove(&late).await?;
+            let mut now = Vec::new();
+            told(victim, &mut now)?;
+            check!(now == before, "{handler} changed the node: {now:#?}");
+        }
+        let log = cri.status(&attacker).await?;
+        check!(
+            log.state() == ContainerState::ContainerRunning,
+            "{handler}: nobody swapped: {log:?}"
+        );
+        check!(made > 0, "{handler}: none of the containers began");
+        cri.remove_pod(&id).await?;
+    }
     Ok(fs::remove_dir_all(victim)?)
 }
 

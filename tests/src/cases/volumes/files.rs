@@ -261,7 +261,7 @@ async fn what_cannot_be_leaves_nothing(context: &mut Context) -> Outcome {
         (
             "a directory on a file",
             mount(&good, "/etc/passwd"),
-            Code::Internal,
+            Code::InvalidArgument,
         ),
     ];
     let pods = context.host.run_dir().join("pods").join(&id);
