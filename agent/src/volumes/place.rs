@@ -7,15 +7,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use bulkhead_proto::agent::{HostVolume, Ownership, Propagation};
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
-    open_tree, unmount,
+    MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount,
 };
 
 use super::VolumeError;
 use crate::host;
+use crate::launcher::root::mounts;
 use crate::paths::Paths;
 use crate::userns;
 
@@ -63,13 +63,7 @@ pub fn mount(source: impl AsFd, place: &Path) -> Result<(), VolumeError> {
     let steps = || -> io::Result<()> {
         let mode = rustix::fs::fstat(&source)?.st_mode;
         make(place, FileType::from_raw_mode(mode) == FileType::Directory)?;
-        let tree = open_tree(
-            &source,
-            "",
-            OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_EMPTY_PATH,
-        )?;
+        let tree = mounts::clone(&source, false)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         Ok(move_mount(&tree, "", CWD, place, flags)?)
     };
@@ -91,24 +85,23 @@ pub fn of_host(volume: &HostVolume, place: PathBuf) -> Result<PathBuf, VolumeErr
     if volume.propagation() == Propagation::FromHost {
         return Ok(source);
     }
+    // A container that writes a directory above could turn a part of the path into a link after the
+    // daemon has looked at it. What is opened here is what is mounted.
     let clone = || {
-        open_tree(
-            CWD,
-            &source,
-            OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_RECURSIVE
-                | OpenTreeFlags::AT_SYMLINK_NOFOLLOW,
-        )
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let source = openat2(CWD, &source, flags, Mode::empty(), plain)?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
+        Ok((mounts::clone(&source, true)?, kind))
     };
     let steps = || -> io::Result<()> {
         let both = volume.propagation() == Propagation::Both;
-        let tree = if both {
+        let (tree, kind) = if both {
             host::among_hosts_mounts(clone)?
         } else {
             clone()?
         };
-        make(&place, fs::symlink_metadata(&source)?.is_dir())?;
+        make(&place, kind == FileType::Directory)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(&tree, "", CWD, &place, flags)?;
         if !both {
@@ -245,5 +238,36 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_a_link_leads_to_is_not_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real");
+        fs::create_dir_all(real.join("x")).unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join("turned")).unwrap();
+        std::os::unix::fs::symlink(real.join("x"), dir.path().join("last")).unwrap();
+        for path in ["turned/x", "last"] {
+            let volume = HostVolume {
+                path: dir.path().join(path).display().to_string(),
+                propagation: Propagation::None.into(),
+            };
+            let place = dir.path().join("place");
+            let error = of_host(&volume, place.clone()).unwrap_err();
+            let VolumeError::File { error, .. } = error else {
+                panic!("{error}");
+            };
+            assert_eq!(
+                error.raw_os_error(),
+                Some(Errno::LOOP.raw_os_error()),
+                "{path}"
+            );
+            assert!(!place.exists());
+        }
     }
 }

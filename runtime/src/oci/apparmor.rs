@@ -203,10 +203,18 @@ impl Node {
         match found.await.map_err(|_| AppArmorError::Ending)?? {
             Found::Policy(policy) => return Ok(policy),
             Found::Texts(texts) => {
+                let mut broken = None;
                 for text in texts {
-                    if self.defines(&text, name).await? {
-                        return self.compile(&text, name).await;
+                    match self.defines(&text, name).await {
+                        Ok(true) => return self.compile(&text, name).await,
+                        Ok(false) => {}
+                        // Another file may still have it.
+                        Err(error @ AppArmorError::Compile { .. }) => broken = broken.or(Some(error)),
+                        Err(error) => return Err(error),
                     }
+                }
+                if let Some(error) = broken {
+                    return Err(error);
                 }
             }
         }
@@ -263,10 +271,16 @@ impl Node {
     }
 
     async fn defines(&self, text: &Path, name: &str) -> Result<bool, AppArmorError> {
-        let (success, names, _) = self.run(&["--names"], text, name).await?;
+        let (success, names, complaint) = self.run(&["--names"], text, name).await?;
+        if !success {
+            return Err(AppArmorError::Compile {
+                name: name.to_owned(),
+                path: text.to_owned(),
+                complaint,
+            });
+        }
         let names = String::from_utf8_lossy(&names);
-        // A file that does not parse defines nothing that is of use.
-        Ok(success && names.lines().any(|line| line == name))
+        Ok(names.lines().any(|line| line == name))
     }
 
     async fn compile(&self, text: &Path, name: &str) -> Result<Vec<u8>, AppArmorError> {
@@ -426,7 +440,7 @@ mod tests {
         fs::write(
             &parser,
             "#!/bin/sh\nfor last; do :; done\ncase $1 in\n\
-             --names) case $last in */written) echo written;; *) echo other;; esac;;\n\
+             --names) grep -q unparsable $last && { echo 'syntax error' >&2; exit 1; }; case $last in */written) echo written;; *) echo other;; esac;;\n\
              *) grep -q broken $last && { echo 'no such rule' >&2; exit 1; }; cat $last;;\nesac\n",
         )
         .unwrap();
@@ -461,6 +475,14 @@ mod tests {
         let broken = node.policy("written").await.unwrap_err();
         assert!(broken.to_string().contains("no such rule"), "{broken}");
         assert_eq!(code(broken), Code::InvalidArgument);
+        // One that does not parse could have it; one that has it wins.
+        fs::write(node.texts.join("half"), "profile written unparsable").unwrap();
+        fs::write(node.texts.join("written"), "profile written {}").unwrap();
+        assert!(node.policy("written").await.is_ok());
+        fs::remove_file(node.texts.join("written")).unwrap();
+        let half = node.policy("written").await.unwrap_err();
+        assert!(half.to_string().contains("syntax error"), "{half}");
+        assert_eq!(code(half), Code::InvalidArgument);
         let huge = vec![b' '; usize::try_from(POLICY_LIMIT).unwrap() + 1];
         fs::write(node.kernel.join("usr.bin.x.3/raw_data"), huge).unwrap();
         let huge = node.policy("/usr/bin/x").await.unwrap_err();

@@ -58,7 +58,7 @@ pub enum RootError {
     /// A mount in procfs, which would let a container lie about the kernel to itself and to tools.
     #[error("mounting on {}: it is inside /proc, where only files such as /proc/cpuinfo may be mounted", .0.display())]
     InProc(PathBuf),
-    /// What procfs or sysfs is to be mounted on is a link.
+    /// What procfs or sysfs, or a volume in its place, is to be mounted on is a link.
     #[error("mounting {kind} on {}: the image has a symbolic link there or above it; it must be a plain directory", path.display())]
     Linked {
         /// The file system.

@@ -149,6 +149,7 @@ fn attach_source(
             error,
         }
     };
+    refuse_links(root, at)?;
     let stat = rustix::fs::fstat(&target).map_err(failed("looking at"))?;
     let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     if directory != source.directory {
@@ -172,6 +173,21 @@ fn attach_source(
             .map_err(failed("setting the options of the mount on"))?;
     }
     attach(&source.tree, &target).map_err(failed("mounting on"))
+}
+
+/// Through a link somebody else could turn, what is hidden in procfs and sysfs could be shown again:
+/// what is mounted at their places, by whatever kind of mount, is mounted on a plain directory.
+fn refuse_links(root: &OwnedFd, at: &Path) -> Result<(), RootError> {
+    let cleaned = clean(at);
+    for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys")] {
+        if cleaned == Path::new(place) && resolve::open_plain(root, at).is_err() {
+            return Err(RootError::Linked {
+                kind,
+                path: at.to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Where the file is that a mount point's path leads through.
@@ -242,7 +258,8 @@ fn attach_file_system(
     };
     let target = resolve::open_or_make(root, at, Make::Directory)
         .map_err(path_error("making the mount point"))?;
-    // Through a link somebody else could turn, what is hidden in them could be shown again.
+    refuse_links(root, at)?;
+    // Wherever else they are asked for.
     for plain in ["proc", "sysfs"] {
         if kind == plain && resolve::open_plain(root, at).is_err() {
             return Err(RootError::Linked {
