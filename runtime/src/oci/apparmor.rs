@@ -209,7 +209,9 @@ impl Node {
                         Ok(true) => return self.compile(&text, name).await,
                         Ok(false) => {}
                         // Another file may still have it.
-                        Err(error @ AppArmorError::Compile { .. }) => broken = broken.or(Some(error)),
+                        Err(error @ AppArmorError::Compile { .. }) => {
+                            broken = broken.or(Some(error))
+                        }
                         Err(error) => return Err(error),
                     }
                 }

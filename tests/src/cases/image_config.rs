@@ -1,8 +1,9 @@
 //! What an image's configuration and a pod's manifest say, against what containerd and Docker make
 //! of it: each test is named after what users report of other runtimes. Here is what is about the
-//! image; `mounts` has what is about the pod's mounts and directories.
+//! image; `mounts` has what is about the pod's mounts and directories, `users` what is about users.
 
 mod mounts;
+mod users;
 
 use std::{fs, path::Path};
 
@@ -39,7 +40,7 @@ pub(super) fn tests() -> Vec<Test> {
             LIMIT * 2
         ),
     ];
-    [own, mounts::tests()].concat()
+    [own, mounts::tests(), users::tests()].concat()
 }
 
 fn secured(

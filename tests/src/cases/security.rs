@@ -187,6 +187,15 @@ async fn capabilities_seccomp_and_paths_confine(context: &mut Context) -> Outcom
         "mount -t tmpfs none /mnt 2>/dev/null || { mkdir /mnt; mount -t tmpfs none /mnt; }",
     )
     .await?;
+    // The guest's devices, its sysctls, and no way to load a module.
+    cri.shell(
+        &made,
+        "set -e; for device in fuse net/tun loop-control; do (exec 3<>/dev/$device); done; \
+         cat /proc/sys/kernel/printk >/proc/sys/kernel/printk; \
+         cat /sys/kernel/mm/transparent_hugepage/use_zero_page \
+         >/sys/kernel/mm/transparent_hugepage/use_zero_page; test ! -e /proc/modules",
+    )
+    .await?;
     Ok(cri.remove_pod(&id).await?)
 }
 

@@ -346,3 +346,28 @@ pub fn empty() -> Result<OwnedFd, Errno> {
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_at_proc_and_sys_asks_for_plain_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("other/below")).unwrap();
+        fs::create_dir(dir.path().join("proc")).unwrap();
+        symlink("other", dir.path().join("sys")).unwrap();
+        symlink("other", dir.path().join("data")).unwrap();
+        let root = OwnedFd::from(fs::File::open(dir.path()).unwrap());
+        for good in ["/proc", "/proc/", "/data", "/sys/below"] {
+            assert!(refuse_links(&root, Path::new(good)).is_ok(), "{good}");
+        }
+        for bad in ["/sys", "//sys/", "/./sys"] {
+            let error = refuse_links(&root, Path::new(bad)).unwrap_err();
+            assert!(matches!(error, RootError::Linked { .. }), "{bad}: {error}");
+        }
+    }
+}

@@ -2,6 +2,7 @@
 //! io_uring, limits that hold, and images and volumes that try to lead the runtime elsewhere.
 
 mod attacks;
+mod devices;
 mod limits;
 
 use std::{fs, path::Path, process::Command};
@@ -10,6 +11,7 @@ use bulkhead_proto::cri::{
     Capability, ContainerConfig, LinuxContainerSecurityContext, Mount, NamespaceMode,
     NamespaceOption, PodSandboxConfig, SecurityProfile, security_profile::ProfileType,
 };
+use tonic::Code;
 
 use super::{BUSYBOX, image};
 use crate::{
@@ -25,7 +27,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!("host_walls", the_default_apparmor_profile_confines),
         test!("host_walls", io_uring_without_a_profile_is_refused),
     ];
-    [own, limits::tests(), attacks::tests()].concat()
+    [own, limits::tests(), attacks::tests(), devices::tests()].concat()
 }
 
 /// The handler.
@@ -164,6 +166,28 @@ async fn the_default_apparmor_profile_confines(context: &mut Context) -> Outcome
             with(sleep("privileged"), of_privileged),
         )
         .await?;
+    // A profile by name is one that the node's kernel has, and none is loaded into it for a pod.
+    let local = |name: &str| {
+        Some(SecurityProfile {
+            profile_type: ProfileType::Localhost.into(),
+            localhost_ref: name.to_owned(),
+        })
+    };
+    let absent = with(sleep("absent"), strong(local("nowhere-loaded")));
+    let refused = cri.create(&id, &config, absent).await;
+    check!(
+        refused.as_ref().is_err_and(|error| {
+            error.code() == Code::InvalidArgument && error.message().contains("nowhere-loaded")
+        }),
+        "{refused:?}"
+    );
+    let there = with(sleep("there"), strong(local(PROFILE)));
+    let there = cri.run(&id, &config, there).await?;
+    let current = cri.shell(&there, "cat /proc/self/attr/current").await?;
+    check!(
+        current.trim() == format!("{PROFILE} (enforce)"),
+        "{current}"
+    );
     for made in [made, privileged] {
         let current = cri.shell(&made, "cat /proc/self/attr/current").await?;
         check!(current.trim() == "unconfined", "{current}");
