@@ -29,6 +29,7 @@ pub mod init;
 pub mod launcher;
 pub mod mount_attr;
 pub mod net;
+pub mod null;
 pub mod paths;
 pub mod process;
 pub mod rpc;

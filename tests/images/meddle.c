@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -74,22 +75,38 @@ static void look(int pid)
 	}
 }
 
+/* What somebody has made at the new name meanwhile goes out of the way. */
+static void move(const char *from, const char *to)
+{
+	static unsigned count;
+	char away[256];
+
+	while (rename(from, to) != 0 && errno != ENOENT) {
+		snprintf(away, sizeof(away), "%s.was%u", to, count++);
+		rename(to, away);
+	}
+}
+
+/* Not by RENAME_EXCHANGE, which not every file system of a node has. */
+static void swap(const char *one, const char *other)
+{
+	char away[256];
+
+	snprintf(away, sizeof(away), "%s.away", one);
+	for (;;) {
+		move(one, away);
+		move(other, one);
+		move(away, other);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	int stop = argc > 1 && strcmp(argv[1], "stop") == 0, last = 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	if (argc > 3 && strcmp(argv[1], "swap") == 0) {
-		char away[256];
-
-		/* Not by RENAME_EXCHANGE, which not every file system of a node has. */
-		snprintf(away, sizeof(away), "%s.away", argv[2]);
-		while (rename(argv[2], away) == 0 && rename(argv[3], argv[2]) == 0 &&
-		       rename(away, argv[3]) == 0)
-			;
-		perror("rename");
-		return 1;
-	}
+	if (argc > 3 && strcmp(argv[1], "swap") == 0)
+		swap(argv[2], argv[3]);
 	for (;;) {
 		DIR *proc = opendir("/proc");
 		struct dirent *entry;

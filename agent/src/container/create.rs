@@ -2,12 +2,14 @@
 //! unmade in reverse when a later step fails.
 
 use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bulkhead_proto::agent::{CreateContainerRequest, PidMode, ResolvedUser, volume};
 use prost::Message;
 
+use super::holder::{self, Holder};
 use super::implied;
 use super::rootfs::Rootfs;
 use super::spec::{self, Decisions};
@@ -17,7 +19,7 @@ use super::{
 };
 use crate::apparmor;
 use crate::huge_pages;
-use crate::launcher::message::{CreateRequest, PidNamespace, Request, UserNamespace};
+use crate::launcher::message::{CreateRequest, PidNamespace, Request};
 use crate::paths::Paths;
 use crate::process::{Process, Reading, Streams, exit};
 use crate::userns::{self, IdMap};
@@ -111,12 +113,23 @@ impl Containers {
     ) -> Result<(Arc<Container>, Option<ResolvedUser>), ContainerError> {
         let id = &request.container_id;
         let cgroup = self.paths.cgroup(id);
-        let users = namespaces.user.as_ref();
-        let volumes = self.volumes.prepare(request, &self.disks, users).await?;
+        let Namespaces {
+            pid_mode,
+            pid,
+            user,
+        } = namespaces;
+        let users = user
+            .as_ref()
+            .map(|(holder, map)| (holder.users_file(), *map));
+        let volumes = self
+            .volumes
+            .prepare(request, &self.disks, users.as_ref())
+            .await?;
         let launch = {
             let (request, rootfs) = (request.clone(), rootfs.clone());
             let paths = self.paths.clone();
-            let work = move || lay_ground(&request, volumes, namespaces, &layers, &rootfs, &paths);
+            let work =
+                move || lay_ground(&request, volumes, pid_mode, users, &layers, &rootfs, &paths);
             tokio::task::spawn_blocking(work)
                 .await
                 .map_err(|_| ContainerError::Cancelled)??
@@ -127,11 +140,15 @@ impl Containers {
             let (streams, stdio) = Streams::pipes(request.stdin)?;
             (streams, Some(stdio))
         };
+        let joined = pid.iter().map(AsFd::as_fd);
+        let handles: Vec<_> = joined
+            .chain(user.iter().map(|(holder, _)| holder.users()))
+            .collect();
         let mut template = launch.spec.process().clone().unwrap_or_default();
         tracing::debug!("create: ground laid");
         let launched = self
             .launcher
-            .launch(Request::Create(Box::new(launch)), stdio)
+            .launch(Request::Create(Box::new(launch)), stdio, &handles)
             .await?;
         tracing::debug!("create: launched");
         let user = launched.user.map(|user| ResolvedUser {
@@ -166,43 +183,65 @@ impl Containers {
         Ok((container, user))
     }
 
-    /// The file of the PID namespace a container joins, if it joins one.
+    /// The PID namespace a container joins, if it joins one.
     async fn pid_namespace(
         &self,
         mode: PidMode,
         target: &str,
-    ) -> Result<Option<PathBuf>, ContainerError> {
-        let pid = match mode {
-            PidMode::Container | PidMode::Node => return Ok(None),
-            PidMode::Pod => self.pid_holder().await?,
+    ) -> Result<Option<OwnedFd>, ContainerError> {
+        let opening = |error| ContainerError::File {
+            what: "opening the PID namespace of",
+            path: target.into(),
+            error,
+        };
+        match mode {
+            PidMode::Container | PidMode::Node => Ok(None),
+            PidMode::Pod => Ok(Some(self.pid_holder().await?.pids().map_err(opening)?)),
             PidMode::Target => {
                 let target = self.get(target)?;
+                let exited = || ContainerError::WrongState {
+                    id: target.id.clone(),
+                    state: Phase::Exited.name(),
+                    needed: "running, to share its PID namespace",
+                };
                 if target.phase() == Phase::Exited {
-                    return Err(ContainerError::WrongState {
-                        id: target.id.clone(),
-                        state: Phase::Exited.name(),
-                        needed: "running, to share its PID namespace",
-                    });
+                    return Err(exited());
                 }
-                target.process.pid()
+                let process = target.process.pidfd().ok_or_else(exited)?;
+                match holder::namespace(target.process.pid(), process, "pid") {
+                    Ok(namespace) => Ok(Some(namespace)),
+                    Err(_) if !watch::is_alive(&target.process) => Err(exited()),
+                    Err(error) => Err(opening(error)),
+                }
             }
-        };
-        Ok(Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))))
+        }
     }
 
-    /// The first process of the pod's shared PID namespace, started when it is first needed.
+    /// The first process of the pod's shared PID namespace, started when it is first needed, and
+    /// again when the one before has ended: a container that may do so (CAP_SYS_BOOT,
+    /// CAP_SYS_PTRACE) has then ended all that shared it, and those come back in a new one.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub async fn pid_holder(&self) -> Result<i32, ContainerError> {
-        let mut holder = self.pid_holder.lock().await;
-        if let Some(pid) = *holder {
-            return Ok(pid);
+    pub async fn pid_holder(&self) -> Result<Arc<Holder>, ContainerError> {
+        let mut current = self.pid_holder.lock().await;
+        if let Some(holder) = current.as_ref().filter(|holder| holder.is_alive()) {
+            return Ok(Arc::clone(holder));
+        }
+        if current.take().is_some() {
+            tracing::warn!("the first process of the pod's shared PID namespace was ended");
         }
         let map = self.user_namespace.get().copied();
-        let launched = self.launcher.launch(Request::PidHolder(map), None).await?;
-        *holder = Some(launched.pid);
-        Ok(launched.pid)
+        let launched = self
+            .launcher
+            .launch(Request::PidHolder(map), None, &[])
+            .await?;
+        let holder = Holder::of(launched.pid).map_err(|error| ContainerError::File {
+            what: "opening the pod's namespaces at",
+            path: format!("/proc/{}/ns", launched.pid).into(),
+            error,
+        })?;
+        Ok(Arc::clone(current.insert(Arc::new(holder))))
     }
 
     /// Gives the pod a user namespace, before it has any container.
@@ -224,13 +263,12 @@ impl Containers {
         self.pid_holder().await.map(drop)
     }
 
-    /// The pod's user namespace, if it is not the guest's own: the file that is it, and its ids.
-    async fn user_namespace(&self) -> Result<Option<(PathBuf, IdMap)>, ContainerError> {
+    /// The pod's user namespace, if it is not the guest's own: who holds it, and its ids.
+    async fn user_namespace(&self) -> Result<Option<(Arc<Holder>, IdMap)>, ContainerError> {
         let Some(map) = self.user_namespace.get() else {
             return Ok(None);
         };
-        let pid = self.pid_holder().await?;
-        Ok(Some((format!("/proc/{pid}/ns/user").into(), *map)))
+        Ok(Some((self.pid_holder().await?, *map)))
     }
 
     /// Removes what a container is made of: cgroup, mount, files. Goes on after a failure, which
@@ -287,17 +325,18 @@ fn all_layers(request: &CreateContainerRequest) -> Vec<String> {
 /// The namespaces a container joins or gets.
 struct Namespaces {
     pid_mode: PidMode,
-    /// For POD and TARGET: its file.
-    pid: Option<PathBuf>,
-    /// The pod's user namespace: its file, and its ids.
-    user: Option<(PathBuf, IdMap)>,
+    /// For POD and TARGET.
+    pid: Option<OwnedFd>,
+    /// The pod's user namespace: who holds it, and its ids.
+    user: Option<(Arc<Holder>, IdMap)>,
 }
 
 /// The steps that block on files and mounts.
 fn lay_ground(
     request: &CreateContainerRequest,
     mut volumes: Prepared,
-    namespaces: Namespaces,
+    pid_mode: PidMode,
+    users: Option<(PathBuf, IdMap)>,
     layers: &[PathBuf],
     rootfs: &Rootfs,
     paths: &Paths,
@@ -305,7 +344,7 @@ fn lay_ground(
     let cgroup = paths.cgroup(&request.container_id);
     tracing::debug!("create: layers are there");
     let mut parsed = spec::parse(&request.oci_spec)?;
-    let map = match &namespaces.user {
+    let map = match &users {
         Some((file, map)) => {
             rootfs.mount_mapped(layers, file, map)?;
             Some(map)
@@ -353,22 +392,13 @@ fn lay_ground(
         cgroup,
         // A guest has one root of cgroups, which is out of every container's sight.
         cgroup_namespace: !(request.host_cgroup_namespace && paths.host().is_some()),
-        pids: pids(namespaces.pid_mode, namespaces.pid)?,
-        users: namespaces
-            .user
-            .map(|(file, map)| UserNamespace { file, map }),
+        pids: match pid_mode {
+            PidMode::Container => PidNamespace::New,
+            PidMode::Node => PidNamespace::Agents,
+            PidMode::Pod | PidMode::Target => PidNamespace::Joined,
+        },
+        users: map.copied(),
         user: request.user.clone().unwrap_or_default().encode_to_vec(),
         tty: request.tty,
     })
-}
-
-fn pids(mode: PidMode, file: Option<PathBuf>) -> Result<PidNamespace, spec::SpecError> {
-    match (mode, file) {
-        (PidMode::Container, _) => Ok(PidNamespace::New),
-        (PidMode::Node, _) => Ok(PidNamespace::Agents),
-        (PidMode::Pod | PidMode::Target, Some(file)) => Ok(PidNamespace::Joined(file)),
-        (PidMode::Pod | PidMode::Target, None) => Err(spec::SpecError::Invalid(
-            "the PID namespace to join is not there".to_owned(),
-        )),
-    }
 }

@@ -59,9 +59,9 @@ const fn allowed(major: i32, minor: Option<i32>) -> Rule {
     }
 }
 
-/// null, zero, full, random, urandom, tty, console, ptmx, terminals; and making any node, which
+/// null, zero, full, random, urandom, tty, ptmx, terminals; and making any node, which
 /// without the right to open it is harmless (and package managers do it).
-const DEFAULTS: [Rule; 11] = [
+const DEFAULTS: [Rule; 10] = [
     Rule {
         allow: true,
         kind: Some(TYPE_CHAR),
@@ -82,7 +82,6 @@ const DEFAULTS: [Rule; 11] = [
     allowed(1, Some(8)),
     allowed(1, Some(9)),
     allowed(5, Some(0)),
-    allowed(5, Some(1)),
     allowed(5, Some(2)),
     allowed(136, None),
 ];

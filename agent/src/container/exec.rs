@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -210,7 +211,12 @@ impl Containers {
             map: self.user_namespace.get().copied(),
             tty: wanted.tty,
         }));
-        let launched = self.launcher.launch(request, stdio).await?;
+        let target = container.process.pidfd();
+        let target = target.ok_or_else(|| not_running(container, Phase::Exited.name()))?;
+        let launched = self
+            .launcher
+            .launch(request, stdio, &[target.as_fd()])
+            .await?;
         let (sender, exit) = exit::channel();
         watch::exec(launched.end, sender, cgroup.cloned(), closing);
         let pid = launched.pid;

@@ -8,6 +8,7 @@ pub mod delete;
 pub mod device_filter;
 pub mod events;
 pub mod exec;
+pub mod holder;
 pub mod implied;
 pub mod rootfs;
 pub mod socket_filter;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use self::events::Events;
 use self::exec::{Exec, Execs};
+use self::holder::Holder;
 use self::rootfs::Rootfs;
 use crate::disk::Disks;
 use crate::huge_pages::HugePagesError;
@@ -256,7 +258,7 @@ pub struct Containers {
     /// What happened.
     pub events: Events,
     // The first process of the pod's shared PID namespace, once a container wants it.
-    pid_holder: tokio::sync::Mutex<Option<i32>>,
+    pid_holder: tokio::sync::Mutex<Option<Arc<Holder>>>,
     // The pod's user namespace, which that process holds, too.
     user_namespace: OnceLock<IdMap>,
 }

@@ -6,14 +6,12 @@ use std::path::Path;
 
 use bulkhead_proto::agent;
 use prost::Message;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::finish::{self, Identity};
-use super::message::{
-    Answer, ChildStdio, CreateRequest, Failure, FailureKind, PidNamespace, User, UserNamespace,
-};
+use super::message::{Answer, ChildStdio, CreateRequest, Failure, FailureKind, PidNamespace, User};
 use super::root::{self, words};
 use super::seccomp::{self, Filter};
 use super::server::Answered;
@@ -25,7 +23,12 @@ use crate::user::{self, UserError};
 ///
 /// # Errors
 /// Why it cannot be; its cgroup may still have a dying process.
-pub fn run(request: &CreateRequest, stdio: Option<ChildStdio>) -> Result<Answered, Failure> {
+pub fn run(
+    request: &CreateRequest,
+    stdio: Option<ChildStdio>,
+    users: Option<&OwnedFd>,
+    pids: Option<&OwnedFd>,
+) -> Result<Answered, Failure> {
     let process = request.spec.process().as_ref();
     let process = process.ok_or_else(|| invalid("the spec has no process"))?;
     let profile = request
@@ -38,19 +41,13 @@ pub fn run(request: &CreateRequest, stdio: Option<ChildStdio>) -> Result<Answere
     let wanted = agent::User::decode(request.user.as_slice())
         .map_err(|error| internal("reading the container's user", error))?;
 
-    let users = request.users.as_ref();
-    let users = users.map(|users| open(&users.file)).transpose()?;
-    let (pids, namespaces) = match &request.pids {
-        PidNamespace::New => (None, libc::CLONE_NEWPID),
-        PidNamespace::Agents => (None, 0),
-        PidNamespace::Joined(file) => (Some(open(file)?), 0),
+    let namespaces = match request.pids {
+        PidNamespace::New => libc::CLONE_NEWPID,
+        PidNamespace::Agents | PidNamespace::Joined => 0,
     };
     let copies = stdio.as_ref().map(copy).transpose()?;
-    let keep: Vec<_> = users.iter().chain(&pids).map(AsFd::as_fd).collect();
-    let (users, pids) = (
-        users.as_ref().map(AsFd::as_fd),
-        pids.as_ref().map(AsFd::as_fd),
-    );
+    let (users, pids) = (users.map(AsFd::as_fd), pids.map(AsFd::as_fd));
+    let keep: Vec<_> = users.into_iter().chain(pids).collect();
     let started = worker::start(Plan {
         process,
         cgroups: vec![worker::open_cgroup(&request.cgroup)?],
@@ -63,9 +60,8 @@ pub fn run(request: &CreateRequest, stdio: Option<ChildStdio>) -> Result<Answere
             Err(failure) => failure,
         },
     })?;
-    let map = request.users.as_ref().map(|users| users.map);
     if let (Some(stdio), Some(user)) = (&copies, &started.word.user) {
-        worker::give(stdio, user, map.as_ref())?;
+        worker::give(stdio, user, request.users.as_ref())?;
     }
     let mut fds = vec![started.status, started.go, started.page];
     fds.extend(started.terminal);
@@ -79,12 +75,6 @@ pub fn run(request: &CreateRequest, stdio: Option<ChildStdio>) -> Result<Answere
 
 fn invalid(text: &str) -> Failure {
     Failure::new(FailureKind::InvalidSpec, text)
-}
-
-fn open(file: &Path) -> Result<OwnedFd, Failure> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    rustix::fs::open(file, flags, Mode::empty())
-        .map_err(|error| internal("opening a namespace of the pod", words(error)))
 }
 
 fn copy(stdio: &ChildStdio) -> Result<ChildStdio, Failure> {
@@ -164,14 +154,12 @@ fn be(
         None
     };
     built.seal().map_err(refused)?;
-    let word = FirstWord {
-        user: known.map(|user| User {
-            uid: user.uid,
-            gid: user.gid,
-            gids: user.gids.clone(),
-        }),
-    };
-    child.say(&word, master.as_ref().map(AsFd::as_fd))?;
+    let word = FirstWord::of(known.map(|user| User {
+        uid: user.uid,
+        gid: user.gid,
+        gids: user.gids.clone(),
+    }));
+    child.say(word, master.as_ref().map(AsFd::as_fd))?;
     drop((master, built));
     if !wait_for_start(&child)? {
         // Deleted before it was started.
@@ -187,9 +175,7 @@ fn refused(error: root::RootError) -> Failure {
 fn take_terminal(built: &root::Built, uid: u32) -> Result<OwnedFd, Failure> {
     let (master, slave) = terminal::open(uid)
         .map_err(|error| internal("opening a terminal in the container", error))?;
-    if built.own_dev {
-        built.console(&slave).map_err(refused)?;
-    }
+    built.console(&slave).map_err(refused)?;
     finish::set_terminal(slave.as_fd())?;
     Ok(master)
 }
@@ -215,7 +201,7 @@ fn start(
         Ok(identity) => identity,
         Err(error) => return invalid(&error.to_string()),
     };
-    if let Some(UserNamespace { map, .. }) = &request.users
+    if let Some(map) = &request.users
         && let Err(error) = map.check(&identity.user)
     {
         return invalid(&error.to_string());

@@ -2,13 +2,11 @@
 //! does.
 
 use std::fs;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal};
+use rustix::process::Signal;
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 use super::capabilities::Sets;
@@ -20,22 +18,15 @@ use super::worker::{self, Child, FirstWord, Plan, internal, not_running};
 use super::{holder, terminal};
 use crate::user;
 
-/// How long the process may take from its first word to execve.
-const DEADLINE: Duration = Duration::from_secs(50);
-
 /// Runs the process.
 ///
 /// # Errors
 /// Why it cannot run; it is dead or dying then.
-pub fn run(request: &ExecRequest, stdio: Option<ChildStdio>) -> Result<Answered, Failure> {
-    let target = Pid::from_raw(request.target_pid).ok_or_else(not_running)?;
-    let target = rustix::process::pidfd_open(target, PidfdFlags::empty()).map_err(|error| {
-        if error == Errno::SRCH {
-            not_running()
-        } else {
-            internal("opening the container", words(error))
-        }
-    })?;
+pub fn run(
+    request: &ExecRequest,
+    stdio: Option<ChildStdio>,
+    target: &OwnedFd,
+) -> Result<Answered, Failure> {
     let mut cgroups = vec![worker::open_cgroup(&request.cgroup)?];
     cgroups.extend(where_the_first_is(request));
     if let Some(stdio) = &stdio {
@@ -47,7 +38,8 @@ pub fn run(request: &ExecRequest, stdio: Option<ChildStdio>) -> Result<Answered,
         };
         worker::give(stdio, &user, request.map.as_ref())?;
     }
-    let own_users = own_users(request.target_pid);
+    // Joining one's own is EINVAL.
+    let own_users = request.map.is_some();
     let writes_cgroups = Sets::of(request.process.capabilities().as_ref()).mounts();
     let keep = [target.as_fd()];
     let started = worker::start(Plan {
@@ -56,13 +48,13 @@ pub fn run(request: &ExecRequest, stdio: Option<ChildStdio>) -> Result<Answered,
         stdio,
         namespaces: 0,
         keep: &keep,
-        enter: &|| enter(&target, own_users, writes_cgroups),
+        enter: &|| enter(target, own_users, writes_cgroups),
         run: &|child| match be(request, child, writes_cgroups) {
             Ok(never) => match never {},
             Err(failure) => failure,
         },
     })?;
-    let failure = match wait_for_end(started.status) {
+    let failure = match worker::wait_for_end(&started.status) {
         Ok(told) => worker::outcome(&told, &started.page)
             .map_err(|error| internal("reading the outcome", words(error)))?,
         Err(error) => Some(internal("waiting for execve", error)),
@@ -79,16 +71,6 @@ pub fn run(request: &ExecRequest, stdio: Option<ChildStdio>) -> Result<Answered,
     Ok((answer, started.terminal.into_iter().collect()))
 }
 
-/// What came through the status pipe until execve, or death, closed it.
-fn wait_for_end(status: OwnedFd) -> std::io::Result<Vec<u8>> {
-    // It was made for the agent, who does not wait in it.
-    rustix::io::ioctl_fionbio(&status, false)?;
-    terminal::wait_readable(&status, DEADLINE)?;
-    let mut told = Vec::new();
-    fs::File::from(status).read_to_end(&mut told)?;
-    Ok(told)
-}
-
 /// The container may have moved its processes into cgroups of its own (systemd does), so that its
 /// own may hold none: then the exec goes where the first process is (cgroup v2, no internal
 /// processes).
@@ -101,13 +83,6 @@ fn where_the_first_is(request: &ExecRequest) -> Option<OwnedFd> {
     root.starts_with(&request.cgroup)
         .then(|| worker::open_cgroup(&root).ok())
         .flatten()
-}
-
-/// Whether the container is in a user namespace that is not the agent's (joining one's own is
-/// EINVAL).
-fn own_users(pid: i32) -> bool {
-    let user = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
-    user("self") != user(&pid.to_string())
 }
 
 /// Joins the container's namespaces. Those it shares with the guest are joined again, which is no
@@ -168,7 +143,7 @@ fn be(
             Some(master)
         }
     };
-    child.say(&FirstWord::default(), master.as_ref().map(AsFd::as_fd))?;
+    child.say(FirstWord::default(), master.as_ref().map(AsFd::as_fd))?;
     drop(master);
     let who = Identity {
         uid: user.uid(),

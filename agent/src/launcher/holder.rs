@@ -180,9 +180,14 @@ fn only_waiting() -> Filter {
 }
 
 /// Becomes root of the user namespace that was entered.
+///
+/// # Errors
+/// The kernel's.
 pub(super) fn become_root() -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    // A change of user makes a process what fs.suid_dumpable says (proc_sys_fs(5)).
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }

@@ -1,30 +1,30 @@
 //! What the agent and the launcher say to each other. A request is one packet: its descriptors,
 //! with the JSON in the first of them (a memory file, so that a long command line fits). The answer
-//! is one packet on a socket of its own.
+//! is one on a socket of its own, and looks the same. What processes and namespaces are meant is said
+//! by descriptors: a number may be another's by the time it is read.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{Process, Spec};
 use rustix::cmsg_space;
+use rustix::fs::MemfdFlags;
 use rustix::io::{IoSlice, IoSliceMut};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::seccomp::Filter;
 use crate::userns::IdMap;
 
-/// The most descriptors one packet carries: payload, answer socket, three streams.
-pub const MAX_FDS: usize = 5;
-/// The longest answer: a seccomp filter, which the kernel limits to 4096 instructions, as numbers.
-pub const MAX_ANSWER: usize = 96 * 1024;
-/// The longest message about a failure in one.
-const MAX_MESSAGE: usize = 2 * 1024;
+/// The most descriptors one packet carries: payload, answer socket, three streams, two namespaces.
+pub const MAX_FDS: usize = 7;
 
 /// What the launcher is asked to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,6 +36,17 @@ pub enum Request {
     /// Start the first process of a PID namespace that containers share, with this in a user
     /// namespace that they share, too.
     PidHolder(Option<IdMap>),
+}
+
+impl Request {
+    /// Whether the packet has the three standard streams after the payload and the answer's socket.
+    pub fn has_streams(&self) -> bool {
+        match self {
+            Self::Create(create) => !create.tty,
+            Self::Exec(exec) => !exec.tty,
+            Self::PidHolder(_) => false,
+        }
+    }
 }
 
 /// See [`Request::Create`].
@@ -53,8 +64,9 @@ pub struct CreateRequest {
     pub cgroup_namespace: bool,
     /// Its PID namespace.
     pub pids: PidNamespace,
-    /// Its user namespace, if it is not the agent's.
-    pub users: Option<UserNamespace>,
+    /// The ids of its user namespace, which is a further descriptor of the packet, if it is not the
+    /// agent's.
+    pub users: Option<IdMap>,
     /// Who its process is, `bulkhead.agent.v1.User` encoded: resolved in the container's root.
     pub user: Vec<u8>,
     /// Whether the process gets a terminal.
@@ -62,29 +74,21 @@ pub struct CreateRequest {
 }
 
 /// The PID namespace of a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PidNamespace {
     /// One of its own.
     New,
     /// The agent's.
     Agents,
-    /// The one that is this file.
-    Joined(PathBuf),
-}
-
-/// A user namespace to join.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UserNamespace {
-    /// The file that is it.
-    pub file: PathBuf,
-    /// Its ids.
-    pub map: IdMap,
+    /// The one that is the next descriptor of the packet.
+    Joined,
 }
 
 /// See [`Request::Exec`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// The container's first process, whose namespaces are joined.
+    /// The number of the container's first process. The process itself, whose namespaces are joined,
+    /// is the next descriptor of the packet (a pidfd).
     pub target_pid: i32,
     /// The cgroup to join, as a directory.
     pub cgroup: PathBuf,
@@ -232,27 +236,26 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<O
     Ok((received.bytes, fds))
 }
 
-/// The bytes of an answer; a message too long for one packet is cut.
-pub fn encode_answer(answer: &Answer) -> Vec<u8> {
-    let encode = |answer: &Answer| serde_json::to_vec(answer).unwrap_or_default();
-    let bytes = encode(answer);
-    if bytes.len() <= MAX_ANSWER {
-        return bytes;
-    }
-    match answer {
-        Answer::Failed(failure) => {
-            let message = failure
-                .message
-                .chars()
-                .take(MAX_MESSAGE)
-                .collect::<String>();
-            encode(&Answer::Failed(Failure {
-                kind: failure.kind,
-                message,
-            }))
-        }
-        Answer::Started { .. } => bytes,
-    }
+/// Puts something into a memory file, for the first descriptor of a packet.
+///
+/// # Errors
+/// When there is no memory.
+pub fn pack(what: &impl Serialize) -> io::Result<OwnedFd> {
+    let file = rustix::fs::memfd_create(c"message", MemfdFlags::CLOEXEC)?;
+    let bytes = serde_json::to_vec(what)?;
+    File::from(file.try_clone()?).write_all(&bytes)?;
+    Ok(file)
+}
+
+/// Takes it out again.
+///
+/// # Errors
+/// When it cannot be read, or is something else.
+pub fn unpack<T: DeserializeOwned>(file: OwnedFd) -> io::Result<T> {
+    let (mut file, mut bytes) = (File::from(file), Vec::new());
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 #[cfg(test)]
@@ -260,13 +263,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_failure_still_fits_one_packet() {
-        let failure = Failure::new(FailureKind::Internal, "\u{1}".repeat(100_000));
-        let bytes = encode_answer(&Answer::Failed(failure));
-        assert!(bytes.len() <= MAX_ANSWER);
-        let Answer::Failed(failure) = serde_json::from_slice(&bytes).unwrap() else {
-            panic!()
+    fn an_answer_of_any_length_arrives() {
+        let gids: Vec<u32> = (0..65_536).map(|gid| 4_294_900_000 + gid).collect();
+        let answer = Answer::Started {
+            pid: 7,
+            user: Some(User {
+                uid: 1,
+                gid: 2,
+                gids: gids.clone(),
+            }),
+            filter: None,
         };
-        assert_eq!(failure.kind, FailureKind::Internal);
+        let Answer::Started { user, .. } = unpack(pack(&answer).unwrap()).unwrap() else {
+            panic!("another answer");
+        };
+        assert_eq!(user.unwrap().gids, gids);
     }
 }

@@ -20,18 +20,16 @@ pub mod server;
 pub mod terminal;
 pub mod worker;
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::MemfdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use self::message::{Answer, ChildStdio, Failure, MAX_ANSWER, Request, User};
+use self::message::{Answer, ChildStdio, Failure, Request, User};
 use self::seccomp::Filter;
 use crate::process::exit::ExitStatus;
 use crate::process::reaper::Reaper;
@@ -109,7 +107,8 @@ impl Launcher {
         }
     }
 
-    /// Has a process started. `stdio` is given for one without a terminal.
+    /// Has a process started. `stdio` is given for one without a terminal, `handles` are the
+    /// processes and namespaces that the request speaks of, in its order.
     ///
     /// # Errors
     /// See [`LaunchError`]; nothing is left running after an error.
@@ -117,6 +116,7 @@ impl Launcher {
         &self,
         request: Request,
         stdio: Option<ChildStdio>,
+        handles: &[BorrowedFd<'_>],
     ) -> Result<Launched, LaunchError> {
         let (what, created, tty) = match &request {
             Request::Create(create) => ("a container", true, create.tty),
@@ -131,10 +131,7 @@ impl Launcher {
         // Until the end is asked for, the reaper keeps what it does not know.
         let _guard = self.reaper.launching();
 
-        let payload = rustix::fs::memfd_create(c"request", MemfdFlags::CLOEXEC).map_err(errno)?;
-        let bytes = serde_json::to_vec(&request).map_err(|error| io(error.into()))?;
-        let mut payload = File::from(payload);
-        payload.write_all(&bytes).map_err(io)?;
+        let payload = message::pack(&request).map_err(io)?;
         let (answer, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -150,17 +147,18 @@ impl Launcher {
                 stdio.stderr.as_fd(),
             ]);
         }
+        fds.extend(handles);
         // A packet of one byte: the launcher reads them at once, so this does not block.
         message::send(&*self.socket, b"r", &fds).map_err(io)?;
         drop((theirs, stdio, payload));
 
         let answer = watched::readable(answer).map_err(io)?;
-        let mut buffer = vec![0; MAX_ANSWER];
+        let mut byte = [0];
         // Dropping the socket at the deadline makes a late worker kill what it started.
         let received = timeout(DEADLINE, async {
             loop {
                 let mut ready = answer.readable().await?;
-                match ready.try_io(|fd| message::receive(fd.get_ref(), &mut buffer)) {
+                match ready.try_io(|fd| message::receive(fd.get_ref(), &mut byte)) {
                     Ok(received) => return received,
                     Err(_would_block) => {}
                 }
@@ -176,19 +174,17 @@ impl Launcher {
                 "the worker died before it answered",
             )));
         }
-        let answer = serde_json::from_slice(buffer.get(..length).unwrap_or_default())
-            .map_err(|error| io(error.into()))?;
-        let (pid, user, filter) = match answer {
+        let mut fds = fds.into_iter();
+        let mut next = || {
+            fds.next()
+                .ok_or(io::ErrorKind::InvalidData.into())
+                .map_err(io)
+        };
+        let (pid, user, filter) = match message::unpack(next()?).map_err(io)? {
             Answer::Failed(failure) => return Err(failure.into()),
             Answer::Started { pid, user, filter } => (pid, user, filter),
         };
-        let mut fds = fds.into_iter();
         let waiting = if created {
-            let mut next = || {
-                fds.next()
-                    .ok_or(io::ErrorKind::InvalidData.into())
-                    .map_err(io)
-            };
             let (status, go, page) = (next()?, next()?, next()?);
             Some(Waiting { status, go, page })
         } else {

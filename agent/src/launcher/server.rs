@@ -1,7 +1,7 @@
 //! The launcher's own side: its loop, and one worker per request.
 
-use std::fs::File;
-use std::io::{Read, Seek};
+use std::io;
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -9,7 +9,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{DumpableBehavior, Pid, Signal};
 
 use super::fork::{self, Fork};
-use super::message::{self, Answer, ChildStdio, Failure, FailureKind, Request};
+use super::message::{self, Answer, ChildStdio, Failure, FailureKind, PidNamespace, Request};
+use super::worker::internal;
 use super::{create, exec, holder};
 
 /// What a worker has to show: its answer, and descriptors for the agent.
@@ -74,9 +75,8 @@ fn serve(socket: OwnedFd) {
                         "forking in the launcher failed: {error}; the guest is out of memory or processes"
                     ),
                 );
-                if let Some(answer) = fds.get(1) {
-                    let bytes = message::encode_answer(&Answer::Failed(failure));
-                    let _ = message::send(answer, &bytes, &[]);
+                if let Some(socket) = fds.get(1) {
+                    let _ = answer(socket, &Answer::Failed(failure), &[]);
                 }
             }
         }
@@ -86,21 +86,12 @@ fn serve(socket: OwnedFd) {
 /// One request, in a process of its own.
 fn work(fds: Vec<OwnedFd>) {
     let mut fds = fds.into_iter();
-    let (Some(payload), Some(answer)) = (fds.next(), fds.next()) else {
+    let (Some(payload), Some(socket)) = (fds.next(), fds.next()) else {
         return;
     };
-    let stdio = match (fds.next(), fds.next(), fds.next()) {
-        (Some(stdin), Some(stdout), Some(stderr)) => Some(ChildStdio {
-            stdin,
-            stdout,
-            stderr,
-        }),
-        _ => None,
-    };
     let (answered, fds) =
-        carry_out(payload, stdio).unwrap_or_else(|failure| (Answer::Failed(failure), Vec::new()));
-    let borrowed = fds.iter().map(AsFd::as_fd).collect::<Vec<_>>();
-    let sent = message::send(&answer, &message::encode_answer(&answered), &borrowed);
+        carry_out(payload, fds).unwrap_or_else(|failure| (Answer::Failed(failure), Vec::new()));
+    let sent = answer(&socket, &answered, &fds);
     if let (Err(_), Answer::Started { pid, .. }) = (sent, answered) {
         // The agent gave up waiting: what it does not know must not run.
         if let Some(pid) = Pid::from_raw(pid) {
@@ -109,18 +100,41 @@ fn work(fds: Vec<OwnedFd>) {
     }
 }
 
-fn carry_out(payload: OwnedFd, stdio: Option<ChildStdio>) -> Result<Answered, Failure> {
-    let internal = |text: String| Failure::new(FailureKind::Internal, text);
-    let mut bytes = Vec::new();
-    let mut file = File::from(payload);
-    file.rewind()
-        .and_then(|()| file.read_to_end(&mut bytes))
-        .map_err(|error| internal(format!("reading the agent's request failed: {error}")))?;
-    let request = serde_json::from_slice(&bytes)
-        .map_err(|error| internal(format!("the agent's request is malformed: {error}")))?;
+fn answer(socket: &OwnedFd, answer: &Answer, fds: &[OwnedFd]) -> io::Result<()> {
+    let payload = message::pack(answer)?;
+    let fds = iter::once(&payload).chain(fds).map(AsFd::as_fd);
+    message::send(socket, b"a", &fds.collect::<Vec<_>>())
+}
+
+fn carry_out(
+    payload: OwnedFd,
+    mut fds: impl Iterator<Item = OwnedFd>,
+) -> Result<Answered, Failure> {
+    let request: Request =
+        message::unpack(payload).map_err(|error| internal("reading the agent's request", error))?;
+    let mut next = || {
+        fds.next()
+            .ok_or_else(|| internal("reading the agent's request", "a descriptor is missing"))
+    };
+    let stdio = if request.has_streams() {
+        Some(ChildStdio {
+            stdin: next()?,
+            stdout: next()?,
+            stderr: next()?,
+        })
+    } else {
+        None
+    };
     match request {
-        Request::Create(request) => create::run(&request, stdio),
-        Request::Exec(request) => exec::run(&request, stdio),
+        Request::Create(request) => {
+            let pids = match request.pids {
+                PidNamespace::Joined => Some(next()?),
+                PidNamespace::New | PidNamespace::Agents => None,
+            };
+            let users = request.users.map(|_| next()).transpose()?;
+            create::run(&request, stdio, users.as_ref(), pids.as_ref())
+        }
+        Request::Exec(request) => exec::run(&request, stdio, &next()?),
         Request::PidHolder(map) => holder::run(map.as_ref()),
     }
 }

@@ -29,14 +29,29 @@ use crate::userns::{IdMap, outside};
 /// How long the container's process may take to its first word; it touches nothing but the
 /// container's files.
 const DEADLINE: Duration = Duration::from_secs(50);
-/// The longest first word.
+/// The longest first word, without the groups.
 const MAX_WORD: usize = 1024;
+/// How many groups a process can have (linux/limits.h, NGROUPS_MAX).
+const MAX_GROUPS: usize = 65_536;
+/// How many of them one packet takes.
+const GROUPS: usize = 4096;
+/// The longest report of a failure, which says paths of 4096 bytes at most.
+const MAX_REPORT: usize = 64 * 1024;
 
 /// What the container's process says when it is in its container.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct FirstWord {
-    /// Who it is going to be, if it is for it to know.
+    /// Who it is going to be, if it is for it to know. All groups come in packets of their own.
     pub user: Option<User>,
+    /// How many those are.
+    groups: usize,
+}
+
+impl FirstWord {
+    /// One that says who the process is going to be.
+    pub fn of(user: Option<User>) -> Self {
+        Self { user, groups: 0 }
+    }
 }
 
 /// What the container's process has of the worker.
@@ -307,7 +322,11 @@ fn first_word(channel: &OwnedFd) -> std::io::Result<Option<(FirstWord, Option<Ow
     if length == 0 {
         return Ok(None);
     }
-    let word = serde_json::from_slice(bytes.get(..length).unwrap_or_default())?;
+    let mut word: FirstWord = serde_json::from_slice(bytes.get(..length).unwrap_or_default())?;
+    let groups = receive_groups(channel, word.groups)?;
+    if let Some(user) = &mut word.user {
+        user.gids = groups;
+    }
     let master = fds.into_iter().next();
     // From a process that others in a shared PID namespace may have had in their hands.
     if let Some(master) = &master {
@@ -316,19 +335,53 @@ fn first_word(channel: &OwnedFd) -> std::io::Result<Option<(FirstWord, Option<Ow
     Ok(Some((word, master)))
 }
 
+fn receive_groups(channel: &OwnedFd, count: usize) -> std::io::Result<Vec<u32>> {
+    let wrong = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+    if count > MAX_GROUPS {
+        return Err(wrong());
+    }
+    let mut groups = Vec::with_capacity(count);
+    let mut packet = vec![0; GROUPS * size_of::<u32>()];
+    while groups.len() < count {
+        terminal::wait_readable(channel, DEADLINE)?;
+        let (length, _) = message::receive(channel, &mut packet)?;
+        let (words, rest) = packet.get(..length).unwrap_or_default().as_chunks();
+        if words.is_empty() || !rest.is_empty() {
+            return Err(wrong());
+        }
+        groups.extend(words.iter().map(|word| u32::from_ne_bytes(*word)));
+    }
+    if groups.len() > count {
+        return Err(wrong());
+    }
+    Ok(groups)
+}
+
+/// What came through the status pipe until execve, or death, closed it.
+///
+/// # Errors
+/// TimedOut when it stays open, InvalidData when too much comes.
+pub fn wait_for_end(status: &OwnedFd) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        terminal::wait_readable(status, DEADLINE)?;
+        match rustix::io::read(status, &mut buffer[..]) {
+            Ok(0) => return Ok(bytes),
+            Ok(length) => bytes.extend_from_slice(buffer.get(..length).unwrap_or_default()),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if bytes.len() > MAX_REPORT {
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+    }
+}
+
 /// What the process itself said about its failure: it is told after the channel has ended, and
 /// before the pipe does.
 fn told(status: &OwnedFd) -> Failure {
-    let mut bytes = Vec::new();
-    let mut buffer = [0; 4096];
-    while terminal::wait_readable(status, DEADLINE).is_ok() {
-        match rustix::io::read(status, &mut buffer[..]) {
-            Ok(0) => break,
-            Ok(length) => bytes.extend_from_slice(buffer.get(..length).unwrap_or_default()),
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(_) => break,
-        }
-    }
+    let bytes = wait_for_end(status).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or_else(|_| {
         internal(
             "making the container's process",
@@ -369,12 +422,25 @@ impl Child {
     ///
     /// # Errors
     /// When the worker is gone.
-    pub fn say(&self, word: &FirstWord, master: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+    pub fn say(&self, mut word: FirstWord, master: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
+        // More are told of at the start, where the kernel takes them or not.
+        let mut groups = word
+            .user
+            .as_mut()
+            .map(|user| std::mem::take(&mut user.gids))
+            .unwrap_or_default();
+        groups.truncate(MAX_GROUPS);
+        word.groups = groups.len();
         let bytes =
-            serde_json::to_vec(word).map_err(|error| internal("saying who it is", error))?;
+            serde_json::to_vec(&word).map_err(|error| internal("saying who it is", error))?;
         let fds: Vec<_> = master.into_iter().collect();
-        message::send(&self.channel, &bytes, &fds)
-            .map_err(|error| internal("telling the launcher", error))
+        let telling = |error| internal("telling the launcher", error);
+        message::send(&self.channel, &bytes, &fds).map_err(telling)?;
+        for some in groups.chunks(GROUPS) {
+            let bytes: Vec<u8> = some.iter().flat_map(|group| group.to_ne_bytes()).collect();
+            message::send(&self.channel, &bytes, &[]).map_err(telling)?;
+        }
+        Ok(())
     }
 }
 

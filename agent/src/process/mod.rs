@@ -19,6 +19,7 @@ use self::buffer::StreamBuffer;
 use self::exit::ExitWatch;
 use self::pump::{Input, Kind, Output};
 use crate::launcher::message::ChildStdio;
+use crate::null;
 
 /// What can go wrong with a process that runs.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +94,8 @@ impl Streams {
             let (read, write) = pipe()?;
             (read, Some(write))
         } else {
-            let null = std::fs::File::open("/dev/null").map_err(ProcessError::Streams)?;
-            (null.into(), None)
+            let null = null::open().map_err(|errno| ProcessError::Streams(errno.into()))?;
+            (null, None)
         };
         let ours = Self {
             stdin,
@@ -216,6 +217,11 @@ impl Process {
     /// Its number in the guest's root PID namespace.
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// What it is for the kernel, whoever has its number later; `None` if it was gone at once.
+    pub fn pidfd(&self) -> Option<&OwnedFd> {
+        self.pidfd.as_ref()
     }
 
     /// Sends a signal. A process that is gone is no error.

@@ -141,6 +141,7 @@ impl Agent {
                 .map_err(system("setting the hostname"))?;
         }
         let directory = self.containers().paths.sandbox();
+        mount_shared_files(&directory)?;
         if !request.machine_id.is_empty() {
             files::write_machine_id(&directory.join("machine-id"), &request.machine_id)?;
         }
@@ -389,12 +390,34 @@ fn bind_shm(path: &Path) -> Result<(), SandboxError> {
 
 /// The pod's /dev/shm. A second call changes the size.
 fn mount_shm(path: &Path, bytes: u64) -> Result<(), SandboxError> {
+    let options = format!("mode=1777,size={bytes}");
+    mount_tmpfs(path, "shm", &options, "mounting the pod's /dev/shm")
+}
+
+/// Where the files are that all containers share and may write: what they write into them must not
+/// take the guest's memory, or the node's /run.
+fn mount_shared_files(path: &Path) -> Result<(), SandboxError> {
+    let options = format!("mode=0755,size={SHARED_FILES_BYTES},nr_inodes=64");
+    mount_tmpfs(
+        path,
+        "sandbox",
+        &options,
+        "mounting a place for /etc/hosts and the like",
+    )
+}
+
+fn mount_tmpfs(
+    path: &Path,
+    name: &str,
+    options: &str,
+    what: &'static str,
+) -> Result<(), SandboxError> {
     std::fs::create_dir_all(path).map_err(|error| SandboxError::File {
         what: "making",
         path: path.to_owned(),
         error,
     })?;
-    let data = std::ffi::CString::new(format!("mode=1777,size={bytes}")).unwrap_or_default();
+    let data = std::ffi::CString::new(options).unwrap_or_default();
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let mounted = rustix::fs::statfs(path).is_ok_and(|here| {
         path.parent()
@@ -407,13 +430,12 @@ fn mount_shm(path: &Path, bytes: u64) -> Result<(), SandboxError> {
     let result = if mounted {
         rustix::mount::mount_remount(path, flags, data.as_c_str())
     } else {
-        rustix::mount::mount("shm", path, "tmpfs", flags, Some(data.as_c_str()))
+        rustix::mount::mount(name, path, "tmpfs", flags, Some(data.as_c_str()))
     };
-    result.map_err(|error| SandboxError::System {
-        what: "mounting the pod's /dev/shm",
-        error,
-    })
+    result.map_err(|error| SandboxError::System { what, error })
 }
 
+/// A node's /etc/hosts, which pods on its network have a copy of, can be a long list.
+const SHARED_FILES_BYTES: u64 = 16 << 20;
 /// linux/magic.h
 const TMPFS_MAGIC: i64 = 0x0102_1994;

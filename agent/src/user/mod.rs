@@ -15,6 +15,8 @@ use self::database::{Group, Passwd};
 
 /// The longest /etc/passwd or /etc/group that is read.
 const MAX_FILE: u64 = 4 << 20;
+/// File systems that the kernel fills: procfs, sysfs, tracefs, debugfs (linux/magic.h).
+const KERNELS: [i64; 4] = [0x9fa0, 0x6265_6572, 0x7472_6163, 0x6462_6720];
 
 /// Why a user cannot be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +116,11 @@ fn read_text(root: &OwnedFd, file: &'static str) -> Result<String, UserError> {
     let stat = rustix::fs::fstat(&fd).map_err(|error| failed(error.into()))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(failed(io::Error::other("is not a regular file")));
+    }
+    // A link may lead there, and reading some of them takes what others wait for (/proc/kmsg).
+    let of = rustix::fs::fstatfs(&fd).map_err(|error| failed(error.into()))?;
+    if KERNELS.contains(&of.f_type) {
+        return Err(failed(io::Error::other("is a file of the kernel's")));
     }
     let mut bytes = Vec::new();
     let read = std::fs::File::from(fd)
@@ -230,6 +237,15 @@ mod tests {
         assert_eq!(numbers(&given), Ok((1000, 7, vec![7, 33, 4, 9])));
         given.strict_groups = true;
         assert_eq!(numbers(&given), Ok((1000, 7, vec![7, 9])));
+    }
+
+    #[test]
+    fn files_of_the_kernel_are_not_read() {
+        let root = open_root(Path::new("/")).unwrap();
+        for file in ["proc/version", "sys/kernel/uevent_seqnum"] {
+            let error = read_text(&root, file).unwrap_err();
+            assert!(error.to_string().contains("of the kernel's"), "{error}");
+        }
     }
 
     #[test]

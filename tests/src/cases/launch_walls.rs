@@ -44,7 +44,13 @@ async fn an_exec_on_its_way_into_a_container_is_left_alone(context: &mut Context
     let cri = &context.cri;
     cri.pull(&image("volume-tools")).await?;
     for handler in ["kvm", "host"] {
-        let config = pod(&format!("meddle-{handler}"));
+        let mut config = pod(&format!("meddle-{handler}"));
+        if handler == "kvm" {
+            // With it a change of user opens a process to others, unless it closes itself again.
+            let linux = config.linux.get_or_insert_default();
+            let sysctl = ("fs.suid_dumpable".to_owned(), "1".to_owned());
+            linux.sysctls.extend([sysctl]);
+        }
         let id = cri.run_pod_on(handler, config.clone()).await?;
         let wait = "sleep 1000";
         let main = cri

@@ -22,6 +22,8 @@ pub(super) fn tests() -> Vec<Test> {
             "security",
             the_first_process_of_a_shared_namespace_shows_nothing
         ),
+        test!("security", a_shared_namespace_can_be_ended_and_comes_back),
+        test!("security", shared_files_cannot_be_filled_without_end),
     ]
 }
 
@@ -294,6 +296,89 @@ async fn the_first_process_of_a_shared_namespace_shows_nothing(context: &mut Con
             "bulkhead-pod\n0\n0\n0\nCapPrm:{none}\nCapEff:{none}\nCapBnd:{none}\nNoNewPrivs:1\nSeccomp:2\n"
         );
         check!(seen == expected, "{handler}: {seen}");
+        cri.remove_pod(&id).await?;
+    }
+    Ok(())
+}
+
+async fn a_shared_namespace_can_be_ended_and_comes_back(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    let tools = image("volume-tools");
+    cri.pull(&tools).await?;
+    for handler in ["kvm", "host"] {
+        let config = pod(&format!("ended-{handler}"));
+        let id = cri.run_pod_on(handler, config.clone()).await?;
+        let sharing = |name: &str, text: &str, capabilities: &[&str]| {
+            with(
+                script(name, &tools, text),
+                LinuxContainerSecurityContext {
+                    capabilities: Some(Capability {
+                        add_capabilities: capabilities.iter().map(|&name| name.into()).collect(),
+                        ..Capability::default()
+                    }),
+                    namespace_options: Some(NamespaceOption {
+                        pid: NamespaceMode::Pod.into(),
+                        ..NamespaceOption::default()
+                    }),
+                    seccomp: Some(SecurityProfile {
+                        profile_type: ProfileType::Unconfined.into(),
+                        localhost_ref: String::new(),
+                    }),
+                    ..LinuxContainerSecurityContext::default()
+                },
+            )
+        };
+        let peer = cri
+            .run(&id, &config, sharing("peer", "sleep 1000", &[]))
+            .await?;
+        // reboot(2), LINUX_REBOOT_CMD_RESTART: in a PID namespace it ends the first process there.
+        let reboot = [
+            "/tools/system-call",
+            "169",
+            "0xfee1dead",
+            "672274793",
+            "0x01234567",
+        ];
+        let mut ending = sharing("ending", "sleep 1000", &["SYS_BOOT"]);
+        for number in 0..2 {
+            ending.metadata.get_or_insert_default().attempt = number;
+            let made = cri.run(&id, &config, ending.clone()).await?;
+            let done = cri.exec(&made, &reboot).await?;
+            check!(done.stdout.is_empty(), "{handler}: refused: {done:?}");
+            for gone in [&made, &peer] {
+                let status = cri.exited(gone).await?;
+                check!(status.exit_code == 137, "{handler}: {status:?}");
+            }
+            // Whoever comes next has a namespace of the pod's again, and not one of the guest's or the
+            // node's.
+            let name = format!("after{number}");
+            let after = sharing(&name, "exec sleep 1000", &[]);
+            let after = cri.run(&id, &config, after).await?;
+            let seen = cri
+                .shell(&after, "cat /proc/1/comm; ps | grep -c '[s]leep 1000'")
+                .await?;
+            check!(seen == "bulkhead-pod\n1\n", "{handler}: {seen:?}");
+        }
+        cri.remove_pod(&id).await?;
+    }
+    Ok(())
+}
+
+async fn shared_files_cannot_be_filled_without_end(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    cri.pull(BUSYBOX).await?;
+    for handler in ["kvm", "host"] {
+        let config = pod(&format!("filled-{handler}"));
+        let id = cri.run_pod_on(handler, config.clone()).await?;
+        let made = script("filling", BUSYBOX, "sleep 1000");
+        let made = cri.run(&id, &config, made).await?;
+        let fill = "dd if=/dev/zero of=/etc/resolv.conf bs=1M count=64";
+        let done = cri.exec(&made, &["/bin/sh", "-c", fill]).await?;
+        let told = String::from_utf8_lossy(&done.stderr);
+        check!(
+            done.exit_code != 0 && told.contains("No space left on device"),
+            "{handler}: {done:?}"
+        );
         cri.remove_pod(&id).await?;
     }
     Ok(())

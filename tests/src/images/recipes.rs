@@ -176,7 +176,13 @@ fn busybox(
 fn volume_tools(parts: &Path) -> Result<Image, ImageError> {
     let mut tools = Layer::new(Compression::Gzip);
     tools.dir("tools", 0o755)?;
-    for name in ["watch-turns", "unix-talk", "vsock-walls", "meddle"] {
+    for name in [
+        "watch-turns",
+        "unix-talk",
+        "vsock-walls",
+        "meddle",
+        "system-call",
+    ] {
         let program = critest::program(parts, name)?;
         tools.file(format!("tools/{name}"), 0o755, program)?;
     }

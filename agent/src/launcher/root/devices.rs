@@ -68,8 +68,13 @@ pub(super) fn links(dev: &OwnedFd, plan: Plan<'_>) -> Result<(), RootError> {
     Ok(())
 }
 
-/// Makes the nodes the container was given.
-pub(super) fn make(root: &OwnedFd, plan: Plan<'_>, own_dev: bool) -> Result<(), RootError> {
+/// Makes the nodes the container was given: those of /dev by its own descriptor, for where the image
+/// has put it there may be a volume by now.
+pub(super) fn make(
+    root: &OwnedFd,
+    plan: Plan<'_>,
+    own_dev: Option<&OwnedFd>,
+) -> Result<(), RootError> {
     let devices = plan
         .spec
         .linux()
@@ -77,9 +82,11 @@ pub(super) fn make(root: &OwnedFd, plan: Plan<'_>, own_dev: bool) -> Result<(), 
         .and_then(|l| l.devices().as_ref());
     for device in devices.into_iter().flatten() {
         let path = device.path();
-        if !own_dev && path.starts_with("/dev") {
-            continue;
-        }
+        let (top, below) = match (path.strip_prefix("/dev"), own_dev) {
+            (Ok(below), Some(dev)) => (dev, below),
+            (Ok(_), None) => continue,
+            (Err(_), _) => (root, path.as_path()),
+        };
         let number = |value: i64| u32::try_from(value).map_err(|_| Errno::INVAL);
         let node = || -> Result<Node, Errno> {
             Ok(Node {
@@ -96,10 +103,10 @@ pub(super) fn make(root: &OwnedFd, plan: Plan<'_>, own_dev: bool) -> Result<(), 
         };
         let steps = || -> Result<(), Errno> {
             let node = node()?;
-            let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            let (Some(above), Some(name)) = (below.parent(), below.file_name()) else {
                 return Err(Errno::INVAL);
             };
-            let parent = resolve::open_or_make(root, above, Make::Directory)?;
+            let parent = resolve::open_or_make(top, above, Make::Directory)?;
             match place(&parent, Path::new(name), &node, plan.own_users) {
                 // The image's own, or a default one: the container was given this one.
                 Err(Errno::EXIST) => {
@@ -158,11 +165,11 @@ fn bind(parent: &OwnedFd, name: &Path, node: &Node) -> Result<(), Errno> {
     mounts::attach(mounts::clone(&source, false)?, &target)
 }
 
-pub(super) fn console(root: &OwnedFd, terminal: impl AsFd) -> Result<(), RootError> {
-    let path = Path::new("/dev/console");
+/// Shows a terminal as `console` in the container's own /dev.
+pub(super) fn console(dev: &OwnedFd, terminal: impl AsFd) -> Result<(), RootError> {
     let steps = || -> Result<(), Errno> {
-        let target = resolve::open_or_make(root, path, Make::File)?;
+        let target = resolve::open_or_make(dev, Path::new("console"), Make::File)?;
         mounts::attach(mounts::clone(terminal, false)?, &target)
     };
-    steps().map_err(failed("showing the terminal at", path))
+    steps().map_err(failed("showing the terminal at", Path::new("/dev/console")))
 }

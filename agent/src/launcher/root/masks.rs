@@ -61,11 +61,11 @@ pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
 ///
 /// # Errors
 /// The kernel's.
-pub fn hide(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
+pub fn hide(root: &OwnedFd, paths: &[String], own_dev: Option<&OwnedFd>) -> Result<(), RootError> {
     if paths.is_empty() {
         return Ok(());
     }
-    let null = null().map_err(failed("opening the null device at", "/dev/null"))?;
+    let null = null(own_dev).map_err(failed("opening the null device at", "/dev/null"))?;
     for path in paths {
         let steps = || -> Result<(), Errno> {
             // A link is hidden itself: what it leads to may have other names that are in use, as
@@ -77,7 +77,14 @@ pub fn hide(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
             let cover = if FileType::from_raw_mode(mode) == FileType::Directory {
                 mounts::empty()?
             } else {
-                mounts::clone(&null, false)?
+                // The device is read and written all the same; its mode and owner stay.
+                let null = mounts::clone(&null, false)?;
+                let change = Change {
+                    set: mount_attr::RDONLY | mount_attr::NOSUID | mount_attr::NOEXEC,
+                    ..Change::default()
+                };
+                mount_attr::change(&null, change)?;
+                null
             };
             mounts::attach(&cover, &target)
         };
@@ -86,10 +93,14 @@ pub fn hide(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
     Ok(())
 }
 
-/// The agent's own: what an image has at /dev/null is anything.
-fn null() -> Result<OwnedFd, Errno> {
+/// The container's, where its /dev is its own: nobody else has that. Else the agent's: what a volume
+/// has there is anything.
+fn null(own_dev: Option<&OwnedFd>) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;
+    let null = match own_dev {
+        Some(dev) => rustix::fs::openat(dev, "null", flags, Mode::empty())?,
+        None => rustix::fs::open("/dev/null", flags, Mode::empty())?,
+    };
     let stat = rustix::fs::fstat(&null)?;
     let number = (
         rustix::fs::major(stat.st_rdev),

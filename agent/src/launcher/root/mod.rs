@@ -134,8 +134,8 @@ pub struct Plan<'a> {
 pub struct Built {
     root: OwnedFd,
     read_only: bool,
-    /// Whether /dev is the container's own, and not a volume.
-    pub own_dev: bool,
+    /// The container's own /dev, unless that is a volume.
+    own_dev: Option<OwnedFd>,
 }
 
 /// Makes the root, from the caller's new mount namespace.
@@ -153,7 +153,7 @@ pub fn build(plan: Plan<'_>) -> Result<Built, RootError> {
     )?;
     let root = attach_root(plan.rootfs)?;
     let own_dev = mounts::attach_all(&root, list, sources, plan)?;
-    devices::make(&root, plan, own_dev)?;
+    devices::make(&root, plan, own_dev.as_ref())?;
     // Its failure shows when the process enters it, at the start.
     let _ = resolve::open_or_make(&root, plan.directory, Make::Directory);
     let linux = plan.spec.linux().as_ref();
@@ -162,7 +162,11 @@ pub fn build(plan: Plan<'_>) -> Result<Built, RootError> {
         &root,
         &paths(linux.and_then(|l| l.readonly_paths().as_ref())),
     )?;
-    masks::hide(&root, &paths(linux.and_then(|l| l.masked_paths().as_ref())))?;
+    masks::hide(
+        &root,
+        &paths(linux.and_then(|l| l.masked_paths().as_ref())),
+        own_dev.as_ref(),
+    )?;
     let read_only = plan.spec.root().as_ref().and_then(|root| root.readonly());
     Ok(Built {
         root,
@@ -213,12 +217,15 @@ impl Built {
         step("entering /", rustix::process::chdir("/"))
     }
 
-    /// Shows a terminal at /dev/console.
+    /// Shows a terminal at /dev/console, unless /dev is a volume.
     ///
     /// # Errors
     /// The kernel's.
     pub fn console(&self, terminal: impl AsFd) -> Result<(), RootError> {
-        devices::console(&self.root, terminal)
+        match &self.own_dev {
+            Some(dev) => devices::console(dev, terminal),
+            None => Ok(()),
+        }
     }
 
     /// Makes it read-only, if it shall be: after all that is made in it.

@@ -87,8 +87,8 @@ fn open_source(path: &Path, recursive: bool, base: &Path) -> Result<Source, Errn
     })
 }
 
-/// Attaches all mounts, in the order of `list`. The answer is whether the container has a /dev of
-/// its own; one that is a volume is nobody's to fill.
+/// Attaches all mounts, in the order of `list`. The answer is the container's own /dev, if it has one;
+/// one that is a volume is nobody's to fill.
 ///
 /// # Errors
 /// The first mount that cannot be made.
@@ -97,19 +97,25 @@ pub fn attach_all(
     list: &[Mount],
     sources: Vec<Option<Source>>,
     plan: Plan<'_>,
-) -> Result<bool, RootError> {
-    let mut own_dev = true;
+) -> Result<Option<OwnedFd>, RootError> {
+    let mut own_dev = None;
     for (mount, source) in list.iter().zip(sources) {
         let options = options_of(mount);
         let at = mount.destination();
         match source {
             Some(source) => {
                 if clean(at) == Path::new("/dev") {
-                    own_dev = false;
+                    own_dev = None;
                 }
                 attach_source(root, at, source, &options)?;
             }
-            None => attach_file_system(root, mount, &options, plan)?,
+            None => {
+                let made = attach_file_system(root, mount, &options)?;
+                if clean(at) == Path::new("/dev") && mount.typ().as_deref() == Some("tmpfs") {
+                    super::devices::links(&made, plan)?;
+                    own_dev = Some(made);
+                }
+            }
         }
     }
     Ok(own_dev)
@@ -160,14 +166,7 @@ fn attach_source(
             is: name(source.directory),
         });
     }
-    if is_in_proc(&target).map_err(failed("looking at"))? {
-        let cleaned = clean(at);
-        if !IN_PROC.iter().any(|allowed| Path::new(allowed) == cleaned)
-            && !is_root_of_proc(root, &target)
-        {
-            return Err(RootError::InProc(at.to_owned()));
-        }
-    }
+    refuse_in_proc(root, at, &target)?;
     for change in options.changes() {
         mount_attr::change(&source.tree, change)
             .map_err(failed("setting the options of the mount on"))?;
@@ -202,8 +201,21 @@ fn in_the_way(root: &OwnedFd, at: &Path) -> RootError {
     }
 }
 
-fn is_in_proc(target: &OwnedFd) -> Result<bool, Errno> {
-    Ok(rustix::fs::fstatfs(target)?.f_type == PROC_SUPER_MAGIC)
+/// Refuses what would be mounted inside procfs, by whatever links.
+fn refuse_in_proc(root: &OwnedFd, at: &Path, target: &OwnedFd) -> Result<(), RootError> {
+    let found = rustix::fs::fstatfs(target).map_err(|error| RootError::Path {
+        what: "looking at",
+        path: at.to_owned(),
+        error,
+    })?;
+    let cleaned = clean(at);
+    let allowed = found.f_type != PROC_SUPER_MAGIC
+        || IN_PROC.iter().any(|allowed| Path::new(allowed) == cleaned)
+        || (cleaned == Path::new("/proc") && is_root_of_proc(root, target));
+    if allowed {
+        return Ok(());
+    }
+    Err(RootError::InProc(at.to_owned()))
 }
 
 /// /proc itself may be replaced, as a hostPath volume of /proc at /proc does.
@@ -241,8 +253,7 @@ fn attach_file_system(
     root: &OwnedFd,
     mount: &Mount,
     options: &Options,
-    plan: Plan<'_>,
-) -> Result<(), RootError> {
+) -> Result<OwnedFd, RootError> {
     let at = mount.destination();
     let kind = match mount.typ().as_deref().unwrap_or_default() {
         // The guest and the nodes have version 2 alone.
@@ -259,6 +270,7 @@ fn attach_file_system(
     let target = resolve::open_or_make(root, at, Make::Directory)
         .map_err(path_error("making the mount point"))?;
     refuse_links(root, at)?;
+    refuse_in_proc(root, at, &target)?;
     // Wherever else they are asked for.
     for plain in ["proc", "sysfs"] {
         if kind == plain && resolve::open_plain(root, at).is_err() {
@@ -281,10 +293,7 @@ fn attach_file_system(
         mount_attr::change(&made, change).map_err(path_error("setting the options of"))?;
     }
     attach(&made, &target).map_err(path_error("mounting on"))?;
-    if clean(at) == Path::new("/dev") && kind == "tmpfs" {
-        super::devices::links(&made, plan)?;
-    }
-    Ok(())
+    Ok(made)
 }
 
 struct Refused {
@@ -353,6 +362,24 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn nothing_is_mounted_inside_procfs_whatever_the_path_says() {
+        let open = |path: &str| OwnedFd::from(fs::File::open(path).unwrap());
+        let root = open("/");
+        let refused = |at: &str, target: &str| {
+            let error = refuse_in_proc(&root, Path::new(at), &open(target)).err();
+            error.is_some_and(|error| matches!(error, RootError::InProc(_)))
+        };
+        assert!(!refused("/data", "/usr"));
+        assert!(!refused("/proc/cpuinfo", "/proc/cpuinfo"));
+        assert!(!refused("/proc", "/proc"));
+        assert!(refused("/proc/self", "/proc/self"));
+        // By links of the image.
+        assert!(refused("/dev", "/proc/sys/kernel"));
+        assert!(refused("/data", "/proc"));
+        assert!(refused("/data", "/proc/cpuinfo"));
+    }
 
     #[test]
     fn what_is_mounted_at_proc_and_sys_asks_for_plain_directories() {

@@ -1,6 +1,10 @@
 //! Which of the node's devices a container on the handler `host` can open.
 
-use bulkhead_proto::cri::{LinuxContainerSecurityContext, security_profile::ProfileType};
+use std::{fs, os::unix::fs::MetadataExt as _};
+
+use bulkhead_proto::cri::{
+    LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, security_profile::ProfileType,
+};
 
 use super::{HOST, capabilities, named, privileged_pod, with};
 use crate::{
@@ -13,10 +17,13 @@ use crate::{
 };
 
 pub(super) fn tests() -> Vec<Test> {
-    vec![test!(
-        "host_walls",
-        devices_of_the_node_are_for_privileged_containers
-    )]
+    vec![
+        test!(
+            "host_walls",
+            devices_of_the_node_are_for_privileged_containers
+        ),
+        test!("host_walls", the_nodes_null_device_stays_as_it_is),
+    ]
 }
 
 /// The node's, and nobody's in particular.
@@ -50,23 +57,68 @@ async fn devices_of_the_node_are_for_privileged_containers(context: &mut Context
     let made = cri.run(&id, &config, strong).await?;
     let absent = format!("test ! -e {DEVICE}");
     cri.shell(&made, &absent).await?;
-    // Of major number 10, minor 237; /dev/null again shows that nodes can be made and opened.
+    // /dev/null once more shows that nodes can be made and opened.
     cri.shell(&made, "mknod /null c 1 3 && exec 3<>/null")
         .await?;
-    let done = cri
-        .exec(
-            &made,
-            &[
-                "/bin/sh",
-                "-c",
-                "mknod /control c 10 237 && exec 3<>/control",
-            ],
-        )
-        .await?;
-    let told = String::from_utf8_lossy(&done.stderr);
-    check!(
-        done.exit_code != 0 && told.contains("Operation not permitted"),
-        "{done:?}"
-    );
+    for (name, number) in [("loop-control", "10 237"), ("console", "5 1")] {
+        let open = format!("mknod /{name} c {number} && exec 3<>/{name}");
+        let done = cri.exec(&made, &["/bin/sh", "-c", &open]).await?;
+        let told = String::from_utf8_lossy(&done.stderr);
+        check!(
+            done.exit_code != 0 && told.contains("Operation not permitted"),
+            "{name}: {done:?}"
+        );
+    }
     Ok(cri.remove_pod(&id).await?)
+}
+
+async fn the_nodes_null_device_stays_as_it_is(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    cri.pull(BUSYBOX).await?;
+    let node = || -> Result<_, crate::Failure> {
+        let meta = fs::metadata("/dev/null")?;
+        Ok((meta.mode(), meta.uid(), meta.gid(), meta.ctime()))
+    };
+    let before = node()?;
+    for handler in [HOST, "kvm"] {
+        let config = pod(&format!("null-{handler}"));
+        let id = cri.run_pod_on(handler, config.clone()).await?;
+        let made = with(
+            script("null", BUSYBOX, "sleep 1000"),
+            LinuxContainerSecurityContext {
+                apparmor: named(ProfileType::Unconfined),
+                namespace_options: Some(NamespaceOption {
+                    pid: NamespaceMode::Container.into(),
+                    ..NamespaceOption::default()
+                }),
+                masked_paths: vec!["/proc/version".to_owned(), "/proc/uptime".to_owned()],
+                ..LinuxContainerSecurityContext::default()
+            },
+        );
+        let made = cri.run(&id, &config, made).await?;
+        // Standard input of the first process and of an exec, and what is hidden.
+        for path in [
+            "/proc/1/fd/0",
+            "/proc/self/fd/0",
+            "/proc/version",
+            "/proc/uptime",
+        ] {
+            for change in ["chmod 600", "chown 1000"] {
+                let line = format!("{change} {path}");
+                let done = cri.exec(&made, &["/bin/sh", "-c", &line]).await?;
+                let told = String::from_utf8_lossy(&done.stderr);
+                check!(
+                    done.exit_code != 0 && told.contains("Read-only file system"),
+                    "{handler}: {line}: {done:?}"
+                );
+            }
+            let read = cri.shell(&made, &format!("cat {path}")).await?;
+            check!(read.is_empty(), "{handler}: {path}: {read:?}");
+        }
+        // It takes what is written all the same.
+        cri.shell(&made, "echo x >/proc/version").await?;
+        cri.remove_pod(&id).await?;
+        check!(node()? == before, "{handler}: {:?}, {before:?}", node()?);
+    }
+    Ok(())
 }

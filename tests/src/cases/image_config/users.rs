@@ -21,6 +21,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!("image_config", home_is_that_of_a_mounted_passwd_file),
         test!("image_config", a_working_directory_is_entered_as_the_user),
+        test!("image_config", a_user_may_be_in_many_groups),
     ]
 }
 
@@ -98,6 +99,35 @@ async fn a_working_directory_is_entered_as_the_user(context: &mut Context) -> Ou
         let made = cri.run(&id, &config, of("owner", 0)).await?;
         let told = cri.shell(&made, "pwd").await?;
         check!(told == "/data/inner\n", "{handler}: {told:?}");
+        cri.remove_pod(&id).await?;
+    }
+    Ok(())
+}
+
+async fn a_user_may_be_in_many_groups(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    cri.pull(BUSYBOX).await?;
+    let groups: Vec<i64> = (100_000..105_000).collect();
+    for handler in HANDLERS {
+        let (config, dir) = logs::logging_pod(context, &format!("groups-{handler}"));
+        let id = cri.run_pod_on(handler, config.clone()).await?;
+        let made = secured(
+            script("many", BUSYBOX, "grep ^Groups: /proc/self/status | wc -w"),
+            |security| {
+                security.run_as_user = Some(Int64Value { value: 4321 });
+                security.run_as_group = Some(Int64Value { value: 4321 });
+                security.supplemental_groups.clone_from(&groups);
+            },
+        );
+        let (status, told) = said(context, (&id, &config, &dir), made).await?;
+        // The word in front, and the user's own.
+        check!(told == "5002\n", "{handler}: {told:?}");
+        let user = status.user.and_then(|user| user.linux).unwrap_or_default();
+        check!(
+            user.supplemental_groups.len() == 5001,
+            "{handler}: {}",
+            user.supplemental_groups.len()
+        );
         cri.remove_pod(&id).await?;
     }
     Ok(())
