@@ -16,6 +16,7 @@ use bulkhead_agent::process::reaper::Reaper;
 use bulkhead_agent::rpc::Agent;
 use bulkhead_agent::serve::{self, Listener};
 use bulkhead_agent::{clock, console};
+use bulkhead_contract::exit::Reason;
 use bulkhead_proto::agent::{AGENT_PORT, Ready};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
         && let Err(error) = sealed::ensure()
     {
         if let Ok(pod) = Pod::read() {
-            pod.write_exit("error", &error.to_string());
+            pod.write_exit(Reason::Error, &error.to_string());
         }
         return fail(&error);
     }
@@ -91,7 +92,7 @@ fn main() -> ExitCode {
     };
     let fail = |error: &dyn std::fmt::Display| {
         if let Some(pod) = &pod {
-            pod.write_exit("error", &error.to_string());
+            pod.write_exit(Reason::Error, &error.to_string());
         }
         fail(error)
     };
@@ -122,7 +123,7 @@ fn main() -> ExitCode {
         },
         Ok(()) => {
             if let Some(pod) = &pod {
-                pod.write_exit("stopped", "");
+                pod.write_exit(Reason::Stopped, "");
             }
             ExitCode::SUCCESS
         }

@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn on_the_host_the_shared_files_are_elsewhere_and_others_where_they_are_named() {
-        let pod = Pod {
+        let pod = Pod(bulkhead_contract::host::Pod {
             id: "p".into(),
             directory: "/r/p/host".into(),
             socket: "/r/p/host/agent.sock".into(),
@@ -191,7 +191,7 @@ mod tests {
             cgroup: "/sys/fs/cgroup/k/b-p".into(),
             network: crate::host::Network::Node,
             own_ipc: false,
-        };
+        });
         let paths = Paths::on_host(Arc::new(pod)).unwrap();
         let really = |path| paths.really(Path::new(path)).display().to_string();
         assert_eq!(really("/run/bulkhead/sandbox/shm"), "/r/p/host/sandbox/shm");

@@ -10,10 +10,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bulkhead_contract::exit::Reason;
+use bulkhead_contract::vmm::{Answer, Done, ErrorKind, Failure, Request};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
-use crate::api::{Answer, ConfigError, Done, ErrorKind, Failure, Request};
-use crate::lifecycle::{End, Reason};
+use crate::api::{self, ConfigError};
+use crate::lifecycle::End;
 use crate::machine::{Machine, MachineError, MemoryMap};
 
 /// The longest message in both directions.
@@ -292,7 +294,7 @@ fn serve_one(
             return Next::Close;
         }
     };
-    let request = Request::parse(&json).map_err(ControlError::from);
+    let request = api::parse_request(&json).map_err(ControlError::from);
     let patience = match &request {
         Ok(Request::Resize(resize)) => resize.wait_ms.unwrap_or(0).min(MAX_WAIT_MS),
         _ => 0,

@@ -3,35 +3,17 @@
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
+use bulkhead_contract::exit::Reason;
 use vmm_sys_util::eventfd::EventFd;
 
-/// Why a VM ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// The guest powered off.
-    PowerOff,
-    /// The guest asked for a reset; a VM is not started again in place.
-    Reboot,
-    /// The guest's kernel panicked.
-    Panic,
-    /// The daemon asked for it.
-    Stopped,
-    /// The VMM could not go on.
-    Error,
-}
-
-impl Reason {
-    /// The exit code that goes with it.
-    #[must_use]
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Reason::PowerOff | Reason::Stopped => 0,
-            Reason::Error => 1,
-            Reason::Reboot => 2,
-            Reason::Panic => 3,
-        }
+/// The VMM's exit code for a reason (docs/vmm-api.md).
+#[must_use]
+pub fn exit_code(reason: Reason) -> u8 {
+    match reason {
+        Reason::PowerOff | Reason::Stopped => 0,
+        Reason::Error | Reason::Killed | Reason::Unknown => 1,
+        Reason::Reboot => 2,
+        Reason::Panic => 3,
     }
 }
 

@@ -12,12 +12,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::api::{Config, ConfigError, ErrorKind, ExitReport, Failure, Started};
+use crate::api::{self, ConfigError};
 use crate::control::{self, ControlError, ControlServer};
 use crate::jail::{self, Child, JailError};
-use crate::lifecycle::{End, Reason};
+use crate::lifecycle::{self, End};
 use crate::machine::{Machine, MachineError, MemoryMap, Resources};
 use crate::timing::Timing;
+use bulkhead_contract::exit::{Reason, Report};
+use bulkhead_contract::vmm::{Config, ErrorKind, Failure, Started};
 
 /// A configuration is some KiB.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -69,7 +71,7 @@ pub fn main() -> ExitCode {
             say(&Started::Pid { pid });
             ExitCode::SUCCESS
         }
-        Ok(Side::Inner(end)) => ExitCode::from(end.exit_code()),
+        Ok(Side::Inner(end)) => ExitCode::from(lifecycle::exit_code(end)),
         Err(error) => {
             say(&Started::Error {
                 error: error.to_failure(),
@@ -99,7 +101,7 @@ fn start(timing: &Arc<Timing>) -> Result<Side, StartError> {
         .take(MAX_CONFIG)
         .read_to_end(&mut json)
         .map_err(StartError::Read)?;
-    let config = Config::parse(&json)?;
+    let config = api::parse_config(&json)?;
     timing.mark("configured");
     let mut keep = config.fds();
     keep.extend(config.jail.iter().map(|j| j.log_fd));
@@ -194,7 +196,7 @@ fn run(config: &Config, machine: &mut Machine, server: Option<ControlServer>) ->
         reason: Reason::Error,
         message: e.to_string(),
     });
-    let report = ExitReport {
+    let report = Report {
         reason: end.reason,
         message: end.message,
         console_tail: machine.shut_down(),
@@ -217,7 +219,7 @@ fn exit_path(config: &Config) -> PathBuf {
 }
 
 /// Whole or not at all: a reader never sees half of it.
-fn write_report(path: &Path, report: &ExitReport) -> io::Result<()> {
+fn write_report(path: &Path, report: &Report) -> io::Result<()> {
     let fresh = path.with_extension("json.new");
     let mut file = File::create(&fresh)?;
     file.write_all(&serde_json::to_vec(report)?)?;

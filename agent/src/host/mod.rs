@@ -14,12 +14,15 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use bulkhead_contract::exit::{Reason, Report};
+use bulkhead_contract::host;
+pub use bulkhead_contract::host::Network;
 use bulkhead_proto::agent::Ready;
 use prost::Message;
 use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
 /// A configuration is a few paths.
@@ -55,42 +58,6 @@ pub fn among_hosts_mounts<T: Send>(
         });
         thread.join().unwrap_or(Err(Errno::IO))
     })
-}
-
-/// What the daemon says about the pod, as JSON on standard input.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pod {
-    /// The sandbox id, for messages.
-    pub id: String,
-    /// The directory of the agent's own things.
-    pub directory: PathBuf,
-    /// Where to serve.
-    pub socket: PathBuf,
-    /// Where to report.
-    pub ready: PathBuf,
-    /// Where to write how it ended.
-    pub exit: PathBuf,
-    /// The mount point of cgroup version 2.
-    pub cgroup_root: PathBuf,
-    /// The pod's cgroup: there, and empty.
-    pub cgroup: PathBuf,
-    /// Its network.
-    pub network: Network,
-    /// Whether it gets an IPC namespace of its own.
-    pub own_ipc: bool,
-}
-
-/// The pod's network namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Network {
-    /// The host's, and with it the host's name.
-    Node,
-    /// A new one with a loopback interface only.
-    Own,
-    /// The one behind this file.
-    At(PathBuf),
 }
 
 /// Why the agent is not where it should be.
@@ -130,11 +97,17 @@ pub enum HostError {
     },
 }
 
-/// How the agent ended, in its own words: what a VMM writes too.
-#[derive(Debug, Serialize)]
-struct Exit<'a> {
-    reason: &'a str,
-    message: &'a str,
+/// The pod that the agent is for, as the daemon describes it on standard input.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Pod(pub host::Pod);
+
+impl std::ops::Deref for Pod {
+    type Target = host::Pod;
+
+    fn deref(&self) -> &host::Pod {
+        &self.0
+    }
 }
 
 impl Pod {
@@ -267,10 +240,15 @@ impl Pod {
     }
 
     /// Writes how the agent ends. Whoever reads it sees all or nothing.
-    pub fn write_exit(&self, reason: &str, message: &str) {
+    pub fn write_exit(&self, reason: Reason, message: &str) {
         let part = self.exit.with_extension("part");
         let write = || -> io::Result<()> {
-            fs::write(&part, serde_json::to_vec(&Exit { reason, message })?)?;
+            let report = Report {
+                reason,
+                message: message.to_owned(),
+                console_tail: String::new(),
+            };
+            fs::write(&part, serde_json::to_vec(&report)?)?;
             fs::rename(&part, &self.exit)
         };
         if let Err(error) = write() {
@@ -292,25 +270,22 @@ fn enable(level: &Path, controllers: &str) {
 mod tests {
     use super::*;
 
-    /// As runtime/src/host/spawn.rs writes it.
-    const DOCUMENT: &str = r#"{"id":"a","directory":"/r/host","socket":"/r/host/agent.sock",
-        "ready":"/r/host/ready.sock","exit":"/r/host/exit.json","cgroup_root":"/sys/fs/cgroup",
-        "cgroup":"/sys/fs/cgroup/k/p","network":{"at":"/r/netns/a"},"own_ipc":true}"#;
-
     #[test]
-    fn a_configuration_is_read_as_the_daemon_writes_it() {
-        let pod: Pod = serde_json::from_str(DOCUMENT).unwrap();
-        assert_eq!(pod.network, Network::At("/r/netns/a".into()));
-        assert_eq!(pod.cgroup_below_root().unwrap(), Path::new("k/p"));
-        let node = DOCUMENT.replace(r#"{"at":"/r/netns/a"}"#, r#""node""#);
-        let pod: Pod = serde_json::from_str(&node).unwrap();
-        assert_eq!(pod.network, Network::Node);
-        let outside = DOCUMENT.replace("/sys/fs/cgroup/k/p", "/k/p");
-        let pod: Pod = serde_json::from_str(&outside).unwrap();
+    fn the_contracts_documents_are_read() {
+        let text = include_str!("../../../contract/tests/golden/0.1/host.json");
+        let pods: Vec<Pod> = serde_json::from_str(text).unwrap();
+        let [at, node, _own] = pods.as_slice() else {
+            panic!("{pods:?}");
+        };
+        assert_eq!(at.network, Network::At("/r/netns/a".into()));
+        assert_eq!(at.cgroup_below_root().unwrap(), Path::new("k/p"));
+        assert_eq!(node.network, Network::Node);
+        let mut outside = node.clone();
+        outside.0.cgroup = "/k/p".into();
         assert!(matches!(
-            pod.cgroup_below_root(),
+            outside.cgroup_below_root(),
             Err(HostError::Outside { .. })
         ));
-        assert!(serde_json::from_str::<Pod>(&DOCUMENT.replace("\"id\"", "\"di\"")).is_err());
+        assert!(serde_json::from_str::<Vec<Pod>>(&text.replace("\"id\"", "\"di\"")).is_err());
     }
 }

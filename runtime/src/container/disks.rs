@@ -4,6 +4,7 @@
 
 use std::{collections::HashSet, fs::File, os::fd::AsFd, time::Duration};
 
+use bulkhead_contract::vmm::{AttachDisk, ErrorKind};
 use bulkhead_proto::agent::{AddDisksRequest, DeleteContainerRequest, Disk, ImpliedDirectories};
 
 use super::{ContainerError, of_pod};
@@ -12,7 +13,7 @@ use crate::{
     images::LayerDisk,
     records::ContainerRecord,
     sandbox::{Machine, Pod},
-    vmm::{Control, DiskSpec, Kind, VmmError},
+    vmm::{Control, VmmError},
     volumes::BlockDisk,
 };
 
@@ -100,16 +101,17 @@ async fn plug(
     read_only: bool,
     file: &impl AsFd,
 ) -> Result<(), VmmError> {
-    let spec = DiskSpec {
+    let disk = AttachDisk {
         id: serial.to_owned(),
         read_only,
         queues: 1,
     };
-    match control.attach(&spec, file.as_fd()).await {
+    match control.attach(disk, file.as_fd()).await {
         Ok(_) => Ok(()),
         // Left by a daemon that died between plugging and writing so.
         Err(VmmError::Request {
-            kind: Kind::Exists, ..
+            kind: ErrorKind::Exists,
+            ..
         }) => Ok(()),
         Err(error) => Err(error),
     }
@@ -184,7 +186,7 @@ async fn detach(pod: &Pod, serial: &str) -> Result<(), ContainerError> {
     match control.detach(serial).await {
         Ok(())
         | Err(VmmError::Request {
-            kind: Kind::NotFound,
+            kind: ErrorKind::NotFound,
             ..
         }) => Ok(()),
         Err(error) => Err(error.into()),

@@ -10,4 +10,4 @@ mod spawn;
 pub use dir::HostDir;
 pub use error::HostError;
 pub use profile::{DefaultProfile, ProfileError, parser as apparmor_parser};
-pub use spawn::{Network, Plan, make_dir, spawn};
+pub use spawn::{make_dir, spawn};

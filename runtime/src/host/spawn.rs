@@ -6,12 +6,12 @@ use std::{
     fs::OpenOptions,
     io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     time::Duration,
 };
 
-use serde::Serialize;
+use bulkhead_contract::host::Pod;
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use super::{HostDir, HostError};
@@ -20,49 +20,14 @@ use crate::vmm::Process;
 /// The document fits into the pipe; this is for the fork and the exec.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
-/// What a pod on the host is to be. The agent reads this as it is written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Plan {
-    /// The pod.
-    pub id: String,
-    /// The directory of the agent's own things.
-    pub directory: PathBuf,
-    /// Where it serves.
-    pub socket: PathBuf,
-    /// Where it reports.
-    pub ready: PathBuf,
-    /// How it ended, in its own words.
-    pub exit: PathBuf,
-    /// The mount point of cgroup version 2.
-    pub cgroup_root: PathBuf,
-    /// The pod's cgroup: made, and empty.
-    pub cgroup: PathBuf,
-    /// Its network.
-    pub network: Network,
-    /// Whether it has an IPC namespace of its own.
-    pub own_ipc: bool,
-}
-
-/// The network namespace of a pod.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Network {
-    /// The host's, with its host name.
-    Node,
-    /// One the agent makes, with a loopback interface only.
-    Own,
-    /// The one behind this file.
-    At(PathBuf),
-}
-
 /// Makes the agent's directory, which a container's root in a user namespace passes through. Blocks.
 pub fn make_dir(dir: &HostDir) -> io::Result<()> {
     std::fs::DirBuilder::new().mode(0o711).create(dir.root())
 }
 
 /// Starts an agent. It runs when this returns, and may still fail: it reports when it is ready.
-pub async fn spawn(binary: &Path, dir: &HostDir, plan: &Plan) -> Result<Process, HostError> {
-    let document = serde_json::to_vec(plan).map_err(|source| HostError::Configure {
+pub async fn spawn(binary: &Path, dir: &HostDir, pod: &Pod) -> Result<Process, HostError> {
+    let document = serde_json::to_vec(pod).map_err(|source| HostError::Configure {
         source: source.into(),
     })?;
     let log = OpenOptions::new()

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bulkhead_contract::exit::Reason;
 use bulkhead_proto::cri::PodSandboxConfig;
 use serde::{Deserialize, Serialize};
 
@@ -204,9 +205,8 @@ pub struct Phase {
 /// How a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmExit {
-    /// `power_off`, `reboot`, `panic`, `stopped`, `error` as the VMM wrote; `killed` if it wrote
-    /// nothing.
-    pub reason: String,
+    /// As its process wrote it; `Killed` if it wrote nothing.
+    pub reason: Reason,
     /// The VMM's words.
     pub message: String,
     /// The end of the guest's console.

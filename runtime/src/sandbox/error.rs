@@ -1,5 +1,6 @@
 //! What can go wrong with a pod.
 
+use bulkhead_contract::exit::Reason;
 use tonic::Code;
 
 use crate::{
@@ -101,8 +102,8 @@ pub enum SandboxError {
     /// The VM, or the agent on the host, ended while the pod was being started.
     #[error("the pod ended while it started ({reason}): {message}{}", console(.console_tail))]
     Died {
-        /// As in exit.json, or `killed`.
-        reason: String,
+        /// As in exit.json, or `Killed`.
+        reason: Reason,
         /// The VMM's words.
         message: String,
         /// The end of the guest's console.

@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bulkhead_contract::vmm::Resize;
 use bulkhead_proto::{
     agent::ResizeGuestRequest,
     cri::{LinuxContainerResources, LinuxPodSandboxConfig, UpdatePodSandboxResourcesRequest},
@@ -18,7 +19,6 @@ use crate::{
     app::App,
     container,
     records::{ContainerState, MachineKind, SandboxRecord, Shape},
-    vmm::Resize,
 };
 
 /// A processor comes up in milliseconds; going offline it waits for what runs on it.
@@ -93,7 +93,8 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
     }
     // First the VM: what the guest is to bring up must be there.
     let size = Resize {
-        vcpus: (wanted.vcpus > now.vcpus).then_some(wanted.vcpus),
+        // No VM has so many that they do not fit.
+        vcpus: (wanted.vcpus > now.vcpus).then(|| u8::try_from(wanted.vcpus).unwrap_or(u8::MAX)),
         memory_mib: (wanted.memory_mib != now.memory_mib).then_some(wanted.memory_mib),
         wait_ms: None,
     };

@@ -3,6 +3,7 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
+use bulkhead_contract::host as contract;
 use bulkhead_proto::{
     agent::{Interface, Ready},
     cri::{ContainerEventType, PodSandboxConfig, RunPodSandboxRequest},
@@ -226,7 +227,7 @@ impl Start<'_> {
                     timeline.step("namespace", prepare).await?;
                 }
                 let listener = ReadyListener::bind(&machine.ready(), ROOT)?;
-                let plan = self.host_plan(dir);
+                let plan = self.host_pod(dir);
                 let spawn = host::spawn(&app.config.host.agent, dir, &plan);
                 let process = timeline.step("agent process", spawn).await?;
                 (process, Vec::new(), listener)
@@ -273,9 +274,9 @@ impl Start<'_> {
     }
 
     /// What the agent on the host is told before it serves.
-    fn host_plan(&self, dir: &HostDir) -> host::Plan {
+    fn host_pod(&self, dir: &HostDir) -> contract::Pod {
         let Self { app, record, .. } = *self;
-        host::Plan {
+        contract::Pod {
             id: record.id.clone(),
             directory: dir.root().to_owned(),
             socket: dir.socket(),
@@ -284,9 +285,9 @@ impl Start<'_> {
             cgroup_root: app.config.cgroup.root.clone(),
             cgroup: self.leaf.path().to_owned(),
             network: match app.network.netns(&record.id) {
-                _ if self.wanted.node.network => host::Network::Node,
-                Some(path) => host::Network::At(path),
-                None => host::Network::Own,
+                _ if self.wanted.node.network => contract::Network::Node,
+                Some(path) => contract::Network::At(path),
+                None => contract::Network::Own,
             },
             own_ipc: !self.wanted.node.ipc,
         }

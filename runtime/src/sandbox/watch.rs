@@ -3,6 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use bulkhead_contract::exit::Reason;
 use bulkhead_proto::cri::ContainerEventType;
 use tokio::sync::watch;
 
@@ -12,9 +13,6 @@ use crate::{
     cgroup, container, events,
     records::{MachineKind, Resource, SandboxState, VmExit},
 };
-
-/// As `vmm::read_exit` calls the end of a process that wrote none.
-const KILLED: &str = "killed";
 
 /// Tells the pod's handle how its process ended.
 pub type Ended = watch::Sender<Option<VmExit>>;
@@ -49,11 +47,11 @@ pub(super) async fn gone(app: &Arc<App>, id: &str, exit: &VmExit) {
         record.exit.get_or_insert(kept);
     });
     match update.await {
-        Ok(_) if matches!(exit.reason.as_str(), "power_off" | "stopped") => {
-            tracing::info!(pod = %id, reason = exit.reason, "the pod has ended");
+        Ok(_) if exit.reason.is_orderly() => {
+            tracing::info!(pod = %id, reason = %exit.reason, "the pod has ended");
         }
         Ok(_) => tracing::warn!(
-            pod = %id, reason = exit.reason, console = last_line(&exit.console_tail),
+            pod = %id, reason = %exit.reason, console = last_line(&exit.console_tail),
             "the pod has ended: {}", exit.message
         ),
         // Removed meanwhile, or the database fails and the next start finds out.
@@ -69,7 +67,7 @@ pub(super) async fn gone(app: &Arc<App>, id: &str, exit: &VmExit) {
 /// How a pod on record ended; a process killed by the pod's memory limit is named so.
 pub(super) async fn exit_of_pod(app: &App, id: &str, machine: &Machine) -> VmExit {
     let mut exit = exit_of(machine).await;
-    if exit.reason != KILLED {
+    if exit.reason != Reason::Killed {
         return exit;
     }
     // On the host the containers are in the same cgroup, and one killed there says nothing of the
@@ -127,7 +125,7 @@ async fn exit_of(machine: &Machine) -> VmExit {
     let (machine, at) = (machine.clone(), now_ns());
     let read = tokio::task::spawn_blocking(move || machine.read_exit(at));
     read.await.unwrap_or_else(|e| VmExit {
-        reason: KILLED.to_owned(),
+        reason: Reason::Killed,
         message: e.to_string(),
         console_tail: String::new(),
         at,

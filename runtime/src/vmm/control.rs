@@ -10,14 +10,14 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_contract::vmm::{Answer, AttachDisk, Done, Failure, Request, Resize};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::UnixStream,
 };
 
-use super::{VmmError, error::Kind, jail};
+use super::{VmmError, jail};
 
 /// The longest message either side sends.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -30,55 +30,6 @@ pub struct Control {
     path: PathBuf,
 }
 
-/// A disk to plug.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct DiskSpec {
-    /// The virtio-blk serial, at most 20 bytes.
-    pub id: String,
-    /// Whether the guest may only read.
-    pub read_only: bool,
-    /// How many queues.
-    pub queues: u32,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Request<'a> {
-    Attach { disk: &'a DiskSpec },
-    Detach { id: &'a str },
-    Metrics {},
-    Resize(Resize),
-    Stop {},
-}
-
-/// A new size of the VM. What is absent stays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Resize {
-    /// At least so many vCPUs are there for the guest to bring online.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vcpus: Option<u32>,
-    /// How much memory the guest should have.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_mib: Option<u64>,
-    /// How long the answer may wait for the guest to have it, milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub wait_ms: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Answer {
-    Ok(Done),
-    Error { kind: Kind, message: String },
-}
-
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Done {
-    slot: Option<String>,
-    metrics: Option<serde_json::Value>,
-    memory_mib: Option<u64>,
-}
-
 impl Control {
     /// For the VMM whose control socket is at `path`.
     pub fn new(path: PathBuf) -> Self {
@@ -86,7 +37,7 @@ impl Control {
     }
 
     /// Plugs a disk whose file is `file`; gives the slot it got.
-    pub async fn attach(&self, disk: &DiskSpec, file: BorrowedFd<'_>) -> Result<String, VmmError> {
+    pub async fn attach(&self, disk: AttachDisk, file: BorrowedFd<'_>) -> Result<String, VmmError> {
         let done = self
             .ask("attach a disk", &Request::Attach { disk }, &[file])
             .await?;
@@ -98,9 +49,8 @@ impl Control {
 
     /// Unplugs a disk the guest has let go of.
     pub async fn detach(&self, id: &str) -> Result<(), VmmError> {
-        self.ask("detach a disk", &Request::Detach { id }, &[])
-            .await
-            .map(|_| ())
+        let request = Request::Detach { id: id.to_owned() };
+        self.ask("detach a disk", &request, &[]).await.map(|_| ())
     }
 
     /// The VMM's own counters.
@@ -139,7 +89,7 @@ impl Control {
     async fn ask(
         &self,
         action: &'static str,
-        request: &Request<'_>,
+        request: &Request,
         files: &[BorrowedFd<'_>],
     ) -> Result<Done, VmmError> {
         self.ask_for(DEADLINE, action, request, files).await
@@ -149,7 +99,7 @@ impl Control {
         &self,
         deadline: Duration,
         action: &'static str,
-        request: &Request<'_>,
+        request: &Request,
         files: &[BorrowedFd<'_>],
     ) -> Result<Done, VmmError> {
         let answer = tokio::time::timeout(deadline, self.exchange(action, request, files))
@@ -160,7 +110,7 @@ impl Control {
             })??;
         match answer {
             Answer::Ok(done) => Ok(done),
-            Answer::Error { kind, message } => Err(VmmError::Request {
+            Answer::Error(Failure { kind, message }) => Err(VmmError::Request {
                 action,
                 kind,
                 message,
@@ -171,7 +121,7 @@ impl Control {
     async fn exchange(
         &self,
         action: &'static str,
-        request: &Request<'_>,
+        request: &Request,
         files: &[BorrowedFd<'_>],
     ) -> Result<Answer, VmmError> {
         let socket = |source| VmmError::Socket {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bulkhead_contract::vmm::ErrorKind;
 use tonic::Code;
 
 use crate::error::{Grpc, io_code};
@@ -33,7 +34,7 @@ pub enum VmmError {
     #[error("the VMM refused to start ({kind}): {message}")]
     Refused {
         /// The VMM's error kind.
-        kind: String,
+        kind: ErrorKind,
         /// Its words.
         message: String,
     },
@@ -64,12 +65,12 @@ pub enum VmmError {
         source: std::io::Error,
     },
     /// It answered a request with an error.
-    #[error("the VMM could not {action} ({kind:?}): {message}")]
+    #[error("the VMM could not {action} ({kind}): {message}")]
     Request {
         /// What was asked.
         action: &'static str,
         /// The VMM's error kind.
-        kind: Kind,
+        kind: ErrorKind,
         /// Its words.
         message: String,
     },
@@ -81,28 +82,6 @@ pub enum VmmError {
         /// Why.
         source: std::io::Error,
     },
-}
-
-/// The error kinds of the control socket (docs/vmm-api.md).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// The request cannot be read.
-    BadRequest,
-    /// No such disk.
-    NotFound,
-    /// There is one of that name.
-    Exists,
-    /// Not now.
-    WrongState,
-    /// The bus is full.
-    NoSlot,
-    /// Not in this VMM.
-    Unsupported,
-    /// The operating system said no.
-    Io,
-    /// A bug.
-    Internal,
 }
 
 impl Grpc for VmmError {
@@ -118,12 +97,15 @@ impl Grpc for VmmError {
             Self::Deadline { .. } => Code::DeadlineExceeded,
             Self::Socket { .. } => Code::Unavailable,
             Self::Request { kind, .. } => match kind {
-                Kind::NotFound => Code::NotFound,
-                Kind::Exists => Code::AlreadyExists,
-                Kind::WrongState => Code::FailedPrecondition,
-                Kind::NoSlot => Code::ResourceExhausted,
-                Kind::Unsupported => Code::Unimplemented,
-                Kind::BadRequest | Kind::Io | Kind::Internal => Code::Internal,
+                ErrorKind::NotFound => Code::NotFound,
+                ErrorKind::Exists => Code::AlreadyExists,
+                ErrorKind::WrongState => Code::FailedPrecondition,
+                ErrorKind::NoSlot => Code::ResourceExhausted,
+                ErrorKind::Unsupported => Code::Unimplemented,
+                ErrorKind::BadRequest
+                | ErrorKind::Io
+                | ErrorKind::Internal
+                | ErrorKind::Unknown => Code::Internal,
             },
             Self::Refused { .. } => Code::FailedPrecondition,
             Self::Protocol { .. } => Code::Internal,

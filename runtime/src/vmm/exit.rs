@@ -2,7 +2,7 @@
 
 use std::{io, io::Read as _, path::Path};
 
-use serde::Deserialize;
+use bulkhead_contract::exit::{Reason, Report};
 
 use super::jail;
 use crate::records::VmExit;
@@ -12,15 +12,6 @@ const LONGEST: u64 = 64 * 1024;
 const TAIL: u32 = 4 * 1024;
 const LONGEST_WORD: usize = 4 * 1024;
 
-#[derive(Debug, Deserialize)]
-pub(super) struct Written {
-    reason: String,
-    #[serde(default)]
-    message: String,
-    #[serde(default)]
-    console_tail: String,
-}
-
 /// Whose end is read.
 pub const THE_VMM: &str = "the VMM process";
 
@@ -29,7 +20,7 @@ pub const THE_VMM: &str = "the VMM process";
 pub fn read(who: &str, exit: &Path, console: &Path, at: i64) -> VmExit {
     match written(exit) {
         Ok(Some(exit)) => VmExit {
-            reason: short(&exit.reason),
+            reason: exit.reason,
             message: short(&exit.message),
             console_tail: jail::printable(exit.console_tail.as_bytes()),
             at,
@@ -46,14 +37,14 @@ pub fn read(who: &str, exit: &Path, console: &Path, at: i64) -> VmExit {
 fn killed(console: &Path, message: String, at: i64) -> VmExit {
     let console_tail = jail::tail(console, TAIL).unwrap_or_default();
     VmExit {
-        reason: "killed".to_owned(),
+        reason: Reason::Killed,
         message,
         console_tail,
         at,
     }
 }
 
-fn written(exit: &Path) -> io::Result<Option<Written>> {
+fn written(exit: &Path) -> io::Result<Option<Report>> {
     let file = match jail::open_file(exit) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -84,7 +75,7 @@ mod tests {
         std::fs::write(jail.console(), "Kernel panic - not syncing").unwrap();
 
         let exit = read(5);
-        assert_eq!((exit.reason.as_str(), exit.at), ("killed", 5));
+        assert_eq!((exit.reason, exit.at), (Reason::Killed, 5));
         assert_eq!(exit.console_tail, "Kernel panic - not syncing");
 
         std::fs::write(
@@ -93,14 +84,11 @@ mod tests {
         )
         .unwrap();
         let exit = read(5);
-        assert_eq!(
-            (exit.reason.as_str(), exit.message.as_str()),
-            ("panic", "m")
-        );
+        assert_eq!((exit.reason, exit.message.as_str()), (Reason::Panic, "m"));
 
         std::fs::write(jail.exit(), "{").unwrap();
         let exit = read(5);
-        assert_eq!(exit.reason, "killed");
+        assert_eq!(exit.reason, Reason::Killed);
         assert!(exit.message.contains("cannot be read"));
     }
 }

@@ -13,19 +13,16 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_contract::vmm::{
+    BadMacAddress, Config, Console, ControlSocket, Disk, Failure, Fs, Jail, Net, Started, Vsock,
+};
 use command_fds::{CommandFdExt as _, FdMapping};
-use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, Command},
 };
 
-use super::{
-    VmmError,
-    config::{Console, ControlSocket, Disk, Fs, Jail, Net, VmmConfig, Vsock},
-    jail::JailDir,
-    process::Process,
-};
+use super::{VmmError, jail::JailDir, process::Process};
 use crate::{
     config::{VhostNet, Vmm},
     network::Nic,
@@ -71,22 +68,6 @@ pub struct Plan {
     pub nics: Vec<Nic>,
     /// Whether it serves the jail's share by virtio-fs; the share is made then.
     pub share: bool,
-}
-
-#[derive(Debug, Deserialize)]
-struct Started {
-    pid: i32,
-}
-
-#[derive(Debug, Deserialize)]
-struct Failed {
-    error: FailedInner,
-}
-
-#[derive(Debug, Deserialize)]
-struct FailedInner {
-    kind: String,
-    message: String,
 }
 
 /// Makes the jail's directory, empty and the VMM's own. Blocks.
@@ -170,18 +151,13 @@ async fn start(child: &mut Child, document: &[u8]) -> io::Result<Vec<u8>> {
 
 /// The pid or the error of the line the outer process wrote.
 pub(super) fn outcome(line: &[u8]) -> Result<i32, VmmError> {
-    if let Ok(Started { pid }) = serde_json::from_slice(line) {
-        // 0 and below address groups and everyone (kill(2)); 1 is never a VMM.
-        if pid > 1 {
-            return Ok(pid);
-        }
-    }
     match serde_json::from_slice(line) {
-        Ok(Failed { error }) => Err(VmmError::Refused {
-            kind: error.kind,
-            message: error.message,
-        }),
-        Err(_) => Err(VmmError::Protocol {
+        // 0 and below address groups and everyone (kill(2)); 1 is never a VMM.
+        Ok(Started::Pid { pid }) if pid > 1 => Ok(pid),
+        Ok(Started::Error {
+            error: Failure { kind, message },
+        }) => Err(VmmError::Refused { kind, message }),
+        Ok(Started::Pid { .. }) | Err(_) => Err(VmmError::Protocol {
             during: "starting",
             what: match line {
                 [] => "it ended without a word; its log may say why".to_owned(),
@@ -238,12 +214,18 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
             id: format!("eth{number}"),
             tap_fd: files.pass(nic.tap),
             vhost_fd,
-            mac: nic.mac,
-            mtu: nic.mtu,
+            mac: nic
+                .mac
+                .parse()
+                .map_err(|error: BadMacAddress| VmmError::Protocol {
+                    during: "writing its configuration",
+                    what: error.to_string(),
+                })?,
+            mtu: fitting("nets[].mtu", nic.mtu)?,
             queue_size: 256,
         });
     }
-    let config = VmmConfig {
+    let config = Config {
         id: plan.id,
         jail: Some(Jail {
             uid: plan.uid,
@@ -257,13 +239,13 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
             log_fd: 2,
         }),
         kvm_fd: files.pass(kvm.into()),
-        kernel_fd: files.pass(kernel.into()),
-        initramfs_fd: files.pass(initramfs.into()),
+        kernel_fd: Some(files.pass(kernel.into())),
+        initramfs_fd: Some(files.pass(initramfs.into())),
         cmdline: vmm.cmdline.clone(),
-        vcpus: plan.vcpus,
-        max_vcpus: plan.max_vcpus,
+        vcpus: fitting("vcpus", plan.vcpus)?,
+        max_vcpus: Some(fitting("max_vcpus", plan.max_vcpus)?),
         memory_mib: plan.memory_mib,
-        max_memory_mib: plan.max_memory_mib,
+        max_memory_mib: Some(plan.max_memory_mib),
         disks,
         nets,
         vsock: Some(Vsock {
@@ -276,10 +258,10 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
             max_inodes: FS_FILES,
             max_handles: FS_FILES,
         }),
-        console: Some(Console {
+        console: Console {
             path: "console.log".into(),
             limit_bytes: vmm.console_limit_bytes,
-        }),
+        },
         control: Some(ControlSocket {
             path: "control.sock".into(),
         }),
@@ -291,6 +273,14 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
         what: e.to_string(),
     })?;
     Ok((document, files.0, log))
+}
+
+/// A number as the document has it; one that does not fit is more than any VMM takes.
+fn fitting<T: TryFrom<u32>>(key: &str, value: u32) -> Result<T, VmmError> {
+    T::try_from(value).map_err(|_| VmmError::Protocol {
+        during: "writing its configuration",
+        what: format!("{key}: {value} is more than it takes"),
+    })
 }
 
 /// Descriptors on their way to the VMM: the n-th becomes 3 + n there.

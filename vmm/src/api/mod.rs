@@ -1,14 +1,8 @@
-//! What the daemon says to the VMM, as it is written in JSON: the configuration and the control
-//! requests. Types only, and their validation; live things are made in `machine`.
-//!
-//! The daemon has types of its own; `vmm/tests/fixtures` is parsed by both.
+//! What the daemon says to the VMM, read from JSON: the configuration and the control requests. The
+//! types are `bulkhead_contract::vmm`; here is what values of theirs are possible.
 
 mod config;
 mod control;
 
-pub use config::{
-    Config, ConfigError, Console, Control, Disk, Fs, Jail, MacAddress, Net, RestoreFds, Vsock,
-};
-pub use control::{
-    Answer, AttachDisk, Done, ErrorKind, ExitReport, Failure, Request, Resize, Started,
-};
+pub use config::{ConfigError, parse as parse_config};
+pub use control::parse as parse_request;

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::serial::SerialPort;
 use crate::acpi;
 use crate::layout;
-use crate::lifecycle::{Lifecycle, Reason};
+use crate::lifecycle::Lifecycle;
+use bulkhead_contract::exit::Reason;
 
 /// pvpanic: the guest's kernel panicked.
 const PANICKED: u8 = 1;

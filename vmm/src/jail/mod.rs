@@ -18,7 +18,7 @@ use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use crate::api;
+use bulkhead_contract::vmm::Jail;
 
 pub use descriptors::{close_all_but, null_stdio};
 pub use namespaces::{Child, fork};
@@ -83,7 +83,7 @@ pub fn join_cgroups(fds: &[RawFd]) -> Result<(), JailError> {
 ///
 /// # Errors
 /// When a step fails; the process must then end.
-pub fn enter(jail: &api::Jail, share: Option<&Path>) -> Result<Option<OwnedFd>, JailError> {
+pub fn enter(jail: &Jail, share: Option<&Path>) -> Result<Option<OwnedFd>, JailError> {
     match share {
         // Zero in here, the VMM's own outside.
         None => privileges::become_user(0, 0)?,

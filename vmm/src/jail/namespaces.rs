@@ -7,8 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use bulkhead_contract::vmm::Jail;
+
 use super::{JailError, check, privileges};
-use crate::api;
 
 /// How long the child may take until it reports: it loads a kernel in this time.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -35,7 +36,7 @@ pub enum Child {
 ///
 /// # Errors
 /// When the child cannot be made, or does not report in time; it is dead then.
-pub fn fork(jail: Option<&api::Jail>, all_ids: bool) -> Result<Child, JailError> {
+pub fn fork(jail: Option<&Jail>, all_ids: bool) -> Result<Child, JailError> {
     let pair = UnixStream::pair();
     let (mut outer, mut inner) = pair.map_err(io_error("a socket pair"))?;
     if let Some(jail) = jail {
@@ -84,7 +85,7 @@ pub fn fork(jail: Option<&api::Jail>, all_ids: bool) -> Result<Child, JailError>
 /// Maps the child's ids, lets it go on and reads its report.
 fn lead(
     pid: i32,
-    jail: Option<&api::Jail>,
+    jail: Option<&Jail>,
     all_ids: bool,
     child: &mut UnixStream,
 ) -> Result<Vec<u8>, JailError> {
@@ -133,7 +134,7 @@ fn end(pid: i32) {
 
 /// Gives the pod's directory to the VMM's user and makes it the working directory, which the
 /// child finds in its own mount namespace, where a descriptor would still be in this one.
-fn prepare_root(jail: &api::Jail) -> Result<(), JailError> {
+fn prepare_root(jail: &Jail) -> Result<(), JailError> {
     let shown = jail.root.display();
     let meta = std::fs::symlink_metadata(&jail.root).map_err(io_error(&format!("{shown}")))?;
     if !meta.is_dir() {

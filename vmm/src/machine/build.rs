@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
+use bulkhead_contract::exit::Reason;
+use bulkhead_contract::vmm::Config;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::resize::Growth;
 use super::{Function, Machine, MachineError, Resources, State, install};
 use crate::acpi;
-use crate::api::Config;
 use crate::boot;
 use crate::devices::console::ConsoleLog;
 use crate::devices::ports::Ports;
 use crate::devices::serial::{SavedSerial, SerialPort};
 use crate::event_loop::EventLoop;
 use crate::layout;
-use crate::lifecycle::{Lifecycle, Reason};
+use crate::lifecycle::Lifecycle;
 use crate::memory;
 use crate::pci::PciBus;
 use crate::timing::Timing;

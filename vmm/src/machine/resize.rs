@@ -8,11 +8,11 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
+use bulkhead_contract::vmm::{Config, Resize};
 use vm_memory::GuestAddress;
 
 use super::build::new_vcpu;
 use super::{Machine, MachineError, State, install};
-use crate::api::{Config, Resize};
 use crate::devices::mem::region::{BLOCK, Region};
 use crate::devices::mem::{MemDevice, MemHandle};
 use crate::memory::{self, GuestMemory, MemoryError};

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
+use bulkhead_contract::vmm::{Config, Fs};
 use rustix::fs::{Mode, OFlags};
 
 use super::MachineError;
-use crate::api::{self, Config};
 use crate::devices::balloon::BalloonDevice;
 use crate::devices::block::{BlockConfig, BlockDevice, EngineKind};
 use crate::devices::fs::{FsConfig, FsDevice, Limits, Server, Workers};
@@ -109,7 +109,7 @@ impl Resources {
 
 fn file_server(
     config: &Config,
-    fs: &api::Fs,
+    fs: &Fs,
     descriptors: Option<OwnedFd>,
 ) -> Result<FsConfig, MachineError> {
     let shown = fs.share.display();

@@ -7,13 +7,13 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Seek, Write};
 use std::sync::Arc;
 
+use bulkhead_contract::vmm::Config;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::build::{Parts, new_generation};
 use super::resize::Growth;
 use super::{Machine, MachineError, Resources, Source, State, lock};
-use crate::api::Config;
 use crate::devices::serial::SavedSerial;
 use crate::layout;
 use crate::memory;

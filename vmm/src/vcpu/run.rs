@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use bulkhead_contract::exit::Reason;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::VcpuError;
 use super::gate::{Gate, Wanted};
 use crate::devices::ports::Ports;
-use crate::lifecycle::{Lifecycle, Reason};
+use crate::lifecycle::Lifecycle;
 use crate::pci::PciBus;
 
 /// A vCPU thread needs little: the exits are shallow.

@@ -18,8 +18,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use bulkhead_contract::vmm::Config;
 use bulkhead_proto::agent::Ready;
-use bulkhead_runtime::vmm::VmmConfig;
 use prost::Message as _;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -50,7 +50,7 @@ fn main() {
 fn outer() {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).unwrap();
-    let config: VmmConfig = serde_json::from_str(&text).expect("the configuration");
+    let config: Config = serde_json::from_str(&text).expect("the configuration");
     let mode = config.cmdline.as_str();
     let jail = config.jail.expect("the daemon always asks for a jail");
     match mode {

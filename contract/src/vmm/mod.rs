@@ -1,0 +1,11 @@
+//! The VMM's documents (docs/vmm-api.md): its configuration on standard input, its one line of
+//! answer, and the requests and answers of its control socket.
+
+mod config;
+mod control;
+
+pub use config::{
+    BadMacAddress, Config, Console, ControlSocket, Disk, Fs, Jail, MacAddress, Net, RestoreFds,
+    Vsock,
+};
+pub use control::{Answer, AttachDisk, Done, ErrorKind, Failure, Request, Resize, Started};

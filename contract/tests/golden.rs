@@ -1,0 +1,84 @@
+//! Every document that was ever released is still read. What this release writes is what the newest
+//! directory has: a change there is a change of the contract, and gets a directory of its own.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use bulkhead_contract::exit::Report;
+use bulkhead_contract::host::Pod;
+use bulkhead_contract::vmm::{Answer, Config, Request, Started};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// The release whose documents are written as they are read.
+const NEWEST: &str = "0.1";
+
+fn versions() -> Vec<PathBuf> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut all: Vec<_> = fs::read_dir(golden)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    all.sort();
+    assert!(all.iter().any(|path| path.ends_with(NEWEST)));
+    all
+}
+
+/// Reads all documents of a kind, whatever the release, and gives how many the newest has.
+fn read_all<T: DeserializeOwned + Serialize>(names: &[&str]) -> usize {
+    let mut newest = 0;
+    for version in versions() {
+        for name in names {
+            let path = version.join(name);
+            let Ok(text) = fs::read_to_string(&path) else {
+                // A kind that this release did not have.
+                assert!(!version.ends_with(NEWEST), "{} is missing", path.display());
+                continue;
+            };
+            let documents = match serde_json::from_str(&text).unwrap() {
+                Value::Array(list) => list,
+                one => vec![one],
+            };
+            for document in documents {
+                let read: T = serde_json::from_value(document.clone())
+                    .unwrap_or_else(|error| panic!("{}: {error}: {document}", path.display()));
+                if version.ends_with(NEWEST) {
+                    assert_eq!(serde_json::to_value(&read).unwrap(), document);
+                    newest += 1;
+                }
+            }
+        }
+    }
+    newest
+}
+
+#[test]
+fn configurations_of_a_vmm() {
+    assert_eq!(
+        read_all::<Config>(&["config-boot.json", "config-restore.json"]),
+        2
+    );
+}
+
+#[test]
+fn requests_to_a_vmm() {
+    assert_eq!(
+        read_all::<Request>(&["requests.json"]),
+        10,
+        "each kind is there"
+    );
+}
+
+#[test]
+fn what_a_vmm_says() {
+    assert!(read_all::<Answer>(&["answers.json"]) > 0);
+    assert!(read_all::<Started>(&["started.json"]) > 0);
+    assert!(read_all::<Report>(&["exit.json"]) > 0);
+}
+
+#[test]
+fn pods_on_the_host() {
+    assert_eq!(read_all::<Pod>(&["host.json"]), 3, "each kind of network");
+}
