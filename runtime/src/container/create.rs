@@ -17,7 +17,7 @@ use crate::{
     records::{
         ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, MachineKind, SandboxRecord,
     },
-    sandbox::{self, Change, Pod, SandboxError, new_id, now_ns},
+    sandbox::{self, Change, Pod, new_id, now_ns},
     volumes::{self, guest},
 };
 
@@ -62,13 +62,7 @@ async fn create_now(
     if image.is_empty() {
         return Err(missing("config.image.image"));
     }
-    let sandbox = app
-        .records
-        .sandboxes
-        .get(&request.pod_sandbox_id)
-        .ok_or_else(|| SandboxError::NotFound {
-            id: request.pod_sandbox_id.clone(),
-        })?;
+    let sandbox = sandbox::find(app, &request.pod_sandbox_id)?;
     let pod = app.pods.ready(&sandbox.id)?;
     let log = LogPath::new(&sandbox.config.log_directory, &config.log_path)?;
 

@@ -21,7 +21,7 @@ pub use sandbox::{
     InterfaceRecord, MachineKind, NetworkRecord, Phase, Resource, SandboxRecord, SandboxState,
     Shape, SizeLimits, VmExit, VmmProcess,
 };
-pub use table::{Record, Table};
+pub use table::{Ambiguous, Record, Table};
 pub use wire::proto;
 
 /// The open database and the tables of the daemon's spine. Other modules open their own tables

@@ -17,6 +17,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{RecordsError, db::Db};
 
+/// A text that more than one key begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ambiguous;
+
 /// A kind of record.
 pub trait Record: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
     /// The table's name in the database; never changed once released.
@@ -89,16 +93,25 @@ impl<R: Record> Table<R> {
     }
 
     /// The record whose key is this, or the only one whose key begins with it (people type the
-    /// beginning of an id). An empty text finds nothing.
-    pub fn find(&self, beginning: &str) -> Option<Arc<R>> {
+    /// beginning of an id), among those that are `shown`. An empty text finds nothing.
+    pub fn find(
+        &self,
+        beginning: &str,
+        shown: impl Fn(&R) -> bool,
+    ) -> Result<Option<Arc<R>>, Ambiguous> {
         let live = self.inner.read();
-        if beginning.is_empty() || live.contains_key(beginning) {
-            return live.get(beginning).cloned();
+        if beginning.is_empty() {
+            return Ok(None);
         }
-        let mut found = live.iter().filter(|(key, _)| key.starts_with(beginning));
+        if let Some(record) = live.get(beginning) {
+            return Ok(Some(Arc::clone(record)).filter(|record| shown(record)));
+        }
+        let mut found = live
+            .iter()
+            .filter(|(key, record)| key.starts_with(beginning) && shown(record));
         match (found.next(), found.next()) {
-            (Some((_, record)), None) => Some(Arc::clone(record)),
-            _ => None,
+            (Some(_), Some(_)) => Err(Ambiguous),
+            (one, _) => Ok(one.map(|(_, record)| Arc::clone(record))),
         }
     }
 

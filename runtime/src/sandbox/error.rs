@@ -22,6 +22,12 @@ pub enum SandboxError {
         /// What was asked for.
         id: String,
     },
+    /// The beginning of more than one id.
+    #[error("{id:?} is the beginning of more than one pod sandbox id; give more of it")]
+    Ambiguous {
+        /// What was given.
+        id: String,
+    },
     /// It does not run (any more).
     #[error("the pod sandbox {id} is not ready: {why}")]
     NotReady {
@@ -179,7 +185,7 @@ impl Grpc for SandboxError {
                 Code::FailedPrecondition
             }
             Self::NameTaken { .. } => Code::AlreadyExists,
-            Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
             Self::CgroupParent { source, .. } => source.code(),
             Self::Records(e) => e.code(),
             Self::Vmm(e) => e.code(),

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use bulkhead_proto::cri::ContainerEventType;
 
-use super::{SandboxError, release, stop::stop_in_turn};
+use super::{SandboxError, find, release, stop::stop_in_turn};
 use crate::{app::App, container, events};
 
 /// Removes a pod; an unknown id is no error. Goes on to its end even if the caller is dropped.
 pub async fn remove(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
-    let Some(record) = app.records.sandboxes.find(id) else {
+    let Some(record) = find::by_id(&app, id)? else {
         return Ok(());
     };
     let id = record.id.clone();

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Machine, Pod, SandboxError, release};
+use super::{Machine, Pod, SandboxError, find, release};
 use bulkhead_proto::agent::{PowerOffRequest, SyncVolumesRequest};
 
 use crate::{app::App, container, records::SandboxState, volumes::guest};
@@ -17,7 +17,7 @@ const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Stops a pod; an unknown id is no error. Goes on to its end even if the caller is dropped.
 pub async fn stop(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
-    let Some(record) = app.records.sandboxes.find(id) else {
+    let Some(record) = find::by_id(&app, id)? else {
         return Ok(());
     };
     let id = record.id.clone();

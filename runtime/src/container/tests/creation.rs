@@ -53,6 +53,44 @@ fn from_creation_to_removal() {
 }
 
 #[test]
+fn a_pod_is_called_by_the_beginning_of_its_id_if_it_is_the_only_one() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let mut by_beginning = request("c", "one", &["serve"]);
+    by_beginning.pod_sandbox_id = POD[..31].to_owned();
+    let made = daemon.block_on(create(Arc::clone(&daemon.app), by_beginning.clone()));
+    let record = daemon.app.records.containers.get(&made.unwrap()).unwrap();
+    assert_eq!(record.meta.sandbox_id, POD);
+
+    let other = testing::sandbox(&POD.replace('1', "2"));
+    daemon
+        .block_on(daemon.app.records.sandboxes.insert(other))
+        .unwrap();
+    by_beginning
+        .config
+        .as_mut()
+        .unwrap()
+        .metadata
+        .as_mut()
+        .unwrap()
+        .attempt = 1;
+    let refused = daemon
+        .block_on(create(Arc::clone(&daemon.app), by_beginning))
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.to_string().contains("more than one"), "{refused}");
+    for call in [true, false] {
+        let (app, id) = (Arc::clone(&daemon.app), &POD[..31]);
+        let answer = match call {
+            true => daemon.block_on(crate::sandbox::stop(app, id)),
+            false => daemon.block_on(crate::sandbox::remove(app, id)),
+        };
+        assert_eq!(answer.unwrap_err().code(), Code::InvalidArgument);
+    }
+    assert_eq!(daemon.app.records.sandboxes.len(), 2);
+}
+
+#[test]
 fn a_failure_at_any_step_of_a_creation_leaves_nothing() {
     let node = Node::new();
     let daemon = node.daemon();
