@@ -17,6 +17,7 @@ pub mod config;
 pub mod container;
 pub mod cri;
 pub mod daemon;
+pub mod durable;
 pub mod error;
 pub mod events;
 pub mod host;

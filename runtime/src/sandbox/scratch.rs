@@ -13,6 +13,7 @@ use std::{
 use rustix::fs::{SeekFrom as At, ioctl_ficlone};
 
 use super::SandboxError;
+use crate::durable;
 
 /// One at a time makes a template.
 static MAKING: Mutex<()> = Mutex::new(());
@@ -84,7 +85,7 @@ fn template(state_dir: &Path, mib: u64) -> Result<PathBuf, SandboxError> {
         let _gone = fs::remove_file(&unfinished);
         return Err(os(io::Error::other(format!("mkfs.ext4 failed: {words}"))));
     }
-    fs::rename(&unfinished, &path).map_err(os)?;
+    durable::rename(&unfinished, &path).map_err(os)?;
     Ok(path)
 }
 

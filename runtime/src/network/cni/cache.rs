@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Attachment, NetworkConf, blocking, conf, file_of};
-use crate::network::NetworkError;
+use crate::{durable, network::NetworkError};
 
 /// The directory of the files.
 #[derive(Debug)]
@@ -77,9 +77,7 @@ impl Cache {
         blocking(move || {
             let write = || {
                 fs::create_dir_all(&dir)?;
-                let beside = path.with_extension("tmp");
-                fs::write(&beside, &text)?;
-                fs::rename(&beside, &path)
+                durable::replace(&path, &text)
             };
             write().map_err(|source| NetworkError::Cache {
                 what: "keep",
