@@ -503,7 +503,7 @@ mod tests {
             channel,
             status,
             go,
-            page: Page::map(&page::new().unwrap()).unwrap(),
+            page: Page::map(page::new().unwrap()).unwrap(),
             stdio: None,
             cgroups: Vec::new(),
         }
