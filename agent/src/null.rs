@@ -41,11 +41,11 @@ fn make() -> Result<OwnedFd, Errno> {
     fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    let everybodys = Mode::from_raw_mode(0o666);
+    let mode = Mode::from_raw_mode(0o666);
     let device = rustix::fs::makedev(1, 3);
-    rustix::fs::mknodat(&mount, NAME, FileType::CharacterDevice, everybodys, device)?;
+    rustix::fs::mknodat(&mount, NAME, FileType::CharacterDevice, mode, device)?;
     // Whatever the umask is.
-    rustix::fs::chmodat(&mount, NAME, everybodys, rustix::fs::AtFlags::empty())?;
+    rustix::fs::chmodat(&mount, NAME, mode, rustix::fs::AtFlags::empty())?;
     let change = Change {
         set: mount_attr::RDONLY,
         ..Change::default()

@@ -2,12 +2,14 @@
 //! unmade in reverse when a later step fails.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bulkhead_proto::agent::{CreateContainerRequest, PidMode, ResolvedUser, volume};
 use prost::Message;
+use rustix::process::{Pid, Signal};
 
 use super::holder::{self, Holder};
 use super::implied;
@@ -72,8 +74,7 @@ impl Containers {
         let pid_mode = PidMode::try_from(request.pid_mode).map_err(|_| {
             spec::SpecError::Invalid(format!("pid_mode {} is none", request.pid_mode))
         })?;
-        let pid_namespace = self.pid_namespace(pid_mode, &request.pid_target).await?;
-        let user_namespace = self.user_namespace().await?;
+        let namespaces = self.namespaces(pid_mode, &request.pid_target).await?;
         // Image volumes' layers are held like the container's own.
         let held: Vec<String> = all_layers(&request);
         let mut layers = self.disks.acquire_layers(&held).await?;
@@ -83,16 +84,7 @@ impl Containers {
             scratch: self.paths.scratch().join(&id),
         };
         match self
-            .build_on(
-                &request,
-                Namespaces {
-                    pid_mode,
-                    pid: pid_namespace,
-                    user: user_namespace,
-                },
-                layers,
-                rootfs.clone(),
-            )
+            .build_on(&request, namespaces, layers, rootfs.clone())
             .await
         {
             Ok(built) => Ok(built),
@@ -120,7 +112,7 @@ impl Containers {
         } = namespaces;
         let users = user
             .as_ref()
-            .map(|(holder, map)| (holder.users_file(), *map));
+            .map(|(file, map)| (holder::path_of(file), *map));
         let volumes = self
             .volumes
             .prepare(request, &self.disks, users.as_ref())
@@ -140,10 +132,8 @@ impl Containers {
             let (streams, stdio) = Streams::pipes(request.stdin)?;
             (streams, Some(stdio))
         };
-        let joined = pid.iter().map(AsFd::as_fd);
-        let handles: Vec<_> = joined
-            .chain(user.iter().map(|(holder, _)| holder.users()))
-            .collect();
+        let users = user.iter().map(|(file, _)| file.as_fd());
+        let handles: Vec<_> = pid.iter().map(AsFd::as_fd).chain(users).collect();
         let mut template = launch.spec.process().clone().unwrap_or_default();
         tracing::debug!("create: ground laid");
         let launched = self
@@ -183,21 +173,32 @@ impl Containers {
         Ok((container, user))
     }
 
-    /// The PID namespace a container joins, if it joins one.
-    async fn pid_namespace(
+    /// The namespaces a container joins, all of one process: a PID namespace belongs to the user
+    /// namespace that it was made in.
+    async fn namespaces(
         &self,
-        mode: PidMode,
+        pid_mode: PidMode,
         target: &str,
-    ) -> Result<Option<OwnedFd>, ContainerError> {
+    ) -> Result<Namespaces, ContainerError> {
+        let map = self.user_namespace.get().copied();
         let opening = |error| ContainerError::File {
-            what: "opening the PID namespace of",
+            what: "opening the namespaces to join of",
             path: target.into(),
             error,
         };
-        match mode {
-            PidMode::Container | PidMode::Node => Ok(None),
-            PidMode::Pod => Ok(Some(self.pid_holder().await?.pids().map_err(opening)?)),
-            PidMode::Target => {
+        let (pid, user) = match (pid_mode, map) {
+            (PidMode::Container | PidMode::Node, None) => (None, None),
+            (PidMode::Container | PidMode::Node, Some(_)) => {
+                let holder = self.pid_holder().await?;
+                (None, Some(holder.users().map_err(opening)?))
+            }
+            (PidMode::Pod, _) => {
+                let holder = self.pid_holder().await?;
+                let users = map.map(|_| holder.users()).transpose();
+                let pids = holder.pids().map_err(opening)?;
+                (Some(pids), users.map_err(opening)?)
+            }
+            (PidMode::Target, _) => {
                 let target = self.get(target)?;
                 let exited = || ContainerError::WrongState {
                     id: target.id.clone(),
@@ -208,13 +209,22 @@ impl Containers {
                     return Err(exited());
                 }
                 let process = target.process.pidfd().ok_or_else(exited)?;
-                match holder::namespace(target.process.pid(), process, "pid") {
-                    Ok(namespace) => Ok(Some(namespace)),
-                    Err(_) if !watch::is_alive(&target.process) => Err(exited()),
-                    Err(error) => Err(opening(error)),
-                }
+                let open = |kind| {
+                    holder::namespace(target.process.pid(), process, kind).map_err(|error| {
+                        match target.process.is_alive() {
+                            true => opening(error),
+                            false => exited(),
+                        }
+                    })
+                };
+                (Some(open("pid")?), map.map(|_| open("user")).transpose()?)
             }
-        }
+        };
+        Ok(Namespaces {
+            pid_mode,
+            pid,
+            user: user.zip(map),
+        })
     }
 
     /// The first process of the pod's shared PID namespace, started when it is first needed, and
@@ -225,21 +235,28 @@ impl Containers {
     /// When it cannot be started.
     pub async fn pid_holder(&self) -> Result<Arc<Holder>, ContainerError> {
         let mut current = self.pid_holder.lock().await;
-        if let Some(holder) = current.as_ref().filter(|holder| holder.is_alive()) {
-            return Ok(Arc::clone(holder));
-        }
-        if current.take().is_some() {
+        let opening = |error: io::Error| ContainerError::File {
+            what: "opening",
+            path: "the namespaces that the pod's containers share".into(),
+            error,
+        };
+        if let Some(holder) = current.as_ref() {
+            if !holder.has_ended().map_err(|error| opening(error.into()))? {
+                return Ok(Arc::clone(holder));
+            }
             tracing::warn!("the first process of the pod's shared PID namespace was ended");
+            *current = None;
         }
         let map = self.user_namespace.get().copied();
         let launched = self
             .launcher
             .launch(Request::PidHolder(map), None, &[])
             .await?;
-        let holder = Holder::of(launched.pid).map_err(|error| ContainerError::File {
-            what: "opening the pod's namespaces at",
-            path: format!("/proc/{}/ns", launched.pid).into(),
-            error,
+        let holder = Holder::of(launched.pid).map_err(|error| {
+            if let Some(pid) = Pid::from_raw(launched.pid) {
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+            opening(error)
         })?;
         Ok(Arc::clone(current.insert(Arc::new(holder))))
     }
@@ -261,14 +278,6 @@ impl Containers {
             error,
         })?;
         self.pid_holder().await.map(drop)
-    }
-
-    /// The pod's user namespace, if it is not the guest's own: who holds it, and its ids.
-    async fn user_namespace(&self) -> Result<Option<(Arc<Holder>, IdMap)>, ContainerError> {
-        let Some(map) = self.user_namespace.get() else {
-            return Ok(None);
-        };
-        Ok(Some((self.pid_holder().await?, *map)))
     }
 
     /// Removes what a container is made of: cgroup, mount, files. Goes on after a failure, which
@@ -327,8 +336,8 @@ struct Namespaces {
     pid_mode: PidMode,
     /// For POD and TARGET.
     pid: Option<OwnedFd>,
-    /// The pod's user namespace: who holds it, and its ids.
-    user: Option<(Arc<Holder>, IdMap)>,
+    /// The pod's user namespace, and its ids.
+    user: Option<(OwnedFd, IdMap)>,
 }
 
 /// The steps that block on files and mounts.

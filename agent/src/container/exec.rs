@@ -148,7 +148,7 @@ impl Containers {
             Err(error) => {
                 lock(&container.execs).slots.remove(&wanted.exec_id);
                 // Whatever the step was that failed: this is why.
-                if !watch::is_alive(&container.process) {
+                if !container.process.is_alive() {
                     return Err(not_running(&container, Phase::Exited.name()));
                 }
                 Err(error)

@@ -4,12 +4,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
+
+use crate::process::has_ended;
 
 /// The first process of the pod's shared PID namespace, and what it keeps.
 #[derive(Debug)]
@@ -36,9 +37,12 @@ impl Holder {
         })
     }
 
-    /// Whether it still runs: no process can begin in a PID namespace whose first has ended.
-    pub fn is_alive(&self) -> bool {
-        is_alive(&self.process)
+    /// Whether it has ended: no process can begin in a PID namespace whose first has.
+    ///
+    /// # Errors
+    /// The kernel's; nothing is known then.
+    pub fn has_ended(&self) -> Result<bool, Errno> {
+        has_ended(&self.process)
     }
 
     /// The PID namespace.
@@ -50,37 +54,30 @@ impl Holder {
     }
 
     /// The user namespace.
-    pub fn users(&self) -> BorrowedFd<'_> {
-        self.users.as_fd()
-    }
-
-    /// A file that is the user namespace as long as `self` is there, for this process only.
-    pub fn users_file(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.users.as_raw_fd()).into()
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn users(&self) -> io::Result<OwnedFd> {
+        self.users.try_clone()
     }
 }
 
-/// A namespace of a process that `process` is, and that its number may no longer be.
+/// Opens a namespace of the process behind `process`; `pid` is its number, which may have been reused.
 ///
 /// # Errors
 /// The kernel's; ESRCH if the process has ended.
 pub fn namespace(pid: i32, process: &OwnedFd, kind: &str) -> io::Result<OwnedFd> {
     let file = File::open(format!("/proc/{pid}/ns/{kind}"))?;
-    // As long as it was not reaped its number was not another's.
-    if !is_alive(process) {
+    // Still alive, so the number was its own when the file was opened.
+    if has_ended(process)? {
         return Err(Errno::SRCH.into());
     }
     Ok(file.into())
 }
 
-/// Whether a process runs (pidfd_open(2): its descriptor is readable when it has ended).
-fn is_alive(process: &OwnedFd) -> bool {
-    let mut polled = [PollFd::new(process, PollFlags::IN)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(0))
+/// A path that leads to what is open, for this process alone and as long as it is open.
+pub fn path_of(open: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", open.as_raw_fd()).into()
 }
 
 #[cfg(test)]
@@ -94,11 +91,11 @@ mod tests {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = child.id().try_into().unwrap();
         let holder = Holder::of(pid).unwrap();
-        assert!(holder.is_alive());
-        assert!(holder.pids().is_ok() && holder.users_file().exists());
+        assert!(!holder.has_ended().unwrap());
+        assert!(holder.pids().is_ok() && path_of(&holder.users().unwrap()).exists());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(!holder.is_alive());
+        assert!(holder.has_ended().unwrap());
         // Its number may be anybody's now; here it is that of this very process.
         let own = std::process::id().try_into().unwrap();
         let error = namespace(own, &holder.process, "pid").unwrap_err();

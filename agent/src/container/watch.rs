@@ -13,7 +13,6 @@ use tokio::time::Instant;
 
 use super::exec::ExecCgroup;
 use super::{Container, Containers, cgroup};
-use crate::process::Process;
 use crate::process::exit::{Exit, ExitSender, ExitStatus};
 use crate::watched;
 
@@ -137,20 +136,9 @@ async fn memory_kills(containers: Arc<Containers>, container: std::sync::Weak<Co
             let Some(container) = container.upgrade() else {
                 return;
             };
-            if is_alive(&container.process) {
+            if container.process.is_alive() {
                 containers.events.oom(&container.id);
             }
         }
     }
-}
-
-/// A zombie is dead although it was not reaped yet.
-pub fn is_alive(process: &Process) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.pid()));
-    stat.is_ok_and(|stat| {
-        let state = stat
-            .rsplit_once(") ")
-            .and_then(|(_, rest)| rest.chars().next());
-        !matches!(state, Some('Z' | 'X') | None)
-    })
 }

@@ -1,6 +1,7 @@
 //! What the agent and the launcher say to each other. A request is one packet: its descriptors,
 //! with the JSON in the first of them (a memory file, so that a long command line fits). The answer
-//! is one on a socket of its own, and looks the same. What processes and namespaces are meant is said
+//! is one on a socket of its own: the number of the process that was started (0 for none), and the same.
+//! What processes and namespaces are meant is said
 //! by descriptors: a number may be another's by the time it is read.
 
 use std::fs::File;
@@ -26,7 +27,9 @@ use crate::userns::IdMap;
 /// The most descriptors one packet carries: payload, answer socket, three streams, two namespaces.
 pub const MAX_FDS: usize = 7;
 
-/// What the launcher is asked to do.
+/// What the launcher is asked to do. The packet has, in this order: the payload, the socket for the
+/// answer, the three standard streams if [`Request::has_streams`], and [`Request::handles`] processes
+/// and namespaces.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// Build a container and leave its process waiting for the start.
@@ -47,6 +50,19 @@ impl Request {
             Self::PidHolder(_) => false,
         }
     }
+
+    /// How many processes and namespaces come with it: those to join of a container that is made, the
+    /// PID namespace first; the first process of a container for an exec in it, as a pidfd.
+    pub fn handles(&self) -> usize {
+        match self {
+            Self::Create(create) => {
+                usize::from(create.pids == PidNamespace::Joined)
+                    + usize::from(create.users.is_some())
+            }
+            Self::Exec(_) => 1,
+            Self::PidHolder(_) => 0,
+        }
+    }
 }
 
 /// See [`Request::Create`].
@@ -64,8 +80,7 @@ pub struct CreateRequest {
     pub cgroup_namespace: bool,
     /// Its PID namespace.
     pub pids: PidNamespace,
-    /// The ids of its user namespace, which is a further descriptor of the packet, if it is not the
-    /// agent's.
+    /// The ids of its user namespace, which comes with the packet, if it is not the agent's.
     pub users: Option<IdMap>,
     /// Who its process is, `bulkhead.agent.v1.User` encoded: resolved in the container's root.
     pub user: Vec<u8>,
@@ -80,15 +95,15 @@ pub enum PidNamespace {
     New,
     /// The agent's.
     Agents,
-    /// The one that is the next descriptor of the packet.
+    /// The one that comes with the packet.
     Joined,
 }
 
 /// See [`Request::Exec`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ExecRequest {
-    /// The number of the container's first process. The process itself, whose namespaces are joined,
-    /// is the next descriptor of the packet (a pidfd).
+    /// The number of the container's first process, to find its cgroup below the container's own. The
+    /// process itself, whose namespaces are joined, comes with the packet.
     pub target_pid: i32,
     /// The cgroup to join, as a directory.
     pub cgroup: PathBuf,

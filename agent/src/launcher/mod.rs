@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -128,6 +129,9 @@ impl Launcher {
             what,
             error: error.into(),
         };
+        if stdio.is_some() != request.has_streams() || handles.len() != request.handles() {
+            return Err(io(io::ErrorKind::InvalidInput.into()));
+        }
         // Until the end is asked for, the reaper keeps what it does not know.
         let _guard = self.reaper.launching();
 
@@ -153,52 +157,69 @@ impl Launcher {
         drop((theirs, stdio, payload));
 
         let answer = watched::readable(answer).map_err(io)?;
-        let mut byte = [0];
+        let mut number = [0; 4];
         // Dropping the socket at the deadline makes a late worker kill what it started.
         let received = timeout(DEADLINE, async {
             loop {
                 let mut ready = answer.readable().await?;
-                match ready.try_io(|fd| message::receive(fd.get_ref(), &mut byte)) {
+                match ready.try_io(|fd| message::receive(fd.get_ref(), &mut number)) {
                     Ok(received) => return received,
                     Err(_would_block) => {}
                 }
             }
         });
-        let (length, fds) = received
-            .await
-            .map_err(|_| LaunchError::Deadline { what })?
-            .map_err(io)?;
-        if length == 0 {
-            return Err(io(io::Error::new(
+        let received = received.await.map_err(|_| LaunchError::Deadline { what })?;
+        let taken = received.and_then(|(length, fds)| match length {
+            0 => Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "the worker died before it answered",
-            )));
+            )),
+            _ => take(fds, created, tty),
+        });
+        let (answer, waiting, terminal) = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                // Out of descriptors: what cannot be watched must not run.
+                let started = Pid::from_raw(i32::from_ne_bytes(number));
+                if let Some(pid) = started.filter(|pid| pid.as_raw_nonzero().get() > 1) {
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                }
+                return Err(io(error));
+            }
+        };
+        match answer {
+            Answer::Failed(failure) => Err(failure.into()),
+            Answer::Started { pid, user, filter } => Ok(Launched {
+                pid,
+                end: self.reaper.watch(pid),
+                waiting,
+                user,
+                filter,
+                terminal,
+            }),
         }
-        let mut fds = fds.into_iter();
-        let mut next = || {
-            fds.next()
-                .ok_or(io::ErrorKind::InvalidData.into())
-                .map_err(io)
-        };
-        let (pid, user, filter) = match message::unpack(next()?).map_err(io)? {
-            Answer::Failed(failure) => return Err(failure.into()),
-            Answer::Started { pid, user, filter } => (pid, user, filter),
-        };
-        let waiting = if created {
-            let (status, go, page) = (next()?, next()?, next()?);
-            Some(Waiting { status, go, page })
-        } else {
-            None
-        };
-        let terminal = if tty { fds.next() } else { None };
-        // Telling the worker that its answer arrived ends it, and makes its children ours.
-        Ok(Launched {
-            pid,
-            end: self.reaper.watch(pid),
-            waiting,
-            user,
-            filter,
-            terminal,
-        })
     }
+}
+
+/// What an answer's packet has.
+fn take(
+    fds: Vec<OwnedFd>,
+    created: bool,
+    tty: bool,
+) -> io::Result<(Answer, Option<Waiting>, Option<OwnedFd>)> {
+    let mut fds = fds.into_iter();
+    let mut next = || {
+        fds.next()
+            .ok_or(io::Error::from(io::ErrorKind::InvalidData))
+    };
+    let answer = message::unpack(next()?)?;
+    let started = matches!(answer, Answer::Started { .. });
+    let waiting = if started && created {
+        let (status, go, page) = (next()?, next()?, next()?);
+        Some(Waiting { status, go, page })
+    } else {
+        None
+    };
+    let terminal = (started && tty).then(next).transpose()?;
+    Ok((answer, waiting, terminal))
 }

@@ -4,6 +4,7 @@
 //!
 //! Not here: execve itself (`launcher::finish`).
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,11 @@ use super::root::words;
 
 /// Where commands are looked for when the process has no PATH.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How many characters of a long message are told, from its two ends; each takes up to six bytes in
+/// JSON.
+const BEGINNING: usize = 4096;
+const END: usize = 512;
 
 /// The file a command name means, looked for in the container (the caller has entered it) with the
 /// identity it will run with.
@@ -110,9 +116,22 @@ pub fn refused(file: &Path, error: Errno) -> Failure {
 
 /// Tells a failure on a status pipe; its reader learns of success by the end of file at execve.
 pub fn report(status: OwnedFd, failure: &Failure) {
-    let bytes = serde_json::to_vec(failure).unwrap_or_default();
+    let told = Failure::new(failure.kind, shortened(&failure.message));
+    let bytes = serde_json::to_vec(&told).unwrap_or_default();
     // Nobody to tell if the reader is gone.
     let _ = std::fs::File::from(status).write_all(&bytes);
+}
+
+/// A message that fits into a pipe: a command's name may be of any length. What was attempted stands at
+/// the beginning, and what came of it at the end.
+fn shortened(message: &str) -> Cow<'_, str> {
+    let count = message.chars().count();
+    if count <= BEGINNING + END {
+        return message.into();
+    }
+    let beginning = message.chars().take(BEGINNING);
+    let end = message.chars().skip(count - END);
+    beginning.chain(['…']).chain(end).collect()
 }
 
 #[cfg(test)]
@@ -120,6 +139,21 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn a_failure_with_a_long_name_is_told_whole_enough() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let failure = find_command(&"n\u{1}".repeat(100_000), "/bin").unwrap_err();
+        report(writer, &failure);
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut std::fs::File::from(reader), &mut bytes).unwrap();
+        assert!(bytes.len() < 64 * 1024, "{} bytes", bytes.len());
+        let told: Failure = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(told.kind, FailureKind::CommandNotFound);
+        assert!(told.message.starts_with("exec: \"n"));
+        assert!(told.message.ends_with("executable file not found in $PATH"));
+        assert_eq!(shortened("as it is"), "as it is");
+    }
 
     #[test]
     fn commands_are_found_and_refused_as_a_shell_would() {

@@ -1,7 +1,6 @@
 //! The launcher's own side: its loop, and one worker per request.
 
 use std::io;
-use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -10,7 +9,7 @@ use rustix::process::{DumpableBehavior, Pid, Signal};
 
 use super::fork::{self, Fork};
 use super::message::{self, Answer, ChildStdio, Failure, FailureKind, PidNamespace, Request};
-use super::worker::internal;
+use super::worker::{internal, not_running};
 use super::{create, exec, holder};
 
 /// What a worker has to show: its answer, and descriptors for the agent.
@@ -101,9 +100,14 @@ fn work(fds: Vec<OwnedFd>) {
 }
 
 fn answer(socket: &OwnedFd, answer: &Answer, fds: &[OwnedFd]) -> io::Result<()> {
-    let payload = message::pack(answer)?;
-    let fds = iter::once(&payload).chain(fds).map(AsFd::as_fd);
-    message::send(socket, b"a", &fds.collect::<Vec<_>>())
+    let number = match answer {
+        Answer::Started { pid, .. } => *pid,
+        Answer::Failed(_) => 0,
+    };
+    // Without memory for the words the agent still learns that there was an answer.
+    let payload = message::pack(answer).ok();
+    let fds = payload.iter().chain(fds).map(AsFd::as_fd);
+    message::send(socket, &number.to_ne_bytes(), &fds.collect::<Vec<_>>())
 }
 
 fn carry_out(
@@ -125,16 +129,22 @@ fn carry_out(
     } else {
         None
     };
+    let handles: Vec<_> = fds.collect();
+    if handles.len() != request.handles() {
+        let text = format!("{} descriptors too many or too few", handles.len());
+        return Err(internal("reading the agent's request", text));
+    }
+    let mut handles = handles.iter();
     match request {
         Request::Create(request) => {
-            let pids = match request.pids {
-                PidNamespace::Joined => Some(next()?),
-                PidNamespace::New | PidNamespace::Agents => None,
-            };
-            let users = request.users.map(|_| next()).transpose()?;
-            create::run(&request, stdio, users.as_ref(), pids.as_ref())
+            let joined = request.pids == PidNamespace::Joined;
+            let pids = joined.then(|| handles.next()).flatten();
+            create::run(&request, stdio, handles.next(), pids)
         }
-        Request::Exec(request) => exec::run(&request, stdio, &next()?),
+        Request::Exec(request) => match handles.next() {
+            Some(target) => exec::run(&request, stdio, target),
+            None => Err(not_running()),
+        },
         Request::PidHolder(map) => holder::run(map.as_ref()),
     }
 }

@@ -35,7 +35,7 @@ const MAX_WORD: usize = 1024;
 const MAX_GROUPS: usize = 65_536;
 /// How many of them one packet takes.
 const GROUPS: usize = 4096;
-/// The longest report of a failure, which says paths of 4096 bytes at most.
+/// The longest report of a failure: more does not fit into its pipe either.
 const MAX_REPORT: usize = 64 * 1024;
 
 /// What the container's process says when it is in its container.
@@ -423,7 +423,7 @@ impl Child {
     /// # Errors
     /// When the worker is gone.
     pub fn say(&self, mut word: FirstWord, master: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
-        // More are told of at the start, where the kernel takes them or not.
+        // Groups beyond the limit are dropped here; setgroups(2) refuses them at the start.
         let mut groups = word
             .user
             .as_mut()
@@ -486,4 +486,71 @@ pub fn give(stdio: &ChildStdio, user: &User, map: Option<&IdMap>) -> Result<(), 
         steps().map_err(os("giving the standard streams to the container's user"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel() -> (OwnedFd, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC;
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap()
+    }
+
+    fn child(channel: OwnedFd) -> Child {
+        let (go, status) = rustix::pipe::pipe().unwrap();
+        Child {
+            channel,
+            status,
+            go,
+            page: Page::map(page::new().unwrap()).unwrap(),
+            stdio: None,
+            cgroups: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_first_word_carries_as_many_groups_as_there_can_be() {
+        for count in [0, 1, GROUPS, GROUPS + 1, MAX_GROUPS, MAX_GROUPS + 1] {
+            let (ours, theirs) = channel();
+            let gids: Vec<u32> = (0..u32::try_from(count).unwrap()).collect();
+            let user = User {
+                uid: 1,
+                gid: 2,
+                gids: gids.clone(),
+            };
+            // More packets than a socket holds: somebody must take them meanwhile.
+            let said =
+                std::thread::spawn(move || child(theirs).say(FirstWord::of(Some(user)), None));
+            let (word, master) = first_word(&ours).unwrap().unwrap();
+            assert!(said.join().unwrap().is_ok() && master.is_none());
+            let told = word.user.unwrap().gids;
+            assert_eq!(told, gids[..count.min(MAX_GROUPS)], "{count}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_first_word_is_refused() {
+        let word = |groups: usize| {
+            format!(r#"{{"user":{{"uid":1,"gid":2,"gids":[]}},"groups":{groups}}}"#)
+        };
+        let cases: [(String, &[&[u8]]); 6] = [
+            ("{".to_owned(), &[]),
+            (word(MAX_GROUPS + 1), &[]),
+            (word(usize::MAX), &[]),
+            // Half a number, nothing, and more than was announced.
+            (word(1), &[&[0; 3]]),
+            (word(1), &[]),
+            (word(1), &[&[0; 8]]),
+        ];
+        for (word, packets) in cases {
+            let (ours, theirs) = channel();
+            message::send(&theirs, word.as_bytes(), &[]).unwrap();
+            for packet in packets {
+                message::send(&theirs, packet, &[]).unwrap();
+            }
+            drop(theirs);
+            assert!(first_word(&ours).is_err(), "{word} {packets:?}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ pub mod reaper;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -224,6 +225,13 @@ impl Process {
         self.pidfd.as_ref()
     }
 
+    /// Whether it runs; a zombie does not.
+    pub fn is_alive(&self) -> bool {
+        // What cannot be told is taken for alive.
+        let ended = |pidfd| has_ended(pidfd).unwrap_or(false);
+        self.pidfd.as_ref().is_some_and(|pidfd| !ended(pidfd))
+    }
+
     /// Sends a signal. A process that is gone is no error.
     ///
     /// # Errors
@@ -283,6 +291,24 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.stop_pumps();
+    }
+}
+
+/// Whether a process has ended: its descriptor is readable then (pidfd_open(2)).
+///
+/// # Errors
+/// The kernel's; nothing is known then.
+pub fn has_ended(pidfd: &OwnedFd) -> Result<bool, Errno> {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    loop {
+        let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
+        match rustix::event::poll(&mut polled, Some(&now)) {
+            Err(Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
     }
 }
 

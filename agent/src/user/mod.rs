@@ -120,7 +120,9 @@ fn read_text(root: &OwnedFd, file: &'static str) -> Result<String, UserError> {
     // A link may lead there, and reading some of them takes what others wait for (/proc/kmsg).
     let of = rustix::fs::fstatfs(&fd).map_err(|error| failed(error.into()))?;
     if KERNELS.contains(&of.f_type) {
-        return Err(failed(io::Error::other("is a file of the kernel's")));
+        return Err(failed(io::Error::other(
+            "is on a file system of the kernel (procfs, sysfs, tracefs or debugfs)",
+        )));
     }
     let mut bytes = Vec::new();
     let read = std::fs::File::from(fd)
@@ -244,7 +246,7 @@ mod tests {
         let root = open_root(Path::new("/")).unwrap();
         for file in ["proc/version", "sys/kernel/uevent_seqnum"] {
             let error = read_text(&root, file).unwrap_err();
-            assert!(error.to_string().contains("of the kernel's"), "{error}");
+            assert!(error.to_string().contains("of the kernel ("), "{error}");
         }
     }
 

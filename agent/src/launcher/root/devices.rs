@@ -47,11 +47,19 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> RootError {
     }
 }
 
+/// A /dev that is no volume.
+#[derive(Debug)]
+pub struct OwnDev {
+    dev: OwnedFd,
+    /// Its null device, whatever is mounted there later.
+    pub null: OwnedFd,
+}
+
 /// Fills a new file system for /dev with what lies directly in it. By its own descriptor: where the
 /// image has put /dev does not matter.
-pub(super) fn links(dev: &OwnedFd, plan: Plan<'_>) -> Result<(), RootError> {
+pub(super) fn fill(dev: OwnedFd, plan: Plan<'_>) -> Result<OwnDev, RootError> {
     for (name, target) in LINKS {
-        rustix::fs::symlinkat(target, dev, name)
+        rustix::fs::symlinkat(target, &dev, name)
             .map_err(failed("making the link in /dev:", Path::new(name)))?;
     }
     for (name, major, minor) in NODES {
@@ -62,18 +70,21 @@ pub(super) fn links(dev: &OwnedFd, plan: Plan<'_>) -> Result<(), RootError> {
             mode: 0o666,
             owner: (0, 0),
         };
-        place(dev, Path::new(name), &node, plan.own_users)
+        place(&dev, Path::new(name), &node, plan.own_users)
             .map_err(failed("making the device node", &node.path))?;
     }
-    Ok(())
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let null = rustix::fs::openat(&dev, "null", flags, Mode::empty())
+        .map_err(failed("opening the device node", Path::new("/dev/null")))?;
+    Ok(OwnDev { dev, null })
 }
 
-/// Makes the nodes the container was given: those of /dev by its own descriptor, for where the image
-/// has put it there may be a volume by now.
+/// Makes the nodes the container was given. Those below /dev are made relative to its own descriptor,
+/// because a volume may by now cover the place the image links /dev to.
 pub(super) fn make(
     root: &OwnedFd,
     plan: Plan<'_>,
-    own_dev: Option<&OwnedFd>,
+    own_dev: Option<&OwnDev>,
 ) -> Result<(), RootError> {
     let devices = plan
         .spec
@@ -83,7 +94,7 @@ pub(super) fn make(
     for device in devices.into_iter().flatten() {
         let path = device.path();
         let (top, below) = match (path.strip_prefix("/dev"), own_dev) {
-            (Ok(below), Some(dev)) => (dev, below),
+            (Ok(below), Some(own)) => (&own.dev, below),
             (Ok(_), None) => continue,
             (Err(_), _) => (root, path.as_path()),
         };
@@ -166,9 +177,9 @@ fn bind(parent: &OwnedFd, name: &Path, node: &Node) -> Result<(), Errno> {
 }
 
 /// Shows a terminal as `console` in the container's own /dev.
-pub(super) fn console(dev: &OwnedFd, terminal: impl AsFd) -> Result<(), RootError> {
+pub(super) fn console(own: &OwnDev, terminal: impl AsFd) -> Result<(), RootError> {
     let steps = || -> Result<(), Errno> {
-        let target = resolve::open_or_make(dev, Path::new("console"), Make::File)?;
+        let target = resolve::open_or_make(&own.dev, Path::new("console"), Make::File)?;
         mounts::attach(mounts::clone(terminal, false)?, &target)
     };
     steps().map_err(failed("showing the terminal at", Path::new("/dev/console")))

@@ -57,15 +57,24 @@ pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
     Ok(())
 }
 
-/// Hides paths: a directory under an empty one, everything else under /dev/null.
+/// Hides paths: a directory under an empty one, everything else under a null device, `own` being that
+/// of the container's own /dev. In a user namespace that is the agent's, whose mode and owner nobody
+/// in there can change.
 ///
 /// # Errors
 /// The kernel's.
-pub fn hide(root: &OwnedFd, paths: &[String], own_dev: Option<&OwnedFd>) -> Result<(), RootError> {
+pub fn hide(root: &OwnedFd, paths: &[String], own: Option<&OwnedFd>) -> Result<(), RootError> {
     if paths.is_empty() {
         return Ok(());
     }
-    let null = null(own_dev).map_err(failed("opening the null device at", "/dev/null"))?;
+    let agents;
+    let null = match own {
+        Some(own) => own,
+        None => {
+            agents = null().map_err(failed("opening the null device at", "/dev/null"))?;
+            &agents
+        }
+    };
     for path in paths {
         let steps = || -> Result<(), Errno> {
             // A link is hidden itself: what it leads to may have other names that are in use, as
@@ -78,7 +87,7 @@ pub fn hide(root: &OwnedFd, paths: &[String], own_dev: Option<&OwnedFd>) -> Resu
                 mounts::empty()?
             } else {
                 // The device is read and written all the same; its mode and owner stay.
-                let null = mounts::clone(&null, false)?;
+                let null = mounts::clone(null, false)?;
                 let change = Change {
                     set: mount_attr::RDONLY | mount_attr::NOSUID | mount_attr::NOEXEC,
                     ..Change::default()
@@ -93,14 +102,10 @@ pub fn hide(root: &OwnedFd, paths: &[String], own_dev: Option<&OwnedFd>) -> Resu
     Ok(())
 }
 
-/// The container's, where its /dev is its own: nobody else has that. Else the agent's: what a volume
-/// has there is anything.
-fn null(own_dev: Option<&OwnedFd>) -> Result<OwnedFd, Errno> {
+/// The agent's own: what a volume has at /dev/null is anything.
+fn null() -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let null = match own_dev {
-        Some(dev) => rustix::fs::openat(dev, "null", flags, Mode::empty())?,
-        None => rustix::fs::open("/dev/null", flags, Mode::empty())?,
-    };
+    let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;
     let stat = rustix::fs::fstat(&null)?;
     let number = (
         rustix::fs::major(stat.st_rdev),

@@ -135,7 +135,7 @@ pub struct Built {
     root: OwnedFd,
     read_only: bool,
     /// The container's own /dev, unless that is a volume.
-    own_dev: Option<OwnedFd>,
+    own_dev: Option<devices::OwnDev>,
 }
 
 /// Makes the root, from the caller's new mount namespace.
@@ -165,7 +165,7 @@ pub fn build(plan: Plan<'_>) -> Result<Built, RootError> {
     masks::hide(
         &root,
         &paths(linux.and_then(|l| l.masked_paths().as_ref())),
-        own_dev.as_ref(),
+        own_dev.as_ref().map(|own| &own.null),
     )?;
     let read_only = plan.spec.root().as_ref().and_then(|root| root.readonly());
     Ok(Built {
@@ -223,7 +223,7 @@ impl Built {
     /// The kernel's.
     pub fn console(&self, terminal: impl AsFd) -> Result<(), RootError> {
         match &self.own_dev {
-            Some(dev) => devices::console(dev, terminal),
+            Some(own) => devices::console(own, terminal),
             None => Ok(()),
         }
     }

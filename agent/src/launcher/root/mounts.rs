@@ -12,6 +12,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
+use super::devices::OwnDev;
 use super::options::{self, Options};
 use super::resolve::{self, Make};
 use super::{Plan, RootError};
@@ -97,7 +98,7 @@ pub fn attach_all(
     list: &[Mount],
     sources: Vec<Option<Source>>,
     plan: Plan<'_>,
-) -> Result<Option<OwnedFd>, RootError> {
+) -> Result<Option<OwnDev>, RootError> {
     let mut own_dev = None;
     for (mount, source) in list.iter().zip(sources) {
         let options = options_of(mount);
@@ -112,8 +113,7 @@ pub fn attach_all(
             None => {
                 let made = attach_file_system(root, mount, &options)?;
                 if clean(at) == Path::new("/dev") && mount.typ().as_deref() == Some("tmpfs") {
-                    super::devices::links(&made, plan)?;
-                    own_dev = Some(made);
+                    own_dev = Some(super::devices::fill(made, plan)?);
                 }
             }
         }
@@ -155,7 +155,7 @@ fn attach_source(
             error,
         }
     };
-    refuse_links(root, at)?;
+    refuse_links(root, at, &target, None)?;
     let stat = rustix::fs::fstat(&target).map_err(failed("looking at"))?;
     let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     if directory != source.directory {
@@ -175,18 +175,40 @@ fn attach_source(
 }
 
 /// Through a link somebody else could turn, what is hidden in procfs and sysfs could be shown again:
-/// what is mounted at their places, by whatever kind of mount, is mounted on a plain directory.
-fn refuse_links(root: &OwnedFd, at: &Path) -> Result<(), RootError> {
+/// whatever is mounted at their places, and they themselves anywhere, want a plain directory.
+fn refuse_links(
+    root: &OwnedFd,
+    at: &Path,
+    target: &OwnedFd,
+    kind: Option<&str>,
+) -> Result<(), RootError> {
     let cleaned = clean(at);
-    for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys")] {
-        if cleaned == Path::new(place) && resolve::open_plain(root, at).is_err() {
-            return Err(RootError::Linked {
+    let of = |name, place| cleaned == Path::new(place) || kind == Some(name);
+    let kind = match (of("proc", "/proc"), of("sysfs", "/sys")) {
+        (true, _) => "proc",
+        (_, true) => "sysfs",
+        _ => return Ok(()),
+    };
+    let failed = |error| RootError::Path {
+        what: "looking at",
+        path: at.to_owned(),
+        error,
+    };
+    match resolve::open_plain(root, at) {
+        Ok(_) => Ok(()),
+        Err(Errno::LOOP | Errno::NOTDIR) => {
+            let mode = rustix::fs::fstat(target).map_err(failed)?.st_mode;
+            if FileType::from_raw_mode(mode) != FileType::Directory {
+                // A file there is refused, or not, as one anywhere is.
+                return Ok(());
+            }
+            Err(RootError::Linked {
                 kind,
                 path: at.to_owned(),
-            });
+            })
         }
+        Err(error) => Err(failed(error)),
     }
-    Ok(())
 }
 
 /// Where the file is that a mount point's path leads through.
@@ -269,17 +291,8 @@ fn attach_file_system(
     };
     let target = resolve::open_or_make(root, at, Make::Directory)
         .map_err(path_error("making the mount point"))?;
-    refuse_links(root, at)?;
+    refuse_links(root, at, &target, Some(kind))?;
     refuse_in_proc(root, at, &target)?;
-    // Wherever else they are asked for.
-    for plain in ["proc", "sysfs"] {
-        if kind == plain && resolve::open_plain(root, at).is_err() {
-            return Err(RootError::Linked {
-                kind: plain,
-                path: at.to_owned(),
-            });
-        }
-    }
     let made = make(kind, mount.source().as_deref(), options).map_err(|failure| {
         RootError::FileSystem {
             kind: kind.to_owned(),
@@ -388,12 +401,26 @@ mod tests {
         fs::create_dir(dir.path().join("proc")).unwrap();
         symlink("other", dir.path().join("sys")).unwrap();
         symlink("other", dir.path().join("data")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
         let root = OwnedFd::from(fs::File::open(dir.path()).unwrap());
-        for good in ["/proc", "/proc/", "/data", "/sys/below"] {
-            assert!(refuse_links(&root, Path::new(good)).is_ok(), "{good}");
+        let refused = |at: &str, kind| {
+            let target = resolve::open(&root, Path::new(at), OFlags::PATH).unwrap();
+            refuse_links(&root, Path::new(at), &target, kind).err()
+        };
+        for good in ["/proc", "/proc/", "/data", "/sys/below", "/file"] {
+            assert!(refused(good, None).is_none(), "{good}");
+        }
+        // A file is no link; what cannot be mounted on it is refused with other words.
+        fs::remove_dir(dir.path().join("proc")).unwrap();
+        fs::write(dir.path().join("proc"), "").unwrap();
+        assert!(refused("/proc", None).is_none());
+        assert!(refused("/data/below", Some("tmpfs")).is_none());
+        for kind in ["proc", "sysfs"] {
+            let error = refused("/data/below", Some(kind)).unwrap();
+            assert!(matches!(error, RootError::Linked { .. }), "{error}");
         }
         for bad in ["/sys", "//sys/", "/./sys"] {
-            let error = refuse_links(&root, Path::new(bad)).unwrap_err();
+            let error = refused(bad, None).unwrap();
             assert!(matches!(error, RootError::Linked { .. }), "{bad}: {error}");
         }
     }
