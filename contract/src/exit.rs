@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The report. Whoever reads it treats it as hostile: a guest may have taken over its writer.
+/// The report. Whoever reads it treats it as hostile: a guest may have taken over its writer. A key that
+/// a later release adds is passed over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Report {
     /// Why.
     pub reason: Reason,
@@ -32,7 +32,7 @@ pub enum Reason {
     Stopped,
     /// The process could not go on.
     Error,
-    /// It left no report. Written by the daemon only.
+    /// It left no report; the daemon writes this in its place.
     Killed,
     /// One that this release does not know.
     #[serde(other)]

@@ -1,6 +1,6 @@
 //! Files that get their name when they are whole: after a crash of the node there is the old one, or
-//! the new one with all that is in it. What a record in the database says has its own way
-//! (`records`), and layers have theirs (`images`).
+//! the new one with all that is in it. Not here: records (`records`), layers (`images`), and the
+//! checkpoints of logs (`logs`), which are of no use after a crash of the node: its pods are gone.
 
 use std::{
     fs::{self, File},
@@ -12,8 +12,13 @@ use std::{
 /// Writes a file in the place of what is there. Blocks.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("tmp");
-    File::create(&beside)?.write_all(bytes)?;
-    rename(&beside, path)
+    let written = File::create(&beside)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| rename(&beside, path));
+    if written.is_err() {
+        let _gone = fs::remove_file(&beside);
+    }
+    written
 }
 
 /// Gives a finished file its name, once it is on disk. Blocks.
@@ -21,8 +26,10 @@ pub fn rename(unfinished: &Path, path: &Path) -> io::Result<()> {
     File::open(unfinished)?.sync_all()?;
     fs::rename(unfinished, path)?;
     // Else a name on disk may still mean the file before.
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    File::open(directory)?.sync_all()
+    match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => File::open(directory)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// The most virtual CPUs: the guest's kernel knows no more (`CONFIG_NR_CPUS`).
+pub const MAX_VCPUS: u8 = 64;
+/// The most guest memory, in MiB.
+pub const MAX_MEMORY_MIB: u64 = 1 << 20;
+
 /// One VM. Descriptor numbers are those in the VMM's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

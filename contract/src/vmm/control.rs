@@ -63,7 +63,7 @@ pub struct AttachDisk {
 
 /// What the VMM answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// It was done.
     Ok(Done),
@@ -73,7 +73,6 @@ pub enum Answer {
 
 /// The parts an answer may have.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Done {
     /// Where a device was put.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -88,7 +87,6 @@ pub struct Done {
 
 /// Why something was not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Failure {
     /// For programs.
     pub kind: ErrorKind,

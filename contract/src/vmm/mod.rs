@@ -5,7 +5,7 @@ mod config;
 mod control;
 
 pub use config::{
-    BadMacAddress, Config, Console, ControlSocket, Disk, Fs, Jail, MacAddress, Net, RestoreFds,
-    Vsock,
+    BadMacAddress, Config, Console, ControlSocket, Disk, Fs, Jail, MAX_MEMORY_MIB, MAX_VCPUS,
+    MacAddress, Net, RestoreFds, Vsock,
 };
 pub use control::{Answer, AttachDisk, Done, ErrorKind, Failure, Request, Resize, Started};

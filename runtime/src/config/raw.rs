@@ -123,12 +123,12 @@ sections! {
     sandbox: Sandbox {
         /// Virtual CPUs of a pod without a CPU limit; 0 means as many as the host has, 4 at most.
         vcpus: u64 = 0;
-        /// The most virtual CPUs a pod gets; 0 means as many as the host has.
+        /// The most virtual CPUs a pod gets, at most 64; 0 means as many as the host has.
         max_vcpus: u64 = 0;
         /// Guest memory in MiB of a pod without a memory limit.
         memory_mib: u64 = 512;
-        /// The most guest memory in MiB a pod can be resized to while it runs; 0 means as much as the
-        /// host has. Address space only, until a pod is resized.
+        /// The most guest memory in MiB a pod can be resized to while it runs, at most 1048576; 0 means as
+        /// much as the host has. Address space only, until a pod is resized.
         max_memory_mib: u64 = 0;
         /// Guest memory in MiB below which no pod is started: less does not boot.
         min_memory_mib: u64 = 80;

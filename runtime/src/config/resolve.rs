@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_contract::vmm::{MAX_MEMORY_MIB, MAX_VCPUS};
+
 use super::raw::Raw;
 use crate::images::Pinned;
 
@@ -375,12 +377,13 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         )?,
     };
 
-    let max_vcpus = match At("sandbox", "max_vcpus").number(raw.sandbox.max_vcpus, 0, 255)? {
-        0 => host_cpus.min(255),
-        n => n,
-    };
+    let max_vcpus =
+        match At("sandbox", "max_vcpus").number(raw.sandbox.max_vcpus, 0, u64::from(MAX_VCPUS))? {
+            0 => host_cpus.min(u32::from(MAX_VCPUS)),
+            n => n,
+        };
     let min_memory_mib =
-        At("sandbox", "min_memory_mib").number(raw.sandbox.min_memory_mib, 32, MOST_MIB)?;
+        At("sandbox", "min_memory_mib").number(raw.sandbox.min_memory_mib, 32, MAX_MEMORY_MIB)?;
     let sandbox = Sandbox {
         vcpus: match At("sandbox", "vcpus").number(raw.sandbox.vcpus, 0, u64::from(max_vcpus))? {
             0 => host_cpus.min(4).min(max_vcpus),
@@ -390,12 +393,12 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         memory_mib: At("sandbox", "memory_mib").number(
             raw.sandbox.memory_mib,
             min_memory_mib,
-            MOST_MIB,
+            MAX_MEMORY_MIB,
         )?,
         max_memory_mib: match At("sandbox", "max_memory_mib").number(
             raw.sandbox.max_memory_mib,
             0,
-            MOST_MIB,
+            MAX_MEMORY_MIB,
         )? {
             0 => host_memory_mib(),
             n => n,
@@ -566,5 +569,5 @@ fn host_memory_mib() -> u64 {
             .parse::<u64>()
             .ok()
     });
-    (kib.unwrap_or(0) / 1_024).min(MOST_MIB)
+    (kib.unwrap_or(0) / 1_024).min(MAX_MEMORY_MIB)
 }

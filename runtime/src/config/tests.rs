@@ -74,6 +74,15 @@ fn bad_files_name_file_line_key_and_what_is_allowed() {
             "[sandbox]\nmax_vcpus = 2\nvcpus = 3",
             &["line 3", "sandbox.vcpus = 3", "to 2"],
         ),
+        // No VM can have more.
+        (
+            "[sandbox]\nmax_vcpus = 65",
+            &["sandbox.max_vcpus = 65", "to 64"],
+        ),
+        (
+            "[sandbox]\nmax_memory_mib = 1048577",
+            &["sandbox.max_memory_mib = 1048577", "to 1048576"],
+        ),
         (
             "[boot]\ntimeout_secs = 0",
             &["boot.timeout_secs = 0", "from 1"],

@@ -214,3 +214,25 @@ pub struct VmExit {
     /// Nanoseconds since the epoch.
     pub at: i64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::testing;
+
+    #[test]
+    fn ends_recorded_by_earlier_releases_are_read() {
+        for (word, reason) in [
+            ("killed", Reason::Killed),
+            ("power_off", Reason::PowerOff),
+            ("something of a later release", Reason::Unknown),
+        ] {
+            let mut record = serde_json::to_value(testing::sandbox("a")).unwrap();
+            record["exit"] = serde_json::json!({
+                "reason": word, "message": "m", "console_tail": "t", "at": 5
+            });
+            let read: SandboxRecord = serde_json::from_value(record).unwrap();
+            assert_eq!(read.exit.unwrap().reason, reason);
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! How large a pod's VM is: from what the kubelet says the pod may use, from the defaults where it
 //! says nothing, and never more than the pod's cgroup allows. Pure.
 
+use bulkhead_contract::vmm::MAX_MEMORY_MIB;
 use bulkhead_proto::cri::{LinuxContainerResources, LinuxPodSandboxConfig};
 
 use super::SandboxError;
@@ -44,7 +45,7 @@ pub fn shape(
     let resources = linux.and_then(|l| l.resources.as_ref());
     let overhead = linux.and_then(|l| l.overhead.as_ref());
     let vcpus = vcpus(sandbox, resources, overhead)?;
-    let memory_mib = memory(sandbox, vmm, resources, overhead, cgroup)?;
+    let memory_mib = memory(sandbox, vmm, resources, overhead, cgroup)?.min(MAX_MEMORY_MIB);
     // A processor the guest may get some day takes some of its memory from the start (its per-CPU
     // area), so there are some times as many as it has, not as many as the host has.
     let room = vcpus.saturating_mul(VCPU_ROOM).max(VCPU_ROOM_MIN);
@@ -299,6 +300,8 @@ mod tests {
             (resources(10_000_000, 4096), None, None, 8, 4060),
             (None, None, Some(300), 2, 278),
             (None, resources(0, 64), Some(4096), 2, 512),
+            // No VM can have as much as this limit.
+            (resources(0, 4 << 20), None, None, 2, MAX_MEMORY_MIB),
         ];
         for (res, over, cgroup, vcpus, memory_mib) in table {
             let got = of(res.clone(), over.clone(), cgroup).unwrap();

@@ -74,6 +74,14 @@ pub enum VmmError {
         /// Its words.
         message: String,
     },
+    /// The pod cannot be described to a VMM.
+    #[error("cannot write the VMM's configuration: {key}: {what}")]
+    Configuration {
+        /// The key (docs/vmm-api.md).
+        key: &'static str,
+        /// What is wrong with its value.
+        what: String,
+    },
     /// An operating-system call failed.
     #[error("cannot {action}")]
     Os {
@@ -107,7 +115,7 @@ impl Grpc for VmmError {
                 | ErrorKind::Internal
                 | ErrorKind::Unknown => Code::Internal,
             },
-            Self::Refused { .. } => Code::FailedPrecondition,
+            Self::Refused { .. } | Self::Configuration { .. } => Code::FailedPrecondition,
             Self::Protocol { .. } => Code::Internal,
         }
     }

@@ -217,8 +217,8 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
             mac: nic
                 .mac
                 .parse()
-                .map_err(|error: BadMacAddress| VmmError::Protocol {
-                    during: "writing its configuration",
+                .map_err(|error: BadMacAddress| VmmError::Configuration {
+                    key: "nets[].mac",
                     what: error.to_string(),
                 })?,
             mtu: fitting("nets[].mtu", nic.mtu)?,
@@ -268,18 +268,18 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
         restore_fds: None,
         hold: false,
     };
-    let document = serde_json::to_vec(&config).map_err(|e| VmmError::Protocol {
-        during: "writing its configuration",
+    let document = serde_json::to_vec(&config).map_err(|e| VmmError::Configuration {
+        key: "(all)",
         what: e.to_string(),
     })?;
     Ok((document, files.0, log))
 }
 
 /// A number as the document has it; one that does not fit is more than any VMM takes.
-fn fitting<T: TryFrom<u32>>(key: &str, value: u32) -> Result<T, VmmError> {
-    T::try_from(value).map_err(|_| VmmError::Protocol {
-        during: "writing its configuration",
-        what: format!("{key}: {value} is more than it takes"),
+fn fitting<T: TryFrom<u32>>(key: &'static str, value: u32) -> Result<T, VmmError> {
+    T::try_from(value).map_err(|_| VmmError::Configuration {
+        key,
+        what: format!("{value} is more than a VM can have"),
     })
 }
 

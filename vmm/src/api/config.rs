@@ -4,14 +4,13 @@ use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::path::{Component, PathBuf};
 
-use bulkhead_contract::vmm::Config;
+use bulkhead_contract::vmm::{Config, MAX_MEMORY_MIB, MAX_VCPUS};
 
 use crate::devices::fs::MAX_TAG;
 
 /// Guest memory, in MiB: less boots no kernel.
-const MEMORY_MIB: std::ops::RangeInclusive<u64> = 32..=1024 * 1024;
-/// The guest kernel knows 64 CPUs.
-const VCPUS: std::ops::RangeInclusive<u8> = 1..=64;
+const MEMORY_MIB: std::ops::RangeInclusive<u64> = 32..=MAX_MEMORY_MIB;
+const VCPUS: std::ops::RangeInclusive<u8> = 1..=MAX_VCPUS;
 const QUEUES: std::ops::RangeInclusive<u16> = 1..=16;
 const QUEUE_SIZE: std::ops::RangeInclusive<u16> = 16..=1024;
 const CONSOLE_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 30;
