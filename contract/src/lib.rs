@@ -5,9 +5,10 @@
 //! it ends. Whether a value makes sense is for its reader to say. Calls to the agent are gRPC, in
 //! `bulkhead-proto`.
 //!
-//! What the daemon says has no key that its reader does not know: what it asks for must not be passed
-//! over. What it is told may have some, for a daemon of one release meets the machines of another: every document that was ever released is
-//! kept in `tests/golden`, a directory for each version, and must still be read.
+//! Readers refuse unknown keys in what the daemon says, because what it asks for must not be ignored.
+//! The daemon ignores unknown keys in what it is told: a daemon of one release meets the machines of
+//! another. So every document that was ever released is kept in `tests/golden`, a directory for each
+//! version, and must still be read.
 #![forbid(unsafe_code)]
 
 pub mod exit;

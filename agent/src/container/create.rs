@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex};
 
 use bulkhead_proto::agent::{CreateContainerRequest, PidMode, ResolvedUser, volume};
 use prost::Message;
-use rustix::process::{Pid, Signal};
 
 use super::holder::{self, Holder};
 use super::implied;
@@ -23,7 +22,7 @@ use crate::apparmor;
 use crate::huge_pages;
 use crate::launcher::message::{CreateRequest, PidNamespace, Request};
 use crate::paths::Paths;
-use crate::process::{Process, Reading, Streams, exit};
+use crate::process::{Process, Reading, Streams, exit, kill_new};
 use crate::userns::{self, IdMap};
 use crate::volumes::{Prepared, Volumes, image};
 
@@ -241,7 +240,7 @@ impl Containers {
             error,
         };
         if let Some(holder) = current.as_ref() {
-            if !holder.has_ended().map_err(|error| opening(error.into()))? {
+            if !holder.has_ended().map_err(opening)? {
                 return Ok(Arc::clone(holder));
             }
             tracing::warn!("the first process of the pod's shared PID namespace was ended");
@@ -253,9 +252,7 @@ impl Containers {
             .launch(Request::PidHolder(map), None, &[])
             .await?;
         let holder = Holder::of(launched.pid).map_err(|error| {
-            if let Some(pid) = Pid::from_raw(launched.pid) {
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
-            }
+            kill_new(launched.pid);
             opening(error)
         })?;
         Ok(Arc::clone(current.insert(Arc::new(holder))))

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch as channel};
 use super::{Container, ContainerError, Containers, Phase, cgroup, check_id, lock, spec, watch};
 use crate::launcher::LaunchError;
 use crate::launcher::message::{ExecRequest, Request};
-use crate::process::{Process, Reading, Streams, exit};
+use crate::process::{Process, Reading, Streams, exit, kill_new};
 
 /// How many cgroups of execs a container can have at one time. What is started beyond shares the
 /// container's own.
@@ -234,9 +234,7 @@ impl Containers {
             }),
             Err(error) => {
                 // Without its streams nobody could ever tell it anything.
-                if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                }
+                kill_new(pid);
                 Err(error.into())
             }
         }

@@ -41,7 +41,7 @@ impl Holder {
     ///
     /// # Errors
     /// The kernel's; nothing is known then.
-    pub fn has_ended(&self) -> Result<bool, Errno> {
+    pub fn has_ended(&self) -> io::Result<bool> {
         has_ended(&self.process)
     }
 

@@ -1,8 +1,8 @@
 //! What the agent and the launcher say to each other. A request is one packet: its descriptors,
 //! with the JSON in the first of them (a memory file, so that a long command line fits). The answer
-//! is one on a socket of its own: the number of the process that was started (0 for none), and the same.
-//! What processes and namespaces are meant is said
-//! by descriptors: a number may be another's by the time it is read.
+//! is one on a socket of its own: the number of the process that was started (0 for none), and JSON
+//! in the same way. Processes and namespaces to join are passed as descriptors: a number may be
+//! another's by the time it is read.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};

@@ -26,13 +26,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{Pid, Signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use self::message::{Answer, ChildStdio, Failure, Request, User};
 use self::seccomp::Filter;
 use crate::process::exit::ExitStatus;
+use crate::process::kill_new;
 use crate::process::reaper::Reaper;
 use crate::watched;
 
@@ -180,10 +180,7 @@ impl Launcher {
             Ok(taken) => taken,
             Err(error) => {
                 // Out of descriptors: what cannot be watched must not run.
-                let started = Pid::from_raw(i32::from_ne_bytes(number));
-                if let Some(pid) = started.filter(|pid| pid.as_raw_nonzero().get() > 1) {
-                    let _ = rustix::process::kill_process(pid, Signal::KILL);
-                }
+                kill_new(i32::from_ne_bytes(number));
                 return Err(io(error));
             }
         };

@@ -5,12 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{DumpableBehavior, Pid, Signal};
+use rustix::process::{DumpableBehavior, Signal};
 
 use super::fork::{self, Fork};
 use super::message::{self, Answer, ChildStdio, Failure, FailureKind, PidNamespace, Request};
 use super::worker::{internal, not_running};
 use super::{create, exec, holder};
+use crate::process::kill_new;
 
 /// What a worker has to show: its answer, and descriptors for the agent.
 pub type Answered = (Answer, Vec<OwnedFd>);
@@ -93,9 +94,7 @@ fn work(fds: Vec<OwnedFd>) {
     let sent = answer(&socket, &answered, &fds);
     if let (Err(_), Answer::Started { pid, .. }) = (sent, answered) {
         // The agent gave up waiting: what it does not know must not run.
-        if let Some(pid) = Pid::from_raw(pid) {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
+        kill_new(pid);
     }
 }
 

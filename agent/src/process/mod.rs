@@ -6,10 +6,11 @@ pub mod exit;
 pub mod pump;
 pub mod reaper;
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -20,6 +21,7 @@ use self::buffer::StreamBuffer;
 use self::exit::ExitWatch;
 use self::pump::{Input, Kind, Output};
 use crate::launcher::message::ChildStdio;
+use crate::launcher::terminal;
 use crate::null;
 
 /// What can go wrong with a process that runs.
@@ -298,17 +300,19 @@ impl Drop for Process {
 ///
 /// # Errors
 /// The kernel's; nothing is known then.
-pub fn has_ended(pidfd: &OwnedFd) -> Result<bool, Errno> {
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    loop {
-        let mut polled = [PollFd::new(pidfd, PollFlags::IN)];
-        match rustix::event::poll(&mut polled, Some(&now)) {
-            Err(Errno::INTR) => {}
-            ready => return Ok(ready? > 0),
-        }
+pub fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    match terminal::wait_readable(pidfd, Duration::ZERO) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Kills a process that was just made and cannot be kept, by its number: nobody has reaped it. Numbers
+/// that mean others (kill(2)) and that of the agent are passed over.
+pub fn kill_new(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 1) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
     }
 }
 

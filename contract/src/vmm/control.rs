@@ -98,7 +98,7 @@ pub struct Failure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
-    /// The request or the configuration is not possible.
+    /// The request or the configuration is invalid.
     BadRequest,
     /// There is no such device.
     NotFound,

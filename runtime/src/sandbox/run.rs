@@ -227,8 +227,8 @@ impl Start<'_> {
                     timeline.step("namespace", prepare).await?;
                 }
                 let listener = ReadyListener::bind(&machine.ready(), ROOT)?;
-                let plan = self.host_pod(dir);
-                let spawn = host::spawn(&app.config.host.agent, dir, &plan);
+                let pod = self.host_pod(dir);
+                let spawn = host::spawn(&app.config.host.agent, dir, &pod);
                 let process = timeline.step("agent process", spawn).await?;
                 (process, Vec::new(), listener)
             }
