@@ -1,6 +1,6 @@
 //! The state all RPCs share: one [`App`] per daemon, handed around as `Arc<App>`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::{
     config::Config,
@@ -8,11 +8,11 @@ use crate::{
     events::Events,
     host::DefaultProfile,
     images::{Images, ImagesError},
+    lock::lock,
     network::PodNetwork,
     records::{Records, RecordsError},
     sandbox::Pods,
     streaming::Streaming,
-    volumes::Volumes,
 };
 
 /// Everything the daemon holds. Parts have their own locks; there is none over the whole.
@@ -34,8 +34,6 @@ pub struct App {
     pub events: Events,
     /// URLs of the streaming server.
     pub streaming: Streaming,
-    /// What the volumes module keeps in memory.
-    pub volumes: Volumes,
     /// The AppArmor profile of pods on the host.
     pub host_profile: DefaultProfile,
     pod_cidr: Mutex<String>,
@@ -63,7 +61,6 @@ impl App {
             containers: Containers::new(&config),
             events: Events::default(),
             streaming: Streaming::default(),
-            volumes: Volumes::default(),
             host_profile: DefaultProfile::default(),
             images,
             records,
@@ -74,14 +71,11 @@ impl App {
 
     /// The pod CIDR the kubelet last sent (UpdateRuntimeConfig), empty if none.
     pub fn pod_cidr(&self) -> String {
-        self.pod_cidr
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.pod_cidr).clone()
     }
 
     /// Keeps the pod CIDR the kubelet sent.
     pub fn set_pod_cidr(&self, cidr: String) {
-        *self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner) = cidr;
+        *lock(&self.pod_cidr) = cidr;
     }
 }

@@ -18,6 +18,7 @@ use crate::{
         ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, MachineKind, SandboxRecord,
     },
     sandbox::{self, Change, Pod, new_id, now_ns},
+    task::{blocking, detached},
     volumes::{self, guest},
 };
 
@@ -33,9 +34,7 @@ pub async fn create(
     app: Arc<App>,
     request: cri::CreateContainerRequest,
 ) -> Result<String, ContainerError> {
-    tokio::spawn(async move { create_now(&app, request).await })
-        .await
-        .map_err(|_| ContainerError::Ending)?
+    detached(async move { create_now(&app, request).await }).await
 }
 
 async fn create_now(
@@ -144,7 +143,7 @@ async fn create_now(
                     undo,
                     "a failed creation is taken back later"
                 );
-                undo_later(app, record);
+                undo_later(app, &pod, record);
             }
             Err(error)
         }
@@ -153,16 +152,12 @@ async fn create_now(
 
 /// Takes a failed creation back as soon as the guest lets it (an agent that was too slow may still
 /// be at it), or the pod goes. Until then its record keeps the name taken and the image held.
-fn undo_later(app: &Arc<App>, record: Arc<ContainerRecord>) {
+fn undo_later(app: &Arc<App>, pod: &Pod, record: Arc<ContainerRecord>) {
     let app = Arc::clone(app);
+    let mut over = pod.over();
     tokio::spawn(async move {
-        let mut ending = app
-            .containers
-            .pod(&record.meta.sandbox_id)
-            .ending
-            .subscribe();
         loop {
-            let ended = ending.wait_for(|ending| *ending);
+            let ended = over.wait_for(|over| *over);
             let gone = tokio::time::timeout(UNDO_EVERY, ended).await.is_ok();
             match dismantle(&app, &record).await {
                 Ok(()) => {
@@ -200,9 +195,9 @@ async fn build(
         sandbox::fit(app, pod, Change::New(limits)).await?;
     }
     guest::attach(app, pod, &mut volumes).await?;
-    disks::attach(app, pod, layers).await?;
-    disks::attach(app, pod, &volumes.layers).await?;
-    disks::attach_devices(app, pod, &volumes.disks).await?;
+    disks::attach(pod, layers).await?;
+    disks::attach(pod, &volumes.layers).await?;
+    disks::attach_devices(pod, &volumes.disks).await?;
     let plan = planned.plan;
     let request = agent::CreateContainerRequest {
         container_id: id.to_owned(),
@@ -303,11 +298,7 @@ async fn plan_volumes(
         share: sandbox.has_share(),
     };
     let config = config.clone();
-    let look = move || volumes::inspect(&config, &circumstances);
-    let plan = tokio::task::spawn_blocking(look)
-        .await
-        .map_err(|_| ContainerError::Ending)??;
-    Ok(plan)
+    blocking(move || Ok(volumes::inspect(&config, &circumstances)?)).await
 }
 
 /// Everything else that can be refused without the guest. What a failure leaves is images held.
@@ -337,11 +328,9 @@ async fn plan(
         .and_then(|linux| linux.security_context)
         .unwrap_or_default();
     let localhost = match seccomp::choose(&context)? {
-        seccomp::Choice::Localhost(path) => Some(
-            tokio::task::spawn_blocking(move || seccomp::read_localhost(&path))
-                .await
-                .map_err(|_| ContainerError::Ending)??,
-        ),
+        seccomp::Choice::Localhost(path) => {
+            Some(blocking(move || Ok::<_, ContainerError>(seccomp::read_localhost(&path)?)).await?)
+        }
         seccomp::Choice::Unconfined | seccomp::Choice::RuntimeDefault => None,
     };
     let kernel = match sandbox.machine {
@@ -365,12 +354,11 @@ async fn plan(
         check_target(app, sandbox, &plan.pid_target)?;
     }
     if on_host && context.privileged {
-        plan = tokio::task::spawn_blocking(move || {
+        plan = blocking(move || {
             host_devices::give_all(&mut plan)?;
-            Ok::<_, oci::OciError>(plan)
+            Ok::<_, ContainerError>(plan)
         })
-        .await
-        .map_err(|_| ContainerError::Ending)??;
+        .await?;
     }
     let apparmor_policy = match apparmor::choose(&context)? {
         // The host's own kernel has it, or the agent refuses it: nothing is loaded there for a pod.

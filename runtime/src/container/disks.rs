@@ -13,6 +13,7 @@ use crate::{
     images::LayerDisk,
     records::ContainerRecord,
     sandbox::{Machine, Pod},
+    task::blocking,
     vmm::{Control, VmmError},
     volumes::BlockDisk,
 };
@@ -21,13 +22,8 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Plugs those of the layers the pod does not have.
-pub(super) async fn attach(
-    app: &App,
-    pod: &Pod,
-    layers: &[LayerDisk],
-) -> Result<(), ContainerError> {
-    let state = app.containers.pod(&pod.id);
-    let mut disks = state.disks.lock().await;
+pub(super) async fn attach(pod: &Pod, layers: &[LayerDisk]) -> Result<(), ContainerError> {
+    let mut disks = pod.disks.lock().await;
     let control = match &pod.machine {
         Machine::Vm { control, .. } => control,
         Machine::Host { .. } => {
@@ -59,14 +55,13 @@ pub(super) async fn attach(
             continue;
         }
         let path = layer.path.clone();
-        let file = tokio::task::spawn_blocking(move || {
+        let file = blocking(move || {
             File::open(&path).map_err(|source| ContainerError::Os {
                 action: format!("open the image layer {}", path.display()),
                 source,
             })
         })
-        .await
-        .map_err(|_| ContainerError::Ending)??;
+        .await?;
         plug(control, &layer.serial, true, &file).await?;
         disks.insert(layer.serial.clone());
     }
@@ -74,17 +69,12 @@ pub(super) async fn attach(
 }
 
 /// Plugs those of the block devices the pod does not have.
-pub(super) async fn attach_devices(
-    app: &App,
-    pod: &Pod,
-    devices: &[BlockDisk],
-) -> Result<(), ContainerError> {
+pub(super) async fn attach_devices(pod: &Pod, devices: &[BlockDisk]) -> Result<(), ContainerError> {
     if devices.is_empty() {
         return Ok(());
     }
     let control = pod.vmm()?;
-    let state = app.containers.pod(&pod.id);
-    let mut disks = state.disks.lock().await;
+    let mut disks = pod.disks.lock().await;
     for device in devices {
         if disks.contains(&device.serial) {
             continue;
@@ -140,8 +130,7 @@ pub(super) async fn release(
     pod: &Pod,
     record: &ContainerRecord,
 ) -> Result<(), ContainerError> {
-    let state = app.containers.pod(&pod.id);
-    let mut disks = state.disks.lock().await;
+    let mut disks = pod.disks.lock().await;
     let needed: HashSet<String> = of_pod(app, &pod.id)
         .iter()
         .filter(|other| other.meta.id != record.meta.id)

@@ -11,6 +11,7 @@ use crate::{
     oci::{OciError, apparmor::AppArmorError},
     records::{ContainerState, RecordsError},
     sandbox::SandboxError,
+    task::TaskError,
     vmm::VmmError,
     volumes::VolumeError,
 };
@@ -138,9 +139,9 @@ pub enum ContainerError {
         /// Why.
         source: std::io::Error,
     },
-    /// The task was torn down.
-    #[error("the request was given up, because the daemon is ending")]
-    Ending,
+    /// Its task did not come to its end.
+    #[error(transparent)]
+    Task(#[from] TaskError),
 }
 
 impl Grpc for ContainerError {
@@ -165,7 +166,7 @@ impl Grpc for ContainerError {
             Self::Vmm(e) => e.code(),
             Self::Records(e) => e.code(),
             Self::Os { source, .. } => io_code(source),
-            Self::Ending => Code::Unavailable,
+            Self::Task(e) => e.code(),
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     error::chain,
     records::{ContainerRecord, ContainerState},
     sandbox::{Pod, now_ns},
+    task::blocking,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -32,17 +33,17 @@ const LOST: i32 = 255;
 
 /// Follows the pod's events until the pod is gone.
 pub(super) fn watch(app: &Arc<App>, pod: &Arc<Pod>) {
-    let mut ending = app.containers.pod(&pod.id).ending.subscribe();
+    let mut over = pod.over();
     let (app, pod) = (Arc::clone(app), Arc::clone(pod));
     tokio::spawn(async move {
         let mut next = 0;
         loop {
             tokio::select! {
                 () = stream(&app, &pod, &mut next) => {}
-                _ = ending.wait_for(|ending| *ending) => return,
+                _over = over.wait_for(|over| *over) => return,
             }
             // The connection broke; the channel makes a new one.
-            if pause(&mut ending).await {
+            if pause(&mut over).await {
                 return;
             }
         }
@@ -50,8 +51,8 @@ pub(super) fn watch(app: &Arc<App>, pod: &Arc<Pod>) {
 }
 
 /// Waits before the next try; true if the pod is gone meanwhile.
-async fn pause(ending: &mut watch::Receiver<bool>) -> bool {
-    tokio::time::timeout(RETRY, ending.wait_for(|ending| *ending))
+async fn pause(over: &mut watch::Receiver<bool>) -> bool {
+    tokio::time::timeout(RETRY, over.wait_for(|over| *over))
         .await
         .is_ok()
 }
@@ -84,26 +85,30 @@ async fn stream(app: &Arc<App>, pod: &Pod, next: &mut u64) {
 }
 
 fn handle(app: &Arc<App>, pod: &Pod, event: Event) {
-    // A guest speaks for its own containers only.
+    // A guest speaks for its own containers only, and for those that have come up.
     let own = app
         .records
         .containers
         .get(&event.container_id)
-        .is_some_and(|record| record.meta.sandbox_id == pod.id);
-    if !own {
+        .filter(|record| {
+            record.meta.sandbox_id == pod.id && record.status.state != ContainerState::Creating
+        });
+    let Some(record) = own else {
         return;
-    }
+    };
+    let live = app.containers.live(&record.meta.id);
     match event.what {
-        Some(What::Exited(exit)) => {
+        // However often a guest says so: a container ends once, and one task sees to that.
+        Some(What::Exited(exit)) if live.begin_ending() => {
             let app = Arc::clone(app);
-            tokio::spawn(async move { ended(&app, &event.container_id, exit).await });
+            tokio::spawn(async move { ended(&app, &record.meta.id, exit).await });
         }
-        Some(What::Oom(_)) => tracing::info!(
-            container = event.container_id,
+        Some(What::Oom(_)) if live.may_log_oom() => tracing::info!(
+            container = record.meta.id,
             pod = pod.id,
-            "a process of the container was killed for want of memory"
+            "the kernel killed a process of the container: it reached its memory limit"
         ),
-        None => {}
+        Some(What::Exited(_) | What::Oom(_)) | None => {}
     }
 }
 
@@ -114,7 +119,7 @@ async fn ended(app: &Arc<App>, id: &str, exit: Exit) {
     start::ended(app, id, exit).await;
 }
 
-/// Brings records and guest together, for a pod that was there before this daemon.
+/// Brings records and guest together, for a pod that was there before this daemon. May be repeated.
 pub(super) async fn catch_up(app: &Arc<App>, pod: &Arc<Pod>) -> Result<(), ContainerError> {
     let records: Vec<_> = app
         .records
@@ -123,11 +128,8 @@ pub(super) async fn catch_up(app: &Arc<App>, pod: &Arc<Pod>) -> Result<(), Conta
         .into_iter()
         .filter(|record| record.meta.sandbox_id == pod.id)
         .collect();
-    {
-        let state = app.containers.pod(&pod.id);
-        let mut disks = state.disks.lock().await;
-        disks.extend(records.iter().flat_map(|record| record.meta.layers.clone()));
-    }
+    let disks = records.iter().flat_map(|record| record.meta.disks());
+    pod.disks.lock().await.extend(disks);
     let answer = pod
         .agent
         .call("list the containers", DEADLINE, |mut agent| async move {
@@ -139,6 +141,7 @@ pub(super) async fn catch_up(app: &Arc<App>, pod: &Arc<Pod>) -> Result<(), Conta
         .into_iter()
         .map(|state| (state.container_id.clone(), state))
         .collect();
+    let mut result = Ok(());
     for record in records {
         let state = guest.remove(&record.meta.id);
         if let Err(error) = reconcile(app, pod, &record, state).await {
@@ -147,6 +150,7 @@ pub(super) async fn catch_up(app: &Arc<App>, pod: &Arc<Pod>) -> Result<(), Conta
                 error = chain(&error),
                 "the container cannot be taken over whole"
             );
+            result = Err(error);
         }
     }
     for id in guest.into_keys() {
@@ -165,7 +169,7 @@ pub(super) async fn catch_up(app: &Arc<App>, pod: &Arc<Pod>) -> Result<(), Conta
             })
             .await?;
     }
-    Ok(())
+    result
 }
 
 async fn reconcile(
@@ -182,7 +186,7 @@ async fn reconcile(
     let Some(guest) = guest else {
         if record.status.state != ContainerState::Exited {
             let message = "the guest no longer knows the container".to_owned();
-            record_exit(app, id, lost(), message).await;
+            record_exit(app, id, lost(), message).await?;
         }
         return Ok(());
     };
@@ -203,13 +207,14 @@ async fn reconcile(
             .await?;
     }
     let (checkpoints, container) = (app.containers.checkpoints.clone(), id.clone());
-    let checkpoint = tokio::task::spawn_blocking(move || checkpoints.load(&container))
-        .await
-        .map_err(|_| ContainerError::Ending)??;
-    if !checkpoint.is_some_and(|checkpoint| checkpoint.ended) {
+    let checkpoint =
+        blocking(move || Ok::<_, ContainerError>(checkpoints.load(&container)?)).await?;
+    let live = app.containers.live(id);
+    // At a second try it may be carried already.
+    if live.pump().is_none() && !checkpoint.is_some_and(|checkpoint| checkpoint.ended) {
         follow(app, pod, record, true).await?;
     }
-    if phase == Phase::Exited {
+    if phase == Phase::Exited && live.begin_ending() {
         let exit = guest.exit.unwrap_or_else(lost);
         let (app, id) = (Arc::clone(app), id.clone());
         tokio::spawn(async move { ended(&app, &id, exit).await });

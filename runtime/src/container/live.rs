@@ -1,20 +1,28 @@
-//! What is kept in memory beside the records: who carries a container's output, who waits for its
-//! end, which names are being taken, which disks a pod's VM has.
+//! What is kept of containers in memory beside the records: who carries a container's output, who
+//! waits for its end, which names are being taken. What a pod has is the pod's (`sandbox::Pod`).
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
+use bulkhead_proto::agent::Exit;
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::{ContainerError, stats::Samples};
 use crate::{
     config::Config,
+    lock::lock,
     logs::{Checkpoints, Pump},
     records::{ContainerRecord, ContainerState, Table},
 };
+
+/// Of a container's out-of-memory kills, one is logged in this time.
+const OOM_LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// What the container module keeps in memory, beside the records.
 #[derive(Debug)]
@@ -24,7 +32,6 @@ pub struct Containers {
     live: Mutex<HashMap<String, Arc<Live>>>,
     /// Names of containers that are being created and have no record yet.
     names: Mutex<HashMap<Name, String>>,
-    pods: Mutex<HashMap<String, Arc<PodState>>>,
 }
 
 /// One container.
@@ -35,17 +42,14 @@ pub(super) struct Live {
     /// Held until a start is on record, whichever way it went.
     starting: tokio::sync::Mutex<()>,
     pump: Mutex<Option<Pump>>,
+    /// How it ended, by the first word of the guest; the record has it, or is about to.
+    exit: Mutex<Option<Exit>>,
+    /// Whether a task sees to its end already.
+    ending: AtomicBool,
+    /// When an out-of-memory kill in it was last logged.
+    oom_logged: Mutex<Option<Instant>>,
     /// Counts changes of the record.
     changed: watch::Sender<u64>,
-}
-
-/// One pod.
-#[derive(Debug)]
-pub(super) struct PodState {
-    /// Serials of the layer disks its VM has; the lock is held while disks come and go.
-    pub(super) disks: tokio::sync::Mutex<HashSet<String>>,
-    /// True ends the task that follows the pod's events.
-    pub(super) ending: watch::Sender<bool>,
 }
 
 type Name = (String, String, u32);
@@ -71,7 +75,6 @@ impl Containers {
             samples: Samples::default(),
             live: Mutex::default(),
             names: Mutex::default(),
-            pods: Mutex::default(),
         }
     }
 
@@ -126,6 +129,9 @@ impl Containers {
                 turn: Arc::default(),
                 starting: tokio::sync::Mutex::default(),
                 pump: Mutex::default(),
+                exit: Mutex::default(),
+                ending: AtomicBool::new(false),
+                oom_logged: Mutex::default(),
                 changed: watch::channel(0).0,
             })
         }))
@@ -136,24 +142,6 @@ impl Containers {
             live.notify();
         }
         self.samples.forget(id);
-    }
-
-    pub(super) fn pod(&self, sandbox: &str) -> Arc<PodState> {
-        let mut pods = lock(&self.pods);
-        Arc::clone(pods.entry(sandbox.to_owned()).or_insert_with(|| {
-            Arc::new(PodState {
-                disks: tokio::sync::Mutex::default(),
-                ending: watch::channel(false).0,
-            })
-        }))
-    }
-
-    /// Ends what follows a pod and forgets what its VM had.
-    pub(super) fn forget_pod(&self, sandbox: &str) {
-        self.samples.forget(sandbox);
-        if let Some(pod) = lock(&self.pods).remove(sandbox) {
-            pod.ending.send_replace(true);
-        }
     }
 }
 
@@ -179,6 +167,34 @@ impl Live {
 
     pub(super) fn set_pump(&self, pump: Pump) {
         *lock(&self.pump) = Some(pump);
+    }
+
+    /// True for the first who sees to its end.
+    pub(super) fn begin_ending(&self) -> bool {
+        !self.ending.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether an out-of-memory kill is worth a line: a guest can report any number.
+    pub(super) fn may_log_oom(&self) -> bool {
+        let mut last = lock(&self.oom_logged);
+        let due = last.is_none_or(|last| last.elapsed() >= OOM_LOG_EVERY);
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
+
+    pub(super) fn exit(&self) -> Option<Exit> {
+        *lock(&self.exit)
+    }
+
+    /// Keeps how it ended until it is on record. False if that is known already: a guest is believed
+    /// once.
+    pub(super) fn note_exit(&self, exit: Exit) -> bool {
+        let mut known = lock(&self.exit);
+        let first = known.is_none();
+        known.get_or_insert(exit);
+        first
     }
 
     /// Tells those who wait that the record changed.
@@ -212,9 +228,4 @@ impl Live {
         };
         tokio::time::timeout(patience, wait).await.is_ok()
     }
-}
-
-/// A poisoned lock only says that a thread panicked between whole steps.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

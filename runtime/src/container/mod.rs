@@ -42,28 +42,40 @@ use crate::{
     error::chain,
     records::{ContainerRecord, ContainerState},
     sandbox::{Pod, now_ns},
+    task::Pauses,
     volumes::guest,
 };
 
 /// For the last output of a guest that is gone to be written.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Between two tries to take a pod's containers over.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// As for a death by SIGKILL: the guest's end is the container's.
 const KILLED: i32 = 137;
 const SIGKILL: u32 = 9;
 
 /// A pod's guest is there: after RunPodSandbox, and after a restart of the daemon for each pod
-/// that still runs (its containers' events, exits and output are then caught up with).
+/// that still runs (its containers' events, exits and output are then caught up with, as soon as it
+/// answers).
 pub async fn pod_ready(app: &Arc<App>, pod: &Arc<Pod>) {
+    let mut over = pod.over();
+    let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
     // A new pod has none, and is not asked.
-    if !of_pod(app, &pod.id).is_empty()
-        && let Err(error) = events::catch_up(app, pod).await
-    {
+    while !of_pod(app, &pod.id).is_empty() {
+        let Err(error) = events::catch_up(app, pod).await else {
+            break;
+        };
         let error = chain(&error);
         tracing::warn!(
             pod = pod.id,
             error,
             "the pod's containers cannot be taken over yet"
         );
+        tokio::select! {
+            () = pauses.pause() => {}
+            _over = over.wait_for(|over| *over) => return,
+        }
     }
     events::watch(app, pod);
     guest::resume(app, pod).await;
@@ -93,58 +105,59 @@ pub async fn pod_stopping(app: &Arc<App>, sandbox_id: &str) {
 }
 
 /// A pod's guest is gone, stopped or not: containers still counted as running have ended.
-pub async fn pod_gone(app: &Arc<App>, sandbox_id: &str, why: &str) {
-    app.containers.forget_pod(sandbox_id);
-    app.volumes.forget_pod(sandbox_id);
-    join_all(
-        of_pod(app, sandbox_id)
-            .into_iter()
-            .map(|record| async move {
-                let id = &record.meta.id;
-                if let Some(pump) = app.containers.live(id).pump() {
-                    pump.end();
-                    pump.ended(DRAIN).await;
-                }
-                let exit = Exit {
-                    code: KILLED,
-                    signal: SIGKILL,
-                    oom_killed: false,
-                    finished_at_unix_ns: now_ns(),
-                };
-                start::record_exit(app, id, exit, why.to_owned()).await;
-            }),
-    )
-    .await;
+///
+/// # Errors
+/// If an end cannot be recorded; the others are. May be repeated.
+pub async fn pod_gone(app: &Arc<App>, sandbox_id: &str, why: &str) -> Result<(), ContainerError> {
+    app.containers.samples.forget(sandbox_id);
+    let ends = of_pod(app, sandbox_id)
+        .into_iter()
+        .map(|record| async move {
+            let id = &record.meta.id;
+            let live = app.containers.live(id);
+            if let Some(pump) = live.pump() {
+                pump.end();
+                pump.ended(DRAIN).await;
+            }
+            // What the guest said, and could not be recorded, is better than what is guessed.
+            let (exit, message) = match live.exit() {
+                Some(exit) => (exit, String::new()),
+                None => (killed_with_pod(), why.to_owned()),
+            };
+            start::record_exit(app, id, exit, message).await
+        });
+    join_all(ends).await.into_iter().collect()
+}
+
+fn killed_with_pod() -> Exit {
+    Exit {
+        code: KILLED,
+        signal: SIGKILL,
+        oom_killed: false,
+        finished_at_unix_ns: now_ns(),
+    }
 }
 
 /// A pod's record is about to go: remove its containers' records and what they hold (images).
-pub async fn pod_removed(app: &Arc<App>, sandbox_id: &str) {
+///
+/// # Errors
+/// If one cannot be removed whole; the others are. May be repeated.
+pub async fn pod_removed(app: &Arc<App>, sandbox_id: &str) -> Result<(), ContainerError> {
+    let mut removed = Ok(());
     for record in of_pod(app, sandbox_id) {
-        if let Err(error) = remove::dismantle(app, &record).await {
-            let error = chain(&error);
-            tracing::warn!(
-                container = record.meta.id,
-                error,
-                "not removed whole with its pod"
-            );
-        }
+        let this = remove::dismantle(app, &record).await;
+        removed = removed.and(this);
     }
+    removed
 }
 
 /// At the daemon's start, after the pods are recovered: notes which disks their VMs have, and takes
 /// away what no pod's or container's record owns any more.
 pub async fn recover(app: &Arc<App>) {
     for pod in app.pods.all() {
-        let layers: Vec<_> = of_pod(app, &pod.id)
-            .iter()
-            .flat_map(|record| record.meta.disks())
-            .collect();
-        app.containers
-            .pod(&pod.id)
-            .disks
-            .lock()
-            .await
-            .extend(layers);
+        let of_pod = of_pod(app, &pod.id);
+        let disks = of_pod.iter().flat_map(|record| record.meta.disks());
+        pod.disks.lock().await.extend(disks);
     }
     for record in app.records.containers.list() {
         let pod = app.records.sandboxes.get(&record.meta.sandbox_id);

@@ -10,6 +10,7 @@ use crate::{
     events,
     logs::LogError,
     records::{ContainerRecord, ContainerState},
+    task::detached,
     volumes::guest,
 };
 
@@ -22,9 +23,7 @@ pub async fn remove(app: Arc<App>, id: &str) -> Result<(), ContainerError> {
     let Some(record) = find::by_id(&app, id)? else {
         return Ok(());
     };
-    tokio::spawn(async move { remove_now(&app, &record.meta.id).await })
-        .await
-        .map_err(|_| ContainerError::Ending)?
+    detached(async move { remove_now(&app, &record.meta.id).await }).await
 }
 
 async fn remove_now(app: &App, id: &str) -> Result<(), ContainerError> {

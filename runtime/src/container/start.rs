@@ -18,26 +18,29 @@ use super::{ContainerError, error::in_words, find};
 use crate::{
     agent::AgentError,
     app::App,
+    error::chain,
     events,
     logs::{LogPath, Pump, Target},
     oci::signal::SIGKILL,
-    records::{ContainerRecord, ContainerState},
+    records::{ContainerRecord, ContainerState, RecordsError},
     sandbox::{Pod, now_ns},
+    task::{Pauses, detached},
 };
 
 const DEADLINE: Duration = Duration::from_secs(60);
 /// The exit code of a container that could not be started, as Kubernetes knows it (128: the
 /// command cannot be invoked).
 const START_FAILED: i32 = 128;
+/// Between two tries to record an exit.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// No container runs this long; "for ever" without overflow.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// Starts a created container. Runs to its end even if the caller goes away.
 pub async fn start(app: Arc<App>, id: &str) -> Result<(), ContainerError> {
     let record = find::existing(&app, id)?;
-    tokio::spawn(async move { start_now(&app, &record.meta.id).await })
-        .await
-        .map_err(|_| ContainerError::Ending)?
+    detached(async move { start_now(&app, &record.meta.id).await }).await
 }
 
 async fn start_now(app: &Arc<App>, id: &str) -> Result<(), ContainerError> {
@@ -64,39 +67,54 @@ async fn start_now(app: &Arc<App>, id: &str) -> Result<(), ContainerError> {
             agent.start_container(request).await
         })
         .await;
-    match started {
-        Ok(answer) => {
-            let at = if answer.started_at_unix_ns > 0 {
-                answer.started_at_unix_ns
-            } else {
-                now_ns()
-            };
-            app.records
-                .containers
-                .update(id, move |record| {
-                    record.status.started_at = at;
-                    // Its VM may have ended already, and that be recorded.
-                    if record.status.state == ContainerState::Created {
-                        record.status.state = ContainerState::Running;
-                    }
-                })
-                .await?;
-            live.notify();
-            events::container(app, ContainerEventType::ContainerStartedEvent, &record);
-            tracing::info!(container = id, pod = pod.id, "container started");
-            Ok(())
-        }
+    let recorded = match started {
+        Ok(answer) => record_start(app, &record, answer.started_at_unix_ns).await,
         Err(error) => {
             // The words that people know from `kubectl describe`, and nothing around them.
             let message = error.words();
             give_up(app, &pod, id, message).await;
-            Err(error.into())
+            return Err(error.into());
         }
+    };
+    if let Err(error) = recorded {
+        let message = format!(
+            "it was started and could not be recorded: {}",
+            chain(&error)
+        );
+        give_up(app, &pod, id, message).await;
+        return Err(error);
     }
+    live.notify();
+    tracing::info!(container = id, pod = pod.id, "container started");
+    Ok(())
+}
+
+async fn record_start(
+    app: &App,
+    record: &ContainerRecord,
+    started_at_unix_ns: i64,
+) -> Result<(), ContainerError> {
+    let at = match started_at_unix_ns {
+        known @ 1.. => known,
+        _ => now_ns(),
+    };
+    let update = app
+        .records
+        .containers
+        .update(&record.meta.id, move |record| {
+            record.status.started_at = at;
+            // Its VM may have ended already, and that be recorded.
+            if record.status.state == ContainerState::Created {
+                record.status.state = ContainerState::Running;
+            }
+        });
+    update.await?;
+    events::container(app, ContainerEventType::ContainerStartedEvent, record);
+    Ok(())
 }
 
 /// A start that failed half-way must not leave a process: kill it, and record why it ended.
-async fn give_up(app: &App, pod: &Pod, id: &str, message: String) {
+async fn give_up(app: &Arc<App>, pod: &Pod, id: &str, message: String) {
     let request = SignalProcessRequest {
         process: Some(ProcessRef {
             container_id: id.to_owned(),
@@ -121,7 +139,7 @@ async fn give_up(app: &App, pod: &Pod, id: &str, message: String) {
     if let Err(error) = killed
         && !ended(&error)
     {
-        let error = crate::error::chain(&error);
+        let error = chain(&error);
         tracing::warn!(
             container = id,
             error,
@@ -137,7 +155,7 @@ async fn give_up(app: &App, pod: &Pod, id: &str, message: String) {
         oom_killed: false,
         finished_at_unix_ns: now_ns(),
     };
-    record_exit(app, id, exit, message).await;
+    record_surely(app, id, exit, message).await;
 }
 
 /// Carries the container's output into its log from now on, and records its exit when the output
@@ -173,21 +191,56 @@ pub(super) async fn follow(
 
 /// The guest says that a container's process has ended. While its start is under way that waits: a
 /// process that is killed because its start failed must not be told as one that ran.
-pub(super) async fn ended(app: &App, id: &str, exit: Exit) {
-    app.containers.live(id).decided().await;
-    record_exit(app, id, exit, String::new()).await;
+pub(super) async fn ended(app: &Arc<App>, id: &str, exit: Exit) {
+    let live = app.containers.live(id);
+    if !live.note_exit(exit) {
+        return;
+    }
+    live.decided().await;
+    record_surely(app, id, exit, String::new()).await;
 }
 
-/// Records how a container ended. Only the first word counts.
-pub(super) async fn record_exit(app: &App, id: &str, exit: Exit, message: String) {
-    let Some(record) = app.records.containers.get(id) else {
+/// [`record_exit`]; if that fails (a full disk), again until it succeeds.
+async fn record_surely(app: &Arc<App>, id: &str, exit: Exit, message: String) {
+    let Err(error) = record_exit(app, id, exit, message.clone()).await else {
         return;
+    };
+    tracing::warn!(
+        container = id,
+        error = chain(&error),
+        "its exit cannot be recorded yet, and is tried again"
+    );
+    let (app, id) = (Arc::clone(app), id.to_owned());
+    tokio::spawn(async move {
+        let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
+        loop {
+            pauses.pause().await;
+            if record_exit(&app, &id, exit, message.clone()).await.is_ok() {
+                return;
+            }
+        }
+    });
+}
+
+/// Records how a container ended. Only the first word counts; one that is gone or has not come up
+/// has no end.
+///
+/// # Errors
+/// If the record cannot be written.
+pub(super) async fn record_exit(
+    app: &App,
+    id: &str,
+    exit: Exit,
+    message: String,
+) -> Result<(), ContainerError> {
+    let Some(record) = app.records.containers.get(id) else {
+        return Ok(());
     };
     if matches!(
         record.status.state,
         ContainerState::Exited | ContainerState::Creating
     ) {
-        return;
+        return Ok(());
     }
     let finished = if exit.finished_at_unix_ns > 0 {
         exit.finished_at_unix_ns
@@ -223,9 +276,10 @@ pub(super) async fn record_exit(app: &App, id: &str, exit: Exit, message: String
                 "container exited"
             );
         }
-        Ok(_) => {}
-        // It was removed meanwhile, or the daemon is ending and the next one finds out again.
-        Err(error) => tracing::debug!(container = id, %error, "exit not recorded"),
+        // It was told before, or removed meanwhile.
+        Ok(_) | Err(RecordsError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
     }
     app.containers.live(id).notify();
+    Ok(())
 }

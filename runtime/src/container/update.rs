@@ -12,6 +12,7 @@ use crate::{
     oci::{OciError, resources},
     records::{ContainerState, MachineKind},
     sandbox::{self, Change},
+    task::detached,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -50,7 +51,7 @@ pub async fn update(
     };
     let app = Arc::clone(app);
     // The guest's limits and the record change together, whether or not the caller waits.
-    tokio::spawn(async move {
+    detached(async move {
         // Room in the VM first, where the limit grows.
         let change = Change::Container {
             id: &id,
@@ -75,7 +76,6 @@ pub async fn update(
         Ok(())
     })
     .await
-    .map_err(|_| ContainerError::Ending)?
 }
 
 /// Opens a container's log anew after the kubelet has renamed it.

@@ -171,25 +171,30 @@ impl PodNetwork {
         undone
     }
 
-    /// Takes away the networks of pods that no record knows.
+    /// The pods that have a network here: those that CNI's cache or a namespace names.
     ///
     /// # Errors
-    /// The first failure; the others have been taken away all the same.
-    pub async fn sweep(&self, known: &[String]) -> Result<(), NetworkError> {
+    /// If one of both cannot be listed.
+    pub async fn ids(&self) -> Result<Vec<String>, NetworkError> {
         let mut ids = self.cni.known().await?;
         ids.extend(self.namespace_ids().await?);
         ids.sort();
         ids.dedup();
-        let mut failed = None;
-        for id in ids.iter().filter(|id| !known.contains(id)) {
+        Ok(ids)
+    }
+
+    /// Takes away networks that no record owns. A failure is logged, and keeps no other from it.
+    pub async fn sweep(&self, ids: &[String]) {
+        for id in ids {
             tracing::info!(sandbox = %id, "removing a network that no record owns");
             let path = self.namespaces.join(id);
             if let Err(error) = self.teardown(id, &PodSandboxConfig::default(), &path).await {
-                tracing::warn!(sandbox = %id, %error, "removing a network that no record owns");
-                failed.get_or_insert(error);
+                tracing::warn!(
+                    sandbox = %id, "a network that no record owns stays: {}",
+                    crate::error::chain(&error)
+                );
             }
         }
-        failed.map_or(Ok(()), Err)
     }
 
     async fn namespace_ids(&self) -> Result<Vec<String>, NetworkError> {

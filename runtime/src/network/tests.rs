@@ -101,9 +101,10 @@ async fn a_pods_network_comes_and_goes() {
 
     // A pod whose daemon was lost in between is swept.
     network.prepare(id).await.unwrap();
-    network.sweep(&[id.to_owned()]).await.unwrap();
+    assert_eq!(network.ids().await.unwrap(), [id.to_owned()]);
     assert!(path.exists(), "it has a record");
-    network.sweep(&[]).await.unwrap();
+    network.sweep(&[id.to_owned()]).await;
+    assert!(network.ids().await.unwrap().is_empty());
     assert!(!path.exists());
     Command::new("ip")
         .args(["link", "del", bridge])

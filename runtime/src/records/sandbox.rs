@@ -1,6 +1,6 @@
 //! A pod's record: what was asked for, what it holds on this host, how far it is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bulkhead_contract::exit::Reason;
 use bulkhead_proto::cri::PodSandboxConfig;
@@ -43,6 +43,22 @@ impl SandboxRecord {
     pub fn uid(&self) -> Option<u32> {
         self.resources.iter().find_map(|resource| match resource {
             Resource::Uid { uid } => Some(*uid),
+            _ => None,
+        })
+    }
+
+    /// The cgroup that its process is in.
+    pub fn cgroup(&self) -> Option<&Path> {
+        self.resources.iter().find_map(|resource| match resource {
+            Resource::Cgroup { path } => Some(path.as_path()),
+            _ => None,
+        })
+    }
+
+    /// Its VMM, or its agent on the host, once that is known.
+    pub fn process(&self) -> Option<VmmProcess> {
+        self.resources.iter().find_map(|resource| match resource {
+            Resource::Vmm { process } => *process,
             _ => None,
         })
     }

@@ -10,6 +10,7 @@ use crate::{
     host::HostError,
     network::NetworkError,
     records::RecordsError,
+    task::TaskError,
     vmm::VmmError,
 };
 
@@ -144,6 +145,16 @@ pub enum SandboxError {
     /// The mounts of the host's volumes.
     #[error(transparent)]
     Volume(#[from] crate::volumes::VolumeError),
+    /// Something is left to do for its containers.
+    #[error("the containers of the pod sandbox {id} cannot be brought to their end yet")]
+    Containers {
+        /// The pod.
+        id: String,
+        /// What kind of failure it is.
+        code: Code,
+        /// The first of them.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// An operating-system call failed.
     #[error("cannot {action}")]
     Os {
@@ -152,9 +163,9 @@ pub enum SandboxError {
         /// Why.
         source: std::io::Error,
     },
-    /// The task was torn down.
-    #[error("the request was given up, because the daemon is ending")]
-    Ending,
+    /// Its task did not come to its end.
+    #[error(transparent)]
+    Task(#[from] TaskError),
 }
 
 /// What a console's end says, shortly: the line of a kernel's panic, else the last lines. Only for
@@ -177,6 +188,17 @@ fn console(tail: &str) -> String {
     format!("; its console ends: {}", last.join(" | "))
 }
 
+impl SandboxError {
+    /// For what a pod's end or removal could not do for its containers.
+    pub(super) fn containers(id: &str, source: impl Grpc + Send + Sync + 'static) -> Self {
+        Self::Containers {
+            id: id.to_owned(),
+            code: source.code(),
+            source: Box::new(source),
+        }
+    }
+}
+
 impl Grpc for SandboxError {
     fn code(&self) -> Code {
         match self {
@@ -197,8 +219,9 @@ impl Grpc for SandboxError {
             Self::NoUid { .. } => Code::ResourceExhausted,
             Self::Cgroup(e) => e.code(),
             Self::Volume(e) => e.code(),
+            Self::Containers { code, .. } => *code,
             Self::Os { source, .. } => crate::error::io_code(source),
-            Self::Ending => Code::Unavailable,
+            Self::Task(e) => e.code(),
         }
     }
 }

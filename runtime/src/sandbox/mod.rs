@@ -2,12 +2,14 @@
 //! plan, act, record; no lock is held while a VM boots.
 
 mod dns;
+mod ending;
 mod error;
 mod find;
 mod guest;
 mod list;
 mod machine;
 mod names;
+mod pod;
 mod pods;
 mod recovery;
 mod release;
@@ -15,18 +17,19 @@ mod remove;
 mod resize;
 mod run;
 mod scratch;
+mod settle;
 mod sizing;
 mod status;
 mod stop;
 mod timeline;
 mod validate;
-mod watch;
 
 pub use error::SandboxError;
 pub(crate) use find::find;
 pub use list::list;
 pub use machine::Machine;
-pub use pods::{Pod, Pods};
+pub use pod::Pod;
+pub use pods::Pods;
 pub use recovery::recover;
 pub use remove::remove;
 pub use resize::update;
@@ -35,7 +38,6 @@ pub use run::run;
 pub(crate) use status::describe;
 pub use status::status;
 pub use stop::stop;
-pub use watch::Ended;
 
 /// A new sandbox or container id: 32 random lower-case hexadecimal digits.
 pub fn new_id() -> std::io::Result<String> {

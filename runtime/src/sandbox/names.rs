@@ -1,16 +1,17 @@
 //! What only one pod at a time may have: its name and its VMM's user id.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use bulkhead_proto::cri::PodSandboxMetadata;
 
 use super::SandboxError;
+use crate::records::SandboxRecord;
 
 /// The names and user ids in use.
 #[derive(Debug, Default)]
 pub(super) struct Reserved {
     names: HashMap<String, String>,
-    uids: BTreeSet<u32>,
+    uids: HashMap<u32, String>,
 }
 
 /// A pod's name as CRI makes it unique: name, namespace, uid and attempt.
@@ -22,6 +23,11 @@ pub(super) fn name_of(metadata: &PodSandboxMetadata) -> String {
         attempt,
     } = metadata;
     format!("{namespace}/{name} (uid {uid}, attempt {attempt})")
+}
+
+/// The name a record reserves.
+pub(super) fn of_record(record: &SandboxRecord) -> String {
+    name_of(&record.config.metadata.clone().unwrap_or_default())
 }
 
 impl Reserved {
@@ -44,22 +50,29 @@ impl Reserved {
         }
     }
 
-    /// Takes the lowest free user id of the range.
-    pub(super) fn take_uid(&mut self, base: u32, count: u32) -> Result<u32, SandboxError> {
-        let free = (base..base.saturating_add(count)).find(|uid| !self.uids.contains(uid));
+    /// Takes the lowest free user id of the range for a pod.
+    pub(super) fn take_uid(
+        &mut self,
+        base: u32,
+        count: u32,
+        id: &str,
+    ) -> Result<u32, SandboxError> {
+        let free = (base..base.saturating_add(count)).find(|uid| !self.uids.contains_key(uid));
         let uid = free.ok_or(SandboxError::NoUid { base, count })?;
-        self.uids.insert(uid);
+        self.keep_uid(uid, id);
         Ok(uid)
     }
 
     /// Counts a user id of an earlier daemon's pod as taken.
-    pub(super) fn keep_uid(&mut self, uid: u32) {
-        self.uids.insert(uid);
+    pub(super) fn keep_uid(&mut self, uid: u32, id: &str) {
+        self.uids.insert(uid, id.to_owned());
     }
 
-    /// Gives a user id back.
-    pub(super) fn free_uid(&mut self, uid: u32) {
-        self.uids.remove(&uid);
+    /// Gives a user id back, if it is this pod's.
+    pub(super) fn free_uid(&mut self, uid: u32, id: &str) {
+        if self.uids.get(&uid).is_some_and(|owner| owner == id) {
+            self.uids.remove(&uid);
+        }
     }
 }
 
@@ -80,14 +93,16 @@ mod tests {
         all.free_name("a", "1");
         all.take_name("a", "2").unwrap();
 
-        all.keep_uid(10);
-        assert_eq!(all.take_uid(10, 3).unwrap(), 11);
-        assert_eq!(all.take_uid(10, 3).unwrap(), 12);
+        all.keep_uid(10, "1");
+        assert_eq!(all.take_uid(10, 3, "2").unwrap(), 11);
+        assert_eq!(all.take_uid(10, 3, "3").unwrap(), 12);
         assert!(matches!(
-            all.take_uid(10, 3),
+            all.take_uid(10, 3, "4"),
             Err(SandboxError::NoUid { .. })
         ));
-        all.free_uid(11);
-        assert_eq!(all.take_uid(10, 3).unwrap(), 11);
+        all.free_uid(11, "1");
+        assert!(all.take_uid(10, 3, "4").is_err(), "another pod freed it");
+        all.free_uid(11, "2");
+        assert_eq!(all.take_uid(10, 3, "4").unwrap(), 11);
     }
 }

@@ -1,55 +1,25 @@
-//! Handles of the pods that run: what is needed to talk to each. Rebuilt from the records when the
-//! daemon starts.
+//! The pods that run, by id, and what pods compete for: names, user ids, turns, boots. Rebuilt from
+//! the records when the daemon starts.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
-use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore};
 
-use super::{Machine, SandboxError, machine, names::Reserved};
-use crate::{
-    agent::Agent,
-    config::Config,
-    records::VmExit,
-    vmm::{Control, Process},
-};
-
-/// A pod whose agent runs.
-#[derive(Debug)]
-pub struct Pod {
-    /// The sandbox id.
-    pub id: String,
-    /// The service in its guest, or in its namespaces on the host.
-    pub agent: Agent,
-    /// What it runs in.
-    pub machine: Machine,
-    /// Its VMM, or its agent on the host: the process whose end is the pod's.
-    pub process: Arc<Process>,
-    /// How that ended, once it has and the records say so.
-    pub ended: watch::Receiver<Option<VmExit>>,
-}
-
-impl Pod {
-    /// Its VMM's control socket.
-    ///
-    /// # Errors
-    /// For a pod on the host, which has none.
-    pub fn vmm(&self) -> Result<&Control, SandboxError> {
-        machine::control(&self.id, &self.machine)
-    }
-}
+use super::{Pod, SandboxError, names::Reserved};
+use crate::{config::Config, lock::lock, task::KeyedMutex};
 
 /// All running pods by id, and what pods compete for.
 #[derive(Debug)]
 pub struct Pods {
     live: RwLock<HashMap<String, Arc<Pod>>>,
     reserved: Mutex<Reserved>,
-    /// One at a time stops or removes a pod.
-    turns: Turns,
-    /// One at a time resizes a pod.
-    resizes: Turns,
+    /// One at a time stops, settles or removes a pod.
+    turns: KeyedMutex,
+    /// Pods that are being settled until it succeeds.
+    settling: Mutex<HashSet<String>>,
     /// Boots at one time: more of them than CPUs only make each other late.
     pub(super) boots: Semaphore,
 }
@@ -60,8 +30,8 @@ impl Pods {
         Self {
             live: RwLock::default(),
             reserved: Mutex::default(),
-            turns: Turns::default(),
-            resizes: Turns::default(),
+            turns: KeyedMutex::default(),
+            settling: Mutex::default(),
             boots: Semaphore::new(config.boot.parallel),
         }
     }
@@ -98,49 +68,29 @@ impl Pods {
         live.insert(pod.id.clone(), pod);
     }
 
-    pub(crate) fn remove(&self, id: &str) -> Option<Arc<Pod>> {
-        self.live
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id)
+    /// Takes a pod out of service: who has it still finds it over.
+    pub(crate) fn remove(&self, id: &str) {
+        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pod) = live.remove(id) {
+            pod.end();
+        }
     }
 
     pub(super) fn reserved(&self) -> MutexGuard<'_, Reserved> {
-        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.reserved)
     }
 
-    /// The turn to stop or remove a pod; given back when dropped.
+    /// The turn to stop, settle or remove a pod; given back when dropped.
     pub(super) async fn turn(&self, id: &str) -> OwnedMutexGuard<()> {
-        self.turns.of(id).await
+        self.turns.lock(id).await
     }
 
-    /// The turn to resize a pod; given back when dropped. Not that to stop it, which does not wait
-    /// for a guest that is slow to give memory back.
-    pub(super) async fn resize_turn(&self, id: &str) -> OwnedMutexGuard<()> {
-        self.resizes.of(id).await
+    /// Whether the caller is the one to settle a pod until it succeeds; then it says when it is done.
+    pub(super) fn begin_settling(&self, id: &str) -> bool {
+        lock(&self.settling).insert(id.to_owned())
     }
 
-    pub(super) fn forget_turn(&self, id: &str) {
-        self.resizes.forget(id);
-        self.turns.forget(id);
-    }
-}
-
-/// One at a time, for each pod.
-#[derive(Debug, Default)]
-struct Turns(Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>);
-
-impl Turns {
-    async fn of(&self, id: &str) -> OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(turns.entry(id.to_owned()).or_default())
-        };
-        turn.lock_owned().await
-    }
-
-    fn forget(&self, id: &str) {
-        let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.remove(id);
+    pub(super) fn end_settling(&self, id: &str) {
+        lock(&self.settling).remove(id);
     }
 }

@@ -1,20 +1,35 @@
 //! The daemon's start: pods of the last daemon that still run are taken up again, those that ended
 //! meanwhile are marked so, what was half made is undone, and what no record owns is removed.
 
-use std::{collections::HashSet, fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bulkhead_proto::agent::HelloRequest;
-use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
-use super::{Machine, Pod, is_id, release, watch as watcher};
+use super::{
+    Machine, Pod, ending, is_id, names, release,
+    settle::{settle_later, settle_surely},
+    stop::stop_in_turn,
+};
 use crate::{
     agent,
     app::App,
     cgroup, container,
-    records::{Resource, SandboxRecord, SandboxState},
+    error::chain,
+    records::{SandboxRecord, SandboxState},
     vmm::Process,
 };
 
+/// For a guest whose pod is to be stopped to say what its containers did meanwhile.
+const CATCH_UP_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the socket waits for what the last daemon left to be cleaned up.
+const SETTLE_FIRST: Duration = Duration::from_secs(5);
 /// A guest under load answers late and is no worse for it; this is only for the log.
 const HELLO_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -24,141 +39,195 @@ pub async fn recover(app: &Arc<App>) {
     {
         let mut reserved = app.pods.reserved();
         for record in &records {
-            if let Err(error) = reserved.take_name(&release::name_of(record), &record.id) {
+            if let Err(error) = reserved.take_name(&names::of_record(record), &record.id) {
                 tracing::warn!(pod = %record.id, "{error}");
             }
-            for resource in &record.resources {
-                if let Resource::Uid { uid } = resource {
-                    reserved.keep_uid(*uid);
-                }
+            if let Some(uid) = record.uid() {
+                reserved.keep_uid(uid, &record.id);
             }
         }
     }
-    let all = records.iter().map(|record| recover_one(app, record));
-    futures::future::join_all(all).await;
-    sweep(app).await;
+    // Before the first new pod there can be one that no record knows and that is not left over.
+    let strays = strays(app, &records).await;
+    let settling: Vec<_> = records
+        .iter()
+        .filter_map(|record| recover_one(app, record))
+        .collect();
+    let rest = {
+        let app = Arc::clone(app);
+        async move {
+            sweep(&app, strays).await;
+            for task in settling {
+                // A panic in it is in the log.
+                let _ended = task.await;
+            }
+        }
+    };
+    // Mostly all is done in no time. A CNI plugin that is slow, or one whose own pod is to be
+    // started, keeps nobody from being served: the tasks go on.
+    let rest = tokio::spawn(rest);
+    if tokio::time::timeout(SETTLE_FIRST, rest).await.is_err() {
+        tracing::info!("what the last daemon left is still being cleaned up; serving meanwhile");
+    }
 }
 
-async fn recover_one(app: &Arc<App>, record: &SandboxRecord) {
+/// Takes a pod up again, or begins to bring it to its end: the task that does.
+fn recover_one(app: &Arc<App>, record: &Arc<SandboxRecord>) -> Option<JoinHandle<()>> {
     let id = record.id.as_str();
     match record.state {
-        SandboxState::Released => {}
+        SandboxState::Released => return None,
         // Its RunPodSandbox was never answered: nobody knows of it.
         SandboxState::Creating => {
             tracing::info!(pod = %id, "undoing a start that the last daemon did not finish");
-            release::undo_known(app, id).await;
+            return Some(finish(app, id));
         }
-        // The last daemon was stopping it, or its VM had ended.
-        SandboxState::NotReady => {
-            if let Err(error) = release::release(app, id).await {
-                tracing::warn!(pod = %id, "not released: {}", crate::error::chain(&error));
+        SandboxState::NotReady | SandboxState::Ready => {}
+    }
+    match record.process().map_or(Ok(None), Process::find) {
+        Ok(Some(process)) => {
+            let pod = take_up(app, record, process);
+            if record.state == SandboxState::NotReady {
+                return Some(finish_stop(app, pod));
             }
+            // Not waited for: one pod that is slow to answer keeps no other from being served.
+            let app = Arc::clone(app);
+            tokio::spawn(async move {
+                say_hello(&pod).await;
+                container::pod_ready(&app, &pod).await;
+            });
+            None
         }
-        SandboxState::Ready => match process(record) {
-            Ok(Some(process)) => take_up(app, record, process).await,
-            Ok(None) => {
-                let machine = Machine::of_pod(record.machine, &app.config.paths, id);
-                let exit = watcher::exit_of_pod(app, id, &machine).await;
-                watcher::gone(app, id, &exit).await;
-                if let Err(error) = release::release(app, id).await {
-                    tracing::warn!(pod = %id, "not released: {}", crate::error::chain(&error));
-                }
-            }
-            Err(error) => tracing::error!(pod = %id, "cannot look for its process: {error}"),
-        },
+        // It has ended while nobody looked, or is stopped and was not given back whole.
+        Ok(None) => Some(finish(app, id)),
+        Err(error) => {
+            tracing::error!(pod = %id, "cannot look for its process: {error}");
+            None
+        }
     }
 }
 
-fn process(record: &SandboxRecord) -> std::io::Result<Option<Process>> {
-    let identity = record.resources.iter().find_map(|resource| match resource {
-        Resource::Vmm { process } => *process,
-        _ => None,
-    });
-    identity.map_or(Ok(None), Process::find)
+/// Brings a pod to its end; what fails is tried again later.
+fn finish(app: &Arc<App>, id: &str) -> JoinHandle<()> {
+    let (app, id) = (Arc::clone(app), id.to_owned());
+    tokio::spawn(async move {
+        let _turn = app.pods.turn(&id).await;
+        // A failure is in the log, and tried again.
+        let _later = settle_surely(&app, &id).await;
+    })
 }
 
-async fn take_up(app: &Arc<App>, record: &SandboxRecord, process: Process) {
-    let machine = Machine::of_pod(record.machine, &app.config.paths, &record.id);
-    let (ended, ended_receiver) = watch::channel(None);
-    let pod = Arc::new(Pod {
-        id: record.id.clone(),
-        agent: agent::connect_lazily(&machine.agent()),
-        machine,
-        process: Arc::new(process),
-        ended: ended_receiver,
-    });
-    app.pods.insert(Arc::clone(&pod));
-    watcher::watch(app, &pod, ended);
-    // Not waited for: one pod that is slow to answer keeps no other from being served.
+/// Stops a pod that the last daemon was stopping: its containers have output and exit codes, its
+/// guest has unwritten data like those of any other.
+fn finish_stop(app: &Arc<App>, pod: Arc<Pod>) -> JoinHandle<()> {
     let app = Arc::clone(app);
     tokio::spawn(async move {
-        let hello = pod
-            .agent
-            .call("say hello", HELLO_DEADLINE, |mut client| async move {
-                client.hello(HelloRequest {}).await
-            });
-        match hello.await {
-            Ok(hello) => tracing::info!(
-                pod = %pod.id, agent = hello.version, kernel = hello.kernel_release, "taken up again"
-            ),
-            Err(error) => tracing::warn!(
-                pod = %pod.id, "runs, but does not answer yet: {}", crate::error::chain(&error)
-            ),
+        let _turn = app.pods.turn(&pod.id).await;
+        let ready = container::pod_ready(&app, &pod);
+        if tokio::time::timeout(CATCH_UP_DEADLINE, ready)
+            .await
+            .is_err()
+        {
+            tracing::warn!(pod = %pod.id, "stopped as it is: it does not answer");
         }
-        container::pod_ready(&app, &pod).await;
-    });
+        if let Err(error) = stop_in_turn(&app, &pod.id).await {
+            tracing::warn!(pod = %pod.id, "not stopped: {}", chain(&error));
+            settle_later(&app, &pod.id);
+        }
+    })
 }
 
-/// Removes what no record owns: of a database that was moved away, or of a start that failed
-/// between making and recording (which is a bug). A pod's directories are the last to be released,
-/// so they name all that can be left; what other daemons have on this host is not touched.
-async fn sweep(app: &Arc<App>) {
-    let known: HashSet<String> = app
-        .records
-        .sandboxes
-        .list()
-        .iter()
-        .map(|record| record.id.clone())
+fn take_up(app: &Arc<App>, record: &SandboxRecord, process: Process) -> Arc<Pod> {
+    let machine = Machine::of_pod(record.machine, &app.config.paths, &record.id);
+    let agent = agent::connect_lazily(&machine.agent());
+    let pod = Pod::new(record.id.clone(), agent, machine, Arc::new(process));
+    app.pods.insert(Arc::clone(&pod));
+    ending::watch(app, &pod);
+    pod
+}
+
+async fn say_hello(pod: &Pod) {
+    let hello = pod
+        .agent
+        .call("say hello", HELLO_DEADLINE, |mut client| async move {
+            client.hello(HelloRequest {}).await
+        });
+    match hello.await {
+        Ok(hello) => tracing::info!(
+            pod = %pod.id, agent = hello.version, kernel = hello.kernel_release, "taken up again"
+        ),
+        Err(error) => tracing::warn!(
+            pod = %pod.id, "runs, but does not answer yet: {}", chain(&error)
+        ),
+    }
+}
+
+/// What no record owns: of a database that was moved away, of a record that cannot be read, or of a
+/// start that failed between making and recording (which is a bug). A pod's directories are the
+/// last to be released, so they name all that can be left; what other daemons have on this host is
+/// not touched.
+#[derive(Default)]
+struct Strays {
+    /// Ids that have a directory.
+    ids: HashSet<String>,
+    /// Ids that have a network.
+    networks: Vec<String>,
+}
+
+async fn strays(app: &Arc<App>, records: &[Arc<SandboxRecord>]) -> Strays {
+    let known: HashSet<String> = records.iter().map(|record| record.id.clone()).collect();
+    let networks = app.network.ids().await.unwrap_or_else(|error| {
+        tracing::warn!("the networks of this node are not known: {}", chain(&error));
+        Vec::new()
+    });
+    let networks = networks
+        .into_iter()
+        .filter(|id| !known.contains(id))
         .collect();
-    let ids: Vec<String> = known.iter().cloned().collect();
-    let paths = app.config.paths.clone();
-    let root = app.config.cgroup.root.clone();
+    let bases = bases(app);
+    let ids = tokio::task::spawn_blocking(move || {
+        let all = bases.iter().flat_map(|base| ids_in(base));
+        all.filter(|id| !known.contains(id)).collect()
+    });
+    Strays {
+        ids: ids.await.unwrap_or_default(),
+        networks,
+    }
+}
+
+fn bases(app: &App) -> [PathBuf; 2] {
+    let paths = &app.config.paths;
+    [paths.run_dir.join("pods"), paths.state_dir.join("pods")]
+}
+
+/// Removes the strays.
+async fn sweep(app: &Arc<App>, strays: Strays) {
+    let Strays { ids, networks } = strays;
+    let (root, bases) = (app.config.cgroup.root.clone(), bases(app));
     let swept = tokio::task::spawn_blocking(move || {
-        let bases = [paths.run_dir.join("pods"), paths.state_dir.join("pods")];
-        let strays: HashSet<String> = bases
-            .iter()
-            .flat_map(|base| ids_in(base))
-            .filter(|id| !known.contains(id))
-            .collect();
-        if strays.is_empty() {
+        if ids.is_empty() {
             return;
         }
         // Cgroups first: what runs in them uses the directories.
-        for path in cgroup::find(&root, &strays) {
+        for path in cgroup::find(&root, &ids) {
             tracing::warn!(cgroup = %path.display(), "removing a cgroup no record owns");
             if let Err(error) = cgroup::remove(&path) {
-                tracing::warn!("{}", crate::error::chain(&error));
+                tracing::warn!("{}", chain(&error));
             }
         }
         for path in bases
             .iter()
-            .flat_map(|base| strays.iter().map(|id| base.join(id)))
+            .flat_map(|base| ids.iter().map(|id| base.join(id)))
         {
             tracing::warn!(path = %path.display(), "removing a directory no record owns");
             if let Err(error) = release::remove_dir(&path) {
-                tracing::warn!("{}", crate::error::chain(&error));
+                tracing::warn!("{}", chain(&error));
             }
         }
     });
     if swept.await.is_err() {
         tracing::warn!("the sweep was cut short");
     }
-    if let Err(error) = app.network.sweep(&ids).await {
-        tracing::warn!(
-            "the sweep of networks failed: {}",
-            crate::error::chain(&error)
-        );
-    }
+    app.network.sweep(&networks).await;
 }
 
 fn ids_in(dir: &Path) -> Vec<String> {

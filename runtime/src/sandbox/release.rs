@@ -3,11 +3,13 @@
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
-use super::{SandboxError, names};
+use super::SandboxError;
 use crate::{
     app::App,
     cgroup,
-    records::{Resource, SandboxRecord, SandboxState, VmmProcess},
+    error::chain,
+    records::{Resource, SandboxRecord, VmmProcess},
+    task::blocking,
     vmm::Process,
     volumes::share::{self, Share},
 };
@@ -15,57 +17,63 @@ use crate::{
 /// From SIGKILL to the end: the kernel frees a guest's memory first.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Releases all a pod holds and records it as released. On failure what is left stays on record,
-/// and the first error is given.
-pub(super) async fn release(app: &Arc<App>, id: &str) -> Result<(), SandboxError> {
-    let Some(record) = app.records.sandboxes.get(id) else {
-        return Ok(());
-    };
+/// Ends all that may still run of a pod. A VM takes its containers with it; on the host they would
+/// go on without their agent, and one that was never recorded is in the pod's cgroup, too.
+pub(super) async fn end_processes(
+    app: &Arc<App>,
+    record: &SandboxRecord,
+) -> Result<(), SandboxError> {
+    for resource in record.resources.iter().rev() {
+        match resource {
+            Resource::Vmm { .. } => release_one(app, record, resource).await?,
+            Resource::Cgroup { path } => {
+                let path = path.clone();
+                blocking(move || Ok::<_, SandboxError>(cgroup::kill(&path)?)).await?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Gives back all a pod holds. What is left, in the order it was made, and why the first of it is.
+pub(super) async fn release(
+    app: &Arc<App>,
+    record: &SandboxRecord,
+) -> (Vec<Resource>, Option<SandboxError>) {
     let mut left = Vec::new();
     let mut first = None;
     for resource in record.resources.iter().rev() {
-        if let Err(error) = release_one(app, &record, resource).await {
-            tracing::warn!(pod = %id, ?resource, "not released: {}", crate::error::chain(&error));
-            left.insert(0, resource.clone());
-            first.get_or_insert(error);
+        // A process that may live may still act as its user, in its directory.
+        let held = matches!(resource, Resource::Uid { .. }) && may_live(&left);
+        let released = match held {
+            true => Ok(false),
+            false => release_one(app, record, resource).await.map(|()| true),
+        };
+        match released {
+            Ok(true) => {}
+            Ok(false) => left.insert(0, resource.clone()),
+            Err(error) => {
+                tracing::warn!(pod = %record.id, ?resource, "not released: {}", chain(&error));
+                left.insert(0, resource.clone());
+                first.get_or_insert(error);
+            }
         }
     }
-    let update = app.records.sandboxes.update(id, move |record| {
-        record.state = match left.is_empty() {
-            true => SandboxState::Released,
-            false => SandboxState::NotReady,
-        };
-        record.resources = left;
-    });
-    update.await?;
-    match first {
-        None => Ok(()),
-        Some(error) => Err(error),
-    }
+    (left, first)
 }
 
-/// Undoes a start that failed. A pod that cannot be undone whole stays, as not ready, so that the
-/// kubelet stops and removes it.
-pub(super) async fn undo(app: &Arc<App>, id: &str, name: &str) {
-    if release(app, id).await.is_err() {
-        return;
-    }
-    app.pods.reserved().free_name(name, id);
-    if let Err(error) = app.records.sandboxes.remove(id).await {
-        tracing::warn!(pod = %id, "the record of a failed start stays: {error}");
-    }
+/// Whether a pod's user id is among what it holds.
+pub(super) fn has_uid(resources: &[Resource]) -> bool {
+    let uid = |resource: &Resource| matches!(resource, Resource::Uid { .. });
+    resources.iter().any(uid)
 }
 
-/// [`undo`], the name taken from the record.
-pub(super) async fn undo_known(app: &Arc<App>, id: &str) {
-    if let Some(record) = app.records.sandboxes.get(id) {
-        undo(app, id, &name_of(&record)).await;
-    }
-}
-
-/// The name a record reserves.
-pub(super) fn name_of(record: &SandboxRecord) -> String {
-    names::name_of(&record.config.metadata.clone().unwrap_or_default())
+/// Whether a process of the pod is not known dead, by what is left.
+fn may_live(left: &[Resource]) -> bool {
+    let process =
+        |resource: &Resource| matches!(resource, Resource::Vmm { .. } | Resource::Cgroup { .. });
+    left.iter().any(process)
 }
 
 async fn release_one(
@@ -74,10 +82,8 @@ async fn release_one(
     resource: &Resource,
 ) -> Result<(), SandboxError> {
     match resource {
-        Resource::Uid { uid } => {
-            app.pods.reserved().free_uid(*uid);
-            Ok(())
-        }
+        // Free when the record says so (`settle`).
+        Resource::Uid { .. } => Ok(()),
         Resource::Directory { path } => {
             let path = path.clone();
             blocking(move || remove_dir(&path)).await
@@ -103,7 +109,7 @@ async fn release_one(
 }
 
 /// Kills a pod's process and sees it gone.
-pub(super) async fn kill(identity: VmmProcess) -> Result<(), SandboxError> {
+async fn kill(identity: VmmProcess) -> Result<(), SandboxError> {
     let os = |source| SandboxError::Os {
         action: format!("kill the pod's process {}", identity.pid),
         source,
@@ -130,13 +136,4 @@ pub(super) fn remove_dir(path: &Path) -> Result<(), SandboxError> {
         }),
         _ => Ok(()),
     }
-}
-
-async fn blocking<F>(work: F) -> Result<(), SandboxError>
-where
-    F: FnOnce() -> Result<(), SandboxError> + Send + 'static,
-{
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| SandboxError::Ending)?
 }

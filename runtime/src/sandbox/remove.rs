@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bulkhead_proto::cri::ContainerEventType;
 
-use super::{SandboxError, find, release, stop::stop_in_turn};
-use crate::{app::App, container, events};
+use super::{SandboxError, find, names, stop::stop_in_turn};
+use crate::{app::App, container, events, task::detached};
 
 /// Removes a pod; an unknown id is no error. Goes on to its end even if the caller is dropped.
 pub async fn remove(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
@@ -14,13 +14,14 @@ pub async fn remove(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
         return Ok(());
     };
     let id = record.id.clone();
-    let work = async move {
+    detached(async move {
         let _turn = app.pods.turn(&id).await;
         let Some(record) = app.records.sandboxes.get(&id) else {
             return Ok(());
         };
         stop_in_turn(&app, &id).await?;
-        container::pod_removed(&app, &id).await;
+        let removed = container::pod_removed(&app, &id).await;
+        removed.map_err(|error| SandboxError::containers(&id, error))?;
         let last = app.records.sandboxes.get(&id);
         app.records.sandboxes.remove(&id).await?;
         if let Some(last) = last {
@@ -28,10 +29,9 @@ pub async fn remove(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
         }
         app.pods
             .reserved()
-            .free_name(&release::name_of(&record), &id);
-        app.pods.forget_turn(&id);
+            .free_name(&names::of_record(&record), &id);
         tracing::info!(pod = %id, "the pod is removed");
         Ok(())
-    };
-    tokio::spawn(work).await.map_err(|_| SandboxError::Ending)?
+    })
+    .await
 }

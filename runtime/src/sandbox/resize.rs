@@ -19,6 +19,7 @@ use crate::{
     app::App,
     container,
     records::{ContainerState, MachineKind, SandboxRecord, Shape},
+    task::detached,
 };
 
 /// A processor comes up in milliseconds; going offline it waits for what runs on it.
@@ -64,17 +65,17 @@ pub async fn update(
     if record.machine == MachineKind::Vm {
         target(&app, &record, &linux, Change::None).await?;
     }
-    let work = async move {
+    detached(async move {
         let change = move |record: &mut SandboxRecord| record.config.linux = Some(linux);
         app.records.sandboxes.update(&pod.id, change).await?;
         fit(&app, &pod, Change::None).await
-    };
-    tokio::spawn(work).await.map_err(|_| SandboxError::Ending)?
+    })
+    .await
 }
 
 /// Makes the pod's VM as large as its limits say.
 pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), SandboxError> {
-    let _turn = app.pods.resize_turn(&pod.id).await;
+    let _turn = pod.resizing().await;
     let Some(record) = app.records.sandboxes.get(&pod.id) else {
         return Ok(());
     };

@@ -8,25 +8,27 @@ use bulkhead_proto::{
     agent::{Interface, Ready},
     cri::{ContainerEventType, PodSandboxConfig, RunPodSandboxRequest},
 };
-use tokio::sync::watch;
 
 use super::{
-    Machine, Pod, SandboxError, guest, names, new_id, now_ns, release, scratch,
+    Machine, Pod, SandboxError, ending, guest, names, new_id, now_ns, scratch,
+    settle::settle_surely,
     sizing::{self, CgroupLimit},
     timeline::Timeline,
     validate::{self, Wanted},
-    watch as watcher,
 };
 use crate::{
     agent::{self, AgentError, ReadyListener},
     app::App,
     cgroup::{self, Leaf},
-    container, events,
+    container,
+    error::chain,
+    events,
     host::{self, HostDir},
     network::{Attached, NetworkError, Nic},
     records::{
         InterfaceRecord, MachineKind, NetworkRecord, Resource, SandboxRecord, SandboxState, Shape,
     },
+    task::{TaskError, blocking, detached},
     vmm::{self, Process},
     volumes::share::Share,
 };
@@ -41,9 +43,7 @@ const ROOT: u32 = 0;
 
 /// Runs a pod and gives its id. Goes on to its end, up or undone, even if the caller is dropped.
 pub async fn run(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, SandboxError> {
-    tokio::spawn(start(app, request))
-        .await
-        .map_err(|_| SandboxError::Ending)?
+    detached(start(app, request)).await
 }
 
 async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, SandboxError> {
@@ -75,7 +75,7 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
     let uid = {
         let mut reserved = app.pods.reserved();
         reserved.take_name(&name, &id)?;
-        match reserved.take_uid(app.config.vmm.uid_base, app.config.vmm.uid_count) {
+        match reserved.take_uid(app.config.vmm.uid_base, app.config.vmm.uid_count, &id) {
             Ok(uid) => uid,
             Err(e) => {
                 reserved.free_name(&name, &id);
@@ -103,7 +103,7 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
         Err(e) => {
             let mut reserved = app.pods.reserved();
             reserved.free_name(&name, &id);
-            reserved.free_uid(uid);
+            reserved.free_uid(uid, &id);
             return Err(e.into());
         }
     };
@@ -126,10 +126,10 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
         timeline: &timeline,
     };
     match start.bring_up().await {
-        Ok((pod, ended, network)) => finish(&app, pod, ended, network, &timeline).await,
+        Ok((pod, network)) => finish(&app, pod, network, &timeline).await,
         Err(error) => {
-            tracing::warn!(pod = %id, name, "the start failed: {}", crate::error::chain(&error));
-            release::undo(&app, &id, &name).await;
+            tracing::warn!(pod = %id, name, "the start failed: {}", chain(&error));
+            undo(&app, &id).await;
             Err(error)
         }
     }
@@ -139,7 +139,6 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
 async fn finish(
     app: &Arc<App>,
     pod: Arc<Pod>,
-    ended: watcher::Ended,
     network: NetworkRecord,
     timeline: &Timeline,
 ) -> Result<String, SandboxError> {
@@ -153,11 +152,10 @@ async fn finish(
         record.phases = phases;
     });
     if let Err(error) = ready.await {
-        app.pods.remove(&id);
-        release::undo_known(app, &id).await;
+        undo(app, &id).await;
         return Err(error.into());
     }
-    watcher::watch(app, &pod, ended);
+    ending::watch(app, &pod);
     container::pod_ready(app, &pod).await;
     if let Some(record) = app.records.sandboxes.get(&id) {
         events::sandbox(app, ContainerEventType::ContainerCreatedEvent, &record);
@@ -165,6 +163,13 @@ async fn finish(
     }
     tracing::info!(pod = %id, ms = total, "the pod is ready");
     Ok(id)
+}
+
+/// Takes a failed start back: now as far as it goes, the rest later.
+async fn undo(app: &Arc<App>, id: &str) {
+    let _turn = app.pods.turn(id).await;
+    // A failure is in the log, and tried again.
+    let _later = settle_surely(app, id).await;
 }
 
 /// One start: what all its steps need.
@@ -178,7 +183,7 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    async fn bring_up(&self) -> Result<(Arc<Pod>, watcher::Ended, NetworkRecord), SandboxError> {
+    async fn bring_up(&self) -> Result<(Arc<Pod>, NetworkRecord), SandboxError> {
         let Self {
             app,
             record,
@@ -187,20 +192,16 @@ impl Start<'_> {
         } = *self;
         let id = &record.id;
         let machine = Machine::of_pod(record.machine, &app.config.paths, id);
-        let closed = |_| SandboxError::Ending;
-        let _boot = timeline
-            .step("queue", app.pods.boots.acquire())
-            .await
-            .map_err(closed)?;
-
         let (cgroup_procs, scratch) = timeline
             .step("host files", self.host_files(&machine))
             .await?;
-        let (process, interfaces, listener) = match &machine {
+        let (process, interfaces, listener, permit) = match &machine {
             Machine::Vm { jail, .. } => {
                 let nics = timeline
                     .step("namespace and tap", app.network.prepare(id))
                     .await?;
+                let queue = timeline.step("queue", app.pods.boots.acquire()).await;
+                let permit = queue.map_err(|_closed| TaskError::Ending)?;
                 let interfaces: Vec<Interface> = nics.iter().enumerate().map(interface).collect();
                 let listener = ReadyListener::bind(&machine.ready(), self.uid)?;
                 let limits = record.shape.limits;
@@ -219,7 +220,7 @@ impl Start<'_> {
                 };
                 let spawn = vmm::spawn(&app.config.vmm, plan);
                 let process = timeline.step("vmm process", spawn).await?;
-                (process, interfaces, listener)
+                (process, interfaces, listener, Some(permit))
             }
             Machine::Host { dir } => {
                 if !self.wanted.node.network {
@@ -230,7 +231,8 @@ impl Start<'_> {
                 let pod = self.host_pod(dir);
                 let spawn = host::spawn(&app.config.host.agent, dir, &pod);
                 let process = timeline.step("agent process", spawn).await?;
-                (process, Vec::new(), listener)
+                // It has no kernel to boot, and what others wait for may be the CNI plugins' own.
+                (process, Vec::new(), listener, None)
             }
         };
         let process = Arc::new(process);
@@ -239,7 +241,12 @@ impl Start<'_> {
         // none is cut off by another's failure, so that what they made is whole when it is undone.
         let recorded = timeline.step("record process", self.record_process(&process));
         let attach = timeline.step("network", self.attach(&interfaces));
-        let boot = timeline.step("boot", self.boot(&machine, &process, listener));
+        let boot = timeline.step("boot", async {
+            let booted = self.boot(&machine, &process, listener).await;
+            // Others may boot while CNI is still at work: it may wait for a pod of theirs.
+            drop(permit);
+            booted
+        });
         let (recorded, attached, ready) = tokio::join!(recorded, attach, boot);
         let (ready, attached) = (ready?, attached?);
         recorded?;
@@ -249,18 +256,11 @@ impl Start<'_> {
 
         let set_up = self.set_up(&machine, &attached);
         let agent = self
-            .or_died(&machine, &process, timeline.step("guest set-up", set_up))
+            .or_died(&process, timeline.step("guest set-up", set_up))
             .await?;
 
-        let (ended, ended_receiver) = watch::channel(None);
-        let pod = Arc::new(Pod {
-            id: id.clone(),
-            agent,
-            machine,
-            process,
-            ended: ended_receiver,
-        });
-        Ok((pod, ended, network_record(attached)))
+        let pod = Pod::new(id.clone(), agent, machine, process);
+        Ok((pod, network_record(attached)))
     }
 
     /// What CNI gives the pod; in the host's network nothing.
@@ -303,7 +303,7 @@ impl Start<'_> {
         let (leaf, machine, uid) = (self.leaf.clone(), machine.clone(), self.uid);
         let (id, mib) = (self.record.id.clone(), self.record.shape.scratch_mib);
         let share = self.record.has_share();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = blocking(move || {
             for dir in [paths.pod(&id), paths.pod_state(&id)] {
                 make_dir(&dir)?;
             }
@@ -329,7 +329,6 @@ impl Start<'_> {
                 action: "make the pod's directories and disk".to_owned(),
                 source: std::io::ErrorKind::TimedOut.into(),
             })?
-            .map_err(|_| SandboxError::Ending)?
     }
 
     /// Until its record is on disk the process is owned by its cgroup, which is on record: the
@@ -359,7 +358,7 @@ impl Start<'_> {
     ) -> Result<Ready, SandboxError> {
         let timeout = self.app.config.boot.timeout;
         let wait = async { Ok(listener.wait(timeout).await?) };
-        match self.or_died(machine, process, wait).await {
+        match self.or_died(process, wait).await {
             Err(SandboxError::Agent(AgentError::NotReady { seconds })) => {
                 let console = machine.console();
                 let tail = tokio::task::spawn_blocking(move || {
@@ -378,20 +377,19 @@ impl Start<'_> {
     /// The result of `work`, or the VM's end if that comes first or explains its failure.
     async fn or_died<T>(
         &self,
-        machine: &Machine,
         process: &Process,
         work: impl Future<Output = Result<T, SandboxError>>,
     ) -> Result<T, SandboxError> {
         let result = tokio::select! {
             biased;
             result = work => result,
-            _ended = process.wait() => return Err(watcher::died(self.app, &self.record.id, machine).await),
+            _ended = process.wait() => return Err(ending::while_starting(self.app, self.record).await),
         };
         let Err(error) = result else { return result };
         // A connection breaks a moment before its process is gone.
         let grace = Duration::from_millis(500);
         match tokio::time::timeout(grace, process.wait()).await {
-            Ok(_ended) => Err(watcher::died(self.app, &self.record.id, machine).await),
+            Ok(_ended) => Err(ending::while_starting(self.app, self.record).await),
             Err(_runs) => Err(error),
         }
     }
@@ -462,13 +460,13 @@ pub(super) async fn cgroup_limit(
     parent: &std::path::Path,
 ) -> Result<Option<CgroupLimit>, SandboxError> {
     let (root, parent) = (app.config.cgroup.root.clone(), parent.to_owned());
-    let limit = tokio::task::spawn_blocking(move || cgroup::memory_limit(&root, &parent))
-        .await
-        .map_err(|_| SandboxError::Ending)?
-        .map_err(|source| SandboxError::Os {
+    let limit = blocking(move || {
+        cgroup::memory_limit(&root, &parent).map_err(|source| SandboxError::Os {
             action: "read the memory limit of the pod's cgroup".to_owned(),
             source,
-        })?;
+        })
+    })
+    .await?;
     Ok(limit.map(|(bytes, whose)| CgroupLimit {
         bytes,
         whose: whose.display().to_string(),

@@ -1,19 +1,19 @@
-//! StopPodSandbox: containers end, the VM (or the agent on the host) is stopped, everything but the record is released.
-//! May be repeated; each part has its deadline, and behind the last stands SIGKILL.
+//! StopPodSandbox: containers end, the VM (or the agent on the host) is stopped, and the pod is
+//! settled. May be repeated; each part has its deadline, and behind the last stands SIGKILL.
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Machine, Pod, SandboxError, find, release};
+use super::{Machine, Pod, SandboxError, find, settle::settle_surely};
 use bulkhead_proto::agent::{PowerOffRequest, SyncVolumesRequest};
 
-use crate::{app::App, container, records::SandboxState, volumes::guest};
+use crate::{
+    app::App, container, error::chain, records::SandboxState, task::detached, volumes::guest,
+};
 
 /// Containers get SIGKILL; their output is drained.
 const CONTAINERS_DEADLINE: Duration = Duration::from_secs(60);
 /// Disks can be slow, and much may be unwritten; a guest that is dead does not answer at all.
 const SYNC_DEADLINE: Duration = Duration::from_secs(30);
-/// The watcher records a process's end right after it.
-const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Stops a pod; an unknown id is no error. Goes on to its end even if the caller is dropped.
 pub async fn stop(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
@@ -21,11 +21,11 @@ pub async fn stop(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
         return Ok(());
     };
     let id = record.id.clone();
-    let work = async move {
+    detached(async move {
         let _turn = app.pods.turn(&id).await;
         stop_in_turn(&app, &id).await
-    };
-    tokio::spawn(work).await.map_err(|_| SandboxError::Ending)?
+    })
+    .await
 }
 
 /// Stops a pod whose turn the caller has.
@@ -59,7 +59,7 @@ pub(super) async fn stop_in_turn(app: &Arc<App>, id: &str) -> Result<(), Sandbox
         write_out(app, &pod).await;
         end_machine(app, &pod).await;
     }
-    release::release(app, id).await?;
+    settle_surely(app, id).await?;
     tracing::info!(pod = %id, "the pod is stopped");
     Ok(())
 }
@@ -79,13 +79,13 @@ async fn write_out(app: &Arc<App>, pod: &Pod) {
     if let Err(error) = synced {
         tracing::warn!(
             pod = %pod.id,
-            "the last writes to its volumes may be lost: {}", crate::error::chain(&error)
+            "the last writes to its volumes may be lost: {}", chain(&error)
         );
     }
 }
 
-/// Has the VMM end the VM or the agent on the host itself, or kills it; then the end is on record.
-/// Failures are left to the release, which kills by the record.
+/// Has the VMM end the VM or the agent on the host itself, or kills it. Failures are left to the
+/// settling, which kills by the record.
 ///
 /// A guest is not asked to power off: its containers are dead, their output is in the logs, what
 /// is the host's is written out and the disk that is its own goes with the pod.
@@ -94,14 +94,14 @@ async fn end_machine(app: &Arc<App>, pod: &Pod) {
     let stop = async {
         match &pod.machine {
             Machine::Vm { control, .. } => {
-                control.stop().await.map_err(|e| crate::error::chain(&e))?;
+                control.stop().await.map_err(|e| chain(&e))?;
             }
             Machine::Host { .. } => {
                 let request = PowerOffRequest { grace_ms: 0 };
                 let end = pod.agent.call("end", limit, |mut agent| async move {
                     agent.power_off(request).await
                 });
-                end.await.map_err(|e| crate::error::chain(&e))?;
+                end.await.map_err(|e| chain(&e))?;
             }
         }
         pod.process.wait().await.map_err(|e| e.to_string())
@@ -114,13 +114,5 @@ async fn end_machine(app: &Arc<App>, pod: &Pod) {
         if let Err(error) = pod.process.kill() {
             tracing::warn!(pod = %pod.id, "cannot kill the pod's process: {error}");
         }
-    }
-    let mut ended = pod.ended.clone();
-    let recorded = ended.wait_for(Option::is_some);
-    if tokio::time::timeout(RECORD_DEADLINE, recorded)
-        .await
-        .is_err()
-    {
-        tracing::warn!(pod = %pod.id, "the end of the pod's process was not noticed in time");
     }
 }

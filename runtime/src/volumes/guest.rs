@@ -8,6 +8,7 @@ use bulkhead_proto::agent;
 use super::{
     BlockDisk, Image, Kind, Plan, Source, VolumeError, VolumeRecord, blocking,
     bridge::Bridge,
+    followed::Followed,
     inspect::digest,
     share::{Inside, Manner, Share},
     snapshot::Ownership,
@@ -28,13 +29,6 @@ const FIRST_PORT: u32 = 0x4000_0000;
 const NAME_DIGITS: usize = 32;
 /// How much of a container's id the names of its share's entries begin with.
 const ID_DIGITS: usize = 16;
-
-/// What the daemon keeps of a pod's volumes beside the records.
-#[derive(Debug, Default)]
-pub struct Live {
-    watches: HashMap<String, Watch>,
-    bridges: HashMap<String, Bridge>,
-}
 
 /// A container's volumes on their way into a pod.
 #[derive(Debug, Default)]
@@ -280,8 +274,7 @@ pub async fn attach(app: &App, pod: &Pod, prepared: &mut Prepared) -> Result<(),
     if prepared.records.is_empty() {
         return Ok(());
     }
-    let state = app.volumes.pod(&pod.id);
-    let mut live = state.lock().await;
+    let mut live = pod.volumes.lock().await;
     let sources = std::mem::take(&mut prepared.sources);
     if !sources.is_empty() {
         let share = Share::of_pod(&app.config.paths.pod(&pod.id));
@@ -301,7 +294,7 @@ pub async fn attach(app: &App, pod: &Pod, prepared: &mut Prepared) -> Result<(),
 async fn follow(
     app: &App,
     pod: &Pod,
-    live: &mut Live,
+    live: &mut Followed,
     records: &[VolumeRecord],
 ) -> Result<(), VolumeError> {
     for record in records {
@@ -341,8 +334,7 @@ pub async fn resume(app: &App, pod: &Pod) {
     if records.is_empty() {
         return;
     }
-    let state = app.volumes.pod(&pod.id);
-    let mut live = state.lock().await;
+    let mut live = pod.volumes.lock().await;
     for record in &records {
         if let Err(error) = follow(app, pod, &mut live, std::slice::from_ref(record)).await {
             let error = crate::error::chain(&error);
@@ -357,16 +349,21 @@ pub async fn release(app: &App, record: &ContainerRecord) -> Result<(), VolumeEr
     if record.meta.volumes.is_empty() {
         return Ok(());
     }
-    let state = app.volumes.pod(pod);
-    let mut live = state.lock().await;
-    let others = records_of(app, pod, Some(container));
+    let pod = app.pods.get(pod);
+    // Held over all of it, so that a container that comes in between finds what it counts on.
+    let mut live = match &pod {
+        Some(pod) => Some(pod.volumes.lock().await),
+        None => None,
+    };
+    let pod_id = &record.meta.sandbox_id;
+    let others = records_of(app, pod_id, Some(container));
     for volume in record.meta.volumes.iter().rev() {
         let needed = |name: &str| others.iter().any(|other| names(other) == Some(name));
         match volume {
             VolumeRecord::Share { name, .. } if !needed(name) => {
-                let share = Share::of_pod(&app.config.paths.pod(pod));
+                let share = Share::of_pod(&app.config.paths.pod(pod_id));
                 let name = name.clone();
-                let inside = app.pods.get(pod).map(|pod| inside(&pod)).transpose()?;
+                let inside = pod.as_deref().map(inside).transpose()?;
                 // The pod's release has taken the whole share down, if it is gone.
                 blocking(move || match share.exists() {
                     true => share.remove(inside.as_ref(), &name),
@@ -375,10 +372,10 @@ pub async fn release(app: &App, record: &ContainerRecord) -> Result<(), VolumeEr
                 .await?;
             }
             VolumeRecord::Copy { name, .. } if !needed(name) => {
-                live.watches.remove(name);
+                live.as_mut().map(|live| live.watches.remove(name));
             }
             VolumeRecord::Socket { name, .. } if !needed(name) => {
-                live.bridges.remove(name);
+                live.as_mut().map(|live| live.bridges.remove(name));
             }
             _ => {}
         }

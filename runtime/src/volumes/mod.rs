@@ -10,6 +10,7 @@
 mod anonymous;
 mod bridge;
 mod error;
+mod followed;
 pub mod guest;
 mod inspect;
 pub mod mountinfo;
@@ -17,17 +18,16 @@ mod plan;
 mod record;
 pub mod share;
 pub mod snapshot;
-mod state;
 mod token;
 pub mod validate;
 mod watch;
 
 pub use anonymous::add as add_anonymous;
 pub use error::VolumeError;
+pub use followed::Followed;
 pub use inspect::{Circumstances, inspect};
 pub use plan::{BlockDisk, GuestDevice, Image, Kind, Memory, Plan, Source, Volume};
 pub use record::VolumeRecord;
-pub use state::Volumes;
 pub use validate::Handler;
 
 /// Runs work with the file system off the async threads.

@@ -9,7 +9,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use bulkhead_proto::cri;
 use tempfile::TempDir;
-use tokio::{runtime::Runtime, sync::watch};
+use tokio::runtime::Runtime;
 
 use self::fakes::Guest;
 use super::*;
@@ -128,15 +128,9 @@ impl Node {
         let machine = Machine::vm(JailDir::of_pod(self.dir.path()));
         let app = runtime.block_on(async {
             let app = App::open(self.config()).unwrap();
-            let pod = Arc::new(Pod {
-                id: POD.to_owned(),
-                agent: agent::connect(&machine.agent()).await.unwrap(),
-                machine,
-                process: Arc::new(
-                    Process::adopt(i32::try_from(std::process::id()).unwrap()).unwrap(),
-                ),
-                ended: watch::channel(None).1,
-            });
+            let agent = agent::connect(&machine.agent()).await.unwrap();
+            let process = Process::adopt(std::process::id().cast_signed()).unwrap();
+            let pod = Pod::new(POD.to_owned(), agent, machine, Arc::new(process));
             app.pods.insert(Arc::clone(&pod));
             recover(&app).await;
             pod_ready(&app, &pod).await;

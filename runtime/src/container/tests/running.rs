@@ -153,7 +153,9 @@ fn a_guest_that_is_gone_takes_its_containers_along() {
     let waits = daemon.create(request("c2", "one", &["serve"])).unwrap();
     node.guest.write(&runs, b"no newline");
     daemon.app.pods.remove(POD);
-    daemon.block_on(pod_gone(&daemon.app, POD, "the VM crashed"));
+    daemon
+        .block_on(pod_gone(&daemon.app, POD, "the VM crashed"))
+        .unwrap();
     for id in [&runs, &waits] {
         let status = daemon.status(id);
         assert_eq!(
@@ -163,7 +165,7 @@ fn a_guest_that_is_gone_takes_its_containers_along() {
     }
     daemon.block_on(stop(&daemon.app, &runs, 5)).unwrap();
     daemon.remove(&waits).unwrap();
-    daemon.block_on(pod_removed(&daemon.app, POD));
+    daemon.block_on(pod_removed(&daemon.app, POD)).unwrap();
     assert!(daemon.app.records.containers.is_empty());
     assert!(daemon.app.images.holders().is_empty());
 }

@@ -74,13 +74,10 @@ impl Node {
                 .await
                 .unwrap();
         }
-        app.pods.insert(Arc::new(Pod {
-            id: POD.to_owned(),
-            agent: agent::connect_lazily(&machine.agent()),
-            machine,
-            process: Arc::new(Process::adopt(std::process::id().cast_signed()).unwrap()),
-            ended: watch::channel(None).1,
-        }));
+        let agent = agent::connect_lazily(&machine.agent());
+        let process = Process::adopt(std::process::id().cast_signed()).unwrap();
+        let pod = Pod::new(POD.to_owned(), agent, machine, Arc::new(process));
+        app.pods.insert(pod);
         let (stop, stopped) = watch::channel(false);
         let listening = listen(&app).await.unwrap();
         let server = tokio::spawn(listening.serve(Arc::clone(&app), stopped));

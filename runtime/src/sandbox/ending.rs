@@ -1,0 +1,100 @@
+//! How a pod's process (its VMM, its agent on the host) ended, and what follows: one that ends takes
+//! its pod out of service, whoever ended it.
+
+use std::sync::Arc;
+
+use bulkhead_contract::exit::Reason;
+
+use super::{Machine, Pod, SandboxError, now_ns, settle::settle_surely};
+use crate::{
+    app::App,
+    cgroup,
+    records::{MachineKind, SandboxRecord, VmExit},
+};
+
+/// Watches a pod until its process ends, and settles it then.
+pub(super) fn watch(app: &Arc<App>, pod: &Arc<Pod>) {
+    let (app, pod) = (Arc::clone(app), Arc::clone(pod));
+    tokio::spawn(async move {
+        if let Err(error) = pod.process.wait().await {
+            // Without the wait nobody would notice the end: take it as ended, and end it.
+            tracing::error!(pod = %pod.id, "cannot wait for the pod's process: {error}");
+            let _gone = pod.process.kill();
+        }
+        // Out of service at once; who has its turn now will find it so.
+        app.pods.remove(&pod.id);
+        let _turn = app.pods.turn(&pod.id).await;
+        // A failure is in the log, and tried again.
+        let _later = settle_surely(&app, &pod.id).await;
+    });
+}
+
+/// How a pod on record ended; a process killed by the pod's memory limit is named so.
+pub(super) async fn of_pod(app: &App, record: &SandboxRecord) -> VmExit {
+    let machine = Machine::of_pod(record.machine, &app.config.paths, &record.id);
+    let mut exit = read(&machine).await;
+    if exit.reason != Reason::Killed {
+        return exit;
+    }
+    // On the host the containers are in the same cgroup, and one killed there says nothing of the
+    // agent.
+    if let (Some(path), MachineKind::Vm) = (record.cgroup(), machine.kind()) {
+        let path = path.to_owned();
+        let kills = tokio::task::spawn_blocking(move || cgroup::oom_kills(&path)).await;
+        if kills.unwrap_or(0) > 0 {
+            exit.message = "the kernel killed the VMM process because the memory limit of the \
+                            pod's cgroup was reached"
+                .to_owned();
+        }
+    }
+    exit
+}
+
+/// The end of a pod that was being started, as an error.
+pub(super) async fn while_starting(app: &App, record: &SandboxRecord) -> SandboxError {
+    let VmExit {
+        reason,
+        message,
+        console_tail,
+        ..
+    } = of_pod(app, record).await;
+    // The error has a line of it; a kernel's report of its fault takes the whole.
+    if !console_tail.is_empty() {
+        tracing::warn!(pod = %record.id, "the end of its console:\n{console_tail}");
+    }
+    SandboxError::Died {
+        reason,
+        message,
+        console_tail,
+    }
+}
+
+/// For the operator: an end that nobody asked for is a warning.
+pub(super) fn log(id: &str, exit: &VmExit) {
+    if exit.reason.is_orderly() {
+        tracing::info!(pod = %id, reason = %exit.reason, "the pod has ended");
+    } else {
+        tracing::warn!(
+            pod = %id, reason = %exit.reason, console = last_line(&exit.console_tail),
+            "the pod has ended: {}", exit.message
+        );
+    }
+}
+
+async fn read(machine: &Machine) -> VmExit {
+    let (machine, at) = (machine.clone(), now_ns());
+    let read = tokio::task::spawn_blocking(move || machine.read_exit(at));
+    read.await.unwrap_or_else(|e| VmExit {
+        reason: Reason::Killed,
+        message: e.to_string(),
+        console_tail: String::new(),
+        at,
+    })
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("")
+}

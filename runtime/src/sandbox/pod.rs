@@ -1,0 +1,77 @@
+//! One live pod: all that the daemon holds for it in memory. What must survive the daemon is in its
+//! record (`records`); how it comes to its end is in `settle`.
+
+use std::{collections::HashSet, sync::Arc};
+
+use tokio::sync::{Mutex, MutexGuard, watch};
+
+use super::{Machine, SandboxError, machine};
+use crate::{
+    agent::Agent,
+    vmm::{Control, Process},
+    volumes::Followed,
+};
+
+/// A pod whose agent runs.
+#[derive(Debug)]
+pub struct Pod {
+    /// The sandbox id.
+    pub id: String,
+    /// The service in its guest, or in its namespaces on the host.
+    pub agent: Agent,
+    /// What it runs in.
+    pub machine: Machine,
+    /// Its VMM, or its agent on the host: the process whose end is the pod's.
+    pub process: Arc<Process>,
+    /// Serials of the layers and block devices it has; locked while disks come and go.
+    pub(crate) disks: Mutex<HashSet<String>>,
+    /// Watches and bridges of its volumes; locked while volumes come and go.
+    pub(crate) volumes: Mutex<Followed>,
+    /// Held over a resize. Not the pod's turn: stopping it does not wait for a guest that is slow to
+    /// give memory back.
+    resizing: Mutex<()>,
+    over: watch::Sender<bool>,
+}
+
+impl Pod {
+    /// A pod whose process runs.
+    pub fn new(id: String, agent: Agent, machine: Machine, process: Arc<Process>) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            agent,
+            machine,
+            process,
+            disks: Mutex::default(),
+            volumes: Mutex::default(),
+            resizing: Mutex::default(),
+            over: watch::channel(false).0,
+        })
+    }
+
+    /// Its VMM's control socket.
+    ///
+    /// # Errors
+    /// For a pod on the host, which has none.
+    pub fn vmm(&self) -> Result<&Control, SandboxError> {
+        machine::control(&self.id, &self.machine)
+    }
+
+    /// Becomes true when the pod is out of service; what follows it ends then.
+    pub(crate) fn over(&self) -> watch::Receiver<bool> {
+        self.over.subscribe()
+    }
+
+    /// The turn to resize it.
+    pub(super) async fn resizing(&self) -> MutexGuard<'_, ()> {
+        self.resizing.lock().await
+    }
+
+    /// Out of service: what follows the pod ends.
+    pub(super) fn end(&self) {
+        self.over.send_replace(true);
+        // Else who has them at this moment is the last to hold the pod, and drops them with it.
+        if let Ok(mut volumes) = self.volumes.try_lock() {
+            *volumes = Followed::default();
+        }
+    }
+}

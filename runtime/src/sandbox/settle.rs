@@ -1,0 +1,134 @@
+//! The one way in which a pod without a live machine comes to its end, whatever led there: a stop, a
+//! process that ended by itself, a start that failed, a removal, a daemon that was killed in the
+//! middle of any of them. Nothing of it runs -> how it ended is on record -> every exit of a container is on
+//! record, and subscribers know -> what it held on the host is given back -> the record is final.
+//!
+//! Every step may be repeated, and each is done before the next is begun; so a daemon that dies
+//! between two of them, or a disk that is full for a while, loses nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_proto::cri::ContainerEventType;
+
+use super::{SandboxError, ending, names, release};
+use crate::{
+    app::App,
+    container,
+    error::chain,
+    events,
+    records::{SandboxRecord, SandboxState},
+    task::Pauses,
+};
+
+/// Between two tries: the first soon, for what was busy, and no more than this for what is broken.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Brings a pod to its end. The caller has its turn.
+///
+/// # Errors
+/// The first thing that failed; what is left to do is on record, and can be done later.
+pub(super) async fn settle(app: &Arc<App>, id: &str) -> Result<(), SandboxError> {
+    let Some(record) = app.records.sandboxes.get(id) else {
+        return Ok(());
+    };
+    if record.state == SandboxState::Released {
+        return Ok(());
+    }
+    app.pods.remove(id);
+    release::end_processes(app, &record).await?;
+    if record.state != SandboxState::Creating {
+        note_end(app, &record).await?;
+    }
+    release_all(app, id).await
+}
+
+/// The pod's end and its containers' go on record, and are told.
+async fn note_end(app: &Arc<App>, record: &SandboxRecord) -> Result<(), SandboxError> {
+    let id = &record.id;
+    let exit = match &record.exit {
+        Some(exit) => exit.clone(),
+        None => ending::of_pod(app, record).await,
+    };
+    let why = format!("the pod ended ({}): {}", exit.reason, exit.message);
+    if record.exit.is_none() || record.state != SandboxState::NotReady {
+        let kept = exit.clone();
+        let update = app.records.sandboxes.update(id, move |record| {
+            record.state = SandboxState::NotReady;
+            record.exit.get_or_insert(kept);
+        });
+        update.await?;
+        ending::log(id, &exit);
+    }
+    let ended = container::pod_gone(app, id, &why).await;
+    ended.map_err(|error| SandboxError::containers(id, error))?;
+    if let Some(record) = app.records.sandboxes.get(id) {
+        events::sandbox(app, ContainerEventType::ContainerStoppedEvent, &record);
+    }
+    Ok(())
+}
+
+/// Gives back what the pod holds. A pod that never came up is forgotten with that; of another the
+/// record stays until it is removed. What cannot be given back stays on record, on a pod that is
+/// shown as not ready, so that its name can be seen to be taken.
+async fn release_all(app: &Arc<App>, id: &str) -> Result<(), SandboxError> {
+    let Some(record) = app.records.sandboxes.get(id) else {
+        return Ok(());
+    };
+    let (left, failed) = release::release(app, &record).await;
+    if record.state == SandboxState::Creating && left.is_empty() {
+        app.records.sandboxes.remove(id).await?;
+        app.pods
+            .reserved()
+            .free_name(&names::of_record(&record), id);
+    } else {
+        let left = left.clone();
+        let update = app.records.sandboxes.update(id, move |record| {
+            record.state = match left.is_empty() {
+                true => SandboxState::Released,
+                false => SandboxState::NotReady,
+            };
+            record.resources = left;
+        });
+        update.await?;
+    }
+    // Not before the record says so: a user id that is free is another pod's at once.
+    if let Some(uid) = record.uid()
+        && !release::has_uid(&left)
+    {
+        app.pods.reserved().free_uid(uid, id);
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// [`settle`], again until it succeeds. One task per pod does so; a second call changes nothing.
+pub(super) fn settle_later(app: &Arc<App>, id: &str) {
+    if !app.pods.begin_settling(id) {
+        return;
+    }
+    let (app, id) = (Arc::clone(app), id.to_owned());
+    tokio::spawn(async move {
+        let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
+        loop {
+            pauses.pause().await;
+            let _turn = app.pods.turn(&id).await;
+            match settle(&app, &id).await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(pod = %id, "not settled yet: {}", chain(&error));
+                }
+            }
+        }
+        app.pods.end_settling(&id);
+    });
+}
+
+/// [`settle`] now, and if it fails later, too. The caller has the pod's turn.
+pub(super) async fn settle_surely(app: &Arc<App>, id: &str) -> Result<(), SandboxError> {
+    let settled = settle(app, id).await;
+    if let Err(error) = &settled {
+        tracing::warn!(pod = %id, "not settled yet, tried again: {}", chain(error));
+        settle_later(app, id);
+    }
+    settled
+}
