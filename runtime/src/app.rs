@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bulkhead_records::RecordsError;
+
 use crate::{
     config::Config,
     container::Containers,
@@ -9,7 +11,7 @@ use crate::{
     host::DefaultProfile,
     images::{Images, ImagesError},
     network::PodNetwork,
-    records::{Records, RecordsError},
+    records::Records,
     sandbox::Pods,
     streaming::Streaming,
     volumes::Volumes,
@@ -56,7 +58,7 @@ impl App {
     /// Opens records and image store below the configured directories, which exist. Blocks.
     pub fn open(config: Config) -> Result<Arc<Self>, OpenError> {
         let records = Records::open(&config.paths.database())?;
-        let images = Images::open(&config, &records)?;
+        let images = Images::open(&config, records.database())?;
         Ok(Arc::new(Self {
             pods: Pods::new(&config),
             network: PodNetwork::new(&config),

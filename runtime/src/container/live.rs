@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_records::Table;
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::{ContainerError, stats::Samples};
 use crate::{
     config::Config,
     logs::{Checkpoints, Pump},
-    records::{ContainerRecord, ContainerState, Table},
+    records::{ContainerRecord, ContainerState},
 };
 
 /// What the container module keeps in memory, beside the records.

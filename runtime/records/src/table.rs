@@ -15,7 +15,7 @@ use std::{
 use redb::{ReadableTable as _, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{RecordsError, db::Db};
+use crate::{Database, RecordsError};
 
 /// A text that more than one key begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl<R> Clone for Table<R> {
 
 #[derive(Debug)]
 struct Inner<R> {
-    db: Arc<Db>,
+    database: Database,
     live: RwLock<HashMap<String, Arc<R>>>,
     // Held over read-change-write, so that two updates of one record do not lose one. Only ever
     // locked on the blocking pool. (redb has one writer at a time anyway.)
@@ -54,9 +54,13 @@ struct Inner<R> {
 }
 
 impl<R: Record> Table<R> {
-    pub(super) fn open(db: Arc<Db>) -> Result<Self, RecordsError> {
+    /// Opens the table, making it if there is none, and reads all its records into memory. Blocks.
+    ///
+    /// # Errors
+    /// The database cannot be read, or holds a record that is not an `R`.
+    pub fn open(database: &Database) -> Result<Self, RecordsError> {
         // A write transaction, because opening makes the table when it is not there.
-        let rows = db
+        let rows = database
             .write(|write| {
                 let table = write.open_table(definition::<R>())?;
                 let mut rows = Vec::new();
@@ -78,7 +82,7 @@ impl<R: Record> Table<R> {
             live.insert(key, Arc::new(record));
         }
         let inner = Inner {
-            db,
+            database: database.clone(),
             live: RwLock::new(live),
             writer: Mutex::new(()),
         };
@@ -188,7 +192,7 @@ impl<R: Record> Table<R> {
                 return Ok(None);
             }
             inner
-                .db
+                .database
                 .write(|write| {
                     let mut table = write.open_table(definition::<R>())?;
                     table.remove(key.as_str())?;
@@ -247,7 +251,7 @@ impl<R: Record> Inner<R> {
             .map(encode)
             .collect::<Result<Vec<_>, RecordsError>>()?;
         let _writer = self.write_lock();
-        self.db
+        self.database
             .write(|write| {
                 let mut table = write.open_table(definition::<R>())?;
                 for key in removes {
@@ -271,7 +275,7 @@ impl<R: Record> Inner<R> {
 
     fn store(&self, key: &str, record: R) -> Result<Arc<R>, RecordsError> {
         let bytes = encode(&record)?;
-        self.db
+        self.database
             .write(|write| {
                 let mut table = write.open_table(definition::<R>())?;
                 table.insert(key, bytes.as_slice())?;
@@ -309,10 +313,11 @@ fn failed<R: Record>(action: &'static str) -> impl FnOnce(redb::Error) -> Record
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde::Deserialize;
 
     use super::*;
-    use crate::records::Records;
 
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     struct Note {
@@ -334,18 +339,22 @@ mod tests {
         }
     }
 
+    fn notes(path: &Path) -> Table<Note> {
+        Table::open(&Database::open(path).unwrap()).unwrap()
+    }
+
     #[tokio::test]
     async fn what_was_acknowledged_is_there_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
         {
-            let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+            let table = notes(&path);
             table.insert(note("a")).await.unwrap();
             table.insert(note("b")).await.unwrap();
             table.update("a", |n| n.count = 7).await.unwrap();
             table.remove("b").await.unwrap();
         }
-        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        let table = notes(&path);
         assert_eq!(table.len(), 1);
         assert_eq!(table.get("a").unwrap().count, 7);
     }
@@ -353,8 +362,7 @@ mod tests {
     #[tokio::test]
     async fn no_update_is_lost_and_keys_are_checked() {
         let dir = tempfile::tempdir().unwrap();
-        let records = Records::open(&dir.path().join("state.redb")).unwrap();
-        let table = records.table::<Note>().unwrap();
+        let table = notes(&dir.path().join("state.redb"));
         table.insert(note("a")).await.unwrap();
         let all = (0..50).map(|_| table.update("a", |n| n.count += 1));
         for done in futures::future::join_all(all).await {
@@ -377,7 +385,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
         {
-            let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+            let table = notes(&path);
             table.insert(note("a")).await.unwrap();
             let removes = vec!["a".to_owned(), "never".to_owned()];
             table
@@ -389,7 +397,7 @@ mod tests {
                 .batch_blocking(Vec::new(), vec!["c".to_owned()])
                 .unwrap();
         }
-        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        let table = notes(&path);
         assert_eq!(table.len(), 1);
         assert!(table.get("b").is_some());
     }
@@ -421,10 +429,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_disk_is_an_error_until_there_is_room_again() {
-        use crate::error::Grpc as _;
         let Some(small) = Small::mount() else { return };
         let path = small.0.path().join("state.redb");
-        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        let table = notes(&path);
         table.insert(note("before")).await.unwrap();
         let filler = small.0.path().join("filler");
         let full = std::fs::write(&filler, vec![1; 4 << 20]).unwrap_err();
@@ -439,13 +446,14 @@ mod tests {
                 Err(error) => break error,
             }
         };
-        assert_eq!(error.code(), tonic::Code::ResourceExhausted, "{error}");
+        let kind = error.io_error().map(std::io::Error::kind);
+        assert_eq!(kind, Some(std::io::ErrorKind::StorageFull), "{error}");
         assert!(table.get(&format!("n{}", kept.len())).is_none());
 
         std::fs::remove_file(&filler).unwrap();
         table.insert(note("after")).await.unwrap();
         drop(table);
-        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        let table = notes(&path);
         assert_eq!(table.len(), kept.len() + 2);
         assert!(table.get("before").is_some() && table.get("after").is_some());
     }
