@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use bulkhead_records::RecordsError;
+
 use crate::{
     config::Config,
     container::Containers,
@@ -10,7 +12,7 @@ use crate::{
     images::{Images, ImagesError},
     lock::lock,
     network::PodNetwork,
-    records::{Records, RecordsError},
+    records::Records,
     sandbox::Pods,
     streaming::Streaming,
 };
@@ -54,7 +56,7 @@ impl App {
     /// Opens records and image store below the configured directories, which exist. Blocks.
     pub fn open(config: Config) -> Result<Arc<Self>, OpenError> {
         let records = Records::open(&config.paths.database())?;
-        let images = Images::open(&config, &records)?;
+        let images = Images::open(&config, records.database())?;
         Ok(Arc::new(Self {
             pods: Pods::new(&config),
             network: PodNetwork::new(&config),

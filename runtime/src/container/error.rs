@@ -1,5 +1,6 @@
 //! What can go wrong with a container.
 
+use bulkhead_records::RecordsError;
 use tonic::Code;
 
 use crate::{
@@ -9,7 +10,7 @@ use crate::{
     images::ImagesError,
     logs::LogError,
     oci::{OciError, apparmor::AppArmorError},
-    records::{ContainerState, RecordsError},
+    records::ContainerState,
     sandbox::SandboxError,
     task::TaskError,
     vmm::VmmError,

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use bulkhead_records::Ambiguous;
+
 use super::ContainerError;
 use crate::{
     app::App,
-    records::{Ambiguous, ContainerRecord, ContainerState},
+    records::{ContainerRecord, ContainerState},
 };
 
 /// Finds by id or the unique beginning of one. What is being created is not there yet.

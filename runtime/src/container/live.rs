@@ -11,6 +11,7 @@ use std::{
 };
 
 use bulkhead_proto::agent::Exit;
+use bulkhead_records::Table;
 use tokio::sync::{OwnedMutexGuard, watch};
 
 use super::{ContainerError, stats::Samples};
@@ -18,7 +19,7 @@ use crate::{
     config::Config,
     lock::lock,
     logs::{Checkpoints, Pump},
-    records::{ContainerRecord, ContainerState, Table},
+    records::{ContainerRecord, ContainerState},
 };
 
 /// Of a container's out-of-memory kills, one is logged in this time.

@@ -2,6 +2,7 @@
 
 use std::{error::Error, io, path::PathBuf, sync::Arc};
 
+use bulkhead_records::RecordsError;
 use tonic::Code;
 
 use super::{
@@ -11,10 +12,7 @@ use super::{
     reference::BadName,
     registry::{BadAuth, RegistryError},
 };
-use crate::{
-    error::{Grpc, io_code},
-    records::RecordsError,
-};
+use crate::error::{Grpc, io_code};
 
 /// A failure of the image store or of a pull.
 #[derive(Debug, thiserror::Error)]

@@ -23,6 +23,7 @@ pub mod store;
 use std::{path::PathBuf, sync::Arc};
 
 use bulkhead_proto::cri as v1;
+use bulkhead_records::Database;
 
 pub use self::{
     error::{ImagesError, SharedError},
@@ -39,7 +40,7 @@ use self::{
     registry::{Credentials, Registry},
     store::Store,
 };
-use crate::{config::Config, records::Records};
+use crate::config::Config;
 
 /// A layer as a disk of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +80,7 @@ pub struct Images {
 
 impl Images {
     /// Opens the store below `config.paths.images()`. Blocks.
-    pub fn open(config: &Config, records: &Records) -> Result<Self, ImagesError> {
+    pub fn open(config: &Config, database: &Database) -> Result<Self, ImagesError> {
         let policy = Policy {
             stall_timeout: config.registry.stall_timeout,
             ..Policy::default()
@@ -96,13 +97,13 @@ impl Images {
                 policy,
                 pull,
             },
-            records,
+            database,
         )
     }
 
     /// Opens the store with settings of one's own. Blocks.
-    pub fn with(settings: Settings, records: &Records) -> Result<Self, ImagesError> {
-        let store = Store::open(settings.layers_dir, records)?;
+    pub fn with(settings: Settings, database: &Database) -> Result<Self, ImagesError> {
+        let store = Store::open(settings.layers_dir, database)?;
         let registry = Arc::new(Registry::new(settings.hosts_dir, settings.policy));
         Ok(Self {
             puller: Puller::new(Arc::clone(&store), registry, settings.pull),

@@ -4,9 +4,9 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use bulkhead_proto::cri::{ContainerConfig, LinuxContainerResources};
+use bulkhead_records::Record;
 use serde::{Deserialize, Serialize};
 
-use super::Record;
 use crate::volumes::VolumeRecord;
 
 /// A container.

@@ -1,78 +1,9 @@
-//! What can go wrong with the records.
+//! The gRPC code of each failure of the records.
 
-use std::path::PathBuf;
-
+use bulkhead_records::RecordsError;
 use tonic::Code;
 
-use crate::error::Grpc;
-
-/// A failure to read or write the daemon's records.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordsError {
-    /// The database file does not open.
-    #[error(
-        "cannot open the records in {path}: {source}; if the file is damaged, stop the daemon, \
-         move it away and start again (pods it knew are then swept)"
-    )]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: Box<redb::DatabaseError>,
-    },
-    /// A transaction failed.
-    #[error("cannot {action} in the records' table {table}")]
-    Transaction {
-        /// What was attempted.
-        action: &'static str,
-        /// The table.
-        table: &'static str,
-        /// Why.
-        source: Box<redb::Error>,
-    },
-    /// A record is not what this release writes.
-    #[error("the record {key} in table {table} cannot be read")]
-    Decode {
-        /// The table.
-        table: &'static str,
-        /// The record's key.
-        key: String,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// A record cannot be written as JSON: a bug.
-    #[error("the record {key} for table {table} cannot be encoded")]
-    Encode {
-        /// The table.
-        table: &'static str,
-        /// The record's key.
-        key: String,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// Insert of a key that is there.
-    #[error("a record {key} is in table {table} already")]
-    Exists {
-        /// The table.
-        table: &'static str,
-        /// The record's key.
-        key: String,
-    },
-    /// Update of a key that is not there.
-    #[error("no record {key} is in table {table}")]
-    NotFound {
-        /// The table.
-        table: &'static str,
-        /// The record's key.
-        key: String,
-    },
-    /// The writer's task was torn down: the daemon is ending.
-    #[error("the write to table {table} was given up, because the daemon is ending")]
-    Ending {
-        /// The table.
-        table: &'static str,
-    },
-}
+use crate::error::{Grpc, io_code};
 
 impl Grpc for RecordsError {
     fn code(&self) -> Code {
@@ -80,11 +11,24 @@ impl Grpc for RecordsError {
             Self::Exists { .. } => Code::AlreadyExists,
             Self::NotFound { .. } => Code::NotFound,
             Self::Ending { .. } => Code::Unavailable,
-            Self::Transaction { source, .. } => match source.as_ref() {
-                redb::Error::Io(io) => crate::error::io_code(io),
-                _ => Code::Internal,
-            },
-            Self::Open { .. } | Self::Decode { .. } | Self::Encode { .. } => Code::Internal,
+            Self::Transaction { .. } => self.io_error().map_or(Code::Internal, io_code),
+            Self::Open { .. } | Self::Encode { .. } => Code::Internal,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_the_nodes_shortage() {
+        let full = redb::Error::Io(std::io::ErrorKind::StorageFull.into());
+        let error = RecordsError::Transaction {
+            action: "write a record",
+            table: "sandboxes",
+            source: Box::new(full),
+        };
+        assert_eq!(error.code(), Code::ResourceExhausted);
     }
 }

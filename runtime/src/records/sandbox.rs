@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_contract::exit::Reason;
 use bulkhead_proto::cri::PodSandboxConfig;
+use bulkhead_records::Record;
 use serde::{Deserialize, Serialize};
-
-use super::Record;
 
 /// A pod sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

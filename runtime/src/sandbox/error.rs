@@ -1,6 +1,7 @@
 //! What can go wrong with a pod.
 
 use bulkhead_contract::exit::Reason;
+use bulkhead_records::RecordsError;
 use tonic::Code;
 
 use crate::{
@@ -9,7 +10,6 @@ use crate::{
     error::Grpc,
     host::HostError,
     network::NetworkError,
-    records::RecordsError,
     task::TaskError,
     vmm::VmmError,
 };

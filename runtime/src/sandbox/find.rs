@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use bulkhead_records::Ambiguous;
+
 use super::SandboxError;
 use crate::{
     app::App,
-    records::{Ambiguous, SandboxRecord, SandboxState},
+    records::{SandboxRecord, SandboxState},
 };
 
 /// Finds by id or the unique beginning of one.

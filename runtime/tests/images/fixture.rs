@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_records::Database;
 use bulkhead_runtime::{
     error::Grpc as _,
     images::{ImageRecord, Images, Policy, PullSettings, Settings, SharedError, digest::Digest},
-    records::Records,
 };
 use serde_json::{Value, json};
 use tonic::Code;
@@ -91,7 +91,7 @@ impl Service {
 }
 
 pub fn open(dir: &Path, layers_dir: PathBuf, policy: Policy, pull: PullSettings) -> Arc<Images> {
-    let records = Records::open(&dir.join("state.redb")).unwrap();
+    let database = Database::open(&dir.join("state.redb")).unwrap();
     let settings = Settings {
         layers_dir,
         pods_dir: dir.join("pods"),
@@ -99,7 +99,7 @@ pub fn open(dir: &Path, layers_dir: PathBuf, policy: Policy, pull: PullSettings)
         policy,
         pull,
     };
-    Arc::new(Images::with(settings, &records).unwrap())
+    Arc::new(Images::with(settings, &database).unwrap())
 }
 
 pub fn files(dir: &Path) -> Vec<PathBuf> {

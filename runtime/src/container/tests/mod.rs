@@ -8,6 +8,7 @@ mod running;
 use std::{path::Path, sync::Arc, time::Duration};
 
 use bulkhead_proto::cri;
+use bulkhead_records::Table;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -88,7 +89,7 @@ impl Node {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let images = records.table::<ImageRecord>().unwrap();
+            let images = Table::<ImageRecord>::open(records.database()).unwrap();
             for (name, top) in [("one", "b"), ("two", "c")] {
                 let image = ImageRecord {
                     id: Digest::of(name.as_bytes()).to_string(),

@@ -16,9 +16,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bulkhead_records::{Database, Table};
+
 pub use self::records::{FileInfo, HoldRecord, ImageRecord, LayerRecord, PartRecord};
 use super::{ImagesError, digest::Digest};
-use crate::records::{Records, Table};
 
 /// How long a finished layer of an unfinished pull is kept for the next try.
 const KEEP_PARTS: Duration = Duration::from_secs(3600);
@@ -62,7 +63,7 @@ impl Drop for Lease {
 impl Store {
     /// Opens the store and sweeps: temporary files, files without a record, images whose files
     /// are gone. Blocks.
-    pub fn open(layers_dir: PathBuf, records: &Records) -> Result<Arc<Self>, ImagesError> {
+    pub fn open(layers_dir: PathBuf, database: &Database) -> Result<Arc<Self>, ImagesError> {
         fs::create_dir_all(&layers_dir).map_err(|source| ImagesError::Disk {
             action: "make the directory",
             path: layers_dir.clone(),
@@ -70,9 +71,9 @@ impl Store {
         })?;
         let store = Self {
             layers_dir,
-            images: records.table()?,
-            holds: records.table()?,
-            parts: records.table()?,
+            images: Table::open(database)?,
+            holds: Table::open(database)?,
+            parts: Table::open(database)?,
             leases: Mutex::default(),
             writer: tokio::sync::Mutex::default(),
         };

@@ -1,11 +1,9 @@
 //! The store's records: images, who holds them, and layers of pulls that are not done.
 
+use bulkhead_records::Record;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    images::{digest::Digest, manifest::ImageConfig},
-    records::Record,
-};
+use crate::images::{digest::Digest, manifest::ImageConfig};
 
 /// An image whose every layer is on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

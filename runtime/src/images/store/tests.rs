@@ -13,8 +13,8 @@ impl Fixture {
     }
 
     fn open(&self) -> Arc<Store> {
-        let records = Records::open(&self.dir.path().join("state.redb")).unwrap();
-        Store::open(self.dir.path().join("layers"), &records).unwrap()
+        let database = Database::open(&self.dir.path().join("state.redb")).unwrap();
+        Store::open(self.dir.path().join("layers"), &database).unwrap()
     }
 
     fn files(&self) -> Vec<String> {

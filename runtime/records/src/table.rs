@@ -13,9 +13,12 @@ use std::{
 };
 
 use redb::{ReadableTable as _, TableDefinition};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 
-use super::{RecordsError, db::Db};
+use crate::{Database, RecordsError};
+
+type RedbTable<'a> = redb::Table<'a, &'static str, &'static [u8]>;
 
 /// A text that more than one key begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +28,10 @@ pub struct Ambiguous;
 pub trait Record: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
     /// The table's name in the database; never changed once released.
     const TABLE: &'static str;
+
+    /// The version of what is in a record, counted up when an older release would misread it. (One
+    /// that only adds a field with a default need not.)
+    const SCHEMA: u32 = 1;
 
     /// The key, unique in the table.
     fn key(&self) -> &str;
@@ -46,7 +53,7 @@ impl<R> Clone for Table<R> {
 
 #[derive(Debug)]
 struct Inner<R> {
-    db: Arc<Db>,
+    database: Database,
     live: RwLock<HashMap<String, Arc<R>>>,
     // Held over read-change-write, so that two updates of one record do not lose one. Only ever
     // locked on the blocking pool. (redb has one writer at a time anyway.)
@@ -54,31 +61,50 @@ struct Inner<R> {
 }
 
 impl<R: Record> Table<R> {
-    pub(super) fn open(db: Arc<Db>) -> Result<Self, RecordsError> {
+    /// Opens the table, making it if there is none, and reads all its records into memory. Blocks.
+    ///
+    /// # Errors
+    /// The database cannot be read. A record in it that cannot is set aside, and the log says so.
+    pub fn open(database: &Database) -> Result<Self, RecordsError> {
         // A write transaction, because opening makes the table when it is not there.
-        let rows = db
+        let (live, unreadable) = database
             .write(|write| {
-                let table = write.open_table(definition::<R>())?;
-                let mut rows = Vec::new();
+                let mut table = write.open_table(definition::<R>())?;
+                let mut live = HashMap::new();
+                let mut unreadable = Vec::new();
                 for entry in table.iter()? {
                     let (key, value) = entry?;
-                    rows.push((key.value().to_owned(), value.value().to_owned()));
+                    match decode::<R>(value.value()) {
+                        Ok(record) => {
+                            live.insert(key.value().to_owned(), Arc::new(record));
+                        }
+                        Err(why) => unreadable.push(Unreadable {
+                            key: key.value().to_owned(),
+                            value: value.value().to_owned(),
+                            why,
+                        }),
+                    }
                 }
-                Ok(rows)
+                let mut aside = write.open_table(SET_ASIDE)?;
+                for Unreadable { key, value, .. } in &unreadable {
+                    aside.insert((R::TABLE, key.as_str()), value.as_slice())?;
+                    table.remove(key.as_str())?;
+                }
+                Ok((live, unreadable))
             })
             .map_err(failed::<R>("read all records"))?;
-        let mut live = HashMap::new();
-        for (key, value) in rows {
-            let record: R =
-                serde_json::from_slice(&value).map_err(|source| RecordsError::Decode {
-                    table: R::TABLE,
-                    key: key.clone(),
-                    source,
-                })?;
-            live.insert(key, Arc::new(record));
+        for Unreadable { key, why, .. } in unreadable {
+            tracing::error!(
+                table = R::TABLE,
+                key,
+                "a record cannot be read and is set aside (kept in the database's table {}): {why}; \
+                 what it stands for is not known to this daemon, and what it held on the host is \
+                 removed",
+                redb::TableHandle::name(&SET_ASIDE)
+            );
         }
         let inner = Inner {
-            db,
+            database: database.clone(),
             live: RwLock::new(live),
             writer: Mutex::new(()),
         };
@@ -187,14 +213,10 @@ impl<R: Record> Table<R> {
             if !inner.read().contains_key(&key) {
                 return Ok(None);
             }
-            inner
-                .db
-                .write(|write| {
-                    let mut table = write.open_table(definition::<R>())?;
-                    table.remove(key.as_str())?;
-                    Ok(())
-                })
-                .map_err(failed::<R>("remove a record"))?;
+            inner.change("remove a record", |table| {
+                table.remove(key.as_str())?;
+                Ok(())
+            })?;
             Ok(inner
                 .live
                 .write()
@@ -222,9 +244,12 @@ impl<R: Record> Table<R> {
         F: FnOnce(&Inner<R>) -> Result<T, RecordsError> + Send + 'static,
     {
         let inner = Arc::clone(&self.inner);
-        tokio::task::spawn_blocking(move || work(&inner))
-            .await
-            .map_err(|_| RecordsError::Ending { table: R::TABLE })?
+        match tokio::task::spawn_blocking(move || work(&inner)).await {
+            Ok(result) => result,
+            // A bug, and the caller's to report.
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_aborted) => Err(RecordsError::Ending { table: R::TABLE }),
+        }
     }
 }
 
@@ -247,18 +272,15 @@ impl<R: Record> Inner<R> {
             .map(encode)
             .collect::<Result<Vec<_>, RecordsError>>()?;
         let _writer = self.write_lock();
-        self.db
-            .write(|write| {
-                let mut table = write.open_table(definition::<R>())?;
-                for key in removes {
-                    table.remove(key.as_str())?;
-                }
-                for (record, bytes) in puts.iter().zip(&encoded) {
-                    table.insert(record.key(), bytes.as_slice())?;
-                }
-                Ok(())
-            })
-            .map_err(failed::<R>("change records"))?;
+        self.change("change records", |table| {
+            for key in removes {
+                table.remove(key.as_str())?;
+            }
+            for (record, bytes) in puts.iter().zip(&encoded) {
+                table.insert(record.key(), bytes.as_slice())?;
+            }
+            Ok(())
+        })?;
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         for key in removes {
             live.remove(key);
@@ -269,15 +291,28 @@ impl<R: Record> Inner<R> {
         Ok(())
     }
 
+    /// One transaction on the table.
+    fn change(
+        &self,
+        action: &'static str,
+        work: impl FnOnce(&mut RedbTable<'_>) -> Result<(), redb::Error>,
+    ) -> Result<(), RecordsError> {
+        #[cfg(feature = "failpoints")]
+        let failpoint = crate::failpoint::before(R::TABLE, action);
+        self.database
+            .write(|write| work(&mut write.open_table(definition::<R>())?))
+            .map_err(failed::<R>(action))?;
+        #[cfg(feature = "failpoints")]
+        failpoint.after();
+        Ok(())
+    }
+
     fn store(&self, key: &str, record: R) -> Result<Arc<R>, RecordsError> {
         let bytes = encode(&record)?;
-        self.db
-            .write(|write| {
-                let mut table = write.open_table(definition::<R>())?;
-                table.insert(key, bytes.as_slice())?;
-                Ok(())
-            })
-            .map_err(failed::<R>("write a record"))?;
+        self.change("write a record", |table| {
+            table.insert(key, bytes.as_slice())?;
+            Ok(())
+        })?;
         let record = Arc::new(record);
         self.live
             .write()
@@ -287,12 +322,53 @@ impl<R: Record> Inner<R> {
     }
 }
 
+/// A record as it is kept. Records of the first releases stand without this around them.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Versioned<R> {
+    schema: u32,
+    record: R,
+}
+
+/// A record that was set aside.
+struct Unreadable {
+    key: String,
+    value: Vec<u8>,
+    why: String,
+}
+
+/// Records that could not be read, by table and key, for who looks into them or goes back to the
+/// release that wrote them.
+const SET_ASIDE: TableDefinition<'static, (&'static str, &'static str), &'static [u8]> =
+    TableDefinition::new("set_aside");
+
 fn encode<R: Record>(record: &R) -> Result<Vec<u8>, RecordsError> {
-    serde_json::to_vec(record).map_err(|source| RecordsError::Encode {
+    let versioned = Versioned {
+        schema: R::SCHEMA,
+        record,
+    };
+    serde_json::to_vec(&versioned).map_err(|source| RecordsError::Encode {
         table: R::TABLE,
         key: record.key().to_owned(),
         source,
     })
+}
+
+/// A record, or in words why it cannot be read.
+fn decode<R: Record>(bytes: &[u8]) -> Result<R, String> {
+    let versioned = serde_json::from_slice::<Versioned<Box<RawValue>>>(bytes);
+    let record = match &versioned {
+        Ok(versioned) if versioned.schema > R::SCHEMA => {
+            return Err(format!(
+                "a later release of Bulkhead wrote it (schema {}, this one reads up to {})",
+                versioned.schema,
+                R::SCHEMA
+            ));
+        }
+        Ok(versioned) => versioned.record.get().as_bytes(),
+        Err(_before_versions) => bytes,
+    };
+    serde_json::from_slice(record).map_err(|error| error.to_string())
 }
 
 fn definition<R: Record>() -> TableDefinition<'static, &'static str, &'static [u8]> {
@@ -309,10 +385,11 @@ fn failed<R: Record>(action: &'static str) -> impl FnOnce(redb::Error) -> Record
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde::Deserialize;
 
     use super::*;
-    use crate::records::Records;
 
     #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
     struct Note {
@@ -334,18 +411,22 @@ mod tests {
         }
     }
 
+    fn notes(path: &Path) -> Table<Note> {
+        Table::open(&Database::open(path).unwrap()).unwrap()
+    }
+
     #[tokio::test]
     async fn what_was_acknowledged_is_there_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
         {
-            let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+            let table = notes(&path);
             table.insert(note("a")).await.unwrap();
             table.insert(note("b")).await.unwrap();
             table.update("a", |n| n.count = 7).await.unwrap();
             table.remove("b").await.unwrap();
         }
-        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        let table = notes(&path);
         assert_eq!(table.len(), 1);
         assert_eq!(table.get("a").unwrap().count, 7);
     }
@@ -353,8 +434,7 @@ mod tests {
     #[tokio::test]
     async fn no_update_is_lost_and_keys_are_checked() {
         let dir = tempfile::tempdir().unwrap();
-        let records = Records::open(&dir.path().join("state.redb")).unwrap();
-        let table = records.table::<Note>().unwrap();
+        let table = notes(&dir.path().join("state.redb"));
         table.insert(note("a")).await.unwrap();
         let all = (0..50).map(|_| table.update("a", |n| n.count += 1));
         for done in futures::future::join_all(all).await {
@@ -377,7 +457,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.redb");
         {
-            let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+            let table = notes(&path);
             table.insert(note("a")).await.unwrap();
             let removes = vec!["a".to_owned(), "never".to_owned()];
             table
@@ -389,9 +469,67 @@ mod tests {
                 .batch_blocking(Vec::new(), vec!["c".to_owned()])
                 .unwrap();
         }
-        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        let table = notes(&path);
         assert_eq!(table.len(), 1);
         assert!(table.get("b").is_some());
+    }
+
+    /// What stands in the database for a key.
+    fn raw(path: &Path, key: &str, value: &[u8]) {
+        let database = Database::open(path).unwrap();
+        let put = database.write(|write| {
+            write.open_table(definition::<Note>())?.insert(key, value)?;
+            Ok(())
+        });
+        put.unwrap();
+    }
+
+    fn set_aside(path: &Path, key: &str) -> Option<Vec<u8>> {
+        let database = Database::open(path).unwrap();
+        let read = database.write(|write| {
+            let table = write.open_table(SET_ASIDE)?;
+            let found = table.get((Note::TABLE, key))?;
+            Ok(found.map(|found| found.value().to_owned()))
+        });
+        read.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_read_is_set_aside_and_the_others_are_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        drop(open(&path).insert(note("good")).await.unwrap());
+        let later = format!(
+            r#"{{"schema":{},"record":{{"key":"later","count":1}}}}"#,
+            Note::SCHEMA + 1
+        );
+        let bad: [(&str, &[u8]); 4] = [
+            ("later", later.as_bytes()),
+            ("variant", br#"{"schema":1,"record":{"key":"variant","count":"many"}}"#),
+            ("cut", br#"{"schema":1,"rec"#),
+            ("empty", b""),
+        ];
+        for (key, value) in bad {
+            raw(&path, key, value);
+        }
+        let table = open(&path);
+        assert_eq!(table.len(), 1);
+        assert!(table.get("good").is_some());
+        // Its key is free.
+        table.insert(note("later")).await.unwrap();
+        drop(table);
+        for (key, value) in bad {
+            assert_eq!(set_aside(&path, key).as_deref(), Some(value), "{key}");
+        }
+        assert_eq!(set_aside(&path, "good"), None);
+    }
+
+    #[test]
+    fn records_from_before_there_were_versions_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.redb");
+        raw(&path, "old", br#"{"key":"old","count":4}"#);
+        assert_eq!(open(&path).get("old").unwrap().count, 4);
     }
 
     /// A small file system of its own, unmounted at the end.
@@ -421,10 +559,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_disk_is_an_error_until_there_is_room_again() {
-        use crate::error::Grpc as _;
         let Some(small) = Small::mount() else { return };
         let path = small.0.path().join("state.redb");
-        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        let table = notes(&path);
         table.insert(note("before")).await.unwrap();
         let filler = small.0.path().join("filler");
         let full = std::fs::write(&filler, vec![1; 4 << 20]).unwrap_err();
@@ -439,13 +576,14 @@ mod tests {
                 Err(error) => break error,
             }
         };
-        assert_eq!(error.code(), tonic::Code::ResourceExhausted, "{error}");
+        let kind = error.io_error().map(std::io::Error::kind);
+        assert_eq!(kind, Some(std::io::ErrorKind::StorageFull), "{error}");
         assert!(table.get(&format!("n{}", kept.len())).is_none());
 
         std::fs::remove_file(&filler).unwrap();
         table.insert(note("after")).await.unwrap();
         drop(table);
-        let table = Records::open(&path).unwrap().table::<Note>().unwrap();
+        let table = notes(&path);
         assert_eq!(table.len(), kept.len() + 2);
         assert!(table.get("before").is_some() && table.get("after").is_some());
     }

@@ -2,44 +2,55 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use redb::{Database, WriteTransaction};
+use redb::WriteTransaction;
 
-use super::RecordsError;
+use crate::RecordsError;
 
-/// The open database. Changes go one after the other, as redb has them anyway.
+/// The open database. Clones share it. Changes go one after the other, as redb has them anyway.
+#[derive(Debug, Clone)]
+pub struct Database {
+    inner: Arc<Inner>,
+}
+
 #[derive(Debug)]
-pub(super) struct Db {
+struct Inner {
     path: PathBuf,
     /// `None` after an I/O error (a full disk): redb then refuses everything until the file is
     /// opened anew, which the next change does. What was acknowledged is on disk.
-    open: Mutex<Option<Database>>,
+    open: Mutex<Option<redb::Database>>,
 }
 
-impl Db {
+impl Database {
     /// Opens the file, making it if there is none. Blocks.
-    pub(super) fn open(path: &Path) -> Result<Self, RecordsError> {
-        let database = Database::create(path).map_err(|source| RecordsError::Open {
+    ///
+    /// # Errors
+    /// [`RecordsError::Open`]: the file cannot be made, is not a database, or is open elsewhere.
+    pub fn open(path: &Path) -> Result<Self, RecordsError> {
+        let database = redb::Database::create(path).map_err(|source| RecordsError::Open {
             path: path.to_owned(),
             source: Box::new(source),
         })?;
-        Ok(Self {
+        let inner = Inner {
             path: path.to_owned(),
             open: Mutex::new(Some(database)),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
         })
     }
 
     /// Does `work` in one transaction, on disk when this returns. Blocks.
-    pub(super) fn write<T>(
+    pub(crate) fn write<T>(
         &self,
         work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, redb::Error> {
-        let mut open = self.lock();
+        let mut open = self.inner.lock();
         let database = match open.take() {
             Some(database) => database,
-            None => Database::create(&self.path)?,
+            None => redb::Database::create(&self.inner.path)?,
         };
         let result = transaction(&database, work);
         if !matches!(result, Err(redb::Error::Io(_) | redb::Error::PreviousIo)) {
@@ -47,15 +58,17 @@ impl Db {
         }
         result
     }
+}
 
+impl Inner {
     // A panic in between leaves the database open or to be opened: either is whole.
-    fn lock(&self) -> MutexGuard<'_, Option<Database>> {
+    fn lock(&self) -> MutexGuard<'_, Option<redb::Database>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn transaction<T>(
-    database: &Database,
+    database: &redb::Database,
     work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
 ) -> Result<T, redb::Error> {
     let write = database.begin_write()?;
