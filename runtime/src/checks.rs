@@ -40,7 +40,7 @@ pub fn all(config: &Config) -> Vec<Check> {
         check(
             "/dev/kvm",
             device(
-                "/dev/kvm",
+                &config.vmm.kvm,
                 "load the module kvm_intel or kvm_amd, and run the daemon as root",
             ),
         ),
@@ -69,13 +69,13 @@ pub fn all(config: &Config) -> Vec<Check> {
     if config.network.mode == NetworkMode::Cni {
         checks.push(check(
             "/dev/net/tun",
-            device("/dev/net/tun", "load the module tun"),
+            device(Path::new("/dev/net/tun"), "load the module tun"),
         ));
         checks.push(check("CNI plugins", cni_plugins(config)));
         checks.push(check("CNI configuration", cni_configuration(config)));
     }
     if config.vmm.vhost_net != VhostNet::Never {
-        let found = device("/dev/vhost-net", "load the module vhost_net");
+        let found = device(Path::new("/dev/vhost-net"), "load the module vhost_net");
         checks.push(check(
             "/dev/vhost-net",
             match (found, config.vmm.vhost_net) {
@@ -93,7 +93,7 @@ pub fn all(config: &Config) -> Vec<Check> {
 /// seconds. The network has its own condition. Blocks.
 pub fn lacking(config: &Config) -> Vec<String> {
     let needed = [
-        device("/dev/kvm", "load the module kvm_intel or kvm_amd"),
+        device(&config.vmm.kvm, "load the module kvm_intel or kvm_amd"),
         file(&config.vmm.binary, "vmm.binary"),
         file(&config.vmm.kernel, "vmm.kernel"),
         file(&config.vmm.initramfs, "vmm.initramfs"),
@@ -137,10 +137,10 @@ fn processor() -> Found {
     }
 }
 
-fn device(path: &str, hint: &str) -> Found {
+fn device(path: &Path, hint: &str) -> Found {
     match OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Found::Good("opens".to_owned()),
-        Err(e) => Found::Fatal(format!("{path} does not open ({e}): {hint}")),
+        Err(e) => Found::Fatal(format!("{} does not open ({e}): {hint}", path.display())),
     }
 }
 

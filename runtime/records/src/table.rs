@@ -474,7 +474,11 @@ mod tests {
         assert!(table.get("b").is_some());
     }
 
-    /// What stands in the database for a key.
+    fn open(path: &Path) -> Table<Note> {
+        Table::open(&Database::open(path).unwrap()).unwrap()
+    }
+
+    /// Puts what it likes into the database.
     fn raw(path: &Path, key: &str, value: &[u8]) {
         let database = Database::open(path).unwrap();
         let put = database.write(|write| {

@@ -100,6 +100,8 @@ sections! {
     vmm: Vmm {
         /// The virtual machine monitor, one process per pod.
         binary: String = "/usr/lib/bulkhead/bulkhead-vmm".into();
+        /// The KVM device.
+        kvm: String = "/dev/kvm".into();
         /// The guest kernel, an ELF vmlinux.
         kernel: String = "/usr/lib/bulkhead/vmlinux".into();
         /// The initramfs that holds the agent.

@@ -82,6 +82,8 @@ impl Paths {
 pub struct Vmm {
     /// The VMM's program.
     pub binary: PathBuf,
+    /// The KVM device.
+    pub kvm: PathBuf,
     /// The guest kernel.
     pub kernel: PathBuf,
     /// The agent's initramfs.
@@ -348,6 +350,7 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
 
     let vmm = Vmm {
         binary: At("vmm", "binary").path(&raw.vmm.binary)?,
+        kvm: At("vmm", "kvm").path(&raw.vmm.kvm)?,
         kernel: At("vmm", "kernel").path(&raw.vmm.kernel)?,
         initramfs: At("vmm", "initramfs").path(&raw.vmm.initramfs)?,
         cmdline: cmdline(raw.vmm.cmdline)?,

@@ -26,6 +26,8 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(100);
 /// What directories without entries may take of the call, which the agent limits to 16 MiB.
 const MAX_IMPLIED: usize = 8 << 20;
+/// For a creation of the same name that failed to be taken back.
+const UNDO_DEADLINE: Duration = Duration::from_secs(20);
 /// Between two tries to take a failed creation back.
 const UNDO_EVERY: Duration = Duration::from_secs(2);
 
@@ -70,6 +72,14 @@ async fn create_now(
         source,
     })?;
     let containers = &app.records.containers;
+    let cut_off = app
+        .containers
+        .cut_off(containers, &sandbox.id, &metadata.name, metadata.attempt);
+    if let Some(old) = cut_off {
+        // If it stays, the name is taken.
+        let live = app.containers.live(&old);
+        live.wait_gone(containers, &old, UNDO_DEADLINE).await;
+    }
     let _name = app.containers.reserve(
         containers,
         &sandbox.id,

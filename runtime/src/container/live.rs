@@ -93,15 +93,10 @@ impl Containers {
         // only after its record is there.
         let mut names = lock(&self.names);
         let holder = names.get(&key).cloned().or_else(|| {
-            let named = |record: &ContainerRecord| {
-                let meta = record.meta.config.metadata.clone().unwrap_or_default();
-                (meta.name.as_str(), meta.attempt) == (name, attempt)
-            };
-            records
-                .list()
-                .iter()
-                .find(|record| record.meta.sandbox_id == sandbox && named(record))
-                .map(|record| record.meta.id.clone())
+            let records = records.list();
+            let mut records = records.iter();
+            let holder = records.find(|record| record.meta.is_named(sandbox, name, attempt));
+            holder.map(|record| record.meta.id.clone())
         });
         if let Some(holder) = holder {
             return Err(ContainerError::NameTaken {
@@ -116,6 +111,26 @@ impl Containers {
             containers: self,
             name: key,
         })
+    }
+
+    /// A creation with this name that an earlier daemon did not finish, or that failed and is still
+    /// being taken back: nobody is at it any more.
+    pub(super) fn cut_off(
+        &self,
+        records: &Table<ContainerRecord>,
+        sandbox: &str,
+        name: &str,
+        attempt: u32,
+    ) -> Option<String> {
+        let names = lock(&self.names);
+        if names.contains_key(&(sandbox.to_owned(), name.to_owned(), attempt)) {
+            return None;
+        }
+        let found = records.list().into_iter().find(|record| {
+            record.status.state == ContainerState::Creating
+                && record.meta.is_named(sandbox, name, attempt)
+        })?;
+        Some(found.meta.id.clone())
     }
 
     /// The CPU rate of a container or pod since the last reading, in billionths of a CPU.
@@ -212,17 +227,38 @@ impl Live {
         id: &str,
         patience: Duration,
     ) -> bool {
+        let running = |record: &ContainerRecord| {
+            matches!(
+                record.status.state,
+                ContainerState::Running | ContainerState::Created
+            )
+        };
+        self.wait_until_not(records, id, patience, running).await
+    }
+
+    /// Waits until there is no record of it; false if that takes longer than `patience`.
+    pub(super) async fn wait_gone(
+        &self,
+        records: &Table<ContainerRecord>,
+        id: &str,
+        patience: Duration,
+    ) -> bool {
+        self.wait_until_not(records, id, patience, |_| true).await
+    }
+
+    async fn wait_until_not(
+        &self,
+        records: &Table<ContainerRecord>,
+        id: &str,
+        patience: Duration,
+        holds: impl Fn(&ContainerRecord) -> bool,
+    ) -> bool {
         let mut changed = self.changed.subscribe();
         let wait = async {
             loop {
                 changed.borrow_and_update();
-                let running = records.get(id).is_some_and(|record| {
-                    matches!(
-                        record.status.state,
-                        ContainerState::Running | ContainerState::Created
-                    )
-                });
-                if !running || changed.changed().await.is_err() {
+                let still = records.get(id).is_some_and(|record| holds(&record));
+                if !still || changed.changed().await.is_err() {
                     return;
                 }
             }

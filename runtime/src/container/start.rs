@@ -12,6 +12,7 @@ use bulkhead_proto::{
     agent::{Exit, ProcessRef, SignalProcessRequest, StartContainerRequest},
     cri::ContainerEventType,
 };
+use bulkhead_records::RecordsError;
 use tonic::Code;
 
 use super::{ContainerError, error::in_words, find};
@@ -22,7 +23,7 @@ use crate::{
     events,
     logs::{LogPath, Pump, Target},
     oci::signal::SIGKILL,
-    records::{ContainerRecord, ContainerState, RecordsError},
+    records::{ContainerRecord, ContainerState},
     sandbox::{Pod, now_ns},
     task::{Pauses, detached},
 };

@@ -57,6 +57,14 @@ pub struct ContainerMeta {
 }
 
 impl ContainerMeta {
+    /// Whether it has this name in this pod, which one container has at a time.
+    pub fn is_named(&self, sandbox: &str, name: &str, attempt: u32) -> bool {
+        self.sandbox_id == sandbox
+            && self.config.metadata.as_ref().is_some_and(|metadata| {
+                (metadata.name.as_str(), metadata.attempt) == (name, attempt)
+            })
+    }
+
     /// Serials of all disks of the VM that it needs.
     pub fn disks(&self) -> Vec<String> {
         let volumes = self.volumes.iter().flat_map(VolumeRecord::disks);

@@ -43,6 +43,11 @@ impl Reserved {
         Ok(())
     }
 
+    /// The pod that has a name.
+    pub(super) fn holder(&self, name: &str) -> Option<String> {
+        self.names.get(name).cloned()
+    }
+
     /// Gives a name back, if it is this pod's.
     pub(super) fn free_name(&mut self, name: &str, id: &str) {
         if self.names.get(name).is_some_and(|owner| owner == id) {

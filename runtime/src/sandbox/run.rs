@@ -38,6 +38,9 @@ const CONSOLE_TAIL: u32 = 2 * 1024;
 /// Making a pod's writable disk: its template comes from mkfs the first time.
 const HOST_DEADLINE: Duration = Duration::from_secs(120);
 
+/// For a start of the same name that failed to be undone: CNI plugins may be slow.
+const UNDO_DEADLINE: Duration = Duration::from_secs(30);
+
 /// Who may report on the host.
 const ROOT: u32 = 0;
 
@@ -72,6 +75,7 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
         source,
     })?;
     let name = names::name_of(&wanted.metadata);
+    wait_for_undone(&app, &name).await;
     let uid = {
         let mut reserved = app.pods.reserved();
         reserved.take_name(&name, &id)?;
@@ -132,6 +136,19 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
             undo(&app, &id).await;
             Err(error)
         }
+    }
+}
+
+/// If the name is that of a start that failed, or that an earlier daemon did not finish, waits until
+/// that is undone: nobody sees such a pod, so nobody can remove it. If it stays, the name is taken.
+async fn wait_for_undone(app: &App, name: &str) {
+    let holder = app.pods.reserved().holder(name);
+    if let Some(id) = holder
+        && let Some(record) = app.records.sandboxes.get(&id)
+        && record.state == SandboxState::Creating
+    {
+        // Who undoes it has its turn; who starts it has not.
+        let _late = tokio::time::timeout(UNDO_DEADLINE, app.pods.turn(&id)).await;
     }
 }
 

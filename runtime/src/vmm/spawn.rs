@@ -175,7 +175,7 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
     let mut files = Passed::default();
     let kvm = open_device(
         "KVM",
-        Path::new("/dev/kvm"),
+        &vmm.kvm,
         "run `bulkhead check`, it says what this host lacks",
     )?;
     let kernel = open_file(

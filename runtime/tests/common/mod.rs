@@ -28,6 +28,22 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
+/// When a daemon is to die by itself: at which of its writes.
+#[derive(Debug, Clone, Copy)]
+pub enum Death {
+    Never,
+    Before(u64),
+    At(u64),
+}
+
+/// Where a test finds what an ended daemon has left.
+pub struct Left {
+    pub log: PathBuf,
+    pub database: PathBuf,
+    /// The files themselves, which go with this.
+    _dir: tempfile::TempDir,
+}
+
 pub struct Daemon {
     pub config: Config,
     pub runtime: RuntimeServiceClient<Channel>,
@@ -44,14 +60,9 @@ fn lacking() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root");
     }
-    if cgroup_root().is_none() {
-        return Some("needs a cgroup version 2 hierarchy");
-    }
-    let kvm = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm");
-    kvm.is_err().then_some("needs /dev/kvm to open")
+    cgroup_root()
+        .is_none()
+        .then_some("needs a cgroup version 2 hierarchy")
 }
 
 fn cgroup_root() -> Option<PathBuf> {
@@ -87,6 +98,13 @@ impl Daemon {
     }
 
     pub async fn start_with(mode: &str, kernel: &str) -> Option<Self> {
+        let mut daemon = Self::prepare(mode, kernel)?;
+        daemon.start_daemon().await;
+        Some(daemon)
+    }
+
+    /// All but the start of it.
+    pub fn prepare(mode: &str, kernel: &str) -> Option<Self> {
         if let Some(why) = lacking() {
             println!("skipped: {why}");
             return None;
@@ -99,7 +117,7 @@ impl Daemon {
         let base = dir.path().display();
         let file = format!(
             "[paths]\nstate_dir = \"{base}/lib\"\nrun_dir = \"{base}/run\"\n\
-             [vmm]\nbinary = {fake:?}\nkernel = {kernel:?}\n\
+             [vmm]\nkvm = \"/dev/null\"\nbinary = {fake:?}\nkernel = {kernel:?}\n\
              initramfs = \"/proc/self/exe\"\ncmdline = {mode:?}\n\
              [sandbox]\nscratch_mib = 64\nstop_timeout_secs = 1\nvolumes = false\n\
              [boot]\ntimeout_secs = 3\n[network]\nmode = \"none\"\n\
@@ -111,7 +129,8 @@ impl Daemon {
         let path = dir.path().join("config.toml");
         std::fs::write(&path, file).unwrap();
         let cgroup_parent = format!("/bulkhead-test-{}-{number}", std::process::id());
-        let mut daemon = Self {
+        std::fs::create_dir_all(&config.paths.state_dir).unwrap();
+        Some(Self {
             cgroup: config.cgroup.root.join(&cgroup_parent[1..]),
             cgroup_parent,
             runtime: RuntimeServiceClient::new(channel(&config.paths.socket)),
@@ -120,9 +139,7 @@ impl Daemon {
             running: None,
             dir: Some(dir),
             file: path,
-        };
-        daemon.start_daemon().await;
-        Some(daemon)
+        })
     }
 
     pub fn clone_client(&self) -> Self {
@@ -162,7 +179,23 @@ impl Daemon {
 
     /// Starts the daemon and waits until it answers.
     pub async fn start_daemon(&mut self) {
-        let mut child = self.command().spawn().unwrap();
+        self.start_daemon_that(Death::Never).await;
+        assert!(!self.is_dead(), "{}", self.log());
+    }
+
+    /// Starts a daemon that dies by itself, and waits until it answers or is dead.
+    pub async fn start_daemon_that(&mut self, death: Death) {
+        let mut command = self.command();
+        match death {
+            Death::Never => {}
+            Death::Before(number) => {
+                command.env("BULKHEAD_DIE_BEFORE", number.to_string());
+            }
+            Death::At(number) => {
+                command.env("BULKHEAD_DIE_AT", number.to_string());
+            }
+        }
+        let mut child = command.spawn().unwrap();
         let end = Instant::now() + PATIENCE;
         loop {
             let channel = channel(&self.config.paths.socket);
@@ -172,8 +205,9 @@ impl Daemon {
             if asked.is_ok() {
                 break;
             }
-            let ended = child.try_wait().unwrap();
-            assert!(ended.is_none(), "{ended:?}: {}", self.log());
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
             assert!(Instant::now() < end, "{asked:?}: {}", self.log());
             tokio::task::yield_now().await;
         }
@@ -196,6 +230,56 @@ impl Daemon {
         child.wait().await.unwrap();
     }
 
+    /// Whether the daemon has ended, by itself or not.
+    pub fn is_dead(&mut self) -> bool {
+        match &mut self.running {
+            Some(child) => child.try_wait().unwrap().is_some(),
+            None => true,
+        }
+    }
+
+    /// Whether the daemon is dead, or is about to be: its connections go before it.
+    pub async fn dies(&mut self) -> bool {
+        let Some(child) = &mut self.running else {
+            return true;
+        };
+        let soon = Duration::from_secs(10);
+        tokio::time::timeout(soon, child.wait()).await.is_ok()
+    }
+
+    /// Whether it lives on when it has given back what a pod that is not ready held.
+    pub async fn rests(&mut self) -> bool {
+        let ready = |pods: &[v1::PodSandbox]| pods.iter().any(|pod| pod.state == 0);
+        let end = Instant::now() + PATIENCE;
+        while !self.is_dead() && self.holds() > 0 {
+            let request = v1::ListPodSandboxRequest::default();
+            if let Ok(list) = self.runtime.list_pod_sandbox(request).await
+                && ready(&list.into_inner().items)
+            {
+                break;
+            }
+            assert!(Instant::now() < end, "{:?}: {}", self.held(), self.log());
+            tokio::task::yield_now().await;
+        }
+        !self.is_dead()
+    }
+
+    /// The id of a container, by its name.
+    pub async fn container(&mut self, name: &str) -> Result<String, Status> {
+        let request = v1::ListContainersRequest::default();
+        let list = self.runtime.list_containers(request).await?.into_inner();
+        let named =
+            |container: &v1::Container| container.metadata.as_ref().is_some_and(|m| m.name == name);
+        let found = list.containers.into_iter().find(named);
+        let found = found.ok_or_else(|| Status::not_found(name.to_owned()))?;
+        Ok(found.id)
+    }
+
+    /// Where the pods' logs are.
+    pub fn logs(&self) -> PathBuf {
+        self.config.paths.state_dir.with_file_name("logs")
+    }
+
     /// What a second daemon on the same state says.
     pub async fn second(&self) -> String {
         let mut command = self.command();
@@ -210,6 +294,26 @@ impl Daemon {
         self.stop_daemon().await;
         if self.cgroup.exists() {
             std::fs::remove_dir(&self.cgroup).unwrap();
+        }
+    }
+
+    /// Ends it, and sees that no pod has left anything.
+    pub async fn end_and_check(mut self) -> Left {
+        self.until_nothing_held().await;
+        self.stop_daemon().await;
+        if self.cgroup.exists() {
+            std::fs::remove_dir(&self.cgroup).unwrap();
+        }
+        let checkpoints = self.config.paths.state_dir.join("logs");
+        let left: Vec<_> = std::fs::read_dir(checkpoints)
+            .into_iter()
+            .flatten()
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+        Left {
+            log: self.logs(),
+            database: self.config.paths.database(),
+            _dir: self.dir.take().unwrap(),
         }
     }
 

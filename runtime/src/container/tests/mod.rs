@@ -2,6 +2,7 @@
 //! leaves (nothing), and a daemon that dies in the middle. Here is the node they run on.
 
 mod creation;
+#[path = "../../../tests/common/guest/mod.rs"]
 mod fakes;
 mod running;
 

@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 use super::{Guest, Process};
 
 /// Whether a connection begins as a session; nothing of it is taken.
-pub(super) async fn is_one(stream: &UnixStream) -> bool {
+pub async fn is_one(stream: &UnixStream) -> bool {
     let mut first = [0; MAGIC.len()];
     loop {
         stream.readable().await.unwrap();
@@ -37,7 +37,7 @@ pub(super) async fn is_one(stream: &UnixStream) -> bool {
 }
 
 impl Guest {
-    pub(super) async fn session(&self, mut stream: UnixStream) -> io::Result<()> {
+    pub async fn session(&self, mut stream: UnixStream) -> io::Result<()> {
         let mut magic = [0; MAGIC.len()];
         stream.read_exact(&mut magic).await?;
         let mut body = vec![0; usize::try_from(stream.read_u32().await?).unwrap()];

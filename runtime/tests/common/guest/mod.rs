@@ -1,12 +1,15 @@
-//! A guest that is none: an agent that keeps containers in memory and "runs" a handful of
+//! A stand-in for a guest: an agent that keeps containers in memory and "runs" a handful of
 //! commands, and a VMM's control socket that counts disks. Both are real servers on real sockets,
-//! with the real handshakes; each can be told to fail at a step.
+//! with the real handshakes; each can be told to fail at a step. The daemon's unit tests have it in
+//! their own process, the fake VMM in one that outlives daemons.
+
+#![allow(dead_code, unreachable_pub)] // Each of the two uses its part.
 
 mod session;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex},
 };
@@ -21,11 +24,25 @@ use tokio::{
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
+/// The largest message that an agent takes.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// A guest in a process of its own, the fake VMM.
+pub struct Vm {
+    /// The VMM's directory.
+    pub root: PathBuf,
+    /// How it misbehaves.
+    pub mode: String,
+    /// What ends the process as a VMM does.
+    pub stop: fn(&Path) -> !,
+}
+
 /// The guest and its VMM.
 #[derive(Clone)]
-pub(super) struct Guest(Arc<Inner>);
+pub struct Guest(Arc<Inner>);
 
 struct Inner {
+    vm: Option<Vm>,
     state: Mutex<State>,
     /// Counts changes of anything.
     changed: watch::Sender<u64>,
@@ -52,9 +69,15 @@ struct Process {
 }
 
 impl Guest {
-    /// Serves on the sockets of a jail in `dir`.
-    pub(super) fn start(vsock: &Path, control: &Path) -> Self {
+    /// Serves on these sockets of a VMM's directory.
+    pub fn start(vsock: &Path, control: &Path) -> Self {
+        Self::start_as(None, vsock, control)
+    }
+
+    /// The same; `vm` if this process is the VMM.
+    pub fn start_as(vm: Option<Vm>, vsock: &Path, control: &Path) -> Self {
         let inner = Inner {
+            vm,
             state: Mutex::default(),
             changed: watch::channel(0).0,
         };
@@ -82,8 +105,8 @@ impl Guest {
                 });
             }
         });
-        let server = agent_server::AgentServer::new(guest.clone())
-            .max_decoding_message_size(crate::agent::MAX_MESSAGE);
+        let server =
+            agent_server::AgentServer::new(guest.clone()).max_decoding_message_size(MAX_MESSAGE);
         tokio::spawn(
             tonic::transport::Server::builder()
                 .add_service(server)
@@ -93,39 +116,59 @@ impl Guest {
         let vmm = guest.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = control.accept().await {
-                vmm.control(stream).await;
+                let vmm = vmm.clone();
+                tokio::spawn(async move { vmm.control(stream).await });
             }
         });
         guest
     }
 
     async fn control(&self, mut stream: UnixStream) {
-        let length = stream.read_u32_le().await.unwrap();
-        let mut body = vec![0; usize::try_from(length).unwrap()];
-        stream.read_exact(&mut body).await.unwrap();
-        let request: serde_json::Value = serde_json::from_slice(&body).unwrap();
-        let answer = self.with(|state| {
+        while let Ok(length) = stream.read_u32_le().await {
+            let mut body = vec![0; usize::try_from(length).unwrap()];
+            stream.read_exact(&mut body).await.unwrap();
+            let request: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let answer = match &self.0.vm {
+                Some(vm) if request.get("stop").is_some() => match vm.mode.as_str() {
+                    "stubborn" => continue,
+                    _ => (vm.stop)(&vm.root),
+                },
+                _ if request.get("metrics").is_some() => {
+                    r#"{"ok": {"metrics": {"vmm_rss_bytes": 1}}}"#
+                }
+                _ => self.disk(&request),
+            };
+            let length = u32::try_from(answer.len()).unwrap();
+            stream.write_all(&length.to_le_bytes()).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    }
+
+    fn disk(&self, request: &serde_json::Value) -> &'static str {
+        // The daemon of these was killed in between, perhaps.
+        let may_repeat = self.0.vm.is_some();
+        self.with(|state| {
             if let Some(id) = request["attach"]["disk"]["id"].as_str() {
                 state.attached += 1;
-                if state
-                    .fail
-                    .remove(&format!("attach {}", state.attached))
-                    .is_some()
-                {
+                let number = format!("attach {}", state.attached);
+                if state.fail.remove(&number).is_some() {
                     return r#"{"error":{"kind":"no_slot","message":"full"}}"#;
                 }
-                assert!(state.disks.insert(id.to_owned()), "{id} is attached twice");
-                return r#"{"ok":{"slot":"00:01.0"}}"#;
+                if state.disks.insert(id.to_owned()) {
+                    return r#"{"ok":{"slot":"00:01.0"}}"#;
+                }
+                assert!(may_repeat, "{id} is attached twice");
+                return r#"{"error":{"kind":"exists","message":"it is there"}}"#;
             }
-            let id = request["detach"]["id"].as_str().unwrap();
-            assert!(state.disks.remove(id), "{id} is not attached");
-            r#"{"ok":{}}"#
-        });
-        stream
-            .write_all(&u32::try_from(answer.len()).unwrap().to_le_bytes())
-            .await
-            .unwrap();
-        stream.write_all(answer.as_bytes()).await.unwrap();
+            if let Some(id) = request["detach"]["id"].as_str() {
+                if state.disks.remove(id) {
+                    return r#"{"ok":{}}"#;
+                }
+                assert!(may_repeat, "{id} is not attached");
+                return r#"{"error":{"kind":"not_found","message":"it is not there"}}"#;
+            }
+            r#"{"error": {"kind": "unsupported", "message": "not in the fake"}}"#
+        })
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
@@ -135,24 +178,24 @@ impl Guest {
     }
 
     /// The next call of this name fails; `attach N` is the nth disk.
-    pub(super) fn fail(&self, call: &str, code: Code) {
+    pub fn fail(&self, call: &str, code: Code) {
         self.fail_with(call, Status::new(code, "told to fail"));
     }
 
-    pub(super) fn fail_with(&self, call: &str, status: Status) {
+    pub fn fail_with(&self, call: &str, status: Status) {
         self.with(|state| state.fail.insert(call.to_owned(), status));
     }
 
-    pub(super) fn disks(&self) -> Vec<String> {
+    pub fn disks(&self) -> Vec<String> {
         self.with(|state| state.disks.iter().cloned().collect())
     }
 
-    pub(super) fn calls(&self) -> Vec<String> {
+    pub fn calls(&self) -> Vec<String> {
         self.with(|state| state.calls.clone())
     }
 
     /// Ids of containers, and `container/exec` of execs.
-    pub(super) fn processes(&self) -> Vec<String> {
+    pub fn processes(&self) -> Vec<String> {
         self.with(|state| {
             state
                 .processes
@@ -163,12 +206,12 @@ impl Guest {
     }
 
     /// The container's process writes.
-    pub(super) fn write(&self, container: &str, text: &[u8]) {
+    pub fn write(&self, container: &str, text: &[u8]) {
         self.with(|state| state.process(container, "").stdout.extend_from_slice(text));
     }
 
     /// The container's process ends.
-    pub(super) fn exit(&self, container: &str, code: i32) {
+    pub fn exit(&self, container: &str, code: i32) {
         self.with(|state| state.end(container, "", code));
     }
 
@@ -241,13 +284,25 @@ fn absent<T>() -> Answer<T> {
 #[tonic::async_trait]
 impl agent_server::Agent for Guest {
     async fn hello(&self, _: Request<api::HelloRequest>) -> Answer<api::HelloResponse> {
-        Ok(Response::new(api::HelloResponse::default()))
+        Ok(Response::new(api::HelloResponse {
+            version: "fake".to_owned(),
+            ..Default::default()
+        }))
     }
     async fn setup_sandbox(
         &self,
-        _: Request<api::SetupSandboxRequest>,
+        request: Request<api::SetupSandboxRequest>,
     ) -> Answer<api::SetupSandboxResponse> {
-        absent()
+        let Some(vm) = &self.0.vm else {
+            return absent();
+        };
+        let told = format!("{:?}\n", request.get_ref());
+        std::fs::write(vm.root.join("calls"), told).unwrap();
+        match vm.mode.as_str() {
+            "setup-fails" => Err(Status::invalid_argument("there is no such sysctl")),
+            "setup-dies" => std::process::exit(7),
+            _ => Ok(Response::new(api::SetupSandboxResponse {})),
+        }
     }
     async fn configure_network(
         &self,
