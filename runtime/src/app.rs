@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_records::RecordsError;
+use bulkhead_streaming::Urls;
 
 use crate::{
     config::Config,
@@ -13,7 +14,6 @@ use crate::{
     network::PodNetwork,
     records::Records,
     sandbox::Pods,
-    streaming::Streaming,
     volumes::Volumes,
 };
 
@@ -35,7 +35,7 @@ pub struct App {
     /// Who wants to know what happens.
     pub events: Events,
     /// URLs of the streaming server.
-    pub streaming: Streaming,
+    pub streaming: Arc<Urls>,
     /// What the volumes module keeps in memory.
     pub volumes: Volumes,
     /// The AppArmor profile of pods on the host.
@@ -64,7 +64,7 @@ impl App {
             network: PodNetwork::new(&config),
             containers: Containers::new(&config),
             events: Events::default(),
-            streaming: Streaming::default(),
+            streaming: Arc::default(),
             volumes: Volumes::default(),
             host_profile: DefaultProfile::default(),
             images,

@@ -9,7 +9,6 @@
 
 pub mod agent;
 pub mod app;
-pub mod back_off;
 pub mod cgroup;
 pub mod checks;
 pub mod cli;

@@ -102,7 +102,7 @@ pub(super) async fn back_off(policy: &Policy, done: u32, error: &RegistryError) 
     tracing::debug!(
         error = %crate::error::chain(error), wait_ms = wait.as_millis(), "the request is tried again"
     );
-    crate::back_off::back_off(wait).await;
+    bulkhead_common::back_off(wait).await;
     true
 }
 

@@ -19,9 +19,10 @@ use super::{
     frame::{self, Event, FrameError, Parser, Reset},
     headers::{HeaderError, Headers, Packer, Unpacker},
 };
-use crate::streaming::{
-    channel::{self, Activity, BUDGET, Feeder, Incoming, Item, Line, Live, Outgoing, QUEUE},
+use crate::{
+    channel::{self, Activity, BUDGET, Connection, Feeder, Incoming, Item, Live, Outgoing, QUEUE},
     hangup::HangUp,
+    settings::Timeouts,
 };
 
 const READ_SIZE: usize = 64 * 1024;
@@ -41,8 +42,8 @@ type Receipt = Arc<Mutex<Option<oneshot::Sender<()>>>>;
 pub struct Limits {
     /// Streams at one time; more are refused.
     pub streams: usize,
-    /// Silence after which it is closed.
-    pub idle: Duration,
+    /// How long the client is waited for.
+    pub timeouts: Timeouts,
 }
 
 /// A stream a client has opened.
@@ -76,13 +77,13 @@ enum Broken {
     Io(#[from] std::io::Error),
 }
 
-/// Serves a connection. New streams come out of the receiver; the tasks live as long as the line.
+/// Serves a connection. New streams come out of the receiver; the tasks live as long as the connection.
 pub fn serve<S>(
     io: S,
     limits: Limits,
     hang_up: HangUp,
     admit: Admit,
-) -> (Line, mpsc::Receiver<Stream>)
+) -> (Connection, mpsc::Receiver<Stream>)
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
@@ -126,11 +127,14 @@ where
         told.send_replace(true);
     });
     tasks.spawn(async move {
-        activity.idle_for(limits.idle).await;
+        activity.idle_for(limits.timeouts.idle).await;
         tracing::debug!("a streaming connection was silent for too long");
         gone.send_replace(true);
     });
-    (Line::new(queue, is_gone, limits.idle, tasks), streams)
+    (
+        Connection::new(queue, is_gone, limits.timeouts, tasks),
+        streams,
+    )
 }
 
 /// What the reader has to say. Before output, so that it does not wait behind it.

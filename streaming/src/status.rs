@@ -4,10 +4,10 @@ use serde_json::json;
 
 /// How a session ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::streaming) enum Outcome {
+pub enum Outcome {
     /// The process ended with this code.
     Exit(i32),
-    /// There is nothing more to tell.
+    /// There is nothing more to say.
     Done,
     /// It could not be carried out.
     Failed(String),
@@ -15,7 +15,7 @@ pub(in crate::streaming) enum Outcome {
 
 /// How the client reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::streaming) enum Format {
+pub(crate) enum Format {
     /// A `metav1.Status`.
     Json,
     /// The error's text, or nothing.
@@ -24,7 +24,7 @@ pub(in crate::streaming) enum Format {
 
 impl Format {
     /// Of a protocol's name.
-    pub(in crate::streaming) fn of(protocol: &str) -> Self {
+    pub(crate) fn of(protocol: &str) -> Self {
         if protocol.starts_with("v4.") || protocol.starts_with("v5.") {
             Self::Json
         } else {
@@ -33,7 +33,7 @@ impl Format {
     }
 
     /// What to write, if anything.
-    pub(in crate::streaming) fn text(self, outcome: &Outcome) -> Option<String> {
+    pub(crate) fn text(self, outcome: &Outcome) -> Option<String> {
         let nonzero = |code: &i32| format!("command terminated with non-zero exit code: {code}");
         match (self, outcome) {
             (Self::Text, Outcome::Exit(0) | Outcome::Done) => None,

@@ -9,8 +9,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use tokio::time::Instant;
 
-use super::{StreamingError, Target};
-use crate::sandbox;
+use crate::{error::ServerError, target::Target};
 
 /// How long a URL can be used.
 pub const LIFETIME: Duration = Duration::from_secs(60);
@@ -29,18 +28,18 @@ impl Tokens {
     }
 
     /// A token for a target.
-    pub fn give(&self, target: Target) -> Result<String, StreamingError> {
+    pub fn give(&self, target: Target) -> Result<String, ServerError> {
         self.give_at(target, Instant::now())
     }
 
-    fn give_at(&self, target: Target, now: Instant) -> Result<String, StreamingError> {
+    fn give_at(&self, target: Target, now: Instant) -> Result<String, ServerError> {
         let token = random()?;
         let mut tokens = self.lock();
         if tokens.len() >= LIMIT {
             tokens.retain(|_, (_, until)| *until > now);
         }
         if tokens.len() >= LIMIT {
-            return Err(StreamingError::Full { limit: LIMIT });
+            return Err(ServerError::Full { limit: LIMIT });
         }
         tokens.insert(token.clone(), (target, now + LIFETIME));
         Ok(token)
@@ -65,20 +64,20 @@ impl Tokens {
     }
 }
 
-fn random() -> Result<String, StreamingError> {
-    let bytes = sandbox::random::<RANDOM_BYTES>();
-    let bytes = bytes.map_err(|source| StreamingError::Random { source })?;
+fn random() -> Result<String, ServerError> {
+    let bytes = bulkhead_common::random::<RANDOM_BYTES>();
+    let bytes = bytes.map_err(|source| ServerError::Random { source })?;
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::streaming::PortForward;
+    use crate::target::PortForward;
 
     fn target() -> Target {
         Target::PortForward(PortForward {
-            sandbox: "pod".into(),
+            pod: "pod".into(),
             ports: vec![],
         })
     }
@@ -109,7 +108,7 @@ mod tests {
             tokens.give_at(target(), now).unwrap();
         }
         let full = tokens.give_at(target(), now).unwrap_err();
-        assert!(matches!(full, StreamingError::Full { .. }));
+        assert!(matches!(full, ServerError::Full { .. }));
         tokens.give_at(target(), now + LIFETIME).unwrap();
     }
 }

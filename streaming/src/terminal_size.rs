@@ -1,28 +1,26 @@
 //! Sizes of a terminal: JSON objects one after the other, cut anywhere by the transport.
 
-use std::{convert::Infallible, time::Duration};
-
-use bulkhead_proto::agent::{ProcessRef, ResizeTerminalRequest};
 use serde::Deserialize;
 
-use crate::{agent::Agent, streaming::channel::Incoming};
+use crate::channel::Incoming;
 
-const DEADLINE: Duration = Duration::from_secs(10);
 /// A size is thirty bytes; what grows to more without being one is none.
 const MAX_WAITING: usize = 1024;
 
 /// A terminal's size in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub(super) struct Size {
+pub struct TerminalSize {
+    /// Columns.
     #[serde(rename = "Width")]
-    width: u16,
+    pub width: u16,
+    /// Rows.
     #[serde(rename = "Height")]
-    height: u16,
+    pub height: u16,
 }
 
 /// The last whole size in `waiting`, from which what was read is removed. `Err` if it is no JSON.
-fn newest(waiting: &mut Vec<u8>) -> Result<Option<Size>, serde_json::Error> {
-    let mut sizes = serde_json::Deserializer::from_slice(waiting).into_iter::<Size>();
+fn newest(waiting: &mut Vec<u8>) -> Result<Option<TerminalSize>, serde_json::Error> {
+    let mut sizes = serde_json::Deserializer::from_slice(waiting).into_iter::<TerminalSize>();
     let mut newest = None;
     let mut used = 0;
     loop {
@@ -39,47 +37,43 @@ fn newest(waiting: &mut Vec<u8>) -> Result<Option<Size>, serde_json::Error> {
     Ok(newest)
 }
 
-/// Carries sizes to a process until the stream ends; then waits for ever, so that it can stand
-/// beside what decides the session's end.
-pub(super) async fn follow(
-    agent: &Agent,
-    process: ProcessRef,
-    sizes: Option<Incoming>,
-) -> Infallible {
-    if let Some(mut sizes) = sizes {
-        let mut waiting = Vec::new();
-        while let Some(piece) = sizes.next().await {
-            waiting.extend_from_slice(&piece);
-            let size = match newest(&mut waiting) {
+/// The sizes of a client's window, as they come.
+#[derive(Debug)]
+pub struct TerminalSizes {
+    incoming: Incoming,
+    waiting: Vec<u8>,
+}
+
+impl TerminalSizes {
+    pub(crate) fn new(incoming: Incoming) -> Self {
+        Self {
+            incoming,
+            waiting: Vec::new(),
+        }
+    }
+
+    /// The next size, skipping those that a newer one has replaced; `None` at the end of the stream,
+    /// and when what comes is not a size.
+    pub async fn next(&mut self) -> Option<TerminalSize> {
+        loop {
+            let piece = self.incoming.next().await?;
+            self.waiting.extend_from_slice(&piece);
+            let size = match newest(&mut self.waiting) {
                 Ok(size) => size,
                 Err(error) => {
-                    tracing::debug!(%error, "a client sends what is no terminal size");
-                    break;
+                    tracing::debug!(%error, "a client sends something that is not a terminal size");
+                    return None;
                 }
             };
-            if waiting.len() > MAX_WAITING {
-                break;
+            if self.waiting.len() > MAX_WAITING {
+                return None;
             }
             // A window that is folded up has no size, and a terminal without one confuses programs.
-            let Some(size) = size.filter(|size| size.width > 0 && size.height > 0) else {
-                continue;
-            };
-            let request = ResizeTerminalRequest {
-                process: Some(process.clone()),
-                columns: size.width.into(),
-                rows: size.height.into(),
-            };
-            let resized = agent.call("resize the terminal", DEADLINE, |mut agent| async move {
-                agent.resize_terminal(request).await
-            });
-            if let Err(error) = resized.await {
-                tracing::debug!(%error, "a terminal keeps its size");
+            if let Some(size) = size.filter(|size| size.width > 0 && size.height > 0) {
+                return Some(size);
             }
         }
-        // Further sizes have nowhere to go, and the connection must not wait for them.
-        drop(sizes);
     }
-    std::future::pending().await
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! A WebSocket connection with channels: one task reads, one writes.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _, stream::SplitSink, stream::SplitStream};
@@ -17,10 +17,10 @@ use tokio_tungstenite::{
     },
 };
 
-use super::codec::{Codec, Said};
-use crate::streaming::{
-    Times,
-    channel::{self, Activity, BUDGET, Feeder, Incoming, Item, Line, Outgoing, QUEUE},
+use super::codec::{ChannelMessage, Codec};
+use crate::{
+    channel::{self, Activity, BUDGET, Connection, Feeder, Incoming, Item, Outgoing, QUEUE},
+    settings::Timeouts,
 };
 
 /// The longest message taken; clients send 32 KiB at a time.
@@ -65,7 +65,7 @@ impl Channels {
         (incoming, outgoing)
     }
 
-    pub(super) async fn serve<S>(self, io: S, idle: Duration) -> Line
+    pub(super) async fn serve<S>(self, io: S, timeouts: Timeouts) -> Connection
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -91,10 +91,10 @@ impl Channels {
             told.send_replace(true);
         });
         tasks.spawn(async move {
-            activity.idle_for(idle).await;
+            activity.idle_for(timeouts.idle).await;
             gone.send_replace(true);
         });
-        Line::new(self.queue, is_gone, idle, tasks)
+        Connection::new(self.queue, is_gone, timeouts, tasks)
     }
 }
 
@@ -112,7 +112,7 @@ where
         let message = message.map_err(|error| error.to_string())?;
         activity.note();
         match codec.read(&message).map_err(|error| error.to_string())? {
-            Said::Data(channel, data) => {
+            ChannelMessage::Data(channel, data) => {
                 if let Some(feeder) = feeders.get(&channel) {
                     let mut data: Bytes = data;
                     // Budgeted piece by piece: one message may be larger than the budget.
@@ -124,8 +124,8 @@ where
                     }
                 }
             }
-            Said::Closed(channel) => drop(feeders.remove(&channel)),
-            Said::Nothing => {}
+            ChannelMessage::Closed(channel) => drop(feeders.remove(&channel)),
+            ChannelMessage::Nothing => {}
         }
     }
     Ok(())
@@ -173,21 +173,21 @@ where
 
 /// A connection to one port, as older clients have it: two channels.
 #[derive(Debug)]
-pub(in crate::streaming) struct Forwarded {
-    pub(in crate::streaming) port: u16,
-    pub(in crate::streaming) incoming: Incoming,
-    pub(in crate::streaming) data: Outgoing,
-    pub(in crate::streaming) error: Outgoing,
+pub(crate) struct Forwarded {
+    pub(crate) port: u16,
+    pub(crate) incoming: Incoming,
+    pub(crate) data: Outgoing,
+    pub(crate) error: Outgoing,
 }
 
 /// Port-forward without SPDY: the ports are fixed beforehand; channel 2n carries the data of the nth
 /// port and 2n+1 its errors, each with the port's number first.
-pub(in crate::streaming) async fn forwards<S>(
+pub(crate) async fn forwards<S>(
     io: S,
     protocol: &'static str,
     ports: &[u16],
-    times: Times,
-) -> Option<(Line, Vec<Forwarded>)>
+    timeouts: Timeouts,
+) -> Option<(Connection, Vec<Forwarded>)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -203,11 +203,11 @@ where
             error,
         });
     }
-    let line = channels.serve(io, times.idle).await;
+    let connection = channels.serve(io, timeouts).await;
     for one in &all {
         let number = Bytes::copy_from_slice(&one.port.to_le_bytes());
         one.data.send(number.clone()).await.ok()?;
         one.error.send(number).await.ok()?;
     }
-    Some((line, all))
+    Some((connection, all))
 }

@@ -3,23 +3,23 @@
 use std::convert::Infallible;
 
 use bulkhead_proto::agent::{self as api, ExecRequest};
+use bulkhead_streaming::{
+    Exec, Outcome, Session,
+    channel::{Incoming, Outgoing},
+};
 use tokio::{io::AsyncWriteExt as _, net::unix::OwnedWriteHalf};
 
-use super::{Session, resize, status::Outcome};
+use super::resize;
 use crate::{
     agent::{Agent, AgentError, Command, Event, Frames},
     app::App,
     container,
     error::chain,
     sandbox::new_id,
-    streaming::{
-        Exec,
-        channel::{Incoming, Outgoing},
-    },
 };
 
 /// Runs the command to its end. A client that goes away ends it.
-pub(in crate::streaming) async fn exec(app: &App, exec: Exec, mut session: Session) {
+pub(super) async fn serve(app: &App, exec: Exec, mut session: Session) {
     let gone = session.gone();
     let outcome = tokio::select! {
         outcome = run(app, exec, &mut session) => outcome,
@@ -58,8 +58,8 @@ async fn command(
         container_id: exec.container,
         exec_id,
         args: exec.command,
-        stdin: exec.wanted.stdin,
-        tty: exec.wanted.tty,
+        stdin: exec.streams.stdin,
+        tty: exec.streams.tty,
         env: Vec::new(),
         cwd: String::new(),
     };
@@ -68,7 +68,7 @@ async fn command(
         output: frames,
         input,
     } = Command::start(agent, request).await?;
-    let (stdin, sizes) = (session.stdin.take(), session.resize.take());
+    let (stdin, sizes) = (session.stdin.take(), session.sizes.take());
     tokio::select! {
         exit = output(frames, session.stdout.as_ref(), session.stderr.as_ref()) => exit,
         never = feed(stdin, input) => match never {},

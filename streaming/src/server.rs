@@ -18,13 +18,17 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{
-    StreamingError, Target, Times, forward,
+use crate::{
+    backend::Backend,
+    error::ServerError,
+    forward,
     hangup::HangUp,
     remote,
+    settings::{Settings, Timeouts, TlsFiles},
+    target::Target,
     upgrade::{self, ACCEPTED_HEADER, PROTOCOL_HEADER, Refusal, SPDY, Upgrade},
+    urls::Urls,
 };
-use crate::{app::App, config};
 
 /// Connections at one time, upgraded or not; further ones wait to be accepted.
 const CONNECTIONS: usize = 2048;
@@ -39,7 +43,8 @@ const MAX_HEAD: usize = 32 * 1024;
 pub struct Listening {
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    times: Times,
+    timeouts: Timeouts,
+    urls: Arc<Urls>,
 }
 
 impl std::fmt::Debug for Listening {
@@ -51,35 +56,35 @@ impl std::fmt::Debug for Listening {
     }
 }
 
-/// Binds the configured address; from here on, URLs can be given out.
-pub async fn listen(app: &App) -> Result<Listening, StreamingError> {
-    let settings = &app.config.streaming;
-    let failed = |source| StreamingError::Listen {
+/// Binds the address; from here on, `urls` can give out URLs.
+///
+/// # Errors
+/// The address cannot be listened on, or certificate or key cannot be used.
+pub async fn listen(settings: Settings, urls: Arc<Urls>) -> Result<Listening, ServerError> {
+    let failed = |source| ServerError::Listen {
         address: settings.address,
         source,
     };
-    let tls = match &settings.tls {
-        Some(files) => Some(acceptor(files.clone()).await?),
+    let tls = match settings.tls {
+        Some(files) => Some(acceptor(files).await?),
         None => None,
     };
     let listener = TcpListener::bind(settings.address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let scheme = if tls.is_some() { "https" } else { "http" };
-    app.streaming.listens(scheme, address);
+    urls.listens(scheme, address);
     tracing::info!(%address, tls = tls.is_some(), "streaming server");
     Ok(Listening {
         listener,
         tls,
-        times: Times {
-            idle: settings.idle_timeout,
-            creation: settings.creation_timeout,
-        },
+        timeouts: settings.timeouts,
+        urls,
     })
 }
 
-async fn acceptor(files: config::TlsFiles) -> Result<TlsAcceptor, StreamingError> {
+async fn acceptor(files: TlsFiles) -> Result<TlsAcceptor, ServerError> {
     let read = tokio::task::spawn_blocking(move || {
-        let wrong = |path: &Path, what: String| StreamingError::Tls {
+        let wrong = |path: &Path, what: String| ServerError::Tls {
             path: path.to_owned(),
             what,
         };
@@ -98,30 +103,45 @@ async fn acceptor(files: config::TlsFiles) -> Result<TlsAcceptor, StreamingError
             .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
             .map_err(|error| wrong(&files.certificate, error.to_string()))
     });
-    let config = read.await.map_err(|_| StreamingError::NotListening)??;
+    let config = read.await.map_err(|_| ServerError::NotListening)??;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// What every connection of the server works with.
-#[derive(Clone)]
-struct Shared {
-    app: Arc<App>,
-    times: Times,
+struct Shared<B> {
+    backend: Arc<B>,
+    urls: Arc<Urls>,
+    timeouts: Timeouts,
     stopped: watch::Receiver<bool>,
+}
+
+impl<B> Clone for Shared<B> {
+    fn clone(&self) -> Self {
+        Self {
+            backend: Arc::clone(&self.backend),
+            urls: Arc::clone(&self.urls),
+            timeouts: self.timeouts,
+            stopped: self.stopped.clone(),
+        }
+    }
 }
 
 impl Listening {
     /// Where it listens.
+    ///
+    /// # Errors
+    /// getsockname(2) failed.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
     /// Accepts and serves until `stopped` says true; what is connected then is cut.
-    pub async fn serve(self, app: Arc<App>, stopped: watch::Receiver<bool>) {
+    pub async fn serve<B: Backend>(self, backend: Arc<B>, stopped: watch::Receiver<bool>) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         let shared = Shared {
-            app,
-            times: self.times,
+            backend,
+            urls: self.urls,
+            timeouts: self.timeouts,
             stopped: stopped.clone(),
         };
         let accept = async {
@@ -138,7 +158,7 @@ impl Listening {
                     Err(error) => {
                         // Out of descriptors, most likely: others must get to free some.
                         tracing::warn!(%error, "a streaming connection could not be accepted");
-                        crate::back_off::back_off(ACCEPT_AGAIN).await;
+                        bulkhead_common::back_off(ACCEPT_AGAIN).await;
                     }
                 }
             }
@@ -164,10 +184,10 @@ fn spawn_until(
     });
 }
 
-async fn accepted(
+async fn accepted<B: Backend>(
     stream: TcpStream,
     tls: Option<TlsAcceptor>,
-    shared: Shared,
+    shared: Shared<B>,
     place: OwnedSemaphorePermit,
 ) {
     // Keystrokes must not wait for each other's acknowledgement.
@@ -198,8 +218,9 @@ fn keep_alive(stream: &TcpStream) {
     }
 }
 
-async fn http<S>(stream: S, hang_up: HangUp, shared: Shared, place: OwnedSemaphorePermit)
+async fn http<B, S>(stream: S, hang_up: HangUp, shared: Shared<B>, place: OwnedSemaphorePermit)
 where
+    B: Backend,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // Handed over with the one upgrade a connection can have.
@@ -247,15 +268,15 @@ fn refused(refusal: Refusal) -> Answer {
     response
 }
 
-fn answer(
+fn answer<B: Backend>(
     mut request: Request<Body>,
-    shared: &Shared,
+    shared: &Shared<B>,
     take: impl FnOnce() -> Option<(HangUp, OwnedSemaphorePermit)>,
 ) -> Answer {
     let path = request.uri().path().to_owned();
     let mut parts = path.trim_start_matches('/').splitn(2, '/');
     let (kind, token) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-    let tokens = &shared.app.streaming.tokens;
+    let tokens = &shared.urls.tokens;
     let unknown = || {
         plain(
             StatusCode::NOT_FOUND,
@@ -280,12 +301,22 @@ fn answer(
     };
     let response = switching(&upgrade);
     let upgraded = hyper::upgrade::on(&mut request);
-    let (app, times) = (Arc::clone(&shared.app), shared.times);
+    let (backend, timeouts) = (Arc::clone(&shared.backend), shared.timeouts);
     spawn_until(shared.stopped.clone(), async move {
         let _place = place;
         // The client may hang up in the middle of the upgrade.
         match tokio::time::timeout(DEADLINE, upgraded).await {
-            Ok(Ok(io)) => serve(app, target, upgrade, TokioIo::new(io), hang_up, times).await,
+            Ok(Ok(io)) => {
+                serve(
+                    backend,
+                    target,
+                    upgrade,
+                    TokioIo::new(io),
+                    hang_up,
+                    timeouts,
+                )
+                .await
+            }
             Ok(Err(error)) => tracing::debug!(%error, "an upgrade failed"),
             Err(_) => tracing::debug!("an upgrade took too long"),
         }
@@ -318,28 +349,31 @@ fn switching(upgrade: &Upgrade) -> Answer {
     response
 }
 
-async fn serve<S>(
-    app: Arc<App>,
+async fn serve<B, S>(
+    backend: Arc<B>,
     target: Target,
     upgrade: Upgrade,
     io: S,
     hang_up: HangUp,
-    times: Times,
+    timeouts: Timeouts,
 ) where
+    B: Backend,
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match target {
-        Target::PortForward(to) => forward::serve(&app, to, upgrade, io, hang_up, times).await,
+        Target::PortForward(to) => {
+            forward::serve(&backend, to, upgrade, io, hang_up, timeouts).await
+        }
         Target::Exec(exec) => {
-            let wanted = exec.wanted;
-            if let Some(session) = remote::open(upgrade, io, hang_up, times, wanted).await {
-                remote::exec(&app, exec, session).await;
+            let wanted = exec.streams;
+            if let Some(session) = remote::open(upgrade, io, hang_up, timeouts, wanted).await {
+                backend.exec(exec, session).await;
             }
         }
         Target::Attach(attach) => {
-            let wanted = attach.wanted;
-            if let Some(session) = remote::open(upgrade, io, hang_up, times, wanted).await {
-                remote::attach(&app, attach, session).await;
+            let wanted = attach.streams;
+            if let Some(session) = remote::open(upgrade, io, hang_up, timeouts, wanted).await {
+                backend.attach(attach, session).await;
             }
         }
     }

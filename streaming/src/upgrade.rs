@@ -3,10 +3,10 @@
 use http::{HeaderMap, StatusCode, header};
 
 /// The name in `X-Stream-Protocol-Version`.
-pub(super) const PROTOCOL_HEADER: &str = "x-stream-protocol-version";
+pub(crate) const PROTOCOL_HEADER: &str = "x-stream-protocol-version";
 /// Where a refusal says what would have been accepted.
-pub(super) const ACCEPTED_HEADER: &str = "x-accepted-stream-protocol-versions";
-pub(super) const SPDY: &str = "SPDY/3.1";
+pub(crate) const ACCEPTED_HEADER: &str = "x-accepted-stream-protocol-versions";
+pub(crate) const SPDY: &str = "SPDY/3.1";
 
 const REMOTE_SPDY: &[&str] = &[
     "v4.channel.k8s.io",
@@ -24,12 +24,12 @@ const REMOTE_WEBSOCKET: &[&str] = &[
     "v5.channel.k8s.io",
 ];
 /// SPDY inside a WebSocket (kubectl and crictl), and before it, where ports are fixed beforehand.
-pub(super) const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+pub(crate) const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 const FORWARD_WEBSOCKET: &[&str] = &[TUNNEL, "", "v4.channel.k8s.io", "v4.base64.channel.k8s.io"];
 
 /// What is agreed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Upgrade {
+pub(crate) enum Upgrade {
     /// SPDY/3.1 with this sub-protocol.
     Spdy(&'static str),
     /// WebSocket with this sub-protocol; `accept` answers the client's key.
@@ -41,11 +41,11 @@ pub(super) enum Upgrade {
 
 /// Why there is no agreement.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
-    pub(super) text: String,
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) text: String,
     /// What would have been accepted.
-    pub(super) accepted: &'static [&'static str],
+    pub(crate) accepted: &'static [&'static str],
 }
 
 fn refusal(status: StatusCode, text: impl Into<String>) -> Refusal {
@@ -66,7 +66,7 @@ fn list(headers: &HeaderMap, name: impl header::AsHeaderName) -> impl Iterator<I
 }
 
 /// Agrees on a protocol: the first of the client's that is spoken here.
-pub(super) fn negotiate(headers: &HeaderMap, forward: bool) -> Result<Upgrade, Refusal> {
+pub(crate) fn negotiate(headers: &HeaderMap, forward: bool) -> Result<Upgrade, Refusal> {
     let has = |name, wanted: &str| list(headers, name).any(|v| v.eq_ignore_ascii_case(wanted));
     if !has(header::CONNECTION, "upgrade") {
         return Err(refusal(

@@ -8,13 +8,15 @@ mod tunnel;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::{codec::Codec, connection::Channels};
-pub(super) use self::{
+pub(crate) use self::{
     connection::{Forwarded, forwards},
     tunnel::tunnel,
 };
-use super::{
-    Times, Wanted,
-    remote::{Format, Role, Roles, Session},
+use crate::{
+    session::{Role, Roles, Session},
+    settings::Timeouts,
+    status::Format,
+    target::StandardStreams,
 };
 
 /// The channel of a role.
@@ -29,11 +31,11 @@ fn channel(role: Role) -> u8 {
 }
 
 /// Exec and attach. All channels are there from the start.
-pub(super) async fn remote<S>(
+pub(crate) async fn remote<S>(
     io: S,
     protocol: &'static str,
-    wanted: Wanted,
-    times: Times,
+    wanted: StandardStreams,
+    timeouts: Timeouts,
 ) -> Option<Session>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -52,10 +54,10 @@ where
         }
         roles.add(role, incoming, outgoing);
     }
-    let line = channels.serve(io, times.idle).await;
+    let connection = channels.serve(io, timeouts).await;
     if let Some(first) = first {
-        // Older clients take an empty message as the word that the connection stands.
+        // Older clients take an empty message as the sign that the connection is up.
         first.touch().await.ok()?;
     }
-    roles.session(Format::of(protocol), line)
+    roles.session(Format::of(protocol), connection)
 }

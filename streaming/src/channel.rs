@@ -1,5 +1,5 @@
 //! The streams of one client connection, whatever it speaks: what comes in ([`Incoming`]), what
-//! goes out ([`Outgoing`]), and the whole ([`Line`]). All queues are bounded: a reader that is slow
+//! goes out ([`Outgoing`]), and the whole ([`Connection`]). All queues are bounded: a reader that is slow
 //! holds the client up, a client that is slow holds the writer up.
 
 use std::{
@@ -17,18 +17,16 @@ use tokio::{
     time::Instant,
 };
 
-use super::spdy::frame::Reset;
+use crate::{settings::Timeouts, spdy::frame::Reset};
 
 /// Bytes a connection's streams hold that nobody has taken yet, together.
-pub(super) const BUDGET: usize = 1 << 20;
+pub const BUDGET: usize = 1 << 20;
 /// Pieces one stream holds; many small ones must not cost more than their bytes.
 const PIECES: usize = 64;
 /// Pieces of output on their way to the client, of at most [`PIECE`] bytes.
-pub(super) const QUEUE: usize = 4;
+pub(crate) const QUEUE: usize = 4;
 /// The most bytes in one piece.
-pub(super) const PIECE: usize = 256 * 1024;
-/// How long a client gets to close its end after it has everything.
-const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+pub(crate) const PIECE: usize = 256 * 1024;
 
 /// The client is gone, or has ended the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -37,11 +35,11 @@ pub struct Gone;
 
 /// Counts a stream for as long as either of its ends is held.
 #[derive(Debug)]
-pub(super) struct Live(Arc<Semaphore>);
+pub(crate) struct Live(Arc<Semaphore>);
 
 impl Live {
     /// Takes one of the free places.
-    pub(super) fn take(places: &Arc<Semaphore>) -> Option<Arc<Self>> {
+    pub(crate) fn take(places: &Arc<Semaphore>) -> Option<Arc<Self>> {
         let permit = places.try_acquire().ok()?;
         permit.forget();
         Some(Arc::new(Self(Arc::clone(places))))
@@ -55,7 +53,7 @@ impl Drop for Live {
 }
 
 #[derive(Debug)]
-pub(super) struct Piece {
+pub(crate) struct Piece {
     data: Bytes,
     /// Given back when the piece is taken.
     _held: OwnedSemaphorePermit,
@@ -63,7 +61,7 @@ pub(super) struct Piece {
 
 /// The connection's end of an incoming stream.
 #[derive(Debug)]
-pub(super) struct Feeder {
+pub(crate) struct Feeder {
     pieces: mpsc::Sender<Piece>,
     budget: Arc<Semaphore>,
     reset: Arc<AtomicBool>,
@@ -71,7 +69,7 @@ pub(super) struct Feeder {
 
 impl Feeder {
     /// Waits for room. False if nobody takes from the stream any more.
-    pub(super) async fn push(&self, data: Bytes) -> bool {
+    pub(crate) async fn push(&self, data: Bytes) -> bool {
         let Ok(bytes) = u32::try_from(data.len()) else {
             return false;
         };
@@ -84,12 +82,12 @@ impl Feeder {
         self.pieces.send(piece).await.is_ok()
     }
 
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.pieces.is_closed()
     }
 
     /// The client broke the stream off; the end of the feeder is no proper end.
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.reset.store(true, Ordering::Relaxed);
     }
 }
@@ -116,7 +114,7 @@ impl Incoming {
 
 /// What the connection's writer is given.
 #[derive(Debug)]
-pub(super) enum Item {
+pub(crate) enum Item {
     Data {
         id: u32,
         data: Bytes,
@@ -156,7 +154,7 @@ impl Outgoing {
     }
 
     /// Sends a message without content, which opens a channel on some clients.
-    pub(super) async fn touch(&self) -> Result<(), Gone> {
+    pub(crate) async fn touch(&self) -> Result<(), Gone> {
         let data = Bytes::new();
         self.item(Item::Data { id: self.id, data }).await
     }
@@ -180,7 +178,7 @@ impl Outgoing {
 }
 
 /// Both ends of a new stream: for the connection, and for who works with it.
-pub(super) fn stream(
+pub(crate) fn stream(
     id: u32,
     queue: &mpsc::Sender<Item>,
     budget: &Arc<Semaphore>,
@@ -209,26 +207,26 @@ pub(super) fn stream(
 
 /// When something last came or went.
 #[derive(Debug, Clone)]
-pub(super) struct Activity {
+pub(crate) struct Activity {
     start: Instant,
     last_ms: Arc<AtomicU64>,
 }
 
 impl Activity {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             start: Instant::now(),
             last_ms: Arc::default(),
         }
     }
 
-    pub(super) fn note(&self) {
+    pub(crate) fn note(&self) {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_ms.store(now, Ordering::Relaxed);
     }
 
     /// Returns once nothing has come or gone for so long.
-    pub(super) async fn idle_for(&self, limit: Duration) {
+    pub(crate) async fn idle_for(&self, limit: Duration) {
         loop {
             let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
             let due = self.start + last + limit;
@@ -242,24 +240,24 @@ impl Activity {
 
 /// A connection with its tasks, which end when this is dropped.
 #[derive(Debug)]
-pub struct Line {
+pub struct Connection {
     queue: mpsc::Sender<Item>,
     gone: watch::Receiver<bool>,
-    idle: Duration,
+    timeouts: Timeouts,
     _tasks: JoinSet<()>,
 }
 
-impl Line {
-    pub(super) fn new(
+impl Connection {
+    pub(crate) fn new(
         queue: mpsc::Sender<Item>,
         gone: watch::Receiver<bool>,
-        idle: Duration,
+        timeouts: Timeouts,
         tasks: JoinSet<()>,
     ) -> Self {
         Self {
             queue,
             gone,
-            idle,
+            timeouts,
             _tasks: tasks,
         }
     }
@@ -285,9 +283,9 @@ impl Line {
             }
         };
         tokio::select! {
-            _late = tokio::time::timeout(self.idle, flush) => {}
+            _late = tokio::time::timeout(self.timeouts.idle, flush) => {}
             () = self.gone() => return,
         }
-        let _late = tokio::time::timeout(LINGER, self.gone()).await;
+        let _late = tokio::time::timeout(self.timeouts.linger, self.gone()).await;
     }
 }

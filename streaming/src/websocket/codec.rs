@@ -18,7 +18,7 @@ pub(super) struct Codec {
 
 /// What a message says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum ChannelMessage {
     Data(u8, Bytes),
     Closed(u8),
     /// Nothing of this protocol: passed over.
@@ -40,29 +40,32 @@ impl Codec {
     }
 
     /// Reads a data message.
-    pub(super) fn read(self, message: &Message) -> Result<Said, BadMessage> {
+    pub(super) fn read(self, message: &Message) -> Result<ChannelMessage, BadMessage> {
         let bytes = match message {
             Message::Binary(bytes) if !self.base64 => bytes.clone(),
             // Browsers of the plain protocol may send text.
             Message::Text(text) => Bytes::from(text.clone()),
             Message::Binary(bytes) => bytes.clone(),
-            _ => return Ok(Said::Nothing),
+            _ => return Ok(ChannelMessage::Nothing),
         };
         let Some((first, rest)) = bytes.split_first() else {
-            return Ok(Said::Nothing);
+            return Ok(ChannelMessage::Nothing);
         };
         if self.closes && *first == CLOSE {
             return match rest {
-                [channel] => Ok(Said::Closed(*channel)),
+                [channel] => Ok(ChannelMessage::Closed(*channel)),
                 _ => Err(BadMessage),
             };
         }
         if self.base64 {
             let channel = first.checked_sub(b'0').filter(|channel| *channel < 10);
             let data = STANDARD.decode(rest).map_err(|_| BadMessage)?;
-            return Ok(Said::Data(channel.ok_or(BadMessage)?, data.into()));
+            return Ok(ChannelMessage::Data(
+                channel.ok_or(BadMessage)?,
+                data.into(),
+            ));
         }
-        Ok(Said::Data(*first, bytes.slice(1..)))
+        Ok(ChannelMessage::Data(*first, bytes.slice(1..)))
     }
 
     /// Writes a data message.
@@ -96,13 +99,13 @@ mod tests {
     fn closing_is_known_in_the_fifth_protocol_only() {
         let close = Message::Binary(Bytes::from_static(&[255, 0]));
         let v5 = Codec::of("v5.channel.k8s.io");
-        assert_eq!(v5.read(&close), Ok(Said::Closed(0)));
+        assert_eq!(v5.read(&close), Ok(ChannelMessage::Closed(0)));
         let bad = Message::Binary(Bytes::from_static(&[255, 0, 1]));
         assert_eq!(v5.read(&bad), Err(BadMessage));
         let v4 = Codec::of("v4.channel.k8s.io");
         assert_eq!(
             v4.read(&close),
-            Ok(Said::Data(255, Bytes::from_static(&[0])))
+            Ok(ChannelMessage::Data(255, Bytes::from_static(&[0])))
         );
         assert_eq!(v4.close(1), None);
         assert!(v5.close(1).is_some());
@@ -127,7 +130,7 @@ mod tests {
             for name in ["", "channel.k8s.io", "base64.channel.k8s.io", "v5.channel.k8s.io"] {
                 let codec = Codec::of(name);
                 let message = codec.write(channel, &data);
-                prop_assert_eq!(codec.read(&message), Ok(Said::Data(channel, data.clone().into())));
+                prop_assert_eq!(codec.read(&message), Ok(ChannelMessage::Data(channel, data.clone().into())));
             }
         }
 

@@ -2,12 +2,13 @@
 //! its input.
 
 use bulkhead_proto::agent::{ProcessRef, Stream, session_request::What};
+use bulkhead_streaming::{Attach, Outcome, Session};
 
-use super::{Session, exec::feed, resize, status::Outcome};
-use crate::{app::App, container, error::chain, logs::Copied, streaming::Attach};
+use super::{exec::feed, resize};
+use crate::{app::App, container, error::chain, logs::Copied};
 
 /// Attached until the process ends, the client goes away, or it does not read.
-pub(in crate::streaming) async fn attach(app: &App, attach: Attach, mut session: Session) {
+pub(super) async fn serve(app: &App, attach: Attach, mut session: Session) {
     let gone = session.gone();
     let outcome = tokio::select! {
         outcome = run(app, attach, &mut session) => outcome,
@@ -54,7 +55,7 @@ async fn attached(
             None => std::future::pending().await,
         }
     };
-    let sizes = session.resize.take();
+    let sizes = session.sizes.take();
     let output = async {
         while let Some(copied) = copy.next().await {
             let (stream, data) = match copied {

@@ -185,7 +185,7 @@ pub struct Command {
 
 /// A piece of what a command says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum Message {
     /// Output.
     Stdout(Bytes),
     /// Errors.
@@ -221,10 +221,10 @@ impl Command {
     /// The next piece; `None` when stdout, stderr and error have ended.
     pub async fn collect(&mut self) -> io::Result<Ended> {
         let mut ended = Ended::default();
-        let said = &mut |said: Said| match said {
-            Said::Stdout(data) => ended.stdout.extend_from_slice(&data),
-            Said::Stderr(data) => ended.stderr.extend_from_slice(&data),
-            Said::Status(data) => ended.status.extend_from_slice(&data),
+        let said = &mut |said: Message| match said {
+            Message::Stdout(data) => ended.stdout.extend_from_slice(&data),
+            Message::Stderr(data) => ended.stderr.extend_from_slice(&data),
+            Message::Status(data) => ended.status.extend_from_slice(&data),
         };
         follow(
             &mut self.reader,
@@ -240,7 +240,7 @@ impl Command {
 pub async fn follow(
     reader: &mut Reader,
     [mut stdout, mut stderr, mut error]: [Option<u32>; 3],
-    said: &mut (dyn FnMut(Said) + Send),
+    said: &mut (dyn FnMut(Message) + Send),
 ) -> io::Result<()> {
     while stdout.is_some() || stderr.is_some() || error.is_some() {
         let event = reader.next().await?;
@@ -249,12 +249,12 @@ pub async fn follow(
             Some(_) => continue,
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
         };
-        let (stream, kind): (_, fn(Bytes) -> Said) = if id == stdout {
-            (&mut stdout, Said::Stdout)
+        let (stream, kind): (_, fn(Bytes) -> Message) = if id == stdout {
+            (&mut stdout, Message::Stdout)
         } else if id == stderr {
-            (&mut stderr, Said::Stderr)
+            (&mut stderr, Message::Stderr)
         } else if id == error {
-            (&mut error, Said::Status)
+            (&mut error, Message::Status)
         } else {
             continue;
         };

@@ -14,7 +14,7 @@ use super::connection::config;
 const BUFFER: usize = 64 * 1024;
 
 /// The connection inside; what carries it ends with it.
-pub(in crate::streaming) async fn tunnel<S>(io: S) -> DuplexStream
+pub(crate) async fn tunnel<S>(io: S) -> DuplexStream
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
