@@ -2,19 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bulkhead_images::{Images, ImagesError, PullSettings, RetryPolicy, Settings};
 use bulkhead_records::RecordsError;
 use bulkhead_streaming::Urls;
 
 use crate::{
-    config::Config,
-    container::Containers,
-    events::Events,
-    host::DefaultProfile,
-    images::{Images, ImagesError},
-    network::PodNetwork,
-    records::Records,
-    sandbox::Pods,
-    volumes::Volumes,
+    config::Config, container::Containers, events::Events, host::DefaultProfile,
+    network::PodNetwork, records::Records, sandbox::Pods, volumes::Volumes,
 };
 
 /// Everything the daemon holds. Parts have their own locks; there is none over the whole.
@@ -58,7 +52,7 @@ impl App {
     /// Opens records and image store below the configured directories, which exist. Blocks.
     pub fn open(config: Config) -> Result<Arc<Self>, OpenError> {
         let records = Records::open(&config.paths.database())?;
-        let images = Images::open(&config, records.database())?;
+        let images = Images::open(image_settings(&config), records.database())?;
         Ok(Arc::new(Self {
             pods: Pods::new(&config),
             network: PodNetwork::new(&config),
@@ -85,5 +79,21 @@ impl App {
     /// Keeps the pod CIDR the kubelet sent.
     pub fn set_pod_cidr(&self, cidr: String) {
         *self.pod_cidr.lock().unwrap_or_else(PoisonError::into_inner) = cidr;
+    }
+}
+
+fn image_settings(config: &Config) -> Settings {
+    Settings {
+        layers_dir: config.paths.layers(),
+        pods_dir: config.paths.state_dir.join("pods"),
+        hosts_dir: config.registry.config_dir.clone(),
+        retry: RetryPolicy {
+            stall_timeout: config.registry.stall_timeout,
+            ..RetryPolicy::default()
+        },
+        pull: PullSettings {
+            parallel_layers: config.registry.parallel_layers,
+            ..PullSettings::default()
+        },
     }
 }
