@@ -2,19 +2,14 @@
 
 use std::sync::{Arc, Mutex};
 
+use bulkhead_common::lock;
+use bulkhead_images::{Images, ImagesError, PullSettings, RetryPolicy, Settings};
 use bulkhead_records::RecordsError;
+use bulkhead_streaming::Urls;
 
 use crate::{
-    config::Config,
-    container::Containers,
-    events::Events,
-    host::DefaultProfile,
-    images::{Images, ImagesError},
-    lock::lock,
-    network::PodNetwork,
-    records::Records,
-    sandbox::Pods,
-    streaming::Streaming,
+    config::Config, container::Containers, events::Events, host::DefaultProfile,
+    network::PodNetwork, records::Records, sandbox::Pods,
 };
 
 /// Everything the daemon holds. Parts have their own locks; there is none over the whole.
@@ -35,7 +30,7 @@ pub struct App {
     /// Who wants to know what happens.
     pub events: Events,
     /// URLs of the streaming server.
-    pub streaming: Streaming,
+    pub streaming: Arc<Urls>,
     /// The AppArmor profile of pods on the host.
     pub host_profile: DefaultProfile,
     pod_cidr: Mutex<String>,
@@ -56,13 +51,13 @@ impl App {
     /// Opens records and image store below the configured directories, which exist. Blocks.
     pub fn open(config: Config) -> Result<Arc<Self>, OpenError> {
         let records = Records::open(&config.paths.database())?;
-        let images = Images::open(&config, records.database())?;
+        let images = Images::open(image_settings(&config), records.database())?;
         Ok(Arc::new(Self {
             pods: Pods::new(&config),
             network: PodNetwork::new(&config),
             containers: Containers::new(&config),
             events: Events::default(),
-            streaming: Streaming::default(),
+            streaming: Arc::default(),
             host_profile: DefaultProfile::default(),
             images,
             records,
@@ -79,5 +74,21 @@ impl App {
     /// Keeps the pod CIDR the kubelet sent.
     pub fn set_pod_cidr(&self, cidr: String) {
         *lock(&self.pod_cidr) = cidr;
+    }
+}
+
+fn image_settings(config: &Config) -> Settings {
+    Settings {
+        layers_dir: config.paths.layers(),
+        pods_dir: config.paths.state_dir.join("pods"),
+        hosts_dir: config.registry.config_dir.clone(),
+        retry: RetryPolicy {
+            stall_timeout: config.registry.stall_timeout,
+            ..RetryPolicy::default()
+        },
+        pull: PullSettings {
+            parallel_layers: config.registry.parallel_layers,
+            ..PullSettings::default()
+        },
     }
 }

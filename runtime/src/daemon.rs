@@ -15,6 +15,7 @@ use std::{
 use bulkhead_proto::cri::{
     image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
 };
+use bulkhead_streaming::ServerError;
 use rustix::fs::{FlockOperation, flock};
 use tokio::{
     net::UnixListener,
@@ -29,8 +30,7 @@ use crate::{
     container,
     cri::Server,
     error::chain,
-    sandbox,
-    streaming::{self, StreamingError},
+    sandbox, streaming,
 };
 
 /// Requests in flight get this long at the end; what they do to pods goes on to its end or is
@@ -65,7 +65,7 @@ pub enum ServeError {
     Open(#[from] OpenError),
     /// Exec, attach and port-forward could not be served.
     #[error(transparent)]
-    Streaming(#[from] StreamingError),
+    Streaming(#[from] ServerError),
     /// A call on the process itself failed.
     #[error("cannot {action}")]
     Process {

@@ -1,5 +1,5 @@
 //! Files that get their name when they are whole: after a crash of the node there is the old one, or
-//! the new one with all that is in it. Not here: records (`records`), layers (`images`), and the
+//! the new one with all that is in it. Not here: records (`records`), layers (the images crate), and the
 //! checkpoints of logs (`logs`), which are of no use after a crash of the node: its pods are gone.
 
 use std::{

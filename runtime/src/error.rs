@@ -7,6 +7,8 @@ use std::error::Error;
 
 use tonic::{Code, Status};
 
+pub use bulkhead_common::chain;
+
 /// An error with a gRPC code. Implemented once per module's error enum.
 pub trait Grpc: Error {
     /// The code a CRI client gets. A wrapped error is asked for its own (`source.code()`).
@@ -19,22 +21,6 @@ pub trait Grpc: Error {
     {
         Status::new(self.code(), chain(self))
     }
-}
-
-/// The text of an error and its causes, `outer: inner: innermost`. A cause whose text stands in
-/// the outer one already is not repeated.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 /// The code for an operating-system error that has no more special meaning where it arose: a full
@@ -67,16 +53,6 @@ impl Grpc for Unimplemented {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("cannot start")]
-    struct Outer(#[source] std::io::Error);
-
-    #[test]
-    fn causes_are_part_of_the_text_once() {
-        let outer = Outer(std::io::Error::other("no disk"));
-        assert_eq!(chain(&outer), "cannot start: no disk");
-    }
 
     #[test]
     fn a_full_disk_is_the_nodes_shortage() {

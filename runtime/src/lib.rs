@@ -2,14 +2,13 @@
 //!
 //! [`cri`] answers the RPCs, each through one function; [`sandbox`] runs pods with [`vmm`] (the
 //! VMM's process and control socket), [`agent`] (the service inside the guest), [`cgroup`] and
-//! [`network`]; `container` runs containers in them, from what `images` pulled; [`records`] holds
+//! [`network`]; `container` runs containers in them, from what the images crate pulled; [`records`] holds
 //! what must survive the daemon; [`stats`] and [`events`] tell of them. [`config`] is read once at start, [`error`] maps every error to a
 //! gRPC code. This crate knows no KVM and has no unsafe code.
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod app;
-pub mod back_off;
 pub mod cgroup;
 pub mod checks;
 pub mod cli;
@@ -21,8 +20,6 @@ pub mod durable;
 pub mod error;
 pub mod events;
 pub mod host;
-pub mod images;
-pub mod lock;
 pub mod logs;
 pub mod network;
 pub mod oci;

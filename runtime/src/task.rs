@@ -10,11 +10,12 @@ use std::{
     time::Duration,
 };
 
+use bulkhead_common::{back_off, lock};
 use futures::FutureExt as _;
 use tokio::sync::OwnedMutexGuard;
 use tonic::Code;
 
-use crate::{back_off::back_off, error::Grpc, lock::lock};
+use crate::error::Grpc;
 
 /// Work that did not come to its end.
 #[derive(Debug, thiserror::Error)]

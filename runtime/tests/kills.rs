@@ -21,11 +21,10 @@ mod common;
 
 use std::{collections::BTreeMap, path::Path};
 
+use bulkhead_images::{ImageConfig, ImageRecord, LayerRecord, digest::Digest, store::HoldRecord};
 use bulkhead_proto::cri as v1;
-use bulkhead_runtime::{
-    images::{ImageConfig, ImageRecord, LayerRecord, digest::Digest, store::HoldRecord},
-    records::Records,
-};
+use bulkhead_records::Table;
+use bulkhead_runtime::records::Records;
 use common::{Daemon, Death};
 use tonic::{Code, Status};
 
@@ -409,7 +408,7 @@ async fn fill(daemon: &Daemon) {
         pulled_at: 0,
     };
     let records = Records::open(&paths.database()).unwrap();
-    let images = bulkhead_records::Table::<ImageRecord>::open(records.database()).unwrap();
+    let images = Table::<ImageRecord>::open(records.database()).unwrap();
     images.put(image).await.unwrap();
 }
 
@@ -417,6 +416,6 @@ async fn fill(daemon: &Daemon) {
 async fn assert_empty(database: &Path) {
     let records = Records::open(database).unwrap();
     assert!(records.sandboxes.is_empty() && records.containers.is_empty());
-    let holds = bulkhead_records::Table::<HoldRecord>::open(records.database()).unwrap();
+    let holds = Table::<HoldRecord>::open(records.database()).unwrap();
     assert!(holds.is_empty(), "{:?}", holds.list());
 }

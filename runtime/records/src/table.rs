@@ -509,7 +509,10 @@ mod tests {
         );
         let bad: [(&str, &[u8]); 4] = [
             ("later", later.as_bytes()),
-            ("variant", br#"{"schema":1,"record":{"key":"variant","count":"many"}}"#),
+            (
+                "variant",
+                br#"{"schema":1,"record":{"key":"variant","count":"many"}}"#,
+            ),
             ("cut", br#"{"schema":1,"rec"#),
             ("empty", b""),
         ];

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bulkhead_images::pull::{LayerSnapshot, LayerState};
 use bulkhead_proto::cri;
 use clap::Args;
 use serde::Deserialize;
@@ -18,10 +19,7 @@ use super::{
     client::{ClientError, Daemon, failed},
     fail,
 };
-use crate::{
-    config::Config,
-    images::pull::{LayerSnapshot, LayerState},
-};
+use crate::config::Config;
 
 /// How often the progress is asked for.
 const LOOK_EVERY: Duration = Duration::from_millis(200);

@@ -4,12 +4,14 @@
 //! file, the line, the key and what is allowed. Nothing is taken from the environment.
 
 mod error;
+mod pinned;
 pub mod raw;
 mod resolve;
 
 use std::path::Path;
 
 pub use error::ConfigError;
+pub use pinned::Pinned;
 pub use resolve::{
     Boot, Cgroup, CgroupDriver, Config, Host, HostNamespacePods, Network, NetworkMode, Paths,
     Registry, Sandbox, Streaming, TlsFiles, VhostNet, Vmm, Volumes,

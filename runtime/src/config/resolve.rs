@@ -9,8 +9,8 @@ use std::{
 
 use bulkhead_contract::vmm::{MAX_MEMORY_MIB, MAX_VCPUS};
 
+use super::pinned::Pinned;
 use super::raw::Raw;
-use crate::images::Pinned;
 
 /// The configuration, validated.
 #[derive(Debug, Clone)]

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bulkhead_images::{ImageRecord, LayerDisk};
 use bulkhead_proto::{agent, cri};
 use prost::Message;
 
@@ -11,7 +12,6 @@ use crate::{
     agent::MAX_MESSAGE,
     app::App,
     events,
-    images::{ImageRecord, LayerDisk},
     logs::LogPath,
     oci::{self, ImageProcess, apparmor, host_devices, seccomp},
     records::{

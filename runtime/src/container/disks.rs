@@ -5,12 +5,12 @@
 use std::{collections::HashSet, fs::File, os::fd::AsFd, time::Duration};
 
 use bulkhead_contract::vmm::{AttachDisk, ErrorKind};
+use bulkhead_images::LayerDisk;
 use bulkhead_proto::agent::{AddDisksRequest, DeleteContainerRequest, Disk, ImpliedDirectories};
 
 use super::{ContainerError, of_pod};
 use crate::{
     app::App,
-    images::LayerDisk,
     records::ContainerRecord,
     sandbox::{Machine, Pod},
     task::blocking,

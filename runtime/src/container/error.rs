@@ -1,5 +1,6 @@
 //! What can go wrong with a container.
 
+use bulkhead_images::ImagesError;
 use bulkhead_records::RecordsError;
 use tonic::Code;
 
@@ -7,7 +8,6 @@ use crate::{
     agent::AgentError,
     error::{Grpc, io_code},
     host::ProfileError,
-    images::ImagesError,
     logs::LogError,
     oci::{OciError, apparmor::AppArmorError},
     records::ContainerState,

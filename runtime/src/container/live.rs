@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bulkhead_common::lock;
 use bulkhead_proto::agent::Exit;
 use bulkhead_records::Table;
 use tokio::sync::{OwnedMutexGuard, watch};
@@ -17,7 +18,6 @@ use tokio::sync::{OwnedMutexGuard, watch};
 use super::{ContainerError, stats::Samples};
 use crate::{
     config::Config,
-    lock::lock,
     logs::{Checkpoints, Pump},
     records::{ContainerRecord, ContainerState},
 };

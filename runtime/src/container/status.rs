@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
+use bulkhead_images::ImageRecord;
 use bulkhead_proto::cri;
 
 use super::{ContainerError, find, of_pod};
 use crate::{
     app::App,
-    images::ImageRecord,
     oci::signal,
     records::{ContainerRecord, ContainerState},
 };

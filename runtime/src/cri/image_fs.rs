@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
+use bulkhead_images::{ImagesError, disk_usage::Usage};
 use bulkhead_proto::cri as v1;
 
-use crate::{
-    app::App,
-    images::{ImagesError, fs::Usage},
-};
+use crate::app::App;
 
 /// CRI ImageFsInfo: the layers' files, and the pods' writable disks.
 pub async fn image_fs_info(

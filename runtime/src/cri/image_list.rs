@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use bulkhead_images::ImagesError;
 use bulkhead_proto::cri as v1;
 
 use super::image_status::to_cri;
-use crate::{app::App, images::ImagesError};
+use crate::app::App;
 
 /// CRI ListImages, from memory. A filter that names no image of this node gives none.
 pub async fn list_images(

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use bulkhead_images::ImagesError;
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, images::ImagesError};
+use crate::app::App;
 
 /// CRI RemoveImage: by any of the image's names, all of them go. Idempotent.
 pub async fn remove_image(

@@ -2,13 +2,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use bulkhead_images::{ImageRecord, ImagesError, serial};
 use bulkhead_proto::cri as v1;
 use serde_json::json;
 
-use crate::{
-    app::App,
-    images::{ImageRecord, ImagesError, serial},
-};
+use crate::app::App;
 
 /// CRI ImageStatus. An image that is not here is no error but an empty answer. Verbose, it also
 /// tells about a pull of the image that is under way: `bulkhead pull` shows its progress by that.

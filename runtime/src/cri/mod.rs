@@ -14,6 +14,7 @@ mod container_status;
 mod container_stop;
 mod container_update;
 mod exec;
+mod image_error;
 mod image_fs;
 mod image_list;
 mod image_pull;

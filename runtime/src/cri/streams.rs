@@ -3,6 +3,7 @@
 
 use std::{convert::Infallible, sync::Arc};
 
+use bulkhead_images::ImagesError;
 use bulkhead_proto::cri as v1;
 use prost::Message;
 
@@ -10,7 +11,6 @@ use super::{image_list, server::Answers};
 use crate::{
     app::App,
     container::{self, ContainerError},
-    images::ImagesError,
     sandbox, stats,
 };
 

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use bulkhead_proto::agent::SetupSandboxRequest;
 
-use super::{SandboxError, dns, now_ns, random, validate::Wanted};
+use super::{SandboxError, dns, now_ns, validate::Wanted};
 use crate::{
     config::Paths,
     network::Attached,
@@ -28,7 +28,7 @@ pub(super) async fn setup(
     attached: &Attached,
     paths: &Paths,
 ) -> Result<SetupSandboxRequest, SandboxError> {
-    let entropy = random::<ENTROPY>().map_err(|source| SandboxError::Os {
+    let entropy = bulkhead_common::random::<ENTROPY>().map_err(|source| SandboxError::Os {
         action: "read random bytes for the guest".to_owned(),
         source,
     })?;

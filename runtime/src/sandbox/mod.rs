@@ -41,25 +41,15 @@ pub use stop::stop;
 
 /// A new sandbox or container id: 32 random lower-case hexadecimal digits.
 pub fn new_id() -> std::io::Result<String> {
-    Ok(format!("{:032x}", u128::from_ne_bytes(random()?)))
+    Ok(format!(
+        "{:032x}",
+        u128::from_ne_bytes(bulkhead_common::random()?)
+    ))
 }
 
 /// Whether a text has the form of a sandbox or container id.
 pub fn is_id(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-/// Random bytes from the kernel.
-pub(crate) fn random<const N: usize>() -> std::io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    // Up to 256 bytes come whole once the pool is seeded (getrandom(2)).
-    let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    if got == N {
-        return Ok(bytes);
-    }
-    Err(std::io::Error::other(
-        "the kernel gave too few random bytes",
-    ))
 }
 
 /// Now, in nanoseconds since the epoch.

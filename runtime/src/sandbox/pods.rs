@@ -6,10 +6,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
+use bulkhead_common::lock;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
 use super::{Pod, SandboxError, names::Reserved};
-use crate::{config::Config, lock::lock, task::KeyedMutex};
+use crate::{config::Config, task::KeyedMutex};
 
 /// All running pods by id, and what pods compete for.
 #[derive(Debug)]

@@ -1,7 +1,6 @@
 //! What can go wrong before a client is connected.
 
-use std::{net::SocketAddr, path::PathBuf};
-
+use bulkhead_streaming::ServerError;
 use tonic::Code;
 
 use crate::{
@@ -10,7 +9,7 @@ use crate::{
     sandbox::SandboxError,
 };
 
-/// A failure of the streaming server.
+/// A failure of Exec, Attach or PortForward.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamingError {
     /// The request makes no sense.
@@ -21,39 +20,9 @@ pub enum StreamingError {
         /// What is wrong, and what would be right.
         what: String,
     },
-    /// Too many URLs that nobody has used yet.
-    #[error(
-        "{limit} streaming URLs wait to be used; one that is not used within a minute frees its place"
-    )]
-    Full {
-        /// How many there may be.
-        limit: usize,
-    },
-    /// No server yet.
-    #[error("the streaming server does not listen yet; try again when the daemon has started")]
-    NotListening,
-    /// The address cannot be had.
-    #[error("cannot listen for streaming on {address} (streaming.address in the configuration)")]
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Certificate or key.
-    #[error("cannot use {path} for the streaming server: {what}")]
-    Tls {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// The system's source of random numbers.
-    #[error("cannot make a token")]
-    Random {
-        /// Why.
-        source: std::io::Error,
-    },
+    /// The streaming server.
+    #[error(transparent)]
+    Server(#[from] ServerError),
     /// The container.
     #[error(transparent)]
     Container(#[from] ContainerError),
@@ -66,10 +35,14 @@ impl Grpc for StreamingError {
     fn code(&self) -> Code {
         match self {
             Self::Invalid { .. } => Code::InvalidArgument,
-            Self::Full { .. } => Code::ResourceExhausted,
-            Self::NotListening => Code::Unavailable,
-            Self::Listen { source, .. } | Self::Random { source } => io_code(source),
-            Self::Tls { .. } => Code::Internal,
+            Self::Server(error) => match error {
+                ServerError::Full { .. } => Code::ResourceExhausted,
+                ServerError::NotListening => Code::Unavailable,
+                ServerError::Listen { source, .. } | ServerError::Random { source } => {
+                    io_code(source)
+                }
+                ServerError::Tls { .. } => Code::Internal,
+            },
             Self::Container(error) => error.code(),
             Self::Sandbox(error) => error.code(),
         }

@@ -1,134 +1,68 @@
-//! The streaming server: Exec, Attach and PortForward answer with a URL, and this is what serves it.
+//! Exec, Attach and PortForward: what the streaming server (the crate `bulkhead-streaming`) serves is
+//! found and connected here.
 //!
-//! - `tokens`: what a URL stands for, for one minute and one use. `prepare`: the three CRI calls.
-//! - `server`: listening, TLS, HTTP, the upgrade (`upgrade`: which protocol, pure).
-//! - `spdy`, `websocket`: the two ways to have several streams in one connection; `channel`: the
-//!   streams themselves, all bounded.
-//! - `remote`: exec and attach over streams. `forward`: port-forward.
+//! - `prepare`: the three CRI calls, which check a request and answer with a URL.
+//! - `exec`, `attach`, `forward`: what happens when a client comes with the URL: the container's
+//!   agent is found, and the client's streams are connected to a session with it.
 //!
-//! Not here: what the guest does (`agent/src/rpc/session.rs`), logs (`logs`, of which an attach gets a
-//! copy).
+//! Not here: what the guest does (`agent/src/rpc/session.rs`), logs (`logs`, of which an attach gets
+//! a copy).
 
-pub mod channel;
+mod attach;
 mod error;
+mod exec;
 mod forward;
-mod hangup;
 mod prepare;
-mod remote;
-mod server;
-pub mod spdy;
+mod resize;
 #[cfg(test)]
 mod tests;
-mod tokens;
-mod upgrade;
-mod websocket;
 
-use std::{net::SocketAddr, sync::OnceLock, time::Duration};
+use std::{sync::Arc, time::Duration};
+
+use bulkhead_streaming::{
+    Attach, Backend, Exec, Listening, ServerError, Session, Settings, Timeouts, TlsFiles,
+};
+use tokio::net::UnixStream;
 
 pub use error::StreamingError;
 pub use prepare::{attach, exec, port_forward};
-pub use server::{Listening, listen};
-pub use tokens::Tokens;
 
-/// What a URL is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
-    /// A command.
-    Exec(Exec),
-    /// A container's own process.
-    Attach(Attach),
-    /// Ports of a pod.
-    PortForward(PortForward),
+use crate::app::App;
+
+/// How long a client gets to close its end after it has everything.
+const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+
+/// Binds the configured address; from here on, URLs can be given out.
+///
+/// # Errors
+/// The address cannot be listened on, or certificate or key cannot be used.
+pub async fn listen(app: &App) -> Result<Listening, ServerError> {
+    let configured = &app.config.streaming;
+    let settings = Settings {
+        address: configured.address,
+        tls: configured.tls.as_ref().map(|files| TlsFiles {
+            certificate: files.certificate.clone(),
+            key: files.key.clone(),
+        }),
+        timeouts: Timeouts {
+            idle: configured.idle_timeout,
+            creation: configured.creation_timeout,
+            linger: LINGER,
+        },
+    };
+    bulkhead_streaming::listen(settings, Arc::clone(&app.streaming)).await
 }
 
-impl Target {
-    /// The first part of the URL's path.
-    pub fn path(&self) -> &'static str {
-        match self {
-            Self::Exec(_) => "exec",
-            Self::Attach(_) => "attach",
-            Self::PortForward(_) => "portforward",
-        }
-    }
-}
-
-/// Which standard streams a client wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
-    /// Input.
-    pub stdin: bool,
-    /// Output.
-    pub stdout: bool,
-    /// Errors; never with a terminal, which has one output.
-    pub stderr: bool,
-    /// A terminal.
-    pub tty: bool,
-}
-
-/// A command to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exec {
-    /// The container's id.
-    pub container: String,
-    /// Program and arguments.
-    pub command: Vec<String>,
-    /// Its streams.
-    pub wanted: Wanted,
-}
-
-/// A container to attach to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attach {
-    /// The container's id.
-    pub container: String,
-    /// The streams.
-    pub wanted: Wanted,
-}
-
-/// A pod to forward to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortForward {
-    /// The sandbox's id.
-    pub sandbox: String,
-    /// Ports, for the one kind of client that does not name them itself.
-    pub ports: Vec<u16>,
-}
-
-/// Times of the streaming server.
-#[derive(Debug, Clone, Copy)]
-pub struct Times {
-    /// Silence after which a connection is closed.
-    pub idle: Duration,
-    /// For a client to open the streams it asked for.
-    pub creation: Duration,
-}
-
-/// The streaming server's part of the daemon's state.
-#[derive(Debug, Default)]
-pub struct Streaming {
-    tokens: Tokens,
-    base: OnceLock<String>,
-}
-
-impl Streaming {
-    /// The URL for a target, once.
-    pub fn url(&self, target: Target) -> Result<String, StreamingError> {
-        let base = self.base.get().ok_or(StreamingError::NotListening)?;
-        let path = target.path();
-        let token = self.tokens.give(target)?;
-        Ok(format!("{base}/{path}/{token}"))
+impl Backend for App {
+    async fn exec(&self, exec: Exec, session: Session) {
+        exec::serve(self, exec, session).await;
     }
 
-    /// Says where the server listens. Only the first word counts.
-    fn listens(&self, scheme: &str, address: SocketAddr) {
-        let mut reachable = address;
-        if address.ip().is_unspecified() {
-            // The kubelet is on this node.
-            reachable.set_ip(match address {
-                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        let _known = self.base.set(format!("{scheme}://{reachable}"));
+    async fn attach(&self, attach: Attach, session: Session) {
+        attach::serve(self, attach, session).await;
+    }
+
+    async fn connect(&self, pod: &str, port: u16) -> Result<UnixStream, String> {
+        forward::connect(self, pod, port).await
     }
 }

@@ -1,13 +1,14 @@
 //! The CRI calls Exec, Attach and PortForward: the request is checked, and answered with a URL.
 
 use bulkhead_proto::cri as v1;
+use bulkhead_streaming::{Attach, Exec, PortForward, StandardStreams, Target};
 
-use super::{Attach, Exec, PortForward, StreamingError, Target, Wanted};
+use super::StreamingError;
 use crate::{app::App, container, sandbox};
 
 /// The URL at which a command in a running container will run.
 pub fn exec(app: &App, request: v1::ExecRequest) -> Result<String, StreamingError> {
-    let wanted = wanted(request.stdin, request.stdout, request.stderr, request.tty)?;
+    let streams = streams(request.stdin, request.stdout, request.stderr, request.tty)?;
     if request.cmd.first().is_none_or(String::is_empty) {
         return Err(invalid(
             "cmd",
@@ -15,21 +16,23 @@ pub fn exec(app: &App, request: v1::ExecRequest) -> Result<String, StreamingErro
         ));
     }
     let record = container::running(app, &request.container_id, "run a command in")?;
-    app.streaming.url(Target::Exec(Exec {
+    let url = app.streaming.url(Target::Exec(Exec {
         container: record.meta.id.clone(),
         command: request.cmd,
-        wanted,
-    }))
+        streams,
+    }))?;
+    Ok(url)
 }
 
 /// The URL at which a running container's own process can be attached to.
 pub fn attach(app: &App, request: v1::AttachRequest) -> Result<String, StreamingError> {
-    let wanted = wanted(request.stdin, request.stdout, request.stderr, request.tty)?;
+    let streams = streams(request.stdin, request.stdout, request.stderr, request.tty)?;
     let record = container::running(app, &request.container_id, "attach to")?;
-    app.streaming.url(Target::Attach(Attach {
+    let url = app.streaming.url(Target::Attach(Attach {
         container: record.meta.id.clone(),
-        wanted,
-    }))
+        streams,
+    }))?;
+    Ok(url)
 }
 
 /// The URL at which connections to a pod's ports can be made.
@@ -44,10 +47,11 @@ pub fn port_forward(app: &App, request: v1::PortForwardRequest) -> Result<String
     let ports = ports.collect::<Result<Vec<_>, _>>()?;
     let record = sandbox::find(app, &request.pod_sandbox_id)?;
     app.pods.ready(&record.id)?;
-    app.streaming.url(Target::PortForward(PortForward {
-        sandbox: record.id.clone(),
+    let url = app.streaming.url(Target::PortForward(PortForward {
+        pod: record.id.clone(),
         ports,
-    }))
+    }))?;
+    Ok(url)
 }
 
 fn invalid(field: &'static str, what: &str) -> StreamingError {
@@ -57,7 +61,12 @@ fn invalid(field: &'static str, what: &str) -> StreamingError {
     }
 }
 
-fn wanted(stdin: bool, stdout: bool, stderr: bool, tty: bool) -> Result<Wanted, StreamingError> {
+fn streams(
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    tty: bool,
+) -> Result<StandardStreams, StreamingError> {
     if tty && stderr {
         return Err(invalid(
             "stderr",
@@ -70,7 +79,7 @@ fn wanted(stdin: bool, stdout: bool, stderr: bool, tty: bool) -> Result<Wanted, 
             "are all false; at least one of them must be true",
         ));
     }
-    Ok(Wanted {
+    Ok(StandardStreams {
         stdin,
         stdout,
         stderr,
@@ -80,14 +89,14 @@ fn wanted(stdin: bool, stdout: bool, stderr: bool, tty: bool) -> Result<Wanted, 
 
 #[cfg(test)]
 mod tests {
-    use super::wanted;
+    use super::streams;
 
     #[test]
     fn streams_are_checked() {
-        assert!(wanted(true, true, false, true).is_ok());
-        assert!(wanted(false, false, true, false).is_ok());
-        assert!(wanted(true, true, true, true).is_err());
-        assert!(wanted(false, false, false, false).is_err());
-        assert!(wanted(false, false, false, true).is_err());
+        assert!(streams(true, true, false, true).is_ok());
+        assert!(streams(false, false, true, false).is_ok());
+        assert!(streams(true, true, true, true).is_err());
+        assert!(streams(false, false, false, false).is_err());
+        assert!(streams(false, false, false, true).is_err());
     }
 }

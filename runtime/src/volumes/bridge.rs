@@ -127,7 +127,7 @@ async fn serve(listener: UnixListener, path: PathBuf, tokens: Tokens) {
                 }
                 Err(error) => {
                     tracing::warn!(socket = %path.display(), %error, "cannot accept a pod's connection");
-                    crate::back_off::back_off(BACK_OFF).await;
+                    bulkhead_common::back_off(BACK_OFF).await;
                 }
             },
             Some(heard) = pending.join_next() => {

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
+use bulkhead_images::ImagesError;
 use tonic::Code;
 
 use crate::{
     agent::AgentError,
     error::{Grpc, io_code},
-    images::ImagesError,
 };
 
 /// A failure with a mount or a block device of a container.

@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, os::fd::AsFd as _, path::Path, sync::Arc};
 
+use bulkhead_images::{ImageRecord, LayerDisk};
 use bulkhead_proto::agent;
 
 use super::{
@@ -18,7 +19,6 @@ use super::{
 use crate::{
     app::App,
     container,
-    images::{ImageRecord, LayerDisk},
     records::ContainerRecord,
     sandbox::{Machine, Pod},
 };
@@ -85,7 +85,10 @@ pub async fn hold_images(
 }
 
 /// Ends the holds of a container's image volumes.
-pub async fn release_images(app: &App, container: &str) -> Result<(), crate::images::ImagesError> {
+pub async fn release_images(
+    app: &App,
+    container: &str,
+) -> Result<(), bulkhead_images::ImagesError> {
     let prefix = format!("{container}/");
     for holder in app.images.holders() {
         if holder.starts_with(&prefix) {

@@ -5,7 +5,7 @@
 //! the plan out: mounts in the pod's [`share`], copies that follow the host ([`snapshot`],
 //! `watch`), disks, sockets.
 //!
-//! Not here: what the guest does with it (the agent), images' layers (`images`), the OCI spec (`oci`).
+//! Not here: what the guest does with it (the agent), images' layers (the images crate), the OCI spec (`oci`).
 
 mod anonymous;
 mod bridge;

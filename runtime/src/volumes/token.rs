@@ -13,7 +13,7 @@ pub struct Token([u8; LENGTH]);
 impl Token {
     /// A new one.
     pub fn new() -> std::io::Result<Self> {
-        crate::sandbox::random().map(Self)
+        bulkhead_common::random().map(Self)
     }
 
     /// For the agent.

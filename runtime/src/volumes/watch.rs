@@ -150,7 +150,7 @@ impl Follower {
             while let Err(error) = self.bring(&agent, &name, &path, &mut last).await {
                 let error = crate::error::chain(&error);
                 tracing::debug!(volume = %path.display(), error, "a change is brought later");
-                crate::back_off::back_off(RETRY).await;
+                bulkhead_common::back_off(RETRY).await;
             }
         }
     }

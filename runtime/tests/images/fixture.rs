@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_records::Database;
-use bulkhead_runtime::{
-    error::Grpc as _,
-    images::{ImageRecord, Images, Policy, PullSettings, Settings, SharedError, digest::Digest},
+use bulkhead_images::{
+    ImageRecord, Images, PullSettings, RetryPolicy, Settings, SharedError, digest::Digest,
 };
+use bulkhead_records::Database;
+use bulkhead_runtime::error::Grpc as _;
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -25,8 +25,8 @@ pub struct Service {
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Impatient, so that tests are quick.
-pub fn policy() -> Policy {
-    Policy {
+pub fn policy() -> RetryPolicy {
+    RetryPolicy {
         connect_timeout: Duration::from_secs(5),
         stall_timeout: Duration::from_millis(900),
         tries: 4,
@@ -40,7 +40,7 @@ impl Service {
         Self::with(policy(), PullSettings::default())
     }
 
-    pub fn with(policy: Policy, pull: PullSettings) -> Self {
+    pub fn with(policy: RetryPolicy, pull: PullSettings) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let images = open(dir.path(), dir.path().join("layers"), policy, pull);
         Self { images, dir }
@@ -90,16 +90,21 @@ impl Service {
     }
 }
 
-pub fn open(dir: &Path, layers_dir: PathBuf, policy: Policy, pull: PullSettings) -> Arc<Images> {
+pub fn open(
+    dir: &Path,
+    layers_dir: PathBuf,
+    policy: RetryPolicy,
+    pull: PullSettings,
+) -> Arc<Images> {
     let database = Database::open(&dir.join("state.redb")).unwrap();
     let settings = Settings {
         layers_dir,
         pods_dir: dir.join("pods"),
         hosts_dir: dir.join("certs.d"),
-        policy,
+        retry: policy,
         pull,
     };
-    Arc::new(Images::with(settings, &database).unwrap())
+    Arc::new(Images::open(settings, &database).unwrap())
 }
 
 pub fn files(dir: &Path) -> Vec<PathBuf> {

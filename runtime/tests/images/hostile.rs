@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bulkhead_runtime::images::{PullSettings, digest::Digest, layer::Limits};
+use bulkhead_images::{PullSettings, digest::Digest, layer::Limits};
 use serde_json::json;
 use tonic::Code;
 

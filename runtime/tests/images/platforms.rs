@@ -1,6 +1,6 @@
 //! Which image of an index is taken, and what its configuration may say of its platform.
 
-use bulkhead_runtime::images::digest::Digest;
+use bulkhead_images::digest::Digest;
 use serde_json::{Value, json};
 use tonic::Code;
 

@@ -1,7 +1,7 @@
 //! Mirrors, tokens, and whom credentials are shown to.
 
-use bulkhead_proto::cri::AuthConfig;
-use bulkhead_runtime::{error::Grpc as _, images::digest::Digest};
+use bulkhead_images::{PullSecret, digest::Digest};
+use bulkhead_runtime::error::Grpc as _;
 use tonic::Code;
 
 use super::{
@@ -11,11 +11,11 @@ use super::{
 
 const BASIC: &str = "Basic bWU6c2VjcmV0"; // me:secret
 
-fn login() -> AuthConfig {
-    AuthConfig {
+fn login() -> PullSecret {
+    PullSecret {
         username: "me".to_owned(),
         password: "secret".to_owned(),
-        ..AuthConfig::default()
+        ..PullSecret::default()
     }
 }
 
@@ -196,9 +196,9 @@ async fn tokens_are_fetched_and_renewed() {
     );
 
     // An identity token goes by the OAuth2 form.
-    let identity = AuthConfig {
+    let identity = PullSecret {
         identity_token: "id".to_owned(),
-        ..AuthConfig::default()
+        ..PullSecret::default()
     };
     let guarded = super::proxy::guarded(&image, 100).await;
     service
@@ -209,9 +209,9 @@ async fn tokens_are_fetched_and_renewed() {
     assert_eq!(guarded.tokens.asked()[0].method, "POST");
 
     // A registry token is sent as it is.
-    let bearer = AuthConfig {
+    let bearer = PullSecret {
         registry_token: "token-0".to_owned(),
-        ..AuthConfig::default()
+        ..PullSecret::default()
     };
     let guarded = super::proxy::guarded(&image, 100).await;
     service
@@ -226,7 +226,7 @@ async fn tokens_are_fetched_and_renewed() {
 async fn wrong_credentials_name_the_realm() {
     let image = Image::small(4);
     let guarded = guarded(&image, 100).await;
-    let wrong = AuthConfig {
+    let wrong = PullSecret {
         password: "wrong".to_owned(),
         ..login()
     };
@@ -245,9 +245,9 @@ async fn wrong_credentials_name_the_realm() {
         );
         assert!(!status.message().contains("wrong"), "{status}");
     }
-    let bad = AuthConfig {
+    let bad = PullSecret {
         auth: "no base64!".to_owned(),
-        ..AuthConfig::default()
+        ..PullSecret::default()
     };
     let error = service
         .images

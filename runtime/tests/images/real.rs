@@ -6,8 +6,8 @@ use std::{
     time::Instant,
 };
 
-use bulkhead_proto::cri::AuthConfig;
-use bulkhead_runtime::{error::Grpc as _, images::digest::Digest};
+use bulkhead_images::{PullSecret, digest::Digest};
+use bulkhead_runtime::error::Grpc as _;
 use tonic::Code;
 
 use super::fixture::{INDEX_TYPE, Image, Layer, MANIFEST_TYPE, PATIENCE, Packing, Service, skip};
@@ -235,10 +235,10 @@ async fn behind_a_password() {
     assert_eq!(code, Code::Unauthenticated);
     assert!(text.contains("bulkhead-test"), "{text}");
 
-    let login = |password: &str| AuthConfig {
+    let login = |password: &str| PullSecret {
         username: "me".to_owned(),
         password: password.to_owned(),
-        ..AuthConfig::default()
+        ..PullSecret::default()
     };
     let error = service
         .images

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_runtime::images::digest::Digest;
+use bulkhead_images::digest::Digest;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_runtime::images::{Policy, PullSettings, pull::LayerState};
+use bulkhead_images::{PullSettings, RetryPolicy, pull::LayerState};
 use futures::future::join_all;
 use tonic::Code;
 
@@ -66,8 +66,8 @@ async fn images_share_layers() {
 }
 
 /// For what is held back on purpose: a silent connection is given up after a third of this.
-fn patient() -> Policy {
-    Policy {
+fn patient() -> RetryPolicy {
+    RetryPolicy {
         stall_timeout: Duration::from_secs(9),
         ..policy()
     }

@@ -4,8 +4,8 @@
 
 use std::io::Cursor;
 
-use bulkhead_runtime::images::erofs::read::read_tree;
-use bulkhead_runtime::images::layer::{Limits, convert_into};
+use bulkhead_images::erofs::read::read_tree;
+use bulkhead_images::layer::{Limits, convert_into};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

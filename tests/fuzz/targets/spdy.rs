@@ -2,7 +2,7 @@
 //! error, and nothing grows beyond its bound.
 #![no_main]
 
-use bulkhead_runtime::streaming::spdy::{
+use bulkhead_streaming::spdy::{
     frame::{Event, Parser},
     headers::{MAX_UNPACKED, Unpacker},
 };

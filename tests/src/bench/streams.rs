@@ -10,8 +10,8 @@ use std::{
 use bulkhead_proto::cri::{
     ContainerConfig, ExecRequest, Mount, PodSandboxConfig, PortForwardRequest,
 };
-use bulkhead_runtime::streaming::spdy::{
-    client::{self, Command, Said, follow},
+use bulkhead_streaming::spdy::{
+    client::{self, Command, Message, follow},
     frame::Event,
 };
 use futures::future::try_join_all;
@@ -119,9 +119,9 @@ async fn run(cri: &Cri, id: &str, cmd: &[&str], expected: usize) -> Result<usize
     let (mut bytes, mut status) = (0, Vec::new());
     let streams = [command.stdout, None, Some(command.error)];
     follow(&mut command.reader, streams, &mut |said| match said {
-        Said::Stdout(data) => bytes += data.len(),
-        Said::Stderr(_) => {}
-        Said::Status(data) => status.extend_from_slice(&data),
+        Message::Stdout(data) => bytes += data.len(),
+        Message::Stderr(_) => {}
+        Message::Status(data) => status.extend_from_slice(&data),
     })
     .await?;
     let status = String::from_utf8_lossy(&status).into_owned();

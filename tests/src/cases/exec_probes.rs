@@ -4,7 +4,7 @@
 use std::{fs, path::Path, process::Command as Program};
 
 use bulkhead_proto::cri::ExecRequest;
-use bulkhead_runtime::streaming::spdy::client::{Command, Ended};
+use bulkhead_streaming::spdy::client::{Command, Ended};
 use tokio::time::{Duration, Instant, sleep, timeout};
 use tonic::Code;
 

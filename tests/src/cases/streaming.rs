@@ -10,8 +10,8 @@ use std::{
 };
 
 use bulkhead_proto::cri::{AttachRequest, ExecRequest, PortForwardRequest};
-use bulkhead_runtime::streaming::spdy::{
-    client::{self, Command, Ended, Reader, Said, Writer},
+use bulkhead_streaming::spdy::{
+    client::{self, Command, Ended, Message, Reader, Writer},
     frame::Event,
 };
 use tokio::time::{Instant, timeout};
@@ -231,11 +231,11 @@ where
 /// All a command says, waited for as long as it says something.
 async fn collect(what: &str, command: &mut Command) -> Result<Ended, Failure> {
     let (mut ended, moved) = (Ended::default(), AtomicU64::new(0));
-    let mut said = |said: Said| {
+    let mut said = |said: Message| {
         let (to, data) = match said {
-            Said::Stdout(data) => (&mut ended.stdout, data),
-            Said::Stderr(data) => (&mut ended.stderr, data),
-            Said::Status(data) => (&mut ended.status, data),
+            Message::Stdout(data) => (&mut ended.stdout, data),
+            Message::Stderr(data) => (&mut ended.stderr, data),
+            Message::Status(data) => (&mut ended.status, data),
         };
         to.extend_from_slice(&data);
         moved.fetch_add(data.len() as u64, Ordering::Relaxed);
@@ -457,8 +457,8 @@ async fn attached_clients_see_everything_or_are_let_go(context: &mut Context) ->
     let mut got = Vec::new();
     let streams = [attached.stdout, attached.stderr, Some(attached.error)];
     let moved = AtomicU64::new(0);
-    let mut said = |said: Said| {
-        if let Said::Stdout(data) = said {
+    let mut said = |said: Message| {
+        if let Message::Stdout(data) = said {
             got.extend_from_slice(&data);
             moved.fetch_add(data.len() as u64, Ordering::Relaxed);
         }

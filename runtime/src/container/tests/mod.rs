@@ -8,6 +8,7 @@ mod running;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use bulkhead_images::{ImageConfig, ImageRecord, LayerRecord, digest::Digest};
 use bulkhead_proto::cri;
 use bulkhead_records::Table;
 use tempfile::TempDir;
@@ -18,7 +19,6 @@ use super::*;
 use crate::{
     agent,
     config::Config,
-    images::{ImageConfig, ImageRecord, LayerRecord, digest::Digest},
     records::{Records, SandboxRecord, testing},
     sandbox::Machine,
     vmm::{JailDir, Process},

@@ -1,7 +1,7 @@
 //! A gigabyte in each direction, byte for byte.
 
 use super::{Node, limit};
-use crate::streaming::spdy::client::{Command, Said, follow};
+use bulkhead_streaming::spdy::client::{Command, Message, follow};
 
 /// Blocks begin with their number, so that a lost, doubled or moved one is seen.
 pub(super) const BLOCK: usize = 64 * 1024;
@@ -71,9 +71,9 @@ async fn a_gigabyte_out_and_a_gigabyte_in_are_byte_exact() {
         let streams = [out.stdout, out.stderr, Some(out.error)];
         let mut status = Vec::new();
         follow(&mut out.reader, streams, &mut |said| match said {
-            Said::Stdout(data) => check.feed(&data),
-            Said::Stderr(data) => assert!(data.is_empty()),
-            Said::Status(data) => status.extend_from_slice(&data),
+            Message::Stdout(data) => check.feed(&data),
+            Message::Stderr(data) => assert!(data.is_empty()),
+            Message::Status(data) => status.extend_from_slice(&data),
         })
         .await
         .unwrap();

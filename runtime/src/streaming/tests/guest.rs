@@ -133,7 +133,7 @@ async fn exec(mut stream: UnixStream, request: ExecRequest) -> io::Result<()> {
         // Reads nothing and says nothing, until its session ends.
         ["deaf"] => loop {
             stream.write_all(&Frame::Alive.header()).await?;
-            crate::back_off::back_off(std::time::Duration::from_millis(20)).await;
+            bulkhead_common::back_off(std::time::Duration::from_millis(20)).await;
         },
         // Breaks the protocol.
         ["liar"] => stream.write_all(&[255; FRAME_HEADER]).await?,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{Node, limit};
-use crate::streaming::{
+use bulkhead_streaming::{
     channel::BUDGET,
     spdy::{
         client::{self, Command},

@@ -1,6 +1,10 @@
 //! Sessions of clients that behave.
 
 use bulkhead_proto::cri as v1;
+use bulkhead_streaming::spdy::{
+    client::{self, Command},
+    frame::{self, Event},
+};
 use futures::{SinkExt as _, StreamExt as _};
 use tokio_tungstenite::{
     WebSocketStream,
@@ -9,16 +13,7 @@ use tokio_tungstenite::{
 use tonic::Code;
 
 use super::{DEAD, Node, POD, RUNNING, limit};
-use crate::{
-    error::Grpc as _,
-    streaming::{
-        self,
-        spdy::{
-            client::{self, Command},
-            frame::Event,
-        },
-    },
-};
+use crate::{error::Grpc as _, streaming};
 
 #[tokio::test]
 async fn exit_codes_output_and_errors_come_to_their_end() {
@@ -65,7 +60,7 @@ async fn older_protocols_get_text_and_a_ping_comes_back() {
     limit(async {
         let url = node.exec(&["exit", "4"], false);
         let (mut reader, mut writer) = client::connect(&url, "v2.channel.k8s.io").await.unwrap();
-        writer.raw(&streaming::spdy::frame::ping(7)).await.unwrap();
+        writer.raw(&frame::ping(7)).await.unwrap();
         while reader.next().await.unwrap() != Some(Event::Ping { id: 7 }) {}
         let error = writer.open(&[("streamtype", "error")]).await.unwrap();
         for name in ["stdout", "stderr"] {

@@ -87,17 +87,14 @@ impl Guest {
         let listener = UnixListener::bind(vsock).unwrap();
         let sessions = guest.clone();
         tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut line = Vec::new();
-                while !line.ends_with(b"\n") {
-                    line.push(stream.read_u8().await.unwrap());
-                }
-                assert_eq!(line, b"CONNECT 1024\n");
-                stream.write_all(b"OK 5000\n").await.unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
                 let (streams, sessions) = (streams.clone(), sessions.clone());
+                // A daemon that dies in the middle of it ends only this.
                 tokio::spawn(async move {
+                    let Ok(stream) = handshake(stream).await else {
+                        return;
+                    };
                     if session::is_one(&stream).await {
-                        // A daemon that goes away ends it.
                         let _ = sessions.session(stream).await;
                     } else {
                         let _ = streams.send(Ok::<_, std::io::Error>(stream));
@@ -126,7 +123,9 @@ impl Guest {
     async fn control(&self, mut stream: UnixStream) {
         while let Ok(length) = stream.read_u32_le().await {
             let mut body = vec![0; usize::try_from(length).unwrap()];
-            stream.read_exact(&mut body).await.unwrap();
+            if stream.read_exact(&mut body).await.is_err() {
+                return;
+            }
             let request: serde_json::Value = serde_json::from_slice(&body).unwrap();
             let answer = match &self.0.vm {
                 Some(vm) if request.get("stop").is_some() => match vm.mode.as_str() {
@@ -139,8 +138,10 @@ impl Guest {
                 _ => self.disk(&request),
             };
             let length = u32::try_from(answer.len()).unwrap();
-            stream.write_all(&length.to_le_bytes()).await.unwrap();
-            stream.write_all(answer.as_bytes()).await.unwrap();
+            let answer = [&length.to_le_bytes(), answer.as_bytes()].concat();
+            if stream.write_all(&answer).await.is_err() {
+                return;
+            }
         }
     }
 
@@ -224,6 +225,17 @@ impl Guest {
             }
         })
     }
+}
+
+/// `CONNECT port`, `OK port`, then the agent's.
+async fn handshake(mut stream: UnixStream) -> std::io::Result<UnixStream> {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        line.push(stream.read_u8().await?);
+    }
+    assert_eq!(line, b"CONNECT 1024\n");
+    stream.write_all(b"OK 5000\n").await?;
+    Ok(stream)
 }
 
 impl State {

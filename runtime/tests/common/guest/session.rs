@@ -23,7 +23,9 @@ use super::{Guest, Process};
 pub async fn is_one(stream: &UnixStream) -> bool {
     let mut first = [0; MAGIC.len()];
     loop {
-        stream.readable().await.unwrap();
+        if stream.readable().await.is_err() {
+            return false;
+        }
         let flags = rustix::net::RecvFlags::PEEK;
         let peek = || Ok(rustix::net::recv(stream, &mut first, flags)?.1);
         match stream.try_io(Interest::READABLE, peek) {

@@ -1,0 +1,242 @@
+//! One layer: fetched, unpacked, converted and checked in one pass, and shared by all pulls that
+//! want it at the same time.
+
+use std::{
+    collections::HashMap,
+    io::{self, Read as _},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, WeakShared},
+};
+
+use super::{
+    progress::{LayerProgress, LayerState, PullProgress},
+    stream,
+};
+use crate::{
+    digest::Digest,
+    error::{ImagesError, SharedError},
+    layer::{self, LayerError, LayerInfo, Limits},
+    reference::ImageName,
+    registry::{Blob, RegistryError, Session},
+    store::{FileInfo, LayerRecord, Store},
+};
+
+/// Joins another pull's work at most this often before doing it alone.
+const MOST_JOINS: u32 = 3;
+
+type Work = BoxFuture<'static, Result<FileInfo, SharedError>>;
+type Running = HashMap<Digest, (WeakShared<Work>, Arc<LayerProgress>)>;
+
+/// The layers that are being fetched, by diff_id.
+#[derive(Debug, Default)]
+pub(super) struct SingleFlight {
+    running: Mutex<Running>,
+}
+
+/// A layer that a pull needs.
+#[derive(Debug, Clone)]
+pub(super) struct LayerRequest {
+    /// Its place among the layers.
+    pub index: usize,
+    pub diff_id: Digest,
+    pub blob: Blob,
+}
+
+impl SingleFlight {
+    /// Gets one layer, expected and leased, into the store, or finds it there.
+    pub(super) async fn get(
+        &self,
+        store: &Arc<Store>,
+        session: &Arc<Session>,
+        name: &ImageName,
+        limits: &Arc<Limits>,
+        wanted: LayerRequest,
+        progress: &PullProgress,
+    ) -> Result<LayerRecord, SharedError> {
+        let mut joins = 0;
+        let info = loop {
+            let (work, layer_progress, mine) = {
+                let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+                running.retain(|_, (work, _)| work.upgrade().is_some());
+                let found = running
+                    .get(&wanted.diff_id)
+                    .and_then(|(work, progress)| Some((work.upgrade()?, Arc::clone(progress))));
+                match found {
+                    Some((work, progress)) if joins < MOST_JOINS => (work, progress, false),
+                    _ => {
+                        let progress = LayerProgress::new(&wanted.blob.digest, wanted.blob.size);
+                        let work = fetch(
+                            Arc::clone(store),
+                            Arc::clone(session),
+                            name.clone(),
+                            Arc::clone(limits),
+                            wanted.clone(),
+                            Arc::clone(&progress),
+                        )
+                        .boxed()
+                        .shared();
+                        if let Some(weak) = work.downgrade() {
+                            running.insert(wanted.diff_id.clone(), (weak, Arc::clone(&progress)));
+                        }
+                        (work, progress, true)
+                    }
+                }
+            };
+            progress.replace(wanted.index, layer_progress);
+            match work.await {
+                Ok(info) => break info,
+                Err(error) if mine => return Err(error),
+                // Another pull's failure is not ours: it may have had another registry, other
+                // credentials, or a blob that lies about this layer.
+                Err(_) => joins += 1,
+            }
+        };
+        Ok(LayerRecord {
+            diff_id: wanted.diff_id,
+            digest: wanted.blob.digest,
+            blob_size: wanted.blob.size,
+            file_size: info.size,
+            opaque_root: info.opaque_root,
+            implicit_dirs: info.implicit_dirs,
+        })
+    }
+}
+
+async fn fetch(
+    store: Arc<Store>,
+    session: Arc<Session>,
+    name: ImageName,
+    limits: Arc<Limits>,
+    wanted: LayerRequest,
+    progress: Arc<LayerProgress>,
+) -> Result<FileInfo, SharedError> {
+    let (look, lease) = (Arc::clone(&store), store.lease(&wanted.diff_id));
+    let looked = tokio::task::spawn_blocking(move || look.layer(&lease)).await;
+    let Ok(present) = looked else {
+        return Err(ImagesError::Ending {
+            what: "looking for a layer",
+        }
+        .into());
+    };
+    if let Some(info) = present {
+        progress.set(LayerState::Present);
+        return Ok(info);
+    }
+    progress.set(LayerState::Fetching);
+
+    let (mut sender, receiver) = stream::channel(Arc::clone(&progress));
+    let download = async {
+        session.blob(&wanted.blob, &mut sender).await?;
+        // Nobody there to hear of the end: the conversion has failed and says why.
+        sender.end().await;
+        Ok::<(), RegistryError>(())
+    };
+    let expected = wanted.diff_id.clone();
+    let conversion =
+        tokio::task::spawn_blocking(move || convert(receiver, &store, &expected, &limits));
+    let (downloaded, converted) = futures::join!(download, conversion);
+
+    match downloaded {
+        Ok(()) | Err(RegistryError::Receiver { .. }) => {}
+        // The conversion's error is then only that its input broke off.
+        Err(source) => {
+            let (image, source) = (name.to_string(), Box::new(source));
+            return Err(ImagesError::Registry { image, source }.into());
+        }
+    }
+    let info = match converted {
+        Ok(Ok(info)) => info,
+        Ok(Err(Unusable::Layer(source))) => {
+            return Err(ImagesError::Layer {
+                image: name.to_string(),
+                digest: wanted.blob.digest,
+                source,
+            }
+            .into());
+        }
+        Ok(Err(Unusable::DiffId(actual))) => {
+            return Err(ImagesError::DiffId {
+                image: name.to_string(),
+                digest: wanted.blob.digest,
+                expected: wanted.diff_id,
+                actual,
+            }
+            .into());
+        }
+        Ok(Err(Unusable::Store(source))) => return Err(source.into()),
+        Err(_) => {
+            return Err(ImagesError::Ending {
+                what: "unpacking a layer",
+            }
+            .into());
+        }
+    };
+    tracing::debug!(
+        image = %name, layer = %wanted.blob.digest, blob_size = wanted.blob.size,
+        tar_size = info.bytes, entries = info.entries, file_size = info.erofs_size,
+        "layer stored"
+    );
+    if info.dropped_xattrs > 0 {
+        tracing::warn!(
+            image = %name, layer = %wanted.blob.digest, dropped = info.dropped_xattrs,
+            "extended attributes of this layer mean nothing in a guest and were left out"
+        );
+    }
+    let info = FileInfo {
+        size: info.erofs_size,
+        opaque_root: info.opaque_root,
+        implicit_dirs: info.implicit_dirs,
+    };
+    progress.set(LayerState::Done);
+    Ok(info)
+}
+
+enum Unusable {
+    Layer(Box<LayerError>),
+    DiffId(Digest),
+    Store(ImagesError),
+}
+
+/// The blocking half: reads to the true end, which is told only if the blob's digest was right,
+/// then compares the diff_id, and only then gives the file its name.
+fn convert(
+    receiver: stream::Receiver,
+    store: &Store,
+    expected: &Digest,
+    limits: &Limits,
+) -> Result<LayerInfo, Unusable> {
+    let failed = |error| Unusable::Layer(Box::new(error));
+    let input = |offset| move |source| failed(LayerError::Input { offset, source });
+    let mut unpacked = stream::unpack(receiver).map_err(input(0))?;
+    let pending =
+        layer::convert(&mut unpacked, store.layers_dir(), limits, &mut |_| ()).map_err(failed)?;
+    let bytes = pending.info().bytes;
+    // Of what stands behind the packed data only the digest counts; nothing of it is kept.
+    let mut rest = unpacked.into_inner();
+    let mut buffer = [0; 8192];
+    loop {
+        match rest.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(input(bytes)(error)),
+        }
+    }
+    let actual = Digest::from_sha256(&pending.info().diff_id);
+    if actual != *expected {
+        return Err(Unusable::DiffId(actual));
+    }
+    let known = pending.info();
+    if known.opaque_root || !known.implicit_dirs.is_empty() {
+        store
+            .expect(expected, known.opaque_root, known.implicit_dirs.clone())
+            .map_err(Unusable::Store)?;
+    }
+    let name = format!("{}.erofs", expected.hex());
+    let (_, info) = pending.commit(&name).map_err(failed)?;
+    Ok(info)
+}
