@@ -7,9 +7,10 @@ use bytes::Bytes;
 use reqwest::{StatusCode, header};
 
 use super::{
-    Need, Place, RegistryError, Session, StallTimer,
+    error::RegistryError,
     request::{self, Asked},
-    retry,
+    retry::{self, StallTimer},
+    session::{Failures, Need, Place, Session},
 };
 use crate::digest::{Digest, Hasher};
 
@@ -47,7 +48,7 @@ impl Session {
             hasher: blob.digest.hasher(),
         };
         let mut connections = 0;
-        let mut failures = super::Failures::default();
+        let mut failures = Failures::default();
         let places = self.places(Need::Pull)?;
         let count = places.len();
         for (at, (index, place)) in places.into_iter().enumerate() {

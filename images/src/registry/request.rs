@@ -12,8 +12,10 @@ use reqwest::{
 };
 
 use super::{
-    Authorization, Place, RegistryError, Secret, Session, StallTimer,
-    auth::{self, Challenge, TokenAnswer},
+    auth::{self, Challenge, Secret, TokenAnswer},
+    error::RegistryError,
+    retry::StallTimer,
+    session::{Authorization, Place, Session},
 };
 
 const MOST_REDIRECTS: u32 = 10;
