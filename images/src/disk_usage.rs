@@ -7,9 +7,11 @@ use std::{
     fs,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use bulkhead_common::lock;
 
 use crate::{error::ImagesError, store::now};
 
@@ -38,7 +40,7 @@ pub struct Meter {
 impl Meter {
     /// The use of `dir`, whose files lie at most two levels deep. Blocks.
     pub fn usage(&self, dir: &Path) -> Result<Usage, ImagesError> {
-        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = || lock(&self.last);
         if let Some((when, usage)) = last().as_ref()
             && when.elapsed() < FRESH
         {
@@ -51,7 +53,7 @@ impl Meter {
 
     /// The figures are known to be wrong now.
     pub fn forget(&self) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.last) = None;
     }
 }
 

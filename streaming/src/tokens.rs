@@ -2,11 +2,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bulkhead_common::lock;
 use tokio::time::Instant;
 
 use crate::{error::ServerError, target::Target};
@@ -24,7 +25,7 @@ pub struct Tokens(Mutex<HashMap<String, (Target, Instant)>>);
 
 impl Tokens {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, (Target, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// A token for a target.

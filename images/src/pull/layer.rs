@@ -4,9 +4,10 @@
 use std::{
     collections::HashMap,
     io::{self, Read as _},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
+use bulkhead_common::lock;
 use futures::{
     FutureExt as _,
     future::{BoxFuture, WeakShared},
@@ -60,7 +61,7 @@ impl SingleFlight {
         let mut joins = 0;
         let info = loop {
             let (work, layer_progress, mine) = {
-                let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut running = lock(&self.running);
                 running.retain(|_, (work, _)| work.upgrade().is_some());
                 let found = running
                     .get(&wanted.diff_id)

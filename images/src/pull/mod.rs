@@ -11,10 +11,11 @@ mod stream;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use bulkhead_common::lock;
 use futures::{
     FutureExt as _, StreamExt as _, TryStreamExt as _,
     future::{BoxFuture, WeakShared},
@@ -99,7 +100,7 @@ impl Puller {
     ) -> Result<Arc<ImageRecord>, SharedError> {
         let key = (name, credentials);
         let work = {
-            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut running = lock(&self.running);
             running.retain(|_, (work, _)| work.upgrade().is_some());
             let found = running.get(&key).and_then(|(work, _)| work.upgrade());
             if let Some(work) = found {
@@ -120,14 +121,14 @@ impl Puller {
         };
         let result = work.await;
         // The key has the credentials in it: not kept for longer than the pull.
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = lock(&self.running);
         running.retain(|_, (work, _)| work.upgrade().is_some());
         result
     }
 
     /// The progress of the pull of this image, if one is under way.
     pub fn progress(&self, name: &ImageName) -> Option<Arc<PullProgress>> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = lock(&self.running);
         running
             .iter()
             .find(|((other, _), (work, _))| other == name && work.upgrade().is_some())

@@ -1,10 +1,11 @@
 //! How far a pull is, for people who watch it. Written by the pull, read by anybody.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex,
     atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
+use bulkhead_common::lock;
 use serde::{Deserialize, Serialize};
 
 use crate::{digest::Digest, reference::ImageName};
@@ -53,11 +54,11 @@ pub struct LayerSnapshot {
 
 impl PullProgress {
     pub(super) fn set_layers(&self, layers: Vec<Arc<LayerProgress>>) {
-        *self.layers.lock().unwrap_or_else(PoisonError::into_inner) = layers;
+        *lock(&self.layers) = layers;
     }
 
     pub(super) fn replace(&self, index: usize, layer: Arc<LayerProgress>) {
-        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut layers = lock(&self.layers);
         if let Some(place) = layers.get_mut(index) {
             *place = layer;
         }
@@ -79,7 +80,7 @@ impl PullProgress {
 
     /// How far it is now; empty until the manifest is there.
     pub fn snapshot(&self) -> Vec<LayerSnapshot> {
-        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let layers = lock(&self.layers);
         layers.iter().map(|layer| layer.snapshot()).collect()
     }
 }

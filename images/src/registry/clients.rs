@@ -4,8 +4,10 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
 };
+
+use bulkhead_common::lock;
 
 use super::{
     auth::Credentials,
@@ -83,7 +85,7 @@ impl Registry {
     fn client(&self, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
         let loopback = hosts::is_loopback(endpoint.base.host_str().unwrap_or_default());
         let key = (endpoint.tls.clone(), loopback);
-        let clients = || self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let clients = || lock(&self.clients);
         if let Some(client) = clients().get(&key) {
             return Ok(client.clone());
         }

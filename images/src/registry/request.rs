@@ -1,11 +1,9 @@
 //! One request to one host: challenge and token, redirects, the meaning of status codes, and
 //! bodies that may not be larger than they should be.
 
-use std::{
-    sync::PoisonError,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime};
 
+use bulkhead_common::lock;
 use reqwest::{
     Method, Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderValue},
@@ -302,20 +300,13 @@ impl Session {
 
 impl Place {
     fn known_authorization(&self) -> Option<HeaderValue> {
-        let kept = self
-            .authorization
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()?;
+        let kept = lock(&self.authorization).clone()?;
         let good = kept.expires.is_none_or(|expires| expires > Instant::now());
         good.then_some(kept.header)
     }
 
     fn keep_authorization(&self, new: Authorization) {
-        *self
-            .authorization
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(new);
+        *lock(&self.authorization) = Some(new);
     }
 }
 

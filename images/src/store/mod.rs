@@ -12,10 +12,11 @@ use std::{
     collections::{HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
+use bulkhead_common::lock;
 use bulkhead_records::{Database, Table};
 
 pub use self::records::{FileInfo, HoldRecord, ImageRecord, LayerRecord, PartRecord};
@@ -46,11 +47,7 @@ pub struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut leases = self
-            .store
-            .leases
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut leases = lock(&self.store.leases);
         if let Some(count) = leases.get_mut(&self.layer) {
             *count -= 1;
             if *count == 0 {
@@ -190,7 +187,7 @@ impl Store {
     /// Keeps a layer's file from being removed.
     pub fn lease(self: &Arc<Self>, diff_id: &Digest) -> Lease {
         let layer = diff_id.hex().to_owned();
-        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leases = lock(&self.leases);
         *leases.entry(layer.clone()).or_default() += 1;
         drop(leases);
         Lease {
@@ -424,7 +421,7 @@ impl Store {
         let store = Arc::clone(self);
         detached("removing unfinished layers", async move {
             let leased = |layer: &String| {
-                let leases = store.leases.lock().unwrap_or_else(PoisonError::into_inner);
+                let leases = lock(&store.leases);
                 leases.contains_key(layer)
             };
             let parts: Vec<_> = parts.into_iter().filter(|layer| !leased(layer)).collect();
@@ -459,7 +456,7 @@ impl Store {
         {
             // With the lock a pull cannot lease it between the look and the rename; the removal
             // itself, slow for a large file, is done without.
-            let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+            let leases = lock(&self.leases);
             if leases.contains_key(layer) || self.parts.get(layer).is_some() || self.is_used(layer)
             {
                 return Ok(());

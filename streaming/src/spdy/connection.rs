@@ -4,10 +4,11 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use bulkhead_common::lock;
 use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
@@ -305,10 +306,6 @@ impl Reader {
         }
         Ok(None)
     }
-}
-
-fn lock(receipt: &Receipt) -> std::sync::MutexGuard<'_, Option<oneshot::Sender<()>>> {
-    receipt.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn write_all<W: AsyncWrite + Unpin>(
