@@ -10,13 +10,16 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
+use super::errno::words;
 use super::finish::{self, Identity};
-use super::message::{Answer, ChildStdio, CreateRequest, Failure, FailureKind, PidNamespace, User};
-use super::root::{self, words};
+use super::message::{
+    ChildStdio, CreateRequest, Failure, FailureKind, PidNamespace, Reply, Response, User,
+};
+use super::root::error::RootError;
+use super::root::{self, plan};
 use super::seccomp::{self, Filter};
-use super::server::Answered;
 use super::worker::{self, Child, FirstWord, Plan, internal};
-use super::{fork, holder, terminal};
+use super::{fork, terminal};
 use crate::user::{self, UserError};
 
 /// Builds the container.
@@ -28,7 +31,7 @@ pub fn run(
     stdio: Option<ChildStdio>,
     users: Option<&OwnedFd>,
     pids: Option<&OwnedFd>,
-) -> Result<Answered, Failure> {
+) -> Result<Reply, Failure> {
     let process = request.spec.process().as_ref();
     let process = process.ok_or_else(|| invalid("the spec has no process"))?;
     let profile = request
@@ -65,7 +68,7 @@ pub fn run(
     }
     let mut fds = vec![started.status, started.go, started.page];
     fds.extend(started.terminal);
-    let answer = Answer::Started {
+    let answer = Response::Started {
         pid: started.pid.as_raw_nonzero().get(),
         user: started.word.user,
         filter,
@@ -101,7 +104,7 @@ fn enter(users: Option<BorrowedFd<'_>>, pids: Option<BorrowedFd<'_>>) -> Result<
             LinkNameSpaceType::User,
             "joining the pod's user namespace",
         )?;
-        holder::become_root()
+        fork::become_root()
             .map_err(|error| internal("becoming the user namespace's root", words(error)))?;
     }
     if let Some(pids) = pids {
@@ -136,7 +139,7 @@ fn be(
     unsafe { rustix::thread::unshare_unsafe(own) }
         .map_err(|error| internal("making the container's namespaces", words(error)))?;
     rustix::process::umask(Mode::empty());
-    let built = root::build(root::Plan {
+    let built = root::build(plan::Plan {
         spec: &request.spec,
         rootfs: &request.rootfs,
         base: &request.base,
@@ -168,7 +171,7 @@ fn be(
     Err(start(request, identity, filter, &child))
 }
 
-fn refused(error: root::RootError) -> Failure {
+fn refused(error: RootError) -> Failure {
     Failure::new(FailureKind::InvalidSpec, error.to_string())
 }
 

@@ -10,12 +10,11 @@ use rustix::process::Signal;
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 use super::capabilities::Sets;
+use super::errno::words;
 use super::finish::{self, Identity};
-use super::message::{Answer, ChildStdio, ExecRequest, Failure, User};
-use super::root::words;
-use super::server::Answered;
+use super::message::{ChildStdio, ExecRequest, Failure, Reply, Response, User};
 use super::worker::{self, Child, FirstWord, Plan, internal, not_running};
-use super::{holder, terminal};
+use super::{fork, terminal};
 use crate::user;
 
 /// Runs the process.
@@ -26,7 +25,7 @@ pub fn run(
     request: &ExecRequest,
     stdio: Option<ChildStdio>,
     target: &OwnedFd,
-) -> Result<Answered, Failure> {
+) -> Result<Reply, Failure> {
     let mut cgroups = vec![worker::open_cgroup(&request.cgroup)?];
     cgroups.extend(where_the_first_is(request));
     if let Some(stdio) = &stdio {
@@ -63,7 +62,7 @@ pub fn run(
         let _ = rustix::process::kill_process(started.pid, Signal::KILL);
         return Err(failure);
     }
-    let answer = Answer::Started {
+    let answer = Response::Started {
         pid: started.pid.as_raw_nonzero().get(),
         user: None,
         filter: None,
@@ -109,7 +108,7 @@ fn enter(target: &OwnedFd, own_users: bool, writes_cgroups: bool) -> Result<(), 
     if own_users {
         // The terminal, and what the process makes before it changes to its user, must have an
         // owner that exists in there.
-        holder::become_root()
+        fork::become_root()
             .map_err(|error| internal("becoming the container's root", words(error)))?;
     }
     Ok(())

@@ -12,11 +12,11 @@ use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
 
 use super::capabilities::Sets;
+use super::errno::words;
 use super::fork;
 use super::message::{ChildStdio, Failure, FailureKind};
 use super::page::Page;
 use super::payload;
-use super::root::words;
 use super::seccomp::Filter;
 
 /// linux/close_range.h

@@ -1,6 +1,8 @@
 //! fork and what belongs to it, for the single-threaded launcher only.
 
-use rustix::process::Pid;
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Pid};
 
 /// Which side of a fork.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,19 @@ pub unsafe fn fork_into(namespaces: libc::c_int) -> rustix::io::Result<Fork> {
             .map(Fork::Parent)
             .ok_or(rustix::io::Errno::AGAIN),
     }
+}
+
+/// Becomes root of the user namespace that was entered.
+///
+/// # Errors
+/// The kernel's.
+pub fn become_root() -> Result<(), Errno> {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    // A change of user makes a process what fs.suid_dumpable says (proc_sys_fs(5)).
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
 /// Whether dead children become zombies (the default) or vanish by themselves.

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -16,11 +16,11 @@ use rustix::process::{DumpableBehavior, Pid, Signal};
 use rustix::thread::UnshareFlags;
 
 use super::capabilities::Sets;
+use super::errno::words;
 use super::fork::{self, Fork};
-use super::message::{Answer, Failure, FailureKind};
-use super::root::{mounts, words};
+use super::message::{Failure, FailureKind, Reply, Response};
+use super::root::detached;
 use super::seccomp::{self, Filter};
-use super::server::Answered;
 use super::{finish, terminal};
 use crate::userns::IdMap;
 
@@ -38,7 +38,7 @@ fn failed(what: &str, error: impl std::fmt::Display) -> Failure {
 ///
 /// # Errors
 /// When the kernel refuses; nothing is left then.
-pub fn run(map: Option<&IdMap>) -> Result<Answered, Failure> {
+pub fn run(map: Option<&IdMap>) -> Result<Reply, Failure> {
     // The user namespace first in effect: it then owns the PID namespace, whose /proc the
     // containers could not mount otherwise.
     let namespaces = match map {
@@ -62,7 +62,7 @@ pub fn run(map: Option<&IdMap>) -> Result<Answered, Failure> {
             drop(theirs);
             match introduce(pid, map, &ours) {
                 Ok(()) => Ok((
-                    Answer::Started {
+                    Response::Started {
                         pid: pid.as_raw_nonzero().get(),
                         user: None,
                         filter: None,
@@ -144,7 +144,7 @@ fn hold(socket: OwnedFd, own_users: bool) -> ! {
 fn withdraw(own_users: bool) -> Result<(), (&'static str, Errno)> {
     let step = |what| move |error| (what, error);
     if own_users {
-        become_root().map_err(step("becoming root in it"))?;
+        fork::become_root().map_err(step("becoming root in it"))?;
     }
     // SAFETY: the process has one thread, and the flag concerns no descriptors.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
@@ -152,10 +152,10 @@ fn withdraw(own_users: bool) -> Result<(), (&'static str, Errno)> {
     let alone = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", alone).map_err(step("separating its mounts"))?;
     // Any directory will do to put the empty one on; it is gone with the rest.
-    let empty = mounts::empty().map_err(step("making an empty root"))?;
+    let empty = detached::empty().map_err(step("making an empty root"))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let place = rustix::fs::open("/proc", flags, Mode::empty()).map_err(step("opening /proc"))?;
-    mounts::attach(&empty, &place).map_err(step("attaching the empty root"))?;
+    detached::attach(&empty, &place).map_err(step("attaching the empty root"))?;
     rustix::process::fchdir(&empty).map_err(step("entering the empty root"))?;
     rustix::process::pivot_root(".", ".").map_err(step("pivot_root"))?;
     unmount(".", UnmountFlags::DETACH).map_err(step("letting go of the old root"))?;
@@ -177,17 +177,4 @@ fn only_waiting() -> Filter {
         libc::SYS_exit_group,
     ];
     seccomp::allow_only(&calls)
-}
-
-/// Becomes root of the user namespace that was entered.
-///
-/// # Errors
-/// The kernel's.
-pub(super) fn become_root() -> Result<(), Errno> {
-    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
-    rustix::thread::set_thread_groups(&[])?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    // A change of user makes a process what fs.suid_dumpable says (proc_sys_fs(5)).
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }

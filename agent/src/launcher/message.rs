@@ -165,7 +165,7 @@ impl Failure {
 
 /// The answer to a request.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Answer {
+pub enum Response {
     /// The process is there. For `Create`, the packet carries what belongs to [`Waiting`]: the
     /// pipes and the page; for a terminal, its master comes last.
     ///
@@ -181,6 +181,9 @@ pub enum Answer {
     /// It is not.
     Failed(Failure),
 }
+
+/// A response with the descriptors that its packet carries besides.
+pub type Reply = (Response, Vec<OwnedFd>);
 
 /// A process's own ends of its standard streams.
 #[derive(Debug)]
@@ -280,7 +283,7 @@ mod tests {
     #[test]
     fn an_answer_of_any_length_arrives() {
         let gids: Vec<u32> = (0..65_536).map(|gid| 4_294_900_000 + gid).collect();
-        let answer = Answer::Started {
+        let answer = Response::Started {
             pid: 7,
             user: Some(User {
                 uid: 1,
@@ -289,7 +292,7 @@ mod tests {
             }),
             filter: None,
         };
-        let Answer::Started { user, .. } = unpack(pack(&answer).unwrap()).unwrap() else {
+        let Response::Started { user, .. } = unpack(pack(&answer).unwrap()).unwrap() else {
             panic!("another answer");
         };
         assert_eq!(user.unwrap().gids, gids);

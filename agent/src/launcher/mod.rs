@@ -7,6 +7,7 @@
 
 pub mod capabilities;
 pub mod create;
+pub mod errno;
 pub mod exec;
 pub mod finish;
 pub mod fork;
@@ -29,7 +30,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use self::message::{Answer, ChildStdio, Failure, Request, User};
+use self::message::{ChildStdio, Failure, Request, Response, User};
 use self::seccomp::Filter;
 use crate::process::exit::ExitStatus;
 use crate::process::kill_new;
@@ -185,8 +186,8 @@ impl Launcher {
             }
         };
         match answer {
-            Answer::Failed(failure) => Err(failure.into()),
-            Answer::Started { pid, user, filter } => Ok(Launched {
+            Response::Failed(failure) => Err(failure.into()),
+            Response::Started { pid, user, filter } => Ok(Launched {
                 pid,
                 end: self.reaper.watch(pid),
                 waiting,
@@ -203,14 +204,14 @@ fn take(
     fds: Vec<OwnedFd>,
     created: bool,
     tty: bool,
-) -> io::Result<(Answer, Option<Waiting>, Option<OwnedFd>)> {
+) -> io::Result<(Response, Option<Waiting>, Option<OwnedFd>)> {
     let mut fds = fds.into_iter();
     let mut next = || {
         fds.next()
             .ok_or(io::Error::from(io::ErrorKind::InvalidData))
     };
     let answer = message::unpack(next()?)?;
-    let started = matches!(answer, Answer::Started { .. });
+    let started = matches!(answer, Response::Started { .. });
     let waiting = if started && created {
         let (status, go, page) = (next()?, next()?, next()?);
         Some(Waiting { status, go, page })

@@ -13,8 +13,8 @@ use oci_spec::runtime::Process;
 use rustix::fs::Access;
 use rustix::io::Errno;
 
+use super::errno::words;
 use super::message::{Failure, FailureKind};
-use super::root::words;
 
 /// Where commands are looked for when the process has no PATH.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

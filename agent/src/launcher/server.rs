@@ -8,13 +8,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{DumpableBehavior, Signal};
 
 use super::fork::{self, Fork};
-use super::message::{self, Answer, ChildStdio, Failure, FailureKind, PidNamespace, Request};
+use super::message::{
+    self, ChildStdio, Failure, FailureKind, PidNamespace, Reply, Request, Response,
+};
 use super::worker::{internal, not_running};
 use super::{create, exec, holder};
 use crate::process::kill_new;
-
-/// What a worker has to show: its answer, and descriptors for the agent.
-pub type Answered = (Answer, Vec<OwnedFd>);
 
 /// Forks the launcher and gives the agent's end of the socket to it. It ends when that end closes,
 /// and is killed if the agent dies first.
@@ -76,7 +75,7 @@ fn serve(socket: OwnedFd) {
                     ),
                 );
                 if let Some(socket) = fds.get(1) {
-                    let _ = answer(socket, &Answer::Failed(failure), &[]);
+                    let _ = answer(socket, &Response::Failed(failure), &[]);
                 }
             }
         }
@@ -90,18 +89,18 @@ fn work(fds: Vec<OwnedFd>) {
         return;
     };
     let (answered, fds) =
-        carry_out(payload, fds).unwrap_or_else(|failure| (Answer::Failed(failure), Vec::new()));
+        carry_out(payload, fds).unwrap_or_else(|failure| (Response::Failed(failure), Vec::new()));
     let sent = answer(&socket, &answered, &fds);
-    if let (Err(_), Answer::Started { pid, .. }) = (sent, answered) {
+    if let (Err(_), Response::Started { pid, .. }) = (sent, answered) {
         // The agent gave up waiting: what it does not know must not run.
         kill_new(pid);
     }
 }
 
-fn answer(socket: &OwnedFd, answer: &Answer, fds: &[OwnedFd]) -> io::Result<()> {
+fn answer(socket: &OwnedFd, answer: &Response, fds: &[OwnedFd]) -> io::Result<()> {
     let number = match answer {
-        Answer::Started { pid, .. } => *pid,
-        Answer::Failed(_) => 0,
+        Response::Started { pid, .. } => *pid,
+        Response::Failed(_) => 0,
     };
     // Without memory for the words the agent still learns that there was an answer.
     let payload = message::pack(answer).ok();
@@ -109,10 +108,7 @@ fn answer(socket: &OwnedFd, answer: &Answer, fds: &[OwnedFd]) -> io::Result<()> 
     message::send(socket, &number.to_ne_bytes(), &fds.collect::<Vec<_>>())
 }
 
-fn carry_out(
-    payload: OwnedFd,
-    mut fds: impl Iterator<Item = OwnedFd>,
-) -> Result<Answered, Failure> {
+fn carry_out(payload: OwnedFd, mut fds: impl Iterator<Item = OwnedFd>) -> Result<Reply, Failure> {
     let request: Request =
         message::unpack(payload).map_err(|error| internal("reading the agent's request", error))?;
     let mut next = || {

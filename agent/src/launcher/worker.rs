@@ -19,10 +19,10 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
+use super::errno::words;
 use super::fork::{self, Fork};
 use super::message::{self, ChildStdio, Failure, FailureKind, User};
 use super::page::{self, Page};
-use super::root::words;
 use super::{finish, payload, terminal};
 use crate::userns::{IdMap, outside};
 

@@ -15,7 +15,7 @@ use rustix::mount::{
 
 use super::VolumeError;
 use crate::host;
-use crate::launcher::root::mounts;
+use crate::launcher::root::detached;
 use crate::paths::Paths;
 use crate::userns;
 
@@ -63,7 +63,7 @@ pub fn mount(source: impl AsFd, place: &Path) -> Result<(), VolumeError> {
     let steps = || -> io::Result<()> {
         let mode = rustix::fs::fstat(&source)?.st_mode;
         make(place, FileType::from_raw_mode(mode) == FileType::Directory)?;
-        let tree = mounts::clone(&source, false)?;
+        let tree = detached::clone(&source, false)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         Ok(move_mount(&tree, "", CWD, place, flags)?)
     };
@@ -92,7 +92,7 @@ pub fn of_host(volume: &HostVolume, place: PathBuf) -> Result<PathBuf, VolumeErr
         let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let source = openat2(CWD, &source, flags, Mode::empty(), plain)?;
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
-        Ok((mounts::clone(&source, true)?, kind))
+        Ok((detached::clone(&source, true)?, kind))
     };
     let steps = || -> io::Result<()> {
         let both = volume.propagation() == Propagation::Both;

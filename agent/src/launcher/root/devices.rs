@@ -8,8 +8,10 @@ use oci_spec::runtime::LinuxDeviceType;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
+use super::detached;
+use super::error::RootError;
+use super::plan::Plan;
 use super::resolve::{self, Make};
-use super::{Plan, RootError, mounts};
 
 /// Links in /dev (OCI runtime spec, config-linux, default devices).
 const LINKS: [(&str, &str); 6] = [
@@ -173,14 +175,14 @@ fn bind(parent: &OwnedFd, name: &Path, node: &Node) -> Result<(), Errno> {
     )?);
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let target = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-    mounts::attach(mounts::clone(&source, false)?, &target)
+    detached::attach(detached::clone(&source, false)?, &target)
 }
 
 /// Shows a terminal as `console` in the container's own /dev.
 pub(super) fn console(own: &OwnDev, terminal: impl AsFd) -> Result<(), RootError> {
     let steps = || -> Result<(), Errno> {
         let target = resolve::open_or_make(&own.dev, Path::new("console"), Make::File)?;
-        mounts::attach(mounts::clone(terminal, false)?, &target)
+        detached::attach(detached::clone(terminal, false)?, &target)
     };
     steps().map_err(failed("showing the terminal at", Path::new("/dev/console")))
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{RootError, mounts, resolve};
+use super::error::RootError;
+use super::{detached, resolve};
 use crate::mount_attr::{self, Change};
 
 /// The device number of /dev/null.
@@ -40,7 +41,7 @@ pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
             let Some(target) = target(root, path, OFlags::empty())? else {
                 return Ok(());
             };
-            let tree = mounts::clone(&target, true)?;
+            let tree = detached::clone(&target, true)?;
             let change = Change {
                 set: mount_attr::RDONLY
                     | mount_attr::NOSUID
@@ -50,7 +51,7 @@ pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
                 ..Change::default()
             };
             mount_attr::change(&tree, change)?;
-            mounts::attach(&tree, &target)
+            detached::attach(&tree, &target)
         };
         steps().map_err(failed("making read-only", path))?;
     }
@@ -84,10 +85,10 @@ pub fn hide(root: &OwnedFd, paths: &[String], own: Option<&OwnedFd>) -> Result<(
             };
             let mode = rustix::fs::fstat(&target)?.st_mode;
             let cover = if FileType::from_raw_mode(mode) == FileType::Directory {
-                mounts::empty()?
+                detached::empty()?
             } else {
                 // The device is read and written all the same; its mode and owner stay.
-                let null = mounts::clone(null, false)?;
+                let null = detached::clone(null, false)?;
                 let change = Change {
                     set: mount_attr::RDONLY | mount_attr::NOSUID | mount_attr::NOEXEC,
                     ..Change::default()
@@ -95,7 +96,7 @@ pub fn hide(root: &OwnedFd, paths: &[String], own: Option<&OwnedFd>) -> Result<(
                 mount_attr::change(&null, change)?;
                 null
             };
-            mounts::attach(&cover, &target)
+            detached::attach(&cover, &target)
         };
         steps().map_err(failed("hiding", path))?;
     }

@@ -1,21 +1,23 @@
 //! The mounts of a container, by the new mount API: each is made detached, gets its attributes, and
 //! is attached to an open directory or file of the root.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
 use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
 };
 
-use super::devices::OwnDev;
+use super::detached::{attach, clone};
+use super::devices::{self, OwnDev};
+use super::error::RootError;
 use super::options::{self, Options};
+use super::plan::Plan;
 use super::resolve::{self, Make};
-use super::{Plan, RootError};
 use crate::mount_attr;
 
 /// What statfs says of a procfs (linux/magic.h).
@@ -113,7 +115,7 @@ pub fn attach_all(
             None => {
                 let made = attach_file_system(root, mount, &options)?;
                 if clean(at) == Path::new("/dev") && mount.typ().as_deref() == Some("tmpfs") {
-                    own_dev = Some(super::devices::fill(made, plan)?);
+                    own_dev = Some(devices::fill(made, plan)?);
                 }
             }
         }
@@ -248,29 +250,6 @@ fn is_root_of_proc(root: &OwnedFd, target: &OwnedFd) -> bool {
         .unwrap_or(false)
 }
 
-/// A detached mount of what is open, with what is mounted below if `recursive`.
-///
-/// # Errors
-/// The kernel's.
-pub fn clone(of: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    open_tree(of, "", flags)
-}
-
-/// Attaches a detached mount to what is open.
-///
-/// # Errors
-/// The kernel's.
-pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<(), Errno> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(tree, "", target, "", flags)
-}
-
 fn attach_file_system(
     root: &OwnedFd,
     mount: &Mount,
@@ -350,23 +329,6 @@ fn make(kind: &str, source: Option<&Path>, options: &Options) -> Result<OwnedFd,
             crate::container::rootfs::kernel_log(&context),
         )
     })
-}
-
-/// A tmpfs that holds nothing and takes nothing.
-///
-/// # Errors
-/// The kernel's.
-pub fn empty() -> Result<OwnedFd, Errno> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(&context, "size", "4k")?;
-    fsconfig_set_string(&context, "nr_inodes", "1")?;
-    fsconfig_set_string(&context, "mode", "0755")?;
-    fsconfig_create(&context)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 #[cfg(test)]
