@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::DiskError;
+use super::error::DiskError;
 
 const BLOCK: &str = "/sys/block";
 const RESCAN: &str = "/sys/bus/pci/rescan";

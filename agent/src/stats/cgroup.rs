@@ -5,7 +5,8 @@ use std::path::Path;
 
 use bulkhead_proto::agent::{ContainerStats, HugePages};
 
-use super::{psi, read, text};
+use super::files::{psi, read};
+use super::text;
 use crate::clock;
 
 /// Use and limits. `written` is the container's writable layer, in bytes and inodes.

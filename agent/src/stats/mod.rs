@@ -2,6 +2,7 @@
 //! figures, `processes` what its processes hold, `usage` its writable layer, `text` the formats.
 
 pub mod cgroup;
+pub mod files;
 pub mod processes;
 pub mod text;
 pub mod usage;
@@ -10,18 +11,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use bulkhead_proto::agent::{Filesystem, GuestStats, InterfaceStats, Psi};
+use bulkhead_proto::agent::{Filesystem, GuestStats, InterfaceStats};
 
+use self::files::{psi, read};
 use crate::clock;
 use crate::host::{Network, Pod};
-
-fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(path).unwrap_or_default()
-}
-
-fn psi(path: impl AsRef<Path>) -> Option<Psi> {
-    text::psi(&fs::read_to_string(path).ok()?)
-}
 
 /// The file system a path is on.
 pub fn filesystem(path: &Path) -> Option<Filesystem> {

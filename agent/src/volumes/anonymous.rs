@@ -160,6 +160,8 @@ fn file<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl Fn(E) -> Vo
 }
 
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod model;
 #[cfg(test)]
 pub(crate) mod tests;

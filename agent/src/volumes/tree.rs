@@ -4,18 +4,19 @@
 //!
 //! Not here: which directory is copied and where to ([`super::anonymous`]).
 
+pub mod error;
 mod file;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
 
+pub use self::error::TreeError;
+use self::error::{Failure, of};
 use self::file::{Buffers, times};
 
 /// Of a path in an error.
@@ -40,43 +41,6 @@ impl Default for Limits {
             names: 16 << 20,
         }
     }
-}
-
-/// Why a tree cannot be copied.
-#[derive(Debug, thiserror::Error)]
-pub enum TreeError {
-    /// The kernel refused a step.
-    #[error("{step} {path:?} failed: {error}")]
-    Step {
-        /// Which.
-        step: &'static str,
-        /// On what, below the directory that is copied.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// It is larger than any use has been seen for.
-    #[error("it has more than {allowed} {what}")]
-    TooLarge {
-        /// What it has too many of.
-        what: &'static str,
-        /// How many there may be.
-        allowed: u64,
-    },
-}
-
-impl TreeError {
-    /// Whether the file system that is copied to is full.
-    pub fn is_full(&self) -> bool {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
-        matches!(self, Self::Step { error, .. } if matches!(error.kind(), StorageFull | QuotaExceeded))
-    }
-}
-
-/// What failed, before the path is known.
-struct Failure {
-    step: &'static str,
-    error: io::Error,
 }
 
 /// A directory on the way down.
@@ -340,13 +304,6 @@ impl Walk<'_> {
             path: OsStr::from_bytes(&path).into(),
             error: failure.error,
         }
-    }
-}
-
-fn of<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> Failure {
-    move |error| Failure {
-        step,
-        error: error.into(),
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::input::feed;
-use super::{answer, opened, refuse};
+use super::reply::{answer, opened, refuse};
 use crate::clock;
 use crate::container::Containers;
 use crate::process::Process;

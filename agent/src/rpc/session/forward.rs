@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Status;
 
-use super::{answer, opened, refuse};
+use super::reply::{answer, opened, refuse};
 
 /// For a connection to the pod's own loopback address.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);

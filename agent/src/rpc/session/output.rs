@@ -8,7 +8,7 @@ use bulkhead_proto::session::{self, ACKNOWLEDGEMENT, FRAME_HEADER, Frame, MAX_FR
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tonic::Status;
 
-use super::{answer, opened, refuse};
+use super::reply::{answer, opened, refuse};
 use crate::container::Containers;
 use crate::process::Process;
 use crate::process::buffer::{Piece, Read, StreamBuffer};

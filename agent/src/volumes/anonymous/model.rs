@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
-use super::tests::{Case, is_root, names};
+use super::fixture::{Case, attributes, is_root, names};
 
 /// All that can be seen of a file.
 #[derive(Debug, PartialEq)]
@@ -24,21 +24,6 @@ struct Node {
     attributes: BTreeMap<OsString, Vec<u8>>,
     /// The first path of the same file.
     first: PathBuf,
-}
-
-pub(super) fn attributes(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
-    let mut list = vec![0; 65536];
-    let length = rustix::fs::llistxattr(path, &mut list[..]).unwrap();
-    let names = list[..length].split(|byte| *byte == 0);
-    names
-        .filter(|name| !name.is_empty())
-        .map(|name| {
-            let mut value = vec![0; 65536];
-            let length = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
-            value.truncate(length);
-            (OsStr::from_bytes(name).to_owned(), value)
-        })
-        .collect()
 }
 
 /// The plain model of a tree: by path, what is there.

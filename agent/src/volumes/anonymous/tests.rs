@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 
@@ -7,58 +7,13 @@ use rustix::fs::{FileType, XattrFlags};
 use rustix::mount::MountFlags;
 use rustix::thread::UnshareFlags;
 
-use super::model::attributes;
+use super::fixture::{Case, attributes, is_root, names};
 use super::*;
 use crate::userns::Range;
 use crate::volumes::remove;
 
-/// A root to be with a volume at /data, and the place of the volume.
-pub(super) struct Case {
-    pub(super) dir: tempfile::TempDir,
-}
-
-impl Case {
-    pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("root")).unwrap();
-        Self { dir }
-    }
-
-    pub(super) fn root(&self) -> PathBuf {
-        self.dir.path().join("root")
-    }
-
-    fn place(&self) -> PathBuf {
-        self.dir.path().join("volume-0")
-    }
-
-    pub(super) fn make(&self, destination: &str) -> Result<PathBuf, VolumeError> {
-        make(&self.root(), Path::new(destination), self.place(), None)
-    }
-}
-
-impl Drop for Case {
-    fn drop(&mut self) {
-        // Some are too deep for the temporary directory's own removal.
-        let _ = remove::tree(&self.root());
-        let _ = remove::tree(&self.place());
-    }
-}
-
-/// Only root can give files away.
-pub(super) fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
 fn mode(path: &Path) -> u32 {
     path.symlink_metadata().unwrap().mode() & 0o7777
-}
-
-pub(super) fn names(directory: &Path) -> Vec<OsString> {
-    let entries = fs::read_dir(directory).unwrap();
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-    names.sort();
-    names
 }
 
 /// Makes directories within each other.

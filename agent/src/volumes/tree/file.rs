@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{Gid, Mode, SeekFrom, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::{Failure, of};
+use super::error::{Failure, of};
 
 /// What is no zero of this length is written; the rest becomes holes.
 const BLOCK: usize = 4096;
