@@ -3,9 +3,11 @@
 //!
 //! Not here: accepting and serving (`serve`).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio_vsock::VMADDR_CID_HOST;
+
+use crate::mutex::lock;
 
 /// Connections at one time: what the VMM lets through (vmm: devices/vsock), which are the daemon's
 /// channel and a session for each command, log and forwarded connection.
@@ -110,11 +112,6 @@ impl Drop for Place {
         self.spoke();
         lock(&self.gate.0).open -= 1;
     }
-}
-
-fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
-    // Nothing panics halfway through a change.
-    counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! In a guest the agent knows no host: disks are named by serial, interfaces by MAC address.
 
 pub mod apparmor;
+pub mod blocking;
 pub mod clock;
 pub mod console;
 pub mod container;
@@ -28,6 +29,8 @@ pub mod huge_pages;
 pub mod init;
 pub mod launcher;
 pub mod mount_attr;
+pub mod mutex;
+pub mod names;
 pub mod net;
 pub mod null;
 pub mod paths;

@@ -15,12 +15,14 @@ use super::implied;
 use super::rootfs::Rootfs;
 use super::spec::{self, Decisions};
 use super::{
-    Container, ContainerError, Containers, Phase, Slot, cgroup, check_id, device_filter, lock,
+    Container, ContainerError, Containers, Phase, Slot, cgroup, check_id, device_filter,
     socket_filter, watch,
 };
 use crate::apparmor;
+use crate::blocking;
 use crate::huge_pages;
 use crate::launcher::message::{CreateRequest, PidNamespace, Request};
+use crate::mutex::lock;
 use crate::paths::Paths;
 use crate::process::{Process, Reading, Streams, exit, kill_new};
 use crate::userns::{self, IdMap};
@@ -121,9 +123,7 @@ impl Containers {
             let paths = self.paths.clone();
             let work =
                 move || lay_ground(&request, volumes, pid_mode, users, &layers, &rootfs, &paths);
-            tokio::task::spawn_blocking(work)
-                .await
-                .map_err(|_| ContainerError::Cancelled)??
+            blocking::run(work).await?
         };
         let (streams, stdio) = if request.tty {
             (Streams::default(), None)

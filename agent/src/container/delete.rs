@@ -7,7 +7,8 @@ use futures::future::join_all;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{AnyProcess, Container, ContainerError, Containers, Slot, cgroup, lock};
+use super::{AnyProcess, Container, ContainerError, Containers, Slot, cgroup};
+use crate::mutex::lock;
 use crate::process::parse_signal;
 
 /// How long killed processes may take to be gone.

@@ -2,11 +2,12 @@
 //! remembered.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
 use crate::clock;
+use crate::mutex::lock;
 use crate::process::exit::Exit;
 
 /// How many events are remembered.
@@ -50,7 +51,7 @@ pub struct Events {
 
 impl Events {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     fn push(&self, container: &str, what: What) {

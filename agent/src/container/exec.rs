@@ -2,121 +2,25 @@
 //! can be killed with all that it started; limits are the container's, as no controller is enabled
 //! down there. How an exec ends is `watch`'s business.
 
-use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bulkhead_proto::agent::ExecRequest as Wanted;
 use rustix::io::Errno;
-use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch as channel};
+use tokio::sync::{OwnedRwLockReadGuard, watch as channel};
 
-use super::{Container, ContainerError, Containers, Phase, cgroup, check_id, lock, spec, watch};
+use super::execs::{Exec, ExecCgroup};
+use super::{Container, ContainerError, Containers, Phase, check_id, spec, watch};
 use crate::launcher::LaunchError;
 use crate::launcher::message::{ExecRequest, Request};
+use crate::mutex::lock;
 use crate::process::{Process, Reading, Streams, exit, kill_new};
 
 /// How many cgroups of execs a container can have at one time. What is started beyond shares the
 /// container's own.
 const MAX_CGROUPS: u32 = 1024;
-
-/// A further process of a container.
-#[derive(Debug)]
-pub struct Exec {
-    /// The process that was asked for.
-    pub process: Process,
-    cgroup: Option<Arc<ExecCgroup>>,
-}
-
-impl Exec {
-    /// Kills it with everything that it started and that is still in its cgroup. Once the process
-    /// that was asked for has ended by itself, this does nothing: what it left is to go on.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn kill(&self) -> Result<(), ContainerError> {
-        if self.process.exit.get().is_some() {
-            return Ok(());
-        }
-        if let Some(cgroup) = &self.cgroup {
-            cgroup.kill()?;
-        }
-        // Root of a privileged container can have moved it elsewhere.
-        Ok(self.process.signal(libc::SIGKILL.unsigned_abs())?)
-    }
-}
-
-/// The cgroup of one exec.
-#[derive(Debug)]
-pub struct ExecCgroup {
-    /// As a directory.
-    pub path: PathBuf,
-    killed: AtomicBool,
-}
-
-impl ExecCgroup {
-    fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            killed: AtomicBool::new(false),
-        }
-    }
-
-    /// Whether its end was wanted by somebody outside.
-    pub fn is_killed(&self) -> bool {
-        self.killed.load(Ordering::Relaxed)
-    }
-
-    fn kill(&self) -> Result<(), cgroup::CgroupError> {
-        self.killed.store(true, Ordering::Relaxed);
-        cgroup::kill(&self.path)
-    }
-}
-
-/// The execs of a container that were not deleted.
-#[derive(Debug, Default)]
-pub struct Execs {
-    // None: the id is taken while the process is being made.
-    slots: HashMap<String, Option<Arc<Exec>>>,
-    // Whether the container is being deleted.
-    closing: channel::Sender<bool>,
-    // Read-locked by each that is being started.
-    starting: Arc<RwLock<()>>,
-}
-
-impl Execs {
-    /// Their ids, in order.
-    pub fn ids(&self) -> Vec<String> {
-        let mut ids: Vec<_> = self.slots.keys().cloned().collect();
-        ids.sort();
-        ids
-    }
-
-    /// One that runs or has run.
-    pub fn get(&self, id: &str) -> Option<Arc<Exec>> {
-        self.slots.get(id).cloned().flatten()
-    }
-
-    /// Lets no more start. Who gets the write lock of the result waits for those that just do.
-    pub fn close(&self) -> Arc<RwLock<()>> {
-        self.closing.send_replace(true);
-        Arc::clone(&self.starting)
-    }
-
-    /// Takes [`close`](Self::close) back.
-    pub fn reopen(&self) {
-        self.closing.send_replace(false);
-    }
-
-    /// Forgets all of them; their processes are dead.
-    pub fn clear(&mut self) {
-        for exec in self.slots.drain().filter_map(|(_, exec)| exec) {
-            exec.process.stop_pumps();
-        }
-    }
-}
 
 /// What an exec that is being started holds.
 struct Place {

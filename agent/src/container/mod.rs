@@ -6,8 +6,10 @@ pub mod cgroup;
 pub mod create;
 pub mod delete;
 pub mod device_filter;
+pub mod error;
 pub mod events;
 pub mod exec;
+pub mod execs;
 pub mod holder;
 pub mod implied;
 pub mod rootfs;
@@ -18,131 +20,23 @@ pub mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
+pub use self::error::ContainerError;
 use self::events::Events;
-use self::exec::{Exec, Execs};
+use self::execs::{Exec, Execs};
 use self::holder::Holder;
 use self::rootfs::Rootfs;
 use crate::disk::Disks;
-use crate::huge_pages::HugePagesError;
 use crate::launcher::seccomp::Filter;
 use crate::launcher::{Launcher, Waiting};
+use crate::mutex::lock;
+use crate::names::is_name;
 use crate::paths::Paths;
 use crate::process::Process;
 use crate::process::exit::Exit;
 use crate::userns::IdMap;
 use crate::volumes::Volumes;
-
-/// What can go wrong with containers.
-#[derive(Debug, thiserror::Error)]
-pub enum ContainerError {
-    /// An id that cannot be one.
-    #[error("{what} id {id:?} is not 1 to 64 characters of A-Z a-z 0-9 . _ -")]
-    BadId {
-        /// Of what.
-        what: &'static str,
-        /// The id.
-        id: String,
-    },
-    /// Nobody has that id.
-    #[error("container {0} is not there")]
-    NotFound(String),
-    /// Nobody has that exec id.
-    #[error("container {container} has no exec {exec}")]
-    ExecNotFound {
-        /// The container.
-        container: String,
-        /// The exec.
-        exec: String,
-    },
-    /// Somebody has that id.
-    #[error("container {0} is there already; delete it first")]
-    Exists(String),
-    /// Somebody has that exec id.
-    #[error("container {container} has an exec {exec} already; delete it first")]
-    ExecExists {
-        /// The container.
-        container: String,
-        /// The exec.
-        exec: String,
-    },
-    /// Not in this state.
-    #[error("container {id} is {state}; this needs it to be {needed}")]
-    WrongState {
-        /// The container.
-        id: String,
-        /// What it is.
-        state: &'static str,
-        /// What it should be.
-        needed: &'static str,
-    },
-    /// A field that is not there yet.
-    #[error("{0} is not supported by this agent")]
-    Unsupported(&'static str),
-    /// The spec cannot be carried out.
-    #[error(transparent)]
-    Spec(#[from] spec::SpecError),
-    /// A layer.
-    #[error(transparent)]
-    Disk(#[from] crate::disk::DiskError),
-    /// The root file system.
-    #[error(transparent)]
-    Rootfs(#[from] rootfs::RootfsError),
-    /// The AppArmor profile.
-    #[error(transparent)]
-    AppArmor(#[from] crate::apparmor::AppArmorError),
-    /// The user namespace.
-    #[error(transparent)]
-    Userns(#[from] crate::userns::UsernsError),
-    /// A volume.
-    #[error(transparent)]
-    Volume(#[from] crate::volumes::VolumeError),
-    /// The cgroup.
-    #[error(transparent)]
-    Cgroup(#[from] cgroup::CgroupError),
-    /// Huge pages.
-    #[error(transparent)]
-    HugePages(#[from] HugePagesError),
-    /// The device filter.
-    #[error(transparent)]
-    Devices(#[from] device_filter::DeviceFilterError),
-    /// The socket filter.
-    #[error(transparent)]
-    Sockets(#[from] bpf::BpfError),
-    /// The process could not be made.
-    #[error(transparent)]
-    Launch(#[from] crate::launcher::LaunchError),
-    /// The payload could not be executed.
-    #[error(transparent)]
-    Payload(#[from] crate::launcher::message::Failure),
-    /// Its streams or signals.
-    #[error(transparent)]
-    Process(#[from] crate::process::ProcessError),
-    /// A file of the container's directory.
-    #[error("{what} {} failed: {error}", path.display())]
-    File {
-        /// What was attempted.
-        what: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// It did not happen in time.
-    #[error("container {id}: {what} took longer than {seconds} s")]
-    Deadline {
-        /// The container.
-        id: String,
-        /// What.
-        what: &'static str,
-        /// How long.
-        seconds: u64,
-    },
-    /// The blocking thread went away.
-    #[error("the thread that worked on the container ended early; the agent is shutting down")]
-    Cancelled,
-}
 
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,11 +83,6 @@ pub struct Container {
     waiting: tokio::sync::Mutex<Option<Waiting>>,
     started_at_unix_ns: Mutex<Option<i64>>,
     execs: Mutex<Execs>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The agent's critical sections do not panic halfway through a change.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Container {
@@ -288,8 +177,7 @@ impl std::ops::Deref for AnyProcess {
 /// # Errors
 /// [`ContainerError::BadId`].
 pub fn check_id(what: &'static str, id: &str) -> Result<(), ContainerError> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if (1..=64).contains(&id.len()) && id.chars().all(good) && !id.chars().all(|c| c == '.') {
+    if is_name(id, 64) {
         Ok(())
     } else {
         Err(ContainerError::BadId {
@@ -352,18 +240,5 @@ impl Containers {
         } else {
             container.exec(exec).map(AnyProcess::Exec)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_that_could_be_paths_are_refused() {
-        for bad in ["", ".", "..", "a/b", "a\0", &"x".repeat(65)] {
-            assert!(check_id("container", bad).is_err(), "{bad:?}");
-        }
-        assert!(check_id("container", "0123456789abcdef0123456789abcdef").is_ok());
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use rustix::io::Errno;
 use tokio::time::timeout;
 
-use super::{Container, ContainerError, Containers, Phase, lock};
+use super::{Container, ContainerError, Containers, Phase};
 use crate::launcher::worker;
+use crate::mutex::lock;
 use crate::{clock, watched};
 
 /// From "start" to execve: nothing but the kernel's work of loading a program.

@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::exec::ExecCgroup;
+use super::execs::ExecCgroup;
 use super::{Container, Containers, cgroup};
 use crate::process::exit::{Exit, ExitSender, ExitStatus};
 use crate::watched;

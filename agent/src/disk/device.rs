@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::DiskError;
+use crate::names::is_name;
 
 const BLOCK: &str = "/sys/block";
 const RESCAN: &str = "/sys/bus/pci/rescan";
@@ -56,9 +57,7 @@ impl BlockDevice {
 /// # Errors
 /// [`DiskError::BadSerial`].
 pub fn check_serial(serial: &str) -> Result<(), DiskError> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let dots = serial.chars().all(|c| c == '.');
-    if (1..=20).contains(&serial.len()) && serial.chars().all(good) && !dots {
+    if is_name(serial, 20) {
         Ok(())
     } else {
         Err(DiskError::BadSerial(serial.to_owned()))

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::blocking::EndedEarly;
+
 /// What can go wrong with disks.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -82,7 +84,7 @@ pub enum DiskError {
         /// Which.
         serial: String,
     },
-    /// The blocking thread went away.
-    #[error("the thread that worked on disks ended early; the agent is shutting down")]
-    Cancelled,
+    /// The blocking thread ended.
+    #[error(transparent)]
+    EndedEarly(#[from] EndedEarly),
 }

@@ -21,6 +21,7 @@ use self::device::BlockDevice;
 pub use self::device::rescan;
 pub use self::error::DiskError;
 use self::uevent::Uevents;
+use crate::blocking;
 use crate::paths::Paths;
 
 /// How a disk is mounted.
@@ -176,7 +177,7 @@ impl Disks {
             };
             let target = self.target(&serial, filesystem);
             let (mounting, place) = (device.clone(), target.clone());
-            run_blocking(move || mount_device(&mounting, filesystem, place)).await?;
+            blocking::run(move || mount_device(&mounting, filesystem, place)).await?;
             mounted.insert(
                 serial,
                 Mounted {
@@ -213,8 +214,10 @@ impl Disks {
         };
         let target = self.paths.scratch();
         let (mounting, place) = (device.clone(), target.clone());
-        run_blocking(move || mount_device(&mounting, Filesystem::Ext4 { read_only: false }, place))
-            .await?;
+        blocking::run(move || {
+            mount_device(&mounting, Filesystem::Ext4 { read_only: false }, place)
+        })
+        .await?;
         // A user that never goes: only the power-off unmounts it.
         mounted.insert(
             serial.to_owned(),
@@ -273,7 +276,7 @@ impl Disks {
             return Ok(());
         }
         let (name, place) = (serial.to_owned(), target.clone());
-        run_blocking(move || {
+        blocking::run(move || {
             let failed = |error| DiskError::Mount {
                 serial: name.clone(),
                 device: file.display().to_string(),
@@ -352,7 +355,7 @@ impl Disks {
                     let source = source.clone();
                     if !matches!(source, Source::AtHand) {
                         let (place, name) = (target.clone(), serial.clone());
-                        run_blocking(move || unmount(&name, &place)).await?;
+                        blocking::run(move || unmount(&name, &place)).await?;
                     }
                     match source {
                         Source::Device(device) => Some(device),
@@ -367,7 +370,7 @@ impl Disks {
                 continue;
             }
             let name = serial.clone();
-            run_blocking(move || {
+            blocking::run(move || {
                 let device = match device {
                     Some(device) => Some(device),
                     None => device::find(std::slice::from_ref(&name))?.remove(&name),
@@ -400,14 +403,6 @@ fn is_filled_directory(path: &Path) -> bool {
     std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
-) -> Result<T, DiskError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| DiskError::Cancelled)?
-}
-
 /// The devices of serials: those that are there, then those a rescan finds, then those that come.
 async fn wait_for(
     serials: &[String],
@@ -424,7 +419,7 @@ async fn wait_for(
     let wanted = serials.to_vec();
     let look = |rescan: bool| {
         let wanted = wanted.clone();
-        run_blocking(move || {
+        blocking::run(move || {
             if rescan {
                 device::rescan()?;
             }

@@ -8,7 +8,7 @@ pub mod reaper;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -22,6 +22,7 @@ use self::exit::ExitWatch;
 use self::pump::{Input, Kind, Output};
 use crate::launcher::message::ChildStdio;
 use crate::launcher::terminal;
+use crate::mutex::lock;
 use crate::null;
 
 /// What can go wrong with a process that runs.
@@ -211,8 +212,7 @@ impl Process {
     /// Standard output and standard error of a process whose output is read directly: both the
     /// first time, then none. With a terminal there is only the first.
     pub fn take_output(&self) -> (Option<Output>, Option<Output>) {
-        let taken =
-            std::mem::take(&mut *self.direct.lock().unwrap_or_else(PoisonError::into_inner));
+        let taken = std::mem::take(&mut *lock(&self.direct));
         let mut taken = taken.into_iter();
         (taken.next(), taken.next())
     }
@@ -281,7 +281,7 @@ impl Process {
 
     /// Stops the pumps: what is not read by now is given up.
     pub fn stop_pumps(&self) {
-        let pumps = std::mem::take(&mut *self.pumps.lock().unwrap_or_else(PoisonError::into_inner));
+        let pumps = std::mem::take(&mut *lock(&self.pumps));
         for pump in pumps {
             pump.abort();
         }

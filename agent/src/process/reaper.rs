@@ -2,13 +2,14 @@
 //! so there is one place that waits, and everybody else asks it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::process::{WaitOptions, WaitStatus};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::exit::ExitStatus;
+use crate::mutex::lock;
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -39,7 +40,7 @@ impl Drop for LaunchGuard {
 
 impl Reaper {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Announces that a process is about to be started.

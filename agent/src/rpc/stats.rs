@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bulkhead_proto::agent::{ContainerStats, StatsResponse};
 
+use crate::blocking;
 use crate::container::{Container, ContainerError, Containers};
 use crate::stats::{self, cgroup, processes, usage::Usage};
 
@@ -30,8 +31,8 @@ pub async fn collect(
         let written = usage.of(&container.id, &container.rootfs.upper()).await;
         let container = Arc::clone(container);
         // A walk over the processes of a busy container takes its time.
-        let read = tokio::task::spawn_blocking(move || one(&container, written, detailed));
-        answers.push(read.await.map_err(|_| ContainerError::Cancelled)?);
+        let read = move || Ok::<_, ContainerError>(one(&container, written, detailed));
+        answers.push(blocking::run(read).await?);
     }
     if ids.is_empty() {
         usage.retain(|id| wanted.iter().any(|container| container.id == id));

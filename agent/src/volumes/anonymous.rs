@@ -13,53 +13,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
-use super::VolumeError;
-use super::tree::{self, Limits, TreeError};
+use super::error::{AnonymousError, VolumeError};
+use super::tree::{self, Limits};
 use crate::userns::{IdMap, outside};
 
 /// A rename anywhere on the machine makes the kernel give up a path with `..` (openat2(2), EAGAIN).
 const ATTEMPTS: u32 = 100;
-
-/// Why an anonymous volume cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum AnonymousError {
-    /// Something else is there.
-    #[error(
-        "the image asks for a volume on {}: the image has no directory there, but a file at that \
-         path or above it", destination.display()
-    )]
-    NoDirectory {
-        /// Where.
-        destination: PathBuf,
-    },
-    /// The image's directory cannot be found.
-    #[error("the image asks for a volume on {}: looking that up in the image failed: {error}", destination.display())]
-    Resolve {
-        /// Where.
-        destination: PathBuf,
-        /// Why.
-        error: Errno,
-    },
-    /// The image's content cannot be copied.
-    #[error("copying what the image has at {} into its volume: {error}", destination.display())]
-    Copy {
-        /// Where.
-        destination: PathBuf,
-        /// Why.
-        error: TreeError,
-    },
-    /// There is no room for it.
-    #[error(
-        "copying what the image has at {} into its volume: the pod's scratch disk is full ({error})",
-        destination.display()
-    )]
-    Full {
-        /// Where.
-        destination: PathBuf,
-        /// At what.
-        error: TreeError,
-    },
-}
 
 /// Makes the directory of the volume at `destination` of the container whose mounted root file system
 /// is `root`, at `place`, which is new. If the image has a directory there, its content, owner and

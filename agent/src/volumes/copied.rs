@@ -16,7 +16,12 @@ use bulkhead_proto::agent::put_volume_request::{Entry, Header, Part};
 use bulkhead_proto::agent::{Ownership, PutVolumeRequest};
 use futures::{Stream, StreamExt};
 
-use super::{VolumeError, Volumes, blocking, check_name};
+use tokio::sync::Mutex;
+
+use super::error::VolumeError;
+use super::name::check_name;
+use crate::blocking;
+use crate::paths::Paths;
 
 const DATA: &str = "..data";
 /// Where the link is made before it takes the other's place.
@@ -24,8 +29,13 @@ const DATA_NEW: &str = "..data_tmp";
 const MAX_BYTES: usize = 20 << 20;
 const MAX_ENTRIES: usize = 8_192;
 
-/// What was brought last, by its digest.
-pub type Copies = HashMap<String, u64>;
+/// The pod's copies of volumes.
+#[derive(Debug)]
+pub struct Copies {
+    paths: Paths,
+    // By name: the digest of what was copied last. Held over a copy, so that there is one at a time.
+    digests: Mutex<HashMap<String, u64>>,
+}
 
 /// One volume, whole.
 #[derive(Debug, Default, PartialEq)]
@@ -34,10 +44,18 @@ pub struct Content {
     entries: Vec<Entry>,
 }
 
-impl Volumes {
-    /// The path of a volume that was brought.
-    pub(super) async fn copied(&self, name: &str) -> Result<PathBuf, VolumeError> {
-        if self.copied.lock().await.contains_key(name) {
+impl Copies {
+    /// None yet.
+    pub(super) fn new(paths: Paths) -> Self {
+        Self {
+            paths,
+            digests: Mutex::default(),
+        }
+    }
+
+    /// The path of a volume that was copied.
+    pub(super) async fn path(&self, name: &str) -> Result<PathBuf, VolumeError> {
+        if self.digests.lock().await.contains_key(name) {
             return Ok(self.paths.copied(name));
         }
         Err(VolumeError::Invalid {
@@ -60,12 +78,12 @@ impl Volumes {
         let mut hasher = DefaultHasher::new();
         digest(&content, &mut hasher);
         let digest = hasher.finish();
-        let mut copies = self.copied.lock().await;
-        if copies.get(&name) == Some(&digest) {
+        let mut digests = self.digests.lock().await;
+        if digests.get(&name) == Some(&digest) {
             return Ok(false);
         }
         let at = self.paths.copied(&name);
-        blocking(move || {
+        blocking::run(move || {
             apply(&at, &content).map_err(|error| VolumeError::File {
                 what: "bringing the copied volume into line at",
                 path: at,
@@ -73,7 +91,7 @@ impl Volumes {
             })
         })
         .await?;
-        copies.insert(name, digest);
+        digests.insert(name, digest);
         Ok(true)
     }
 }

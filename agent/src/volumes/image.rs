@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use bulkhead_proto::agent::{ImageVolume, ImpliedDirectories};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::{VolumeError, place};
+use super::error::VolumeError;
+use super::place;
 use crate::container::implied;
 use crate::container::rootfs::Rootfs;
 use crate::userns::IdMap;

@@ -10,7 +10,8 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
-use super::{VolumeError, place};
+use super::error::VolumeError;
+use super::place;
 use crate::huge_pages;
 
 /// Mounts the volume at `at` if it is not, and gives the path of what of it is wanted; a part of it

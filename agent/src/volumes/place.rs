@@ -13,7 +13,7 @@ use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount,
 };
 
-use super::VolumeError;
+use super::error::VolumeError;
 use crate::host;
 use crate::launcher::root::detached;
 use crate::paths::Paths;

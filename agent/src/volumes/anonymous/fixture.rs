@@ -6,7 +6,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::{VolumeError, make};
+use super::make;
+use crate::volumes::error::VolumeError;
 use crate::volumes::remove;
 
 /// A root to be with a volume at /data, and the place of the volume.

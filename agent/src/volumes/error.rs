@@ -1,0 +1,115 @@
+//! What can go wrong with a volume.
+
+use std::io;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+use super::tree::TreeError;
+use crate::blocking::EndedEarly;
+use crate::container::rootfs::RootfsError;
+use crate::disk::DiskError;
+use crate::huge_pages::HugePagesError;
+
+/// The virtio-fs device's tag.
+pub(super) const TAG: &str = "bulkhead";
+
+/// What can go wrong with a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// Something in the request that cannot be.
+    #[error("{field} {value:?}: {allowed}")]
+    Invalid {
+        /// Which field.
+        field: &'static str,
+        /// What it has.
+        value: String,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// The guest has no virtio-fs device.
+    #[error(
+        "mounting the pod's shared directory (virtio-fs {TAG:?}) failed: {error}; was the VM \
+         started without its file system device?"
+    )]
+    Share {
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// Huge pages.
+    #[error(transparent)]
+    HugePages(#[from] HugePagesError),
+    /// A part of a volume that is not there.
+    #[error("{part:?} of {what} cannot be mounted: {error}")]
+    Part {
+        /// Of what.
+        what: String,
+        /// Which part.
+        part: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// A file or a mount.
+    #[error("{what} {} failed: {error}", path.display())]
+    File {
+        /// What was attempted.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// An anonymous volume.
+    #[error(transparent)]
+    Anonymous(#[from] AnonymousError),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// An image's files.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    /// The blocking thread ended.
+    #[error(transparent)]
+    EndedEarly(#[from] EndedEarly),
+}
+
+/// Why an anonymous volume cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AnonymousError {
+    /// Something else is there.
+    #[error(
+        "the image asks for a volume on {}: the image has no directory there, but a file at that \
+         path or above it", destination.display()
+    )]
+    NoDirectory {
+        /// Where.
+        destination: PathBuf,
+    },
+    /// The image's directory cannot be found.
+    #[error("the image asks for a volume on {}: looking that up in the image failed: {error}", destination.display())]
+    Resolve {
+        /// Where.
+        destination: PathBuf,
+        /// Why.
+        error: Errno,
+    },
+    /// The image's content cannot be copied.
+    #[error("copying what the image has at {} into its volume: {error}", destination.display())]
+    Copy {
+        /// Where.
+        destination: PathBuf,
+        /// Why.
+        error: TreeError,
+    },
+    /// There is no room for it.
+    #[error(
+        "copying what the image has at {} into its volume: the pod's scratch disk is full ({error})",
+        destination.display()
+    )]
+    Full {
+        /// Where.
+        destination: PathBuf,
+        /// At what.
+        error: TreeError,
+    },
+}
