@@ -17,6 +17,7 @@
 //! In a guest the agent knows no host: disks are named by serial, interfaces by MAC address.
 
 pub mod apparmor;
+pub mod async_fd;
 pub mod blocking;
 pub mod clock;
 pub mod console;
@@ -34,6 +35,7 @@ pub mod names;
 pub mod net;
 pub mod null;
 pub mod paths;
+pub mod poll;
 pub mod process;
 pub mod rpc;
 pub mod serve;
@@ -41,4 +43,3 @@ pub mod stats;
 pub mod user;
 pub mod userns;
 pub mod volumes;
-pub mod watched;

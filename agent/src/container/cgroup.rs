@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal};
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout_at};
 
-use crate::watched;
+use crate::async_fd;
 
 /// What can go wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -338,7 +338,7 @@ pub async fn emptied(path: &Path) -> Result<(), CgroupError> {
         Err(cause) => return Err(error(cause)),
     };
     // The kernel marks the file POLLPRI when its text changes; reading it clears the mark.
-    let watch = watched::watch(file, Interest::PRIORITY).map_err(error)?;
+    let watch = async_fd::watch(file, Interest::PRIORITY).map_err(error)?;
     loop {
         if read_key(&events, "populated").unwrap_or(0) == 0 {
             return Ok(());

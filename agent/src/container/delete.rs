@@ -29,12 +29,12 @@ impl Containers {
         all: bool,
     ) -> Result<(), ContainerError> {
         let process = self.process(container, exec)?;
+        let signal = parse_signal(signal)?;
         if all {
-            let signal = parse_signal(signal)?;
             return Ok(cgroup::signal(&self.paths.cgroup(container), signal)?);
         }
         match &process {
-            AnyProcess::Exec(exec) if signal == libc::SIGKILL.unsigned_abs() => exec.kill(),
+            AnyProcess::Exec(exec) if signal == Signal::KILL => exec.kill(),
             _ => Ok(process.signal(signal)?),
         }
     }

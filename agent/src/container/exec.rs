@@ -1,6 +1,6 @@
 //! Further processes in a container. Each has a cgroup of its own below the container's, so that it
 //! can be killed with all that it started; limits are the container's, as no controller is enabled
-//! down there. How an exec ends is `watch`'s business.
+//! down there. How an exec ends is `monitor`'s business.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tokio::sync::{OwnedRwLockReadGuard, watch as channel};
 
 use super::execs::{Exec, ExecCgroup};
-use super::{Container, ContainerError, Containers, Phase, check_id, spec, watch};
+use super::{Container, ContainerError, Containers, Phase, check_id, monitor, spec};
 use crate::launcher::LaunchError;
 use crate::launcher::message::{ExecRequest, Request};
 use crate::mutex::lock;
@@ -80,7 +80,7 @@ impl Containers {
             && !is_usable(&own.path);
         let closing_then = closing();
         // The process that was to start it may not be gone yet.
-        tokio::spawn(async move { watch::remove_exec_cgroup(&own.path, closing_then).await });
+        tokio::spawn(async move { monitor::remove_exec_cgroup(&own.path, closing_then).await });
         if retry {
             return self.launch_exec(container, wanted, None, closing()).await;
         }
@@ -122,7 +122,7 @@ impl Containers {
             .launch(request, stdio, &[target.as_fd()])
             .await?;
         let (sender, exit) = exit::channel();
-        watch::exec(launched.end, sender, cgroup.cloned(), closing);
+        monitor::exec(launched.end, sender, cgroup.cloned(), closing);
         let pid = launched.pid;
         match Process::new(
             pid,

@@ -1,11 +1,12 @@
 //! The execs of a container that were not deleted: who there is, and how one is killed. How they are
-//! started is `exec`'s business, how they end `watch`'s.
+//! started is `exec`'s business, how they end `monitor`'s.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::process::Signal;
 use tokio::sync::{RwLock, watch as channel};
 
 use super::cgroup;
@@ -34,7 +35,7 @@ impl Exec {
             cgroup.kill()?;
         }
         // Root of a privileged container can have moved it elsewhere.
-        Ok(self.process.signal(libc::SIGKILL.unsigned_abs())?)
+        Ok(self.process.signal(Signal::KILL)?)
     }
 }
 

@@ -7,25 +7,25 @@ pub mod create;
 pub mod delete;
 pub mod device_filter;
 pub mod error;
-pub mod events;
+pub mod event_log;
 pub mod exec;
 pub mod execs;
-pub mod holder;
 pub mod implied;
+pub mod monitor;
+pub mod namespaces;
 pub mod rootfs;
 pub mod socket_filter;
 pub mod spec;
 pub mod start;
-pub mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 pub use self::error::ContainerError;
-use self::events::Events;
+use self::event_log::EventLog;
 use self::execs::{Exec, Execs};
-use self::holder::Holder;
+use self::namespaces::SharedNamespaces;
 use self::rootfs::Rootfs;
 use crate::disk::Disks;
 use crate::launcher::seccomp::Filter;
@@ -145,9 +145,9 @@ pub struct Containers {
     /// The launcher.
     pub launcher: Launcher,
     /// What happened.
-    pub events: Events,
-    // The first process of the pod's shared PID namespace, once a container wants it.
-    pid_holder: tokio::sync::Mutex<Option<Arc<Holder>>>,
+    pub events: EventLog,
+    // What the pod's pause process keeps, once a container needs it.
+    shared_namespaces: tokio::sync::Mutex<Option<Arc<SharedNamespaces>>>,
     // The pod's user namespace, which that process holds, too.
     user_namespace: OnceLock<IdMap>,
 }
@@ -196,8 +196,8 @@ impl Containers {
             volumes: Volumes::new(paths.clone()),
             paths,
             launcher,
-            events: Events::default(),
-            pid_holder: tokio::sync::Mutex::default(),
+            events: EventLog::default(),
+            shared_namespaces: tokio::sync::Mutex::default(),
             user_namespace: OnceLock::new(),
         }
     }

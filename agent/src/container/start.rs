@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::{Container, ContainerError, Containers, Phase};
 use crate::launcher::worker;
 use crate::mutex::lock;
-use crate::{clock, watched};
+use crate::{async_fd, clock};
 
 /// From "start" to execve: nothing but the kernel's work of loading a program.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -72,7 +72,7 @@ fn wrong_state(container: &Container, phase: Phase) -> ContainerError {
 
 /// What is told on the status pipe until execve (or death) closes it.
 async fn read_to_end(status: OwnedFd) -> io::Result<Vec<u8>> {
-    let pipe = watched::readable(status)?;
+    let pipe = async_fd::readable(status)?;
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {

@@ -18,8 +18,8 @@ use super::message::{
 use super::root::error::RootError;
 use super::root::{self, plan};
 use super::seccomp::{self, Filter};
-use super::worker::{self, Child, FirstWord, Plan, internal};
-use super::{fork, terminal};
+use super::worker::{self, Child, Plan, internal};
+use super::{fork, pty};
 use crate::user::{self, UserError};
 
 /// Builds the container.
@@ -58,19 +58,19 @@ pub fn run(
         namespaces,
         keep: &keep,
         enter: &|| enter(users, pids),
-        run: &|child| match be(request, &wanted, filter.as_ref(), child) {
+        run: &|child| match run_process(request, &wanted, filter.as_ref(), child) {
             Ok(never) => match never {},
             Err(failure) => failure,
         },
     })?;
-    if let (Some(stdio), Some(user)) = (&copies, &started.word.user) {
+    if let (Some(stdio), Some(user)) = (&copies, &started.ready.user) {
         worker::give(stdio, user, request.users.as_ref())?;
     }
     let mut fds = vec![started.status, started.go, started.page];
-    fds.extend(started.terminal);
+    fds.extend(started.ready.terminal);
     let answer = Response::Started {
         pid: started.pid.as_raw_nonzero().get(),
-        user: started.word.user,
+        user: started.ready.user,
         filter,
     };
     Ok((answer, fds))
@@ -118,7 +118,7 @@ fn enter(users: Option<BorrowedFd<'_>>, pids: Option<BorrowedFd<'_>>) -> Result<
 }
 
 /// The container's process.
-fn be(
+fn run_process(
     request: &CreateRequest,
     wanted: &agent::User,
     filter: Option<&Filter>,
@@ -157,12 +157,12 @@ fn be(
         None
     };
     built.seal().map_err(refused)?;
-    let word = FirstWord::of(known.map(|user| User {
+    let user = known.map(|user| User {
         uid: user.uid,
         gid: user.gid,
         gids: user.gids.clone(),
-    }));
-    child.say(word, master.as_ref().map(AsFd::as_fd))?;
+    });
+    child.send_ready(user, master.as_ref().map(AsFd::as_fd))?;
     drop((master, built));
     if !wait_for_start(&child)? {
         // Deleted before it was started.
@@ -176,8 +176,8 @@ fn refused(error: RootError) -> Failure {
 }
 
 fn take_terminal(built: &root::Built, uid: u32) -> Result<OwnedFd, Failure> {
-    let (master, slave) = terminal::open(uid)
-        .map_err(|error| internal("opening a terminal in the container", error))?;
+    let (master, slave) =
+        pty::open(uid).map_err(|error| internal("opening a terminal in the container", error))?;
     built.console(&slave).map_err(refused)?;
     finish::set_terminal(slave.as_fd())?;
     Ok(master)

@@ -6,15 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::process::Signal;
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 use super::capabilities::Sets;
 use super::errno::words;
 use super::finish::{self, Identity};
 use super::message::{ChildStdio, ExecRequest, Failure, Reply, Response, User};
-use super::worker::{self, Child, FirstWord, Plan, internal, not_running};
-use super::{fork, terminal};
+use super::worker::{self, Child, Plan, internal, not_running};
+use super::{fork, pty};
+use crate::process::kill_new;
 use crate::user;
 
 /// Runs the process.
@@ -48,18 +48,18 @@ pub fn run(
         namespaces: 0,
         keep: &keep,
         enter: &|| enter(target, own_users, writes_cgroups),
-        run: &|child| match be(request, child, writes_cgroups) {
+        run: &|child| match run_process(request, child, writes_cgroups) {
             Ok(never) => match never {},
             Err(failure) => failure,
         },
     })?;
     let failure = match worker::wait_for_end(&started.status) {
-        Ok(told) => worker::outcome(&told, &started.page)
+        Ok(report) => worker::outcome(&report, &started.page)
             .map_err(|error| internal("reading the outcome", words(error)))?,
         Err(error) => Some(internal("waiting for execve", error)),
     };
     if let Some(failure) = failure {
-        let _ = rustix::process::kill_process(started.pid, Signal::KILL);
+        kill_new(started.pid.as_raw_nonzero().get());
         return Err(failure);
     }
     let answer = Response::Started {
@@ -67,7 +67,7 @@ pub fn run(
         user: None,
         filter: None,
     };
-    Ok((answer, started.terminal.into_iter().collect()))
+    Ok((answer, started.ready.terminal.into_iter().collect()))
 }
 
 /// The container may have moved its processes into cgroups of its own (systemd does), so that its
@@ -115,7 +115,7 @@ fn enter(target: &OwnedFd, own_users: bool, writes_cgroups: bool) -> Result<(), 
 }
 
 /// The container's process.
-fn be(
+fn run_process(
     request: &ExecRequest,
     mut child: Child,
     writes_cgroups: bool,
@@ -136,13 +136,13 @@ fn be(
             None
         }
         None => {
-            let (master, slave) = terminal::open(user.uid())
+            let (master, slave) = pty::open(user.uid())
                 .map_err(|error| internal("opening a terminal in the container", error))?;
             finish::set_terminal(slave.as_fd())?;
             Some(master)
         }
     };
-    child.say(FirstWord::default(), master.as_ref().map(AsFd::as_fd))?;
+    child.send_ready(None, master.as_ref().map(AsFd::as_fd))?;
     drop(master);
     let who = Identity {
         uid: user.uid(),

@@ -9,7 +9,6 @@ use std::path::Path;
 use oci_spec::runtime::Process;
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
-use rustix::process::DumpableBehavior;
 
 use super::capabilities::Sets;
 use super::errno::words;
@@ -162,9 +161,7 @@ fn become_user(sets: &Sets, identity: Identity<'_>, filter: bool) -> Result<(), 
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed("changing to the group"))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed("changing to the user"))?;
     rustix::thread::set_keep_capabilities(false).map_err(failed("keeping the capabilities"))?;
-    // A change of user makes a process what fs.suid_dumpable says (proc_sys_fs(5)).
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(failed("closing the process to others"))?;
+    fork::close_to_others().map_err(failed("closing the process to others"))?;
     sets.take(filter).map_err(failed("taking the capabilities"))
 }
 

@@ -70,7 +70,16 @@ pub fn become_root() -> Result<(), Errno> {
     rustix::thread::set_thread_groups(&[])?;
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    // A change of user makes a process what fs.suid_dumpable says (proc_sys_fs(5)).
+    close_to_others()
+}
+
+/// Makes this process one that processes of containers may neither look at nor stop (PR_SET_DUMPABLE,
+/// CVE-2016-9962). Due again after each change of user, which makes a process what fs.suid_dumpable
+/// says (proc_sys_fs(5)).
+///
+/// # Errors
+/// The kernel's.
+pub fn close_to_others() -> Result<(), Errno> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 

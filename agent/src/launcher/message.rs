@@ -36,9 +36,9 @@ pub enum Request {
     Create(Box<CreateRequest>),
     /// Run a further process in a container.
     Exec(Box<ExecRequest>),
-    /// Start the first process of a PID namespace that containers share, with this in a user
-    /// namespace that they share, too.
-    PidHolder(Option<IdMap>),
+    /// Start the pause process: the first of a PID namespace that containers share, and with a map
+    /// also of a user namespace that they share.
+    Pause(Option<IdMap>),
 }
 
 impl Request {
@@ -47,7 +47,7 @@ impl Request {
         match self {
             Self::Create(create) => !create.tty,
             Self::Exec(exec) => !exec.tty,
-            Self::PidHolder(_) => false,
+            Self::Pause(_) => false,
         }
     }
 
@@ -60,7 +60,7 @@ impl Request {
                     + usize::from(create.users.is_some())
             }
             Self::Exec(_) => 1,
-            Self::PidHolder(_) => 0,
+            Self::Pause(_) => 0,
         }
     }
 }

@@ -11,14 +11,16 @@ pub mod errno;
 pub mod exec;
 pub mod finish;
 pub mod fork;
-pub mod holder;
+pub mod inherited;
 pub mod message;
 pub mod page;
+pub mod pause;
 pub mod payload;
+pub mod pty;
+pub mod ready;
 pub mod root;
 pub mod seccomp;
 pub mod server;
-pub mod terminal;
 pub mod worker;
 
 use std::io;
@@ -32,10 +34,10 @@ use tokio::time::timeout;
 
 use self::message::{ChildStdio, Failure, Request, Response, User};
 use self::seccomp::Filter;
+use crate::async_fd;
 use crate::process::exit::ExitStatus;
 use crate::process::kill_new;
 use crate::process::reaper::Reaper;
-use crate::watched;
 
 /// How long a launch may take: it does no network and reads a few files, but the guest may be
 /// short of processor time.
@@ -123,7 +125,7 @@ impl Launcher {
         let (what, created, tty) = match &request {
             Request::Create(create) => ("a container", true, create.tty),
             Request::Exec(exec) => ("a process in a container", false, exec.tty),
-            Request::PidHolder(_) => ("the holder of the pod's PID namespace", false, false),
+            Request::Pause(_) => ("the pod's pause process", false, false),
         };
         let io = |error: io::Error| LaunchError::Io { what, error };
         let errno = |error: rustix::io::Errno| LaunchError::Io {
@@ -157,7 +159,7 @@ impl Launcher {
         message::send(&*self.socket, b"r", &fds).map_err(io)?;
         drop((theirs, stdio, payload));
 
-        let answer = watched::readable(answer).map_err(io)?;
+        let answer = async_fd::readable(answer).map_err(io)?;
         let mut number = [0; 4];
         // Dropping the socket at the deadline makes a late worker kill what it started.
         let received = timeout(DEADLINE, async {

@@ -5,14 +5,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{DumpableBehavior, Signal};
+use rustix::process::Signal;
 
 use super::fork::{self, Fork};
 use super::message::{
     self, ChildStdio, Failure, FailureKind, PidNamespace, Reply, Request, Response,
 };
 use super::worker::{internal, not_running};
-use super::{create, exec, holder};
+use super::{create, exec, pause};
 use crate::process::kill_new;
 
 /// Forks the launcher and gives the agent's end of the socket to it. It ends when that end closes,
@@ -44,9 +44,8 @@ pub unsafe fn spawn() -> Result<OwnedFd, Errno> {
 fn serve(socket: OwnedFd) {
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let _ = rustix::thread::set_name(c"bulkhead-launch");
-    // Nor are the processes it makes, until they are somebody else's: nobody in a container may
-    // look at them or stop them on their way (CVE-2016-9962).
-    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    // The processes it makes inherit this until they execute the container's command.
+    let _ = fork::close_to_others();
     // Without the launcher the pod can start nothing any more: spare it. Workers undo this.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     fork::reap_children_automatically(true);
@@ -140,6 +139,6 @@ fn carry_out(payload: OwnedFd, mut fds: impl Iterator<Item = OwnedFd>) -> Result
             Some(target) => exec::run(&request, stdio, target),
             None => Err(not_running()),
         },
-        Request::PidHolder(map) => holder::run(map.as_ref()),
+        Request::Pause(map) => pause::run(map.as_ref()),
     }
 }

@@ -1,5 +1,6 @@
 //! How a process ended, and how others learn of it.
 
+use rustix::process::Signal;
 use tokio::sync::watch;
 
 use crate::clock;
@@ -11,6 +12,24 @@ pub enum ExitStatus {
     Code(i32),
     /// A signal ended it.
     Signal(i32),
+}
+
+/// What a death by a signal adds to its number (POSIX, sh, exit status).
+const SIGNAL_BASE: i32 = 128;
+
+impl ExitStatus {
+    /// 0 to 255 as a shell counts: a death by signal is 128 + the signal.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code & 0xff,
+            Self::Signal(signal) => SIGNAL_BASE + signal,
+        }
+    }
+
+    /// Whether SIGKILL ended it, or a command of the shell that it was.
+    pub fn is_kill(self) -> bool {
+        self.code() == SIGNAL_BASE + Signal::KILL.as_raw()
+    }
 }
 
 /// The end of a process, as the daemon hears of it.
@@ -34,12 +53,9 @@ impl Exit {
         }
     }
 
-    /// 0 to 255 as a shell counts: a death by signal is 128 + the signal.
+    /// Its [`ExitStatus::code`].
     pub fn code(&self) -> i32 {
-        match self.status {
-            ExitStatus::Code(code) => code & 0xff,
-            ExitStatus::Signal(signal) => 128 + signal,
-        }
+        self.status.code()
     }
 
     /// The signal that ended it, 0 if none did.
@@ -107,5 +123,25 @@ impl ExitWatch {
             .await
             .ok()
             .and_then(|state| state.exit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_is_one_by_signal_or_by_a_shells_code() {
+        assert!(ExitStatus::Signal(9).is_kill());
+        assert!(ExitStatus::Code(137).is_kill());
+        for other in [
+            ExitStatus::Signal(15),
+            ExitStatus::Code(9),
+            ExitStatus::Code(143),
+            ExitStatus::Code(0),
+        ] {
+            assert!(!other.is_kill(), "{other:?}");
+        }
+        assert_eq!(ExitStatus::Signal(9).code(), 137);
     }
 }

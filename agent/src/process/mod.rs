@@ -21,9 +21,9 @@ use self::buffer::StreamBuffer;
 use self::exit::ExitWatch;
 use self::pump::{Input, Kind, Output};
 use crate::launcher::message::ChildStdio;
-use crate::launcher::terminal;
 use crate::mutex::lock;
 use crate::null;
+use crate::poll::wait_readable;
 
 /// What can go wrong with a process that runs.
 #[derive(Debug, thiserror::Error)]
@@ -234,12 +234,11 @@ impl Process {
         self.pidfd.as_ref().is_some_and(|pidfd| !ended(pidfd))
     }
 
-    /// Sends a signal. A process that is gone is no error.
+    /// Sends a signal; to a process that has exited, nothing.
     ///
     /// # Errors
-    /// For a number that is no signal, or when the kernel refuses.
-    pub fn signal(&self, number: u32) -> Result<(), ProcessError> {
-        let signal = parse_signal(number)?;
+    /// When the kernel refuses.
+    pub fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
         let Some(pidfd) = self.pidfd.as_ref().filter(|_| self.exit.get().is_none()) else {
             return Ok(());
         };
@@ -301,7 +300,7 @@ impl Drop for Process {
 /// # Errors
 /// The kernel's; nothing is known then.
 pub fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
-    match terminal::wait_readable(pidfd, Duration::ZERO) {
+    match wait_readable(pidfd, Duration::ZERO) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(false),
         Err(error) => Err(error),

@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::buffer::StreamBuffer;
 use super::exit::ExitWatch;
-use crate::{clock, watched};
+use crate::{async_fd, clock};
 
 /// The most that is read at once.
 const READ_SIZE: usize = 64 * 1024;
@@ -69,7 +69,7 @@ impl Output {
         };
         Ok(Self {
             _other_end: other_end,
-            fd: watched::readable(fd)?,
+            fd: async_fd::readable(fd)?,
             kind,
             exit,
             left: Left::Open,
@@ -168,7 +168,7 @@ impl Input {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self {
-            fd: watched::watch(fd, Interest::WRITABLE)?,
+            fd: async_fd::watch(fd, Interest::WRITABLE)?,
         })
     }
 

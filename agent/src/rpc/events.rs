@@ -9,7 +9,7 @@ use tonic::Status;
 
 use super::container::exit;
 use crate::container::Containers;
-use crate::container::events::What;
+use crate::container::event_log::What;
 
 /// Events from a sequence number on, for as long as the daemon listens.
 pub fn events(

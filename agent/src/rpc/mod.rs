@@ -6,12 +6,12 @@ mod agent;
 pub mod container;
 pub mod error;
 pub mod events;
-pub mod io;
 pub mod resize;
 pub mod sandbox;
 mod service;
 pub mod session;
 pub mod stats;
 pub mod status;
+pub mod terminal;
 
 pub use self::agent::Agent;

@@ -173,17 +173,17 @@ impl Agent {
 
             Ok(())
         };
-        let holder = async {
+        let shared = async {
             match user_namespace {
                 Some(map) => self.containers().set_user_namespace(map).await?,
                 None if request.shared_pid_namespace => {
-                    self.containers().pid_holder().await?;
+                    self.containers().shared_namespaces().await?;
                 }
                 None => {}
             }
             Ok(())
         };
-        futures::try_join!(scratch, processors, net, holder).map(drop)
+        futures::try_join!(scratch, processors, net, shared).map(drop)
     }
 
     /// Sets the network to what is given.

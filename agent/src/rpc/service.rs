@@ -9,7 +9,7 @@ use futures::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::agent::Agent;
-use super::{container, events, io, sandbox, stats, status};
+use super::{container, events, sandbox, stats, status, terminal};
 
 type RpcResult<T> = Result<Response<T>, Status>;
 
@@ -165,7 +165,7 @@ impl Service for Agent {
         &self,
         request: Request<ResizeTerminalRequest>,
     ) -> RpcResult<ResizeTerminalResponse> {
-        io::resize(self.containers(), &request.into_inner()).map_err(status::of_container)?;
+        terminal::resize(self.containers(), &request.into_inner()).map_err(status::of_container)?;
         Ok(Response::new(ResizeTerminalResponse {}))
     }
 

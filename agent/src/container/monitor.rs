@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use super::execs::ExecCgroup;
 use super::{Container, Containers, cgroup};
+use crate::async_fd;
 use crate::process::exit::{Exit, ExitSender, ExitStatus};
-use crate::watched;
 
 /// How long the processes of a killed exec may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
@@ -38,12 +38,7 @@ pub fn first_process(
         let Ok(status) = end.await else { return };
         watcher.abort();
         sender.dead();
-        // A shell says of a command that was killed: 128 + 9.
-        let killed = matches!(
-            status,
-            ExitStatus::Signal(libc::SIGKILL) | ExitStatus::Code(137)
-        );
-        let exit = Exit::now(status, killed && cgroup::oom_kills(&cgroup) > 0);
+        let exit = Exit::now(status, status.is_kill() && cgroup::oom_kills(&cgroup) > 0);
         // With a PID namespace of its own the kernel has done this already.
         if let Err(error) = cgroup::kill(&cgroup) {
             tracing::warn!(%error, "what a container left running was not killed");
@@ -119,7 +114,7 @@ async fn memory_kills(containers: Arc<Containers>, container: std::sync::Weak<Co
         return;
     };
     // The kernel marks the file POLLPRI when its text changes (cgroup-v2.rst).
-    let Ok(watch) = watched::watch(file, Interest::PRIORITY) else {
+    let Ok(watch) = async_fd::watch(file, Interest::PRIORITY) else {
         return;
     };
     let mut seen = cgroup::oom_kills(&path);

@@ -44,12 +44,12 @@ struct Inner {
 
 /// The record of events.
 #[derive(Debug, Default)]
-pub struct Events {
+pub struct EventLog {
     inner: Mutex<Inner>,
     added: Notify,
 }
 
-impl Events {
+impl EventLog {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         lock(&self.inner)
     }
@@ -109,7 +109,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_late_listener_hears_what_is_remembered() {
-        let events = Events::default();
+        let events = EventLog::default();
         for _ in 0..KEPT + 2 {
             events.oom("c");
         }

@@ -1,5 +1,6 @@
-//! The first process of the PID namespace a pod's containers share, and of their user namespace,
-//! where the pod has one: it reaps, and its life keeps both. Runs in a worker.
+//! The pause process: the first of the PID namespace that a pod's containers share, and of their user
+//! namespace where the pod has one. It reaps, and both namespaces live as long as it does. Runs in a
+//! worker.
 //!
 //! Containers see it, and one with CAP_SYS_PTRACE may do with it what it likes: so it has an empty
 //! root, no capabilities, no descriptors, and a filter that lets it wait and nothing else.
@@ -12,16 +13,18 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{DumpableBehavior, Pid, Signal};
+use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
 use super::capabilities::Sets;
 use super::errno::words;
+use super::finish;
 use super::fork::{self, Fork};
 use super::message::{Failure, FailureKind, Reply, Response};
 use super::root::detached;
 use super::seccomp::{self, Filter};
-use super::{finish, terminal};
+use crate::poll::wait_readable;
+use crate::process::kill_new;
 use crate::userns::IdMap;
 
 /// A few system calls.
@@ -70,7 +73,7 @@ pub fn run(map: Option<&IdMap>) -> Result<Reply, Failure> {
                     Vec::new(),
                 )),
                 Err(failure) => {
-                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                    kill_new(pid.as_raw_nonzero().get());
                     Err(failure)
                 }
             }
@@ -91,14 +94,14 @@ fn introduce(pid: Pid, map: Option<&IdMap>, socket: &OwnedFd) -> Result<(), Fail
         write("gid_map", &map.gids.line())?;
     }
     rustix::io::write(socket, b"g").map_err(|error| failed("releasing the process", error))?;
-    terminal::wait_readable(socket.as_fd(), DEADLINE)
+    wait_readable(socket.as_fd(), DEADLINE)
         .map_err(|error| failed("waiting for the process", error))?;
-    let mut told = [0; 256];
-    match rustix::io::read(socket, &mut told[..]) {
+    let mut report = [0; 256];
+    match rustix::io::read(socket, &mut report[..]) {
         Ok(1) => Ok(()),
         Ok(0) => Err(failed("making the process", "it ended before it reported")),
         Ok(length) => {
-            let text = told.get(..length).unwrap_or_default();
+            let text = report.get(..length).unwrap_or_default();
             Err(failed("making the process", String::from_utf8_lossy(text)))
         }
         Err(error) => Err(failed("waiting for the process", error)),
@@ -164,8 +167,7 @@ fn withdraw(own_users: bool) -> Result<(), (&'static str, Errno)> {
     rustix::thread::set_no_new_privs(true).map_err(step("setting no_new_privs"))?;
     none.take(false)
         .map_err(step("dropping the capabilities"))?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(step("closing it to others"))
+    fork::close_to_others().map_err(step("closing it to others"))
 }
 
 /// What an empty loop of pause needs; everything else is refused.

@@ -1,6 +1,6 @@
-//! The namespaces that the containers of a pod share, as the agent has them: by descriptor. Containers
-//! can end the process that was their first (reboot(2) in its PID namespace, ptrace(2)), and its
-//! number may then be anybody's. Making that process is the launcher's business.
+//! The namespaces that the containers of a pod share, by descriptor. Containers can end the pause
+//! process, which was their first (reboot(2) in its PID namespace, ptrace(2)), and its number may then
+//! be reused. Making that process is the launcher's business (`launcher::pause`).
 
 use std::fs::File;
 use std::io;
@@ -12,15 +12,15 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::process::has_ended;
 
-/// The first process of the pod's shared PID namespace, and what it keeps.
+/// The pod's pause process, and the namespaces that live as long as it does.
 #[derive(Debug)]
-pub struct Holder {
+pub struct SharedNamespaces {
     process: OwnedFd,
     pids: OwnedFd,
     users: OwnedFd,
 }
 
-impl Holder {
+impl SharedNamespaces {
     /// Takes the namespaces of a process that the launcher has just made.
     ///
     /// # Errors
@@ -90,16 +90,16 @@ mod tests {
     fn nothing_is_taken_of_a_process_that_has_ended() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = child.id().try_into().unwrap();
-        let holder = Holder::of(pid).unwrap();
-        assert!(!holder.has_ended().unwrap());
-        assert!(holder.pids().is_ok() && path_of(&holder.users().unwrap()).exists());
+        let shared = SharedNamespaces::of(pid).unwrap();
+        assert!(!shared.has_ended().unwrap());
+        assert!(shared.pids().is_ok() && path_of(&shared.users().unwrap()).exists());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(holder.has_ended().unwrap());
+        assert!(shared.has_ended().unwrap());
         // Its number may be anybody's now; here it is that of this very process.
         let own = std::process::id().try_into().unwrap();
-        let error = namespace(own, &holder.process, "pid").unwrap_err();
+        let error = namespace(own, &shared.process, "pid").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::SRCH.raw_os_error()));
-        assert!(Holder::of(pid).is_err());
+        assert!(SharedNamespaces::of(pid).is_err());
     }
 }

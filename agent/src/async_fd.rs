@@ -1,4 +1,4 @@
-//! Descriptors that tasks wait for.
+//! Descriptors that tasks wait for. Threads and processes without the runtime use `poll`.
 
 use std::io;
 use std::os::fd::OwnedFd;
