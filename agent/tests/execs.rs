@@ -10,6 +10,7 @@
 )]
 
 #[allow(dead_code)] // each test program uses a part
+#[macro_use]
 mod common;
 
 use std::fs;
@@ -19,29 +20,17 @@ use std::time::Duration;
 use bulkhead_proto::agent::*;
 use bulkhead_proto::session::Frame;
 use common::{
-    DEADLINE, TestAgent, collect, exec_request, frame, process, request_with, spec, text,
+    DEADLINE, cgroup, collect, exec_request, frame, numbers, process, request_with, rest, spec,
+    text,
 };
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, interval, timeout};
 use tonic::Code;
 
-macro_rules! agent {
-    () => {
-        match TestAgent::start().await {
-            Some(agent) => agent,
-            None => return,
-        }
-    };
-}
-
 /// Three ways to stay: a child, one in a session of its own, one whose parent is gone.
 const FAMILY: &str = "sleep 991 & busybox setsid sleep 992 & (busybox setsid sleep 993 &); \
                       echo ready; sleep 994; true";
-
-fn cgroup(container: &str) -> PathBuf {
-    PathBuf::from("/sys/fs/cgroup/bulkhead").join(container)
-}
 
 /// The cgroups of a container's execs.
 fn own_cgroups(container: &str) -> Vec<PathBuf> {
@@ -86,15 +75,6 @@ async fn ready(session: &mut UnixStream) {
     assert!(said.starts_with(b"ready"), "{said:?}");
 }
 
-async fn kill(agent: &mut TestAgent, container: &str, exec: &str) {
-    let request = SignalProcessRequest {
-        process: Some(process(container, exec)),
-        signal: 9,
-        all: false,
-    };
-    agent.client.signal_process(request).await.unwrap();
-}
-
 #[tokio::test]
 async fn a_killed_exec_takes_its_whole_family_along() {
     let mut agent = agent!();
@@ -110,8 +90,8 @@ async fn a_killed_exec_takes_its_whole_family_along() {
     let wanted = exec_request("k", "other", &["sh", "-c", "echo ready; sleep 995"]);
     let mut other = agent.exec(wanted).await.unwrap();
     ready(&mut other).await;
-    kill(&mut agent, "k", "e").await;
-    let (.., exit) = collect_rest(session).await;
+    agent.signal("k", "e", 9).await;
+    let (_, exit) = rest(session).await;
     assert_eq!((exit.code, exit.signal), (137, 9));
     // At once: who has it killed is told when nobody is left.
     let left = commands("k");
@@ -129,19 +109,6 @@ async fn a_killed_exec_takes_its_whole_family_along() {
     // The id is free again.
     assert_eq!(agent.exec_sh("k", "e", "echo again").await.0, "again\n");
     agent.delete("k").await;
-}
-
-/// What comes after the first frame.
-async fn collect_rest(mut session: UnixStream) -> (Vec<u8>, Exit) {
-    let mut rest = Vec::new();
-    loop {
-        let (next, body) = frame(&mut session).await;
-        match next {
-            Frame::Alive => {}
-            Frame::Output(_) => rest.extend_from_slice(&body),
-            Frame::Exit(_) => return (rest, bulkhead_proto::session::message(&body).unwrap()),
-        }
-    }
 }
 
 #[tokio::test]
@@ -398,7 +365,7 @@ async fn an_exec_in_a_container_that_dies_or_goes_says_so() {
             match exec {
                 // It was earlier, and dies with the container.
                 Ok(session) => {
-                    let (_, exit) = collect_rest(session).await;
+                    let (_, exit) = rest(session).await;
                     assert_eq!(exit.signal, 9, "{exit:?}");
                 }
                 Err(status) => assert!(
@@ -424,7 +391,7 @@ async fn a_terminals_output_is_whole_however_slow_its_reader() {
     let mut agent = agent!();
     agent.create("t", "sleep 1000").await;
     agent.begin("t").await.unwrap();
-    let expected = (1..=40_000).map(|n| format!("{n}\r\n")).collect::<String>();
+    let expected = numbers(40_000, "\r\n");
     // Somebody else who holds the terminal must not make a difference.
     for script in ["seq 1 40000", "trap '' HUP; sleep 991 & seq 1 40000"] {
         let mut wanted = exec_request("t", "e", &["sh", "-c", script]);

@@ -4,55 +4,26 @@
 pub mod device;
 pub mod error;
 pub mod file;
+mod mount;
 pub mod uevent;
+mod wait;
 
 use std::collections::HashMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout_at};
 
 use self::device::BlockDevice;
 pub use self::device::rescan;
 pub use self::error::DiskError;
-use self::uevent::Uevents;
+pub use self::mount::Filesystem;
+use self::mount::{mount_device, mount_node, unmount};
+use self::wait::wait_for;
 use crate::blocking;
 use crate::paths::Paths;
-
-/// How a disk is mounted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Filesystem {
-    /// An image layer.
-    Erofs,
-    /// A writable disk.
-    Ext4 {
-        /// Mounted read-only.
-        read_only: bool,
-    },
-}
-
-impl Filesystem {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Erofs => "erofs",
-            Self::Ext4 { .. } => "ext4",
-        }
-    }
-
-    fn flags(self) -> MountFlags {
-        match self {
-            Self::Erofs | Self::Ext4 { read_only: true } => {
-                MountFlags::RDONLY | MountFlags::NOATIME
-            }
-            Self::Ext4 { read_only: false } => MountFlags::NOATIME,
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Mounted {
@@ -401,96 +372,4 @@ impl Disks {
 
 fn is_filled_directory(path: &Path) -> bool {
     std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
-}
-
-/// The devices of serials: those that are there, then those a rescan finds, then those that come.
-async fn wait_for(
-    serials: &[String],
-    deadline: Duration,
-) -> Result<HashMap<String, BlockDevice>, DiskError> {
-    if serials.is_empty() {
-        return Ok(HashMap::new());
-    }
-    // Subscribed before the first look, so that nothing can come in between unseen.
-    let events = Uevents::open().map_err(|error| DiskError::Scan {
-        what: "uevents",
-        error,
-    })?;
-    let wanted = serials.to_vec();
-    let look = |rescan: bool| {
-        let wanted = wanted.clone();
-        blocking::run(move || {
-            if rescan {
-                device::rescan()?;
-            }
-            device::find(&wanted)
-        })
-    };
-    let mut found = look(false).await?;
-    tracing::debug!("disks: looked");
-    if found.len() < wanted.len() {
-        found = look(true).await?;
-        tracing::debug!("disks: rescanned");
-    }
-    // From here on: a rescan probes what it finds before it returns, and that takes as long as
-    // there are devices.
-    let end = Instant::now() + deadline;
-    while wanted.iter().any(|serial| !found.contains_key(serial)) {
-        match timeout_at(end, events.block_device_added()).await {
-            Ok(result) => result.map_err(|error| DiskError::Scan {
-                what: "uevents",
-                error,
-            })?,
-            Err(_) => {
-                let missing = wanted
-                    .iter()
-                    .filter(|serial| !found.contains_key(*serial))
-                    .cloned()
-                    .collect();
-                return Err(DiskError::Missing {
-                    missing,
-                    waited: deadline,
-                });
-            }
-        }
-        found = look(false).await?;
-    }
-    Ok(found)
-}
-
-fn mount_device(
-    device: &BlockDevice,
-    filesystem: Filesystem,
-    target: PathBuf,
-) -> Result<(), DiskError> {
-    mount_node(&device.node(), filesystem, &target).map_err(|error| DiskError::Mount {
-        serial: device.serial().to_owned(),
-        device: device.node().display().to_string(),
-        filesystem: filesystem.name(),
-        target,
-        error,
-    })
-}
-
-fn mount_node(node: &Path, filesystem: Filesystem, target: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(target)?;
-    let (kind, flags) = (filesystem.name(), filesystem.flags());
-    rustix::mount::mount(node, target, kind, flags, None).map_err(io::Error::from)
-}
-
-fn unmount(serial: &str, target: &Path) -> Result<(), DiskError> {
-    let failed = |error: io::Error| DiskError::Release {
-        serial: serial.to_owned(),
-        what: "unmounting",
-        error,
-    };
-    match rustix::mount::unmount(target, UnmountFlags::empty()) {
-        // EINVAL: not mounted.
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-        Err(error) => return Err(failed(error.into())),
-    }
-    match std::fs::remove_dir(target) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-        _ => Ok(()),
-    }
 }
