@@ -25,14 +25,15 @@ pub enum AppArmorError {
     },
     /// The kernel refused the policy.
     #[error(
-        "the guest's kernel refused the policy of the AppArmor profile {profile:?}: {error}; was \
-         it compiled for a much newer kernel than {}?",
+        "loading the policy of the AppArmor profile {profile:?} into the guest's kernel {} (was it \
+         compiled for a newer one?)",
         crate::apparmor::release()
     )]
     Refused {
         /// The profile.
         profile: String,
         /// The kernel's answer.
+        #[source]
         error: std::io::Error,
     },
     /// The policy does not have the profile.
@@ -45,8 +46,8 @@ pub enum AppArmorError {
         profile: String,
     },
     /// What is loaded cannot be read.
-    #[error("reading the AppArmor profiles of the guest's kernel failed: {0}")]
-    Read(std::io::Error),
+    #[error("reading the AppArmor profiles of the guest's kernel")]
+    Read(#[source] std::io::Error),
 }
 
 fn release() -> String {

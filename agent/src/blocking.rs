@@ -4,7 +4,7 @@ use tokio::task::JoinError;
 
 /// Work that did not return: it panicked, or the agent is shutting down.
 #[derive(Debug, thiserror::Error)]
-#[error("blocking work in the agent ended early: {0}")]
+#[error("waiting for blocking work in the agent")]
 pub struct EndedEarly(#[from] JoinError);
 
 /// Runs work on a thread for blocking work.

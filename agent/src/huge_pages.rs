@@ -9,13 +9,14 @@ use oci_spec::runtime::LinuxResources;
 /// Pages of a size cannot be had.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "letting huge pages of {} KiB be made failed: {error}; which sizes there are depends on the processor",
+    "allowing huge pages of {} KiB (which sizes there are depends on the processor)",
     page_bytes >> 10
 )]
 pub struct HugePagesError {
     /// Their size.
     pub page_bytes: u64,
     /// The kernel's answer.
+    #[source]
     pub error: io::Error,
 }
 

@@ -37,6 +37,7 @@ pub mod null;
 pub mod paths;
 pub mod poll;
 pub mod process;
+pub mod report;
 pub mod rpc;
 pub mod serve;
 pub mod stats;

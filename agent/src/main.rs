@@ -13,6 +13,7 @@ use bulkhead_agent::init::{self, steps};
 use bulkhead_agent::launcher::{Launcher, server};
 use bulkhead_agent::paths::{GUEST_BASE, Paths};
 use bulkhead_agent::process::reaper::Reaper;
+use bulkhead_agent::report::{Report, report};
 use bulkhead_agent::rpc::Agent;
 use bulkhead_agent::serve::{self, Listener};
 use bulkhead_agent::{clock, console};
@@ -73,20 +74,20 @@ fn main() -> ExitCode {
         && let Err(error) = sealed::ensure()
     {
         if let Ok(pod) = Pod::read() {
-            pod.write_exit(Reason::Error, &error.to_string());
+            pod.write_exit(Reason::Error, &report(&error));
         }
-        return fail(&error);
+        return fail(&Report(&error));
     }
     let guest = matches!(mode, Mode::Guest);
     if guest && let Err(error) = init::bring_up() {
-        return fail(&error);
+        return fail(&Report(&error));
     }
     console::log_to_stderr(debug);
     tracing::debug!("the first line");
     let pod = match mode {
         Mode::Host => match Pod::read() {
             Ok(pod) => Some(Arc::new(pod)),
-            Err(error) => return fail(&error),
+            Err(error) => return fail(&Report(&error)),
         },
         Mode::Guest | Mode::Socket { .. } => None,
     };
@@ -99,12 +100,12 @@ fn main() -> ExitCode {
     if let Some(pod) = &pod
         && let Err(error) = pod.enter()
     {
-        return fail(&error);
+        return fail(&Report(&error));
     }
     // SAFETY: nothing has made a thread yet.
     let launcher = match unsafe { server::spawn() } {
         Ok(socket) => socket,
-        Err(error) => return fail(&format!("forking the launcher failed: {error}")),
+        Err(error) => return fail(&format!("forking the launcher: {error}")),
     };
     steps::done("launcher");
     // One thread for the service: the agent waits more than it works, and the guest may have one
@@ -114,12 +115,12 @@ fn main() -> ExitCode {
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("starting the runtime failed: {error}")),
+        Err(error) => return fail(&format!("starting the runtime: {error}")),
     };
     match runtime.block_on(run(mode, pod.clone(), launcher, started)) {
         Ok(()) if guest => match init::power::off() {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&format!("switching the guest off failed: {error}")),
+            Err(error) => fail(&format!("powering off the guest: {error}")),
         },
         Ok(()) => {
             if let Some(pod) = &pod {
@@ -127,7 +128,7 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Err(error) => fail(&error),
+        Err(error) => fail(&Report(&*error)),
     }
 }
 
@@ -157,7 +158,7 @@ async fn run(
         Mode::Socket { path, state } => {
             // On a machine without cgroup v2 everything but containers works.
             if let Err(error) = init::delegate_controllers(Path::new("/sys/fs/cgroup")) {
-                tracing::warn!(%error, "containers will not work here");
+                tracing::warn!(error = %Report(&error), "containers will not work here");
             }
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
             (Paths::new(state), Listener::unix(path)?)
@@ -186,7 +187,7 @@ async fn run(
         // A host that does not listen may still dial: it can wait for the port instead.
         (Mode::Guest, _) => {
             if let Err(error) = serve::tell_ready(&ready).await {
-                tracing::warn!(%error, "the agent serves, and the host did not hear it");
+                tracing::warn!(error = %Report(&error), "the agent serves; the host did not accept its report");
             }
         }
         // A daemon that is gone will not come back to a pod that it did not see ready.

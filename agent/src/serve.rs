@@ -36,26 +36,26 @@ const FIRST_BYTES: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// vsock.
-    #[error(
-        "listening on vsock port {port} failed: {error}; the guest needs a virtio-vsock device"
-    )]
+    #[error("listening on vsock port {port} (does the guest have a virtio-vsock device?)")]
     Vsock {
         /// Which port.
         port: u32,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// Unix.
-    #[error("listening on {} failed: {error}", path.display())]
+    #[error("listening on {}", path.display())]
     Unix {
         /// Where.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// Ready.
-    #[error("telling the host on vsock port {READY_PORT} that the agent is ready failed: {0}")]
-    Ready(io::Error),
+    #[error("reporting to the host on vsock port {READY_PORT} that the agent is ready")]
+    Ready(#[source] io::Error),
 }
 
 /// Where connections come from.

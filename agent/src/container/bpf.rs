@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// The kernel refused a program.
 #[derive(Debug, thiserror::Error)]
-#[error("{step} of the {filter} of {} failed: {error}; the kernel needs CGROUP_BPF", path.display())]
+#[error("{step} of the {filter} of {} (the kernel needs CGROUP_BPF)", path.display())]
 pub struct BpfError {
     /// Which step.
     step: &'static str,
@@ -18,6 +18,7 @@ pub struct BpfError {
     /// For which cgroup.
     path: PathBuf,
     /// Why.
+    #[source]
     error: io::Error,
 }
 

@@ -18,34 +18,37 @@ use crate::async_fd;
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// It could not be made.
-    #[error("making cgroup {} failed: {error}", path.display())]
+    #[error("making cgroup {}", path.display())]
     Make {
         /// Which.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// A limit was refused.
-    #[error("writing {value:?} to {} failed: {error}; the kernel does not take the value, or the cgroup lacks its controller", path.display())]
+    #[error("writing {value:?} to {} (the kernel rejects the value, or the cgroup lacks the controller)", path.display())]
     Limit {
         /// Which file.
         path: PathBuf,
         /// What was written.
         value: String,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// A name in `unified` that is no file of a cgroup.
     #[error("cgroup file name {0:?} is not CONTROLLER.NAME")]
     BadName(String),
     /// Killing or removing failed.
-    #[error("{what} cgroup {} failed: {error}", path.display())]
+    #[error("{what} cgroup {}", path.display())]
     End {
         /// The step.
         what: &'static str,
         /// Which.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// Processes that do not die.

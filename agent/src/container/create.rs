@@ -25,6 +25,7 @@ use crate::launcher::message::{CreateRequest, PidNamespace, Request};
 use crate::mutex::lock;
 use crate::paths::Paths;
 use crate::process::{Process, Reading, Streams, exit, kill_new};
+use crate::report::Report;
 use crate::userns::{self, IdMap};
 use crate::volumes::{Prepared, Volumes, image};
 
@@ -294,7 +295,7 @@ impl Containers {
             ];
             for (what, result) in steps {
                 if let Err(error) = result {
-                    tracing::warn!(what, %error, "a container was not removed in full");
+                    tracing::warn!(what, error = %Report(&error), "a container was not removed in full");
                 }
             }
         };

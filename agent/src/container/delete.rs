@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{AnyProcess, Container, ContainerError, Containers, Slot, cgroup};
 use crate::mutex::lock;
 use crate::process::parse_signal;
+use crate::report::Report;
 
 /// How long killed processes may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -98,7 +99,7 @@ impl Containers {
             let mut exit = container.process.exit.clone();
             let _ = timeout_at(deadline, exit.wait()).await;
             if let Err(error) = end(container).await {
-                tracing::warn!(%error, container = container.id, "going down with processes left");
+                tracing::warn!(error = %Report(&error), container = container.id, "going down with processes left");
             }
         });
         join_all(ends).await;

@@ -99,13 +99,14 @@ pub enum ContainerError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// A file of the container's directory.
-    #[error("{what} {} failed: {error}", path.display())]
+    #[error("{what} {}", path.display())]
     File {
         /// What was attempted.
         what: &'static str,
         /// On which file.
         path: PathBuf,
         /// Why.
+        #[source]
         error: std::io::Error,
     },
     /// It did not happen in time.

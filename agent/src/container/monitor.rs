@@ -15,6 +15,7 @@ use super::execs::ExecCgroup;
 use super::{Container, Containers, cgroup};
 use crate::async_fd;
 use crate::process::exit::{Exit, ExitSender, ExitStatus};
+use crate::report::Report;
 
 /// How long the processes of a killed exec may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
@@ -41,7 +42,7 @@ pub fn first_process(
         let exit = Exit::now(status, status.is_kill() && cgroup::oom_kills(&cgroup) > 0);
         // With a PID namespace of its own the kernel has done this already.
         if let Err(error) = cgroup::kill(&cgroup) {
-            tracing::warn!(%error, "what a container left running was not killed");
+            tracing::warn!(error = %Report(&error), "what a container left running was not killed");
         }
         sender.exited(exit);
         containers.events.exited(&id, exit);
@@ -64,7 +65,7 @@ pub fn exec(
             if let Some(killed) = cgroup.as_ref().filter(|cgroup| cgroup.is_killed()) {
                 let deadline = Instant::now() + KILL_DEADLINE;
                 if let Err(error) = cgroup::wait_empty(&killed.path, deadline).await {
-                    tracing::warn!(%error, "a killed exec is still running");
+                    tracing::warn!(error = %Report(&error), "a killed exec is still running");
                 }
             }
             sender.exited(exit);
@@ -97,7 +98,7 @@ pub async fn remove_exec_cgroup(path: &Path, mut closing: watch::Receiver<bool>)
         };
         // What is left are cgroups that the exec itself made below its own.
         if let Err(error) = emptied.and_then(|()| cgroup::remove(path)) {
-            tracing::debug!(%error, "an exec's cgroup is not free yet");
+            tracing::debug!(error = %Report(&error), "an exec's cgroup is not free yet");
         }
     }
 }

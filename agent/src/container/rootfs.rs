@@ -20,15 +20,16 @@ use crate::userns::{IdMap, mount_mapped, outside};
 #[derive(Debug, thiserror::Error)]
 pub enum RootfsError {
     /// A directory of it could not be made.
-    #[error("making {} failed: {error}; is the scratch disk full?", path.display())]
+    #[error("making {} (is the scratch disk full?)", path.display())]
     Make {
         /// Which.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// overlayfs refused.
-    #[error("stacking {layers} layers at {} failed at {step}: {error}{log}", target.display())]
+    #[error("stacking {layers} layers at {}: {step}{log}", target.display())]
     Overlay {
         /// How many.
         layers: usize,
@@ -37,24 +38,27 @@ pub enum RootfsError {
         /// Which step.
         step: &'static str,
         /// The kernel's answer.
+        #[source]
         error: Errno,
         /// The kernel's words, if it had any.
         log: String,
     },
     /// Its files' owners cannot be seen through the pod's user namespace.
-    #[error("mapping the owners of {} for the pod's user namespace failed: {error}", path.display())]
+    #[error("mapping the owners of {} for the pod's user namespace", path.display())]
     Map {
         /// What.
         path: PathBuf,
         /// The kernel's answer.
+        #[source]
         error: Errno,
     },
     /// It could not be taken down.
-    #[error("removing {} failed: {error}", path.display())]
+    #[error("removing {}", path.display())]
     Remove {
         /// Which.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
 }

@@ -12,13 +12,13 @@ use crate::paths::Paths;
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
     /// It is no OCI spec.
-    #[error("the container's OCI spec is malformed: {0}")]
+    #[error("reading the container's OCI spec")]
     Json(#[from] serde_json::Error),
     /// Something is missing or impossible.
     #[error("the container's OCI spec: {0}")]
     Invalid(String),
     /// A part could not be put together.
-    #[error("putting the container's spec together failed: {0}")]
+    #[error("assembling the container's OCI spec")]
     Build(#[from] oci_spec::OciSpecError),
 }
 

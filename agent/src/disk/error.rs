@@ -31,15 +31,16 @@ pub enum DiskError {
         waited: Duration,
     },
     /// Looking for disks failed.
-    #[error("looking for disks in {what} failed: {error}")]
+    #[error("looking for disks in {what}")]
     Scan {
         /// Where.
         what: &'static str,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// Mounting failed.
-    #[error("mounting disk {serial} ({device}, {filesystem}) at {} failed: {error}", target.display())]
+    #[error("mounting disk {serial} ({device}, {filesystem}) at {}", target.display())]
     Mount {
         /// The disk.
         serial: String,
@@ -50,16 +51,18 @@ pub enum DiskError {
         /// Where.
         target: PathBuf,
         /// The kernel's answer.
+        #[source]
         error: io::Error,
     },
     /// Letting go failed.
-    #[error("releasing disk {serial} failed while {what}: {error}")]
+    #[error("releasing disk {serial}: {what}")]
     Release {
         /// The disk.
         serial: String,
         /// The step.
         what: &'static str,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// Still needed.

@@ -64,29 +64,31 @@ pub fn among_hosts_mounts<T: Send>(
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// No configuration.
-    #[error("reading the pod's configuration from standard input failed: {0}")]
-    Configuration(io::Error),
+    #[error("reading the pod's configuration from standard input")]
+    Configuration(#[source] io::Error),
     /// The cgroup.
-    #[error("{what} {} failed: {error}", path.display())]
+    #[error("{what} {}", path.display())]
     File {
         /// What was attempted.
         what: &'static str,
         /// On what.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// A namespace.
-    #[error("{what} failed: {error}")]
+    #[error("{what}")]
     Namespace {
         /// What was attempted.
         what: &'static str,
         /// The kernel's answer.
+        #[source]
         error: Errno,
     },
     /// The loopback device.
-    #[error("setting the loopback device of the pod's network namespace up failed: {0}")]
-    Loopback(io::Error),
+    #[error("bringing up the loopback device of the pod's network namespace")]
+    Loopback(#[source] io::Error),
     /// The cgroup is not below the hierarchy's root.
     #[error("the pod's cgroup {} is not below {}", cgroup.display(), root.display())]
     Outside {

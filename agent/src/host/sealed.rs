@@ -23,20 +23,22 @@ const MARK: &str = "BULKHEAD_AGENT_SEALED=1";
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// A step of the copy.
-    #[error("sealing the agent's program: {step} failed: {error}")]
+    #[error("sealing the agent's program: {step}")]
     Step {
         /// Which.
         step: &'static str,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// No copy that can be executed.
     #[error(
-        "sealing the agent's program: making an executable file in memory failed: {error}; with the \
-         sysctl vm.memfd_noexec at 2 the node allows none, and no pod on the host"
+        "sealing the agent's program: making an executable file in memory (the node forbids it where \
+         the sysctl vm.memfd_noexec is 2)"
     )]
     Memory {
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// The copy was executed, and is none.

@@ -20,6 +20,7 @@ use super::root::{self, plan};
 use super::seccomp::{self, Filter};
 use super::worker::{self, Child, Plan, internal};
 use super::{fork, pty};
+use crate::report::report;
 use crate::user::{self, UserError};
 
 /// Builds the container.
@@ -40,7 +41,7 @@ pub fn run(
         .as_ref()
         .and_then(|l| l.seccomp().as_ref());
     let filter = profile.map(seccomp::compile).transpose();
-    let filter = filter.map_err(|error| invalid(&error.to_string()))?;
+    let filter = filter.map_err(|error| invalid(&report(&error)))?;
     let wanted = agent::User::decode(request.user.as_slice())
         .map_err(|error| internal("reading the container's user", error))?;
 
@@ -172,7 +173,7 @@ fn run_process(
 }
 
 fn refused(error: RootError) -> Failure {
-    Failure::new(FailureKind::InvalidSpec, error.to_string())
+    Failure::new(FailureKind::InvalidSpec, report(&error))
 }
 
 fn take_terminal(built: &root::Built, uid: u32) -> Result<OwnedFd, Failure> {
@@ -202,12 +203,12 @@ fn start(
 ) -> Failure {
     let identity = match identity {
         Ok(identity) => identity,
-        Err(error) => return invalid(&error.to_string()),
+        Err(error) => return invalid(&report(&error)),
     };
     if let Some(map) = &request.users
         && let Err(error) = map.check(&identity.user)
     {
-        return invalid(&error.to_string());
+        return invalid(&report(&error));
     }
     let Some(process) = request.spec.process() else {
         return invalid("the spec has no process");

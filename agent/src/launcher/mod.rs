@@ -56,13 +56,12 @@ pub enum LaunchError {
         what: &'static str,
     },
     /// It could not be asked.
-    #[error(
-        "asking the launcher to start {what} failed: {error}; if the launcher is dead, only a new pod helps"
-    )]
+    #[error("asking the launcher to start {what} (if the launcher is dead, delete the pod)")]
     Io {
         /// What was to be started.
         what: &'static str,
         /// The cause.
+        #[source]
         error: io::Error,
     },
 }

@@ -36,15 +36,16 @@ pub enum SeccompError {
     #[error("the seccomp profile: {0}")]
     Invalid(String),
     /// libseccomp refused it.
-    #[error("the seccomp profile: {what}: {error}")]
+    #[error("the seccomp profile: {what}")]
     Library {
         /// Which part.
         what: String,
         /// Why.
+        #[source]
         error: libseccomp::error::SeccompError,
     },
     /// The compiled program could not be taken over.
-    #[error("reading the compiled seccomp profile: {0}")]
+    #[error("reading the compiled seccomp profile")]
     Read(#[from] std::io::Error),
 }
 

@@ -30,31 +30,33 @@ use crate::poll::wait_readable;
 pub enum ProcessError {
     /// A pipe for a standard stream could not be made or watched.
     #[error(
-        "making the standard streams of a process failed: {0}; the guest is out of descriptors or memory"
+        "making the standard streams of a process (is the guest out of descriptors or memory?)"
     )]
     Streams(#[source] std::io::Error),
     /// The signal number is none.
     #[error("signal {0} is not a Linux signal (1 to 64)")]
     BadSignal(u32),
     /// The kernel refused the signal.
-    #[error("sending signal {signal} to process {pid} failed: {error}")]
+    #[error("sending signal {signal} to process {pid}")]
     Signal {
         /// The process.
         pid: i32,
         /// The signal.
         signal: i32,
         /// The kernel's answer.
+        #[source]
         error: Errno,
     },
     /// Resizing what is no terminal.
     #[error("process {0} has no terminal to resize: it was started without tty")]
     NoTerminal(i32),
     /// The kernel refused the size.
-    #[error("resizing the terminal of process {pid} failed: {error}")]
+    #[error("resizing the terminal of process {pid}")]
     Resize {
         /// The process.
         pid: i32,
         /// The kernel's answer.
+        #[source]
         error: Errno,
     },
 }

@@ -35,21 +35,23 @@ pub enum SandboxError {
         expected: &'static str,
     },
     /// The kernel refused.
-    #[error("{what} failed: {error}")]
+    #[error("{what}")]
     System {
         /// What was attempted.
         what: &'static str,
         /// The kernel's answer.
+        #[source]
         error: Errno,
     },
     /// A file.
-    #[error("{what} {} failed: {error}", path.display())]
+    #[error("{what} {}", path.display())]
     File {
         /// What was attempted.
         what: &'static str,
         /// On which file.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// The blocking thread ended.

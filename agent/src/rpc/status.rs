@@ -13,11 +13,12 @@ use crate::launcher::LaunchError;
 use crate::launcher::message::{Failure, FailureKind};
 use crate::net::NetError;
 use crate::process::ProcessError;
+use crate::report::report;
 use crate::volumes::VolumeError;
 use crate::volumes::error::AnonymousError;
 
-fn status(code: Code, error: &impl std::error::Error) -> Status {
-    Status::new(code, error.to_string())
+fn status(code: Code, error: &(dyn std::error::Error + 'static)) -> Status {
+    Status::new(code, report(error))
 }
 
 /// Containers and processes.

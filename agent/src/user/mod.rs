@@ -28,19 +28,21 @@ pub enum UserError {
     #[error("unable to find group {0}: no matching entries in group file")]
     UnknownGroup(String),
     /// A file of the image cannot be used.
-    #[error("the image's {file}: {error}")]
+    #[error("reading the image's {file}")]
     File {
         /// Which file.
         file: &'static str,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// The root file system cannot be opened.
-    #[error("opening the container's root {} failed: {error}", path.display())]
+    #[error("opening the container's root {}", path.display())]
     Root {
         /// Where.
         path: PathBuf,
         /// Why.
+        #[source]
         error: Errno,
     },
 }
@@ -188,6 +190,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::report::report;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbad line\n\
         www-data:x:33:33:www:/var/www:/usr/sbin/nologin\nweb:x:1000:1000::/home/web:/bin/sh\n";
@@ -203,7 +206,7 @@ mod tests {
     fn numbers(user: &User) -> Result<(u32, u32, Vec<u32>), String> {
         resolve_in(user, PASSWD, GROUP)
             .map(|identity| (identity.user.uid, identity.user.gid, identity.user.gids))
-            .map_err(|error| error.to_string())
+            .map_err(|error| report(&error))
     }
 
     #[test]
@@ -246,7 +249,7 @@ mod tests {
         let root = open_root(Path::new("/")).unwrap();
         for file in ["proc/version", "sys/kernel/uevent_seqnum"] {
             let error = read_text(&root, file).unwrap_err();
-            assert!(error.to_string().contains("of the kernel ("), "{error}");
+            assert!(report(&error).contains("of the kernel ("), "{error}");
         }
     }
 

@@ -29,34 +29,37 @@ pub enum VolumeError {
     },
     /// The guest has no virtio-fs device.
     #[error(
-        "mounting the pod's shared directory (virtio-fs {TAG:?}) failed: {error}; was the VM \
-         started without its file system device?"
+        "mounting the pod's shared directory (virtio-fs {TAG:?}; was the VM started without its file \
+         system device?)"
     )]
     Share {
         /// The kernel's answer.
+        #[source]
         error: io::Error,
     },
     /// Huge pages.
     #[error(transparent)]
     HugePages(#[from] HugePagesError),
     /// A part of a volume that is not there.
-    #[error("{part:?} of {what} cannot be mounted: {error}")]
+    #[error("mounting {part:?} of {what}")]
     Part {
         /// Of what.
         what: String,
         /// Which part.
         part: String,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// A file or a mount.
-    #[error("{what} {} failed: {error}", path.display())]
+    #[error("{what} {}", path.display())]
     File {
         /// What was attempted.
         what: &'static str,
         /// On what.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// An anonymous volume.
@@ -86,30 +89,33 @@ pub enum AnonymousError {
         destination: PathBuf,
     },
     /// The image's directory cannot be found.
-    #[error("the image asks for a volume on {}: looking that up in the image failed: {error}", destination.display())]
+    #[error("the image asks for a volume on {}: looking that up in the image", destination.display())]
     Resolve {
         /// Where.
         destination: PathBuf,
         /// Why.
+        #[source]
         error: Errno,
     },
     /// The image's content cannot be copied.
-    #[error("copying what the image has at {} into its volume: {error}", destination.display())]
+    #[error("copying what the image has at {} into its volume", destination.display())]
     Copy {
         /// Where.
         destination: PathBuf,
         /// Why.
+        #[source]
         error: TreeError,
     },
     /// There is no room for it.
     #[error(
-        "copying what the image has at {} into its volume: the pod's scratch disk is full ({error})",
+        "copying what the image has at {} into its volume: the pod's scratch disk is full",
         destination.display()
     )]
     Full {
         /// Where.
         destination: PathBuf,
         /// At what.
+        #[source]
         error: TreeError,
     },
 }

@@ -16,6 +16,7 @@ use crate::clock;
 use crate::container::Containers;
 use crate::process::Process;
 use crate::process::pump::Output;
+use crate::report::Report;
 use crate::rpc::container::exit;
 use crate::rpc::status;
 
@@ -80,7 +81,7 @@ struct Forget {
 impl Drop for Forget {
     fn drop(&mut self) {
         if let Err(error) = self.containers.delete_exec(&self.container, &self.exec) {
-            tracing::warn!(%error, "an exec could not be ended");
+            tracing::warn!(error = %Report(&error), "an exec could not be killed");
         }
     }
 }

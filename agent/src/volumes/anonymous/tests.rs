@@ -9,6 +9,7 @@ use rustix::thread::UnshareFlags;
 
 use super::fixture::{Case, attributes, is_root, names};
 use super::*;
+use crate::report::report;
 use crate::userns::Range;
 use crate::volumes::remove;
 
@@ -100,7 +101,7 @@ fn a_file_at_its_path_is_an_error_that_names_it() {
             error,
             VolumeError::Anonymous(AnonymousError::NoDirectory { .. })
         ));
-        let text = error.to_string();
+        let text = report(&error);
         assert!(text.contains(path) && text.contains("file"), "{text}");
     }
     symlink("loop", case.root().join("loop")).unwrap();
@@ -171,7 +172,7 @@ fn what_is_too_large_is_refused() {
         match (result, words) {
             (Ok(()), None) => {}
             (Err(error), Some(words)) => {
-                assert!(error.to_string().contains(words), "{error}");
+                assert!(report(&error).contains(words), "{error}");
             }
             other => panic!("{other:?}"),
         }
@@ -317,7 +318,7 @@ fn a_full_disk_is_told() {
         for path in ["/big", "/many"] {
             let place = scratch.join("volume-0");
             let error = make(&case.root(), Path::new(path), place.clone(), None).unwrap_err();
-            let text = error.to_string();
+            let text = report(&error);
             assert!(
                 matches!(error, VolumeError::Anonymous(AnonymousError::Full { .. })),
                 "{text}"

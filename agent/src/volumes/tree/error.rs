@@ -7,13 +7,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
     /// The kernel refused a step.
-    #[error("{step} {path:?} failed: {error}")]
+    #[error("{step} {path:?}")]
     Step {
         /// Which.
         step: &'static str,
         /// On what, below the directory that is copied.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// It is larger than any use has been seen for.
