@@ -186,12 +186,12 @@ async fn run(
     match (mode, pod) {
         // A host that does not listen may still dial: it can wait for the port instead.
         (Mode::Guest, _) => {
-            if let Err(error) = serve::tell_ready(&ready).await {
+            if let Err(error) = serve::report_ready(&ready).await {
                 tracing::warn!(error = %Report(&error), "the agent serves; the host did not accept its report");
             }
         }
         // A daemon that is gone will not come back to a pod that it did not see ready.
-        (Mode::Host, Some(pod)) => pod.tell_ready(&ready).await?,
+        (Mode::Host, Some(pod)) => pod.report_ready(&ready).await?,
         (Mode::Host | Mode::Socket { .. }, _) => {}
     }
     steps::done("ready");

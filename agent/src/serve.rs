@@ -217,7 +217,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
 ///
 /// # Errors
 /// When the host does not listen.
-pub async fn tell_ready(ready: &Ready) -> Result<(), ServeError> {
+pub async fn report_ready(ready: &Ready) -> Result<(), ServeError> {
     let attempt = async {
         let mut stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, READY_PORT)).await?;
         stream

@@ -358,7 +358,7 @@ fn prepare(
             None
         }
     };
-    let implied = image::by_place(&request.layers, &request.implied_directories);
+    let implied = image::by_layer(&request.layers, &request.implied_directories);
     implied::adopt(&rootfs.target, layers, &implied, map)?;
     volumes.make_anonymous(&rootfs.target, map)?;
     volumes.apply(&mut parsed)?;

@@ -1,4 +1,4 @@
-//! What happened to containers, numbered, for daemons that come and go. The last [`KEPT`] are
+//! EventKind happened to containers, numbered, for daemons that come and go. The last [`KEPT`] are
 //! remembered.
 
 use std::collections::VecDeque;
@@ -13,9 +13,9 @@ use crate::process::exit::Exit;
 /// How many events are remembered.
 pub const KEPT: usize = 4096;
 
-/// What happened.
+/// EventKind happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum EventKind {
     /// The container's first process ended.
     Exited(Exit),
     /// The kernel killed something in it, and it lives.
@@ -32,8 +32,8 @@ pub struct Event {
     pub sequence: u64,
     /// To whom.
     pub container: String,
-    /// What.
-    pub what: What,
+    /// EventKind.
+    pub kind: EventKind,
 }
 
 #[derive(Debug, Default)]
@@ -54,13 +54,13 @@ impl EventLog {
         lock(&self.inner)
     }
 
-    fn push(&self, container: &str, what: What) {
+    fn push(&self, container: &str, kind: EventKind) {
         let mut inner = self.lock();
         inner.last += 1;
         let event = Event {
             sequence: inner.last,
             container: container.to_owned(),
-            what,
+            kind,
         };
         inner.events.push_back(event);
         if inner.events.len() > KEPT {
@@ -72,14 +72,14 @@ impl EventLog {
 
     /// A container's first process ended.
     pub fn exited(&self, container: &str, exit: Exit) {
-        self.push(container, What::Exited(exit));
+        self.push(container, EventKind::Exited(exit));
     }
 
     /// Something in a living container was killed for want of memory.
     pub fn oom(&self, container: &str) {
         self.push(
             container,
-            What::Oom {
+            EventKind::Oom {
                 time_unix_ns: clock::realtime_ns(),
             },
         );

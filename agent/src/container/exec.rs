@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bulkhead_proto::agent::ExecRequest as Wanted;
+use bulkhead_proto::agent;
 use rustix::io::Errno;
 use tokio::sync::{OwnedRwLockReadGuard, watch as channel};
 
@@ -23,7 +23,7 @@ use crate::process::{Process, Reading, Streams, exit, kill_new};
 const MAX_CGROUPS: u32 = 1024;
 
 /// What an exec that is being started holds.
-struct Place {
+struct Reservation {
     cgroup: Option<PathBuf>,
     closing: channel::Receiver<bool>,
     _starting: OwnedRwLockReadGuard<()>,
@@ -34,15 +34,15 @@ impl Containers {
     ///
     /// # Errors
     /// When the container does not run or the command cannot be executed; nothing is left then.
-    pub async fn run_exec(&self, wanted: Wanted) -> Result<Arc<Exec>, ContainerError> {
+    pub async fn run_exec(&self, wanted: agent::ExecRequest) -> Result<Arc<Exec>, ContainerError> {
         let container = self.get(&wanted.container_id)?;
         check_id("exec", &wanted.exec_id)?;
         let phase = container.phase();
         if phase != Phase::Running {
             return Err(not_running(&container, phase.name()));
         }
-        let place = reserve(&container, &wanted.exec_id)?;
-        match self.launch_in(&container, &wanted, &place).await {
+        let reserved = reserve(&container, &wanted.exec_id)?;
+        match self.launch_in(&container, &wanted, &reserved).await {
             Ok(exec) => {
                 let exec = Arc::new(exec);
                 let slot = Some(Arc::clone(&exec));
@@ -63,11 +63,11 @@ impl Containers {
     async fn launch_in(
         &self,
         container: &Container,
-        wanted: &Wanted,
-        place: &Place,
+        wanted: &agent::ExecRequest,
+        reserved: &Reservation,
     ) -> Result<Exec, ContainerError> {
-        let closing = || place.closing.clone();
-        let Some(path) = place.cgroup.clone() else {
+        let closing = || reserved.closing.clone();
+        let Some(path) = reserved.cgroup.clone() else {
             return self.launch_exec(container, wanted, None, closing()).await;
         };
         let own = Arc::new(ExecCgroup::new(path));
@@ -90,7 +90,7 @@ impl Containers {
     async fn launch_exec(
         &self,
         container: &Container,
-        wanted: &Wanted,
+        wanted: &agent::ExecRequest,
         cgroup: Option<&Arc<ExecCgroup>>,
         closing: channel::Receiver<bool>,
     ) -> Result<Exec, ContainerError> {
@@ -173,7 +173,7 @@ fn not_running(container: &Container, state: &'static str) -> ContainerError {
 }
 
 /// Takes the id and makes the cgroup; both before the container can be closed.
-fn reserve(container: &Container, exec: &str) -> Result<Place, ContainerError> {
+fn reserve(container: &Container, exec: &str) -> Result<Reservation, ContainerError> {
     let mut execs = lock(&container.execs);
     let starting = Arc::clone(&execs.starting).try_read_owned();
     let starting = match starting {
@@ -198,7 +198,7 @@ fn reserve(container: &Container, exec: &str) -> Result<Place, ContainerError> {
         }
     };
     execs.slots.insert(exec.to_owned(), None);
-    Ok(Place {
+    Ok(Reservation {
         cgroup,
         closing: execs.closing.subscribe(),
         _starting: starting,

@@ -44,7 +44,7 @@ impl Containers {
             Err(Errno::PIPE) => return Err(wrong_state(&container, Phase::Exited)),
             Err(error) => return Err(file(error.into())),
         }
-        let told = timeout(DEADLINE, read_to_end(process.status))
+        let report = timeout(DEADLINE, read_to_end(process.status))
             .await
             .map_err(|_| ContainerError::Deadline {
                 id: id.to_owned(),
@@ -52,7 +52,8 @@ impl Containers {
                 seconds: DEADLINE.as_secs(),
             })?
             .map_err(file)?;
-        let outcome = worker::outcome(&told, &process.page).map_err(|error| file(error.into()))?;
+        let outcome =
+            worker::outcome(&report, &process.page).map_err(|error| file(error.into()))?;
         if let Some(failure) = outcome {
             return Err(failure.into());
         }

@@ -40,7 +40,7 @@ enum Source {
     /// A file on the host, whose loop device goes with the mount.
     File,
     /// It was there, and is left alone.
-    AtHand,
+    Preexisting,
 }
 
 /// The disks the agent knows.
@@ -113,14 +113,14 @@ impl Disks {
         if new.is_empty() {
             return Ok(());
         }
-        let mut at_hand = HashMap::new();
+        let mut preexisting = HashMap::new();
         let mut wanted = Vec::new();
         for (serial, filesystem) in &new {
             device::check_serial(serial)?;
             let target = self.target(serial, *filesystem);
             if is_filled_directory(&target) {
                 // Put there without a disk: an agent outside a VM.
-                at_hand.insert(serial.clone(), target);
+                preexisting.insert(serial.clone(), target);
             } else {
                 wanted.push(serial.clone());
             }
@@ -132,12 +132,12 @@ impl Disks {
             if mounted.contains_key(&serial) {
                 continue;
             }
-            if let Some(target) = at_hand.remove(&serial) {
+            if let Some(target) = preexisting.remove(&serial) {
                 mounted.insert(
                     serial,
                     Mounted {
                         target,
-                        source: Source::AtHand,
+                        source: Source::Preexisting,
                         users: 0,
                     },
                 );
@@ -324,13 +324,13 @@ impl Disks {
                 }
                 Some(Mounted { target, source, .. }) => {
                     let source = source.clone();
-                    if !matches!(source, Source::AtHand) {
+                    if !matches!(source, Source::Preexisting) {
                         let (place, name) = (target.clone(), serial.clone());
                         blocking::run(move || unmount(&name, &place)).await?;
                     }
                     match source {
                         Source::Device(device) => Some(device),
-                        Source::File | Source::AtHand => None,
+                        Source::File | Source::Preexisting => None,
                     }
                 }
                 None => None,

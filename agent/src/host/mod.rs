@@ -228,7 +228,7 @@ impl Pod {
     ///
     /// # Errors
     /// When the daemon does not listen (any more).
-    pub async fn tell_ready(&self, ready: &Ready) -> io::Result<()> {
+    pub async fn report_ready(&self, ready: &Ready) -> io::Result<()> {
         let tell = async {
             let mut stream = tokio::net::UnixStream::connect(&self.ready).await?;
             stream

@@ -10,7 +10,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-use super::errno::words;
+use super::errno::errno_text;
 use super::finish::{self, Identity};
 use super::message::{
     ChildStdio, CreateRequest, Failure, FailureKind, PidNamespace, Reply, Response, User,
@@ -97,7 +97,7 @@ fn copy(stdio: &ChildStdio) -> Result<ChildStdio, Failure> {
 fn enter(users: Option<BorrowedFd<'_>>, pids: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
     let join = |namespace: BorrowedFd<'_>, kind, what: &'static str| {
         move_into_link_name_space(namespace, Some(kind))
-            .map_err(|error| internal(what, words(error)))
+            .map_err(|error| internal(what, errno_text(error)))
     };
     if let Some(users) = users {
         join(
@@ -106,7 +106,7 @@ fn enter(users: Option<BorrowedFd<'_>>, pids: Option<BorrowedFd<'_>>) -> Result<
             "joining the pod's user namespace",
         )?;
         fork::become_root()
-            .map_err(|error| internal("becoming the user namespace's root", words(error)))?;
+            .map_err(|error| internal("becoming the user namespace's root", errno_text(error)))?;
     }
     if let Some(pids) = pids {
         join(
@@ -138,7 +138,7 @@ fn run_process(
     }
     // SAFETY: the process has one thread, and neither flag concerns descriptors.
     unsafe { rustix::thread::unshare_unsafe(own) }
-        .map_err(|error| internal("making the container's namespaces", words(error)))?;
+        .map_err(|error| internal("making the container's namespaces", errno_text(error)))?;
     rustix::process::umask(Mode::empty());
     let built = root::build(plan::Plan {
         spec: &request.spec,
@@ -190,7 +190,7 @@ fn wait_for_start(child: &Child) -> Result<bool, Failure> {
         match rustix::io::read(&child.go, &mut [0; 1][..]) {
             Ok(length) => return Ok(length == 1),
             Err(Errno::INTR) => {}
-            Err(error) => return Err(internal("waiting for the start", words(error))),
+            Err(error) => return Err(internal("waiting for the start", errno_text(error))),
         }
     }
 }

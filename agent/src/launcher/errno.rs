@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 
 /// An answer of the kernel as users search for it: without the number.
-pub fn words(error: Errno) -> String {
+pub fn errno_text(error: Errno) -> String {
     let text = std::io::Error::from(error).to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
     let mut letters = text.chars();
@@ -18,10 +18,10 @@ mod tests {
 
     #[test]
     fn the_kernels_words_are_those_users_know() {
-        assert_eq!(words(Errno::NOENT), "no such file or directory");
-        assert_eq!(words(Errno::NOTDIR), "not a directory");
-        assert_eq!(words(Errno::ACCESS), "permission denied");
-        assert_eq!(words(Errno::NOEXEC), "exec format error");
-        assert_eq!(words(Errno::TOOBIG), "argument list too long");
+        assert_eq!(errno_text(Errno::NOENT), "no such file or directory");
+        assert_eq!(errno_text(Errno::NOTDIR), "not a directory");
+        assert_eq!(errno_text(Errno::ACCESS), "permission denied");
+        assert_eq!(errno_text(Errno::NOEXEC), "exec format error");
+        assert_eq!(errno_text(Errno::TOOBIG), "argument list too long");
     }
 }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 use super::capabilities::Sets;
-use super::errno::words;
+use super::errno::errno_text;
 use super::finish::{self, Identity};
 use super::message::{ChildStdio, ExecRequest, Failure, Reply, Response, User};
 use super::worker::{self, Child, Plan, internal, not_running};
@@ -55,7 +55,7 @@ pub fn run(
     })?;
     let failure = match worker::wait_for_end(&started.status) {
         Ok(report) => worker::outcome(&report, &started.page)
-            .map_err(|error| internal("reading the outcome", words(error)))?,
+            .map_err(|error| internal("reading the outcome", errno_text(error)))?,
         Err(error) => Some(internal("waiting for execve", error)),
     };
     if let Some(failure) = failure {
@@ -102,14 +102,14 @@ fn enter(target: &OwnedFd, own_users: bool, writes_cgroups: bool) -> Result<(), 
         if error == Errno::SRCH {
             not_running()
         } else {
-            internal("entering the container", words(error))
+            internal("entering the container", errno_text(error))
         }
     })?;
     if own_users {
         // The terminal, and what the process makes before it changes to its user, must have an
         // owner that exists in there.
         fork::become_root()
-            .map_err(|error| internal("becoming the container's root", words(error)))?;
+            .map_err(|error| internal("becoming the container's root", errno_text(error)))?;
     }
     Ok(())
 }
@@ -128,7 +128,7 @@ fn run_process(
         // the container's cgroups sees all of them.
         // SAFETY: the process has one thread, and the flag concerns no descriptors.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
-            .map_err(|error| internal("making a cgroup namespace", words(error)))?;
+            .map_err(|error| internal("making a cgroup namespace", errno_text(error)))?;
     }
     let master = match child.stdio.take() {
         Some(stdio) => {

@@ -11,7 +11,7 @@ use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use super::capabilities::Sets;
-use super::errno::words;
+use super::errno::errno_text;
 use super::fork;
 use super::message::{ChildStdio, Failure, FailureKind};
 use super::page::Page;
@@ -37,7 +37,12 @@ pub struct Identity<'a> {
 }
 
 fn failed(what: &'static str) -> impl FnOnce(Errno) -> Failure {
-    move |error| Failure::new(FailureKind::Internal, format!("{what}: {}", words(error)))
+    move |error| {
+        Failure::new(
+            FailureKind::Internal,
+            format!("{what}: {}", errno_text(error)),
+        )
+    }
 }
 
 /// The first steps of a process of a container: a session of its own, with keys of its own.
@@ -171,7 +176,7 @@ fn enter(directory: &Path) -> Result<(), Failure> {
     let refused = |error: Errno| {
         Failure::new(
             FailureKind::InvalidSpec,
-            format!("chdir to cwd ({directory:?}): {}", words(error)),
+            format!("chdir to cwd ({directory:?}): {}", errno_text(error)),
         )
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

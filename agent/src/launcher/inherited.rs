@@ -4,7 +4,7 @@ use std::fs;
 
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
 
-use super::errno::words;
+use super::errno::errno_text;
 use super::message::{Failure, FailureKind};
 
 fn failed(what: &str, error: std::io::Error) -> Failure {
@@ -60,7 +60,7 @@ fn set_limit(limit: &PosixRlimit) -> Result<(), Failure> {
         maximum: value(limit.hard()),
     };
     rustix::process::setrlimit(resource, limits).map_err(|error| {
-        let text = format!("setting the limit {:?}: {}", limit.typ(), words(error));
+        let text = format!("setting the limit {:?}: {}", limit.typ(), errno_text(error));
         Failure::new(FailureKind::InvalidSpec, text)
     })
 }

@@ -17,7 +17,7 @@ use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
 use super::capabilities::Sets;
-use super::errno::words;
+use super::errno::errno_text;
 use super::finish;
 use super::fork::{self, Fork};
 use super::message::{Failure, FailureKind, Reply, Response};
@@ -121,7 +121,7 @@ fn hold(socket: OwnedFd, own_users: bool) -> ! {
     let failed = match withdraw(own_users) {
         Ok(()) => rustix::io::write(&socket, b"r").is_err(),
         Err((step, error)) => {
-            let _ = rustix::io::write(&socket, format!("{step}: {}", words(error)).as_bytes());
+            let _ = rustix::io::write(&socket, format!("{step}: {}", errno_text(error)).as_bytes());
             true
         }
     };

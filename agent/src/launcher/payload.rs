@@ -13,7 +13,7 @@ use oci_spec::runtime::Process;
 use rustix::fs::Access;
 use rustix::io::Errno;
 
-use super::errno::words;
+use super::errno::errno_text;
 use super::message::{Failure, FailureKind};
 
 /// Where commands are looked for when the process has no PATH.
@@ -36,10 +36,10 @@ pub fn find_command(name: &str, path: &str) -> Result<PathBuf, Failure> {
         return match check(&file) {
             Ok(()) => Ok(file),
             Err(error @ (Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG)) => {
-                let text = format!("stat {name}: {}", words(error));
+                let text = format!("stat {name}: {}", errno_text(error));
                 Err(failed(FailureKind::CommandNotFound, text))
             }
-            Err(error) => Err(failed(FailureKind::NotExecutable, words(error))),
+            Err(error) => Err(failed(FailureKind::NotExecutable, errno_text(error))),
         };
     }
     let mut denied = false;
@@ -56,7 +56,10 @@ pub fn find_command(name: &str, path: &str) -> Result<PathBuf, Failure> {
         }
     }
     if denied {
-        return Err(failed(FailureKind::NotExecutable, words(Errno::ACCESS)));
+        return Err(failed(
+            FailureKind::NotExecutable,
+            errno_text(Errno::ACCESS),
+        ));
     }
     let text = "executable file not found in $PATH".to_owned();
     Err(failed(FailureKind::CommandNotFound, text))
@@ -111,7 +114,10 @@ pub fn refused(file: &Path, error: Errno) -> Failure {
         Errno::NOEXEC | Errno::TOOBIG | Errno::INVAL | Errno::LIBBAD => FailureKind::InvalidSpec,
         _ => FailureKind::Internal,
     };
-    Failure::new(kind, format!("exec {}: {}", file.display(), words(error)))
+    Failure::new(
+        kind,
+        format!("exec {}: {}", file.display(), errno_text(error)),
+    )
 }
 
 /// Tells a failure on a status pipe; its reader learns of success by the end of file at execve.

@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, WaitOptions};
 
-use super::errno::words;
+use super::errno::errno_text;
 use super::fork::{self, Fork};
 use super::message::{ChildStdio, Failure, FailureKind, User};
 use super::page::{self, Page};
@@ -92,7 +92,7 @@ pub fn internal(what: &str, error: impl std::fmt::Display) -> Failure {
 }
 
 fn os(what: &'static str) -> impl FnOnce(Errno) -> Failure {
-    move |error| internal(what, words(error))
+    move |error| internal(what, errno_text(error))
 }
 
 /// Makes the process and waits until it is in its container.
@@ -223,7 +223,7 @@ fn run_intermediate(
             fork::exit(255)
         }
         Err(error) => {
-            report(&child, &internal("forking", words(error)));
+            report(&child, &internal("forking", errno_text(error)));
             fork::exit(255)
         }
     }
@@ -293,7 +293,7 @@ impl Child {
         }
         Err(match last {
             Errno::NOENT | Errno::NODEV => not_running(),
-            error => internal("joining the container's cgroup", words(error)),
+            error => internal("joining the container's cgroup", errno_text(error)),
         })
     }
 
@@ -330,7 +330,10 @@ pub fn open_cgroup(directory: &Path) -> Result<OwnedFd, Failure> {
     match rustix::fs::open(&path, flags, Mode::empty()) {
         Ok(file) => Ok(file),
         Err(Errno::NOENT | Errno::NODEV) => Err(not_running()),
-        Err(error) => Err(internal("opening the container's cgroup", words(error))),
+        Err(error) => Err(internal(
+            "opening the container's cgroup",
+            errno_text(error),
+        )),
     }
 }
 

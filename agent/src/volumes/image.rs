@@ -45,7 +45,7 @@ pub fn mount(
     implied::adopt(
         &root,
         layers,
-        &by_place(&image.layers, &image.implied_directories),
+        &by_layer(&image.layers, &image.implied_directories),
         users.map(|(_, map)| map),
     )?;
     let part = Path::new(&image.sub_path);
@@ -68,7 +68,7 @@ pub fn mount(
 }
 
 /// The paths by the place of their layer. A layer nobody asked for has none.
-pub fn by_place(
+pub fn by_layer(
     layers: &[String],
     implied: &[ImpliedDirectories],
 ) -> HashMap<usize, HashSet<Vec<u8>>> {

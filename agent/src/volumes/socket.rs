@@ -1,5 +1,5 @@
 //! Unix sockets of the host in the guest: the agent listens, and each connection goes on to a port
-//! of the host, where the daemon connects it to the real socket. First the agent says a token there
+//! of the host, where the daemon connects it to the real socket. First the agent sends a token there
 //! that nobody else in the guest knows: the way to the real socket is the mounted one alone.
 
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ use crate::paths::Paths;
 /// Connections of one socket at one time; more wait.
 const MAX_CONNECTIONS: usize = 256;
 /// Of these, connections on their way to the daemon, which closes the oldest when too many have not
-/// said their token yet (runtime: volumes/bridge.rs).
+/// sent their token yet (runtime: volumes/bridge.rs).
 const MAX_OPENING: usize = 32;
 /// For the daemon to accept and the token to go.
 const OPENING_DEADLINE: Duration = Duration::from_secs(60);
@@ -159,7 +159,7 @@ async fn pass(
     let turn = opening.acquire().await.map_err(std::io::Error::other)?;
     let opened = async {
         let mut outer = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port)).await?;
-        say(&mut outer, token).await?;
+        send_token(&mut outer, token).await?;
         Ok::<_, std::io::Error>(outer)
     };
     let mut outer = timeout(OPENING_DEADLINE, opened).await??;
@@ -168,7 +168,7 @@ async fn pass(
 }
 
 /// The token of now, not of when the program connected: the daemon knows no other.
-async fn say(
+async fn send_token(
     outer: &mut (impl AsyncWrite + Unpin),
     token: &watch::Receiver<Token>,
 ) -> std::io::Result<()> {
@@ -210,13 +210,13 @@ mod tests {
         let mode = || std::fs::metadata(&path).unwrap().mode() & 0o7777;
         assert_eq!(mode(), 0o600);
         let inode = std::fs::metadata(&path).unwrap().ino();
-        let said = sockets.by_name.lock().await["s"].token.subscribe();
+        let token = sockets.by_name.lock().await["s"].token.subscribe();
         // By another container, or after the host's socket was made anew.
         let again = sockets.listen(&volume(&[2; TOKEN], 0o660)).await.unwrap();
         assert_eq!((again, mode()), (path.clone(), 0o660));
         assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
         let mut bytes = Vec::new();
-        say(&mut bytes, &said).await.unwrap();
+        send_token(&mut bytes, &token).await.unwrap();
         assert_eq!(bytes, [2; TOKEN]);
         // In no message.
         assert!(!format!("{sockets:?}").contains("2, 2"));

@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, 
 use rustix::io::Errno;
 
 pub use self::error::TreeError;
-use self::error::{Failure, of};
+use self::error::{Failure, step};
 use self::file::{Buffers, times};
 
 /// Of a path in an error.
@@ -115,11 +115,11 @@ impl Walk<'_> {
             pending: Vec::new(),
         });
         let entries = Dir::read_from(&self.source)
-            .map_err(of("reading the directory"))
+            .map_err(step("reading the directory"))
             .map_err(|failure| self.at(c"", failure))?;
         for entry in entries {
             let entry = entry
-                .map_err(of("reading the directory"))
+                .map_err(step("reading the directory"))
                 .map_err(|failure| self.at(c"", failure))?;
             let name = entry.file_name();
             if name == c"." || name == c".." {
@@ -158,16 +158,16 @@ impl Walk<'_> {
     /// Copies an entry, unless it is a directory, which is the answer.
     fn entry(&mut self, name: &CStr) -> Result<bool, Failure> {
         let stat = rustix::fs::statat(&self.source, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(of("looking at"))?;
+            .map_err(step("looking at"))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         match kind {
             FileType::Directory => return Ok(true),
             FileType::RegularFile => self.file(name)?,
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(&self.source, name, Vec::new())
-                    .map_err(of("reading the link"))?;
+                    .map_err(step("reading the link"))?;
                 rustix::fs::symlinkat(target.as_c_str(), &self.copy, name)
-                    .map_err(of("making the link"))?;
+                    .map_err(step("making the link"))?;
                 self.own(name, &stat)?;
             }
             // Docker and containerd copy them too. Who may open a device is the device filter's to say.
@@ -177,19 +177,19 @@ impl Walk<'_> {
             | FileType::BlockDevice => {
                 let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
                 rustix::fs::mknodat(&self.copy, name, kind, mode, stat.st_rdev)
-                    .map_err(of("making the node"))?;
+                    .map_err(step("making the node"))?;
                 self.own(name, &stat)?;
                 // For an access list, which it may have from its directory.
                 let open = |directory| open_entry(directory, name, OFlags::PATH);
-                let source = open(&self.source).map_err(of("opening"))?;
-                let copy = open(&self.copy).map_err(of("opening the copy of"))?;
+                let source = open(&self.source).map_err(step("opening"))?;
+                let copy = open(&self.copy).map_err(step("opening the copy of"))?;
                 self.buffers.extended(source.as_fd(), copy.as_fd())?;
                 // Whatever the umask is; and an owner's change takes bits away.
                 rustix::fs::chmodat(&self.copy, name, mode, AtFlags::empty())
-                    .map_err(of("setting the mode of"))?;
+                    .map_err(step("setting the mode of"))?;
             }
             FileType::Unknown => {
-                return Err(of("finding out the type of")(Errno::INVAL));
+                return Err(step("finding out the type of")(Errno::INVAL));
             }
         }
         Ok(false)
@@ -200,18 +200,18 @@ impl Walk<'_> {
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::chownat(&self.copy, name, Some(uid), Some(gid), flags)
-            .map_err(of("setting the owner of"))?;
+            .map_err(step("setting the owner of"))?;
         rustix::fs::utimensat(&self.copy, name, &times(stat), flags)
-            .map_err(of("setting the times of"))
+            .map_err(step("setting the times of"))
     }
 
     fn file(&mut self, name: &CStr) -> Result<(), Failure> {
         // NONBLOCK: should it be a fifo after all, it does not hold us.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let source = open_entry(&self.source, name, flags).map_err(of("opening"))?;
+        let source = open_entry(&self.source, name, flags).map_err(step("opening"))?;
         let stat = stat(&source)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(of("opening")(Errno::STALE));
+            return Err(step("opening")(Errno::STALE));
         }
         if stat.st_nlink < 2 {
             let copy = create(self.copy.as_fd(), name)?;
@@ -225,13 +225,13 @@ impl Walk<'_> {
                 Ok(()) => return Ok(()),
                 // As many as the file system can have: the next ones share another copy.
                 Err(Errno::MLINK) => {}
-                Err(error) => return Err(of("linking")(error)),
+                Err(error) => return Err(step("linking")(error)),
             }
         }
         let place = CString::new(self.entries.to_string()).unwrap_or_default();
         let copy = create(self.links, &place)?;
         self.buffers.fill(source, &stat, copy)?;
-        linked(self, &place).map_err(of("linking"))?;
+        linked(self, &place).map_err(step("linking"))?;
         self.linked.insert(id(&stat), place);
         Ok(())
     }
@@ -246,9 +246,9 @@ impl Walk<'_> {
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let open = || -> Result<_, Failure> {
-            let source = open_entry(&self.source, &name, flags).map_err(of("opening"))?;
-            rustix::fs::mkdirat(&self.copy, &name, Mode::RWXU).map_err(of("making"))?;
-            let copy = open_entry(&self.copy, &name, flags).map_err(of("opening the copy of"))?;
+            let source = open_entry(&self.source, &name, flags).map_err(step("opening"))?;
+            rustix::fs::mkdirat(&self.copy, &name, Mode::RWXU).map_err(step("making"))?;
+            let copy = open_entry(&self.copy, &name, flags).map_err(step("opening the copy of"))?;
             Ok((source, copy))
         };
         (self.source, self.copy) = open().map_err(|failure| self.at(&name, failure))?;
@@ -269,7 +269,7 @@ impl Walk<'_> {
             let up = |fd: &OwnedFd| rustix::fs::openat(fd, c"..", flags, Mode::empty());
             let both = || -> Result<_, Errno> { Ok((up(&self.source)?, up(&self.copy)?)) };
             (self.source, self.copy) = both()
-                .map_err(of("going up from"))
+                .map_err(step("going up from"))
                 .map_err(|failure| self.at(c"", failure))?;
         }
         self.levels.pop();
@@ -277,7 +277,7 @@ impl Walk<'_> {
         if let Some(level) = self.levels.last() {
             let ids = || Ok((stat_id(&self.source)?, stat_id(&self.copy)?));
             if ids().map_err(|failure| self.at(c"", failure))? != (id(&level.stat), level.copy) {
-                let moved = of("going back to, which was moved:")(Errno::STALE);
+                let moved = step("going back to, which was moved:")(Errno::STALE);
                 return Err(self.at(c"", moved));
             }
         }
@@ -319,11 +319,11 @@ fn open_entry(directory: &OwnedFd, name: &CStr, flags: OFlags) -> Result<OwnedFd
 fn create(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Failure> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
-    rustix::fs::openat(directory, name, flags, mode).map_err(of("making"))
+    rustix::fs::openat(directory, name, flags, mode).map_err(step("making"))
 }
 
 fn stat(fd: &OwnedFd) -> Result<Stat, Failure> {
-    rustix::fs::fstat(fd).map_err(of("looking at"))
+    rustix::fs::fstat(fd).map_err(step("looking at"))
 }
 
 fn stat_id(fd: &OwnedFd) -> Result<Id, Failure> {

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use crate::launcher::errno::words;
+use crate::launcher::errno::errno_text;
 
 /// Why a container has no root: which step, on what, and the kernel's answer.
 #[derive(Debug, thiserror::Error)]
 pub enum RootError {
     /// A step on a path of the image.
-    #[error("{what} {}: {}", path.display(), words(*error))]
+    #[error("{what} {}: {}", path.display(), errno_text(*error))]
     Path {
         /// The step.
         what: &'static str,
@@ -49,7 +49,7 @@ pub enum RootError {
         path: PathBuf,
     },
     /// The source of a mount.
-    #[error("mounting on {}: opening its source {}: {}", path.display(), source_path.display(), words(*error))]
+    #[error("mounting on {}: opening its source {}: {}", path.display(), source_path.display(), errno_text(*error))]
     Source {
         /// The path in the container.
         path: PathBuf,
@@ -59,7 +59,7 @@ pub enum RootError {
         error: Errno,
     },
     /// The kernel refused a file system.
-    #[error("mounting {kind} on {}: {step}: {}{log}", path.display(), words(*error))]
+    #[error("mounting {kind} on {}: {step}: {}{log}", path.display(), errno_text(*error))]
     FileSystem {
         /// Its type.
         kind: String,
@@ -73,7 +73,7 @@ pub enum RootError {
         log: String,
     },
     /// A step that concerns no path of the image.
-    #[error("{what}: {}", words(*error))]
+    #[error("{what}: {}", errno_text(*error))]
     Step {
         /// The step.
         what: &'static str,

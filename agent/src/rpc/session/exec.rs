@@ -48,7 +48,7 @@ where
             return Ok(());
         }
     };
-    let forget = Forget {
+    let deleted = DeleteOnDrop {
         containers,
         container,
         exec,
@@ -63,22 +63,22 @@ where
         std::future::pending::<()>().await;
     };
     let result = tokio::select! {
-        result = tell(process, &mut write, &shut) => result,
+        result = send_output(process, &mut write, &shut) => result,
         () = fed => Ok(()),
     };
-    drop(forget);
+    drop(deleted);
     result
 }
 
 /// Forgets an exec when its session is over, however that ended; one that still runs is killed with
 /// all that it started.
-struct Forget {
+struct DeleteOnDrop {
     containers: Arc<Containers>,
     container: String,
     exec: String,
 }
 
-impl Drop for Forget {
+impl Drop for DeleteOnDrop {
     fn drop(&mut self) {
         if let Err(error) = self.containers.delete_exec(&self.container, &self.exec) {
             tracing::warn!(error = %Report(&error), "an exec could not be killed");
@@ -88,7 +88,11 @@ impl Drop for Forget {
 
 /// Output to its end, then the exit. Read from the process's own pipes into the frame that is sent:
 /// what nobody reads stays in the pipe and holds the process up.
-async fn tell<S>(process: &Process, write: &mut WriteHalf<S>, shut: &Notify) -> io::Result<()>
+async fn send_output<S>(
+    process: &Process,
+    write: &mut WriteHalf<S>,
+    shut: &Notify,
+) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite,
 {

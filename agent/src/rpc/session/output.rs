@@ -40,7 +40,7 @@ where
     answer(&mut stream, &opened()).await?;
     let (read, write) = tokio::io::split(stream);
     tokio::select! {
-        told = tell(process, &request, write) => told,
+        sent = send_output(process, &request, write) => sent,
         gone = acknowledge(read, process) => gone,
     }
 }
@@ -86,7 +86,7 @@ where
     }
 }
 
-async fn tell<S>(
+async fn send_output<S>(
     process: &Process,
     request: &OutputRequest,
     mut write: WriteHalf<S>,

@@ -42,7 +42,7 @@ pub(super) struct Failure {
 }
 
 /// Names the step that failed.
-pub(super) fn of<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> Failure {
+pub(super) fn step<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> Failure {
     move |error| Failure {
         step,
         error: error.into(),
