@@ -59,7 +59,7 @@ fn release() -> String {
 /// empty policy means that the profile is loaded already.
 ///
 /// # Errors
-/// When the kernel cannot enforce the profile.
+/// If the kernel cannot enforce the profile.
 pub fn load(policy: &[u8], profile: &str) -> Result<(), AppArmorError> {
     let interface = Path::new(INTERFACE);
     if !interface.exists() {

@@ -1,4 +1,4 @@
-//! Work that blocks, off the thread that serves.
+//! Blocking work, off the thread that serves.
 
 use tokio::task::JoinError;
 

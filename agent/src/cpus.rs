@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Where the kernel has them.
 pub const SYSFS: &str = "/sys/devices/system/cpu";
 
-/// A processor that does not come or go.
+/// A processor could not be brought online or offline.
 #[derive(Debug, thiserror::Error)]
 #[error("bringing a processor {direction} by writing to {}", path.display())]
 pub struct CpuError {

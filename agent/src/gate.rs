@@ -12,7 +12,7 @@ use crate::mutex::lock;
 /// Connections at one time: what the VMM lets through (vmm: devices/vsock), which are the daemon's
 /// channel and a session for each command, log and forwarded connection.
 const MAX_OPEN: usize = 512;
-/// Of these, connections that have not said yet what they are. The daemon says it at once.
+/// Of these, connections that have not sent their first bytes yet. The daemon sends them at once.
 const MAX_SILENT: usize = 128;
 
 /// Where a connection comes from.
@@ -28,12 +28,12 @@ pub enum Peer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Not the host.
-    #[error("it comes from context {0}, and only the host may connect")]
+    #[error("it comes from vsock context {0}; only the host may connect")]
     NotTheHost(u32),
     /// Too many.
     #[error("{MAX_OPEN} connections are open")]
     TooMany,
-    /// Too many that say nothing.
+    /// Too many that have not sent anything.
     #[error("{MAX_SILENT} connections have not said what they are")]
     TooManySilent,
 }
@@ -81,7 +81,8 @@ impl Gate {
                 counts.refused = counts.refused.saturating_add(1);
                 let refused = counts.refused;
                 drop(counts);
-                // The first, and then ever more seldom: a flood must not become one of log lines.
+                // Logged at powers of two: a flood of connections must not become a flood of log
+                // lines.
                 if refused.is_power_of_two() {
                     tracing::warn!(refused, "a connection to the agent was closed: {refusal}");
                 }
@@ -99,7 +100,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The connection has said what it is.
+    /// The connection has sent its first bytes.
     pub fn spoke(&mut self) {
         if std::mem::take(&mut self.silent) {
             lock(&self.gate.0).silent -= 1;

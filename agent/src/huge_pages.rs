@@ -6,7 +6,7 @@ use std::io;
 
 use oci_spec::runtime::LinuxResources;
 
-/// Pages of a size cannot be had.
+/// Pages of a size are not available.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "allowing huge pages of {} KiB (which sizes there are depends on the processor)",
@@ -20,10 +20,10 @@ pub struct HugePagesError {
     pub error: io::Error,
 }
 
-/// Lets pages of this size be made, of as much of the memory as there is.
+/// Allows pages of this size to be made, up to the whole memory.
 ///
 /// # Errors
-/// The kernel's; that there is no such file where the processor has no pages of the size.
+/// If the kernel refuses: NotFound where the processor has no pages of the size.
 pub fn allow(page_bytes: u64) -> Result<(), HugePagesError> {
     let path = format!(
         "/sys/kernel/mm/hugepages/hugepages-{}kB/nr_overcommit_hugepages",
@@ -37,10 +37,10 @@ pub fn allow(page_bytes: u64) -> Result<(), HugePagesError> {
     fs::write(path, pages.to_string()).map_err(|error| HugePagesError { page_bytes, error })
 }
 
-/// Lets pages be made of every size a container may have some of.
+/// Allows pages of every size that a container has a limit for.
 ///
 /// # Errors
-/// As [`allow`].
+/// As for [`allow`].
 pub fn allow_limits(resources: &LinuxResources) -> Result<(), HugePagesError> {
     let limits = resources.hugepage_limits().iter().flatten();
     for limit in limits.filter(|limit| limit.limit() > 0) {
@@ -49,7 +49,7 @@ pub fn allow_limits(resources: &LinuxResources) -> Result<(), HugePagesError> {
     Ok(())
 }
 
-/// Bytes of a size as the kernel's hugetlb controller names it; 0 for what is none.
+/// Bytes of a size as the kernel's hugetlb controller names it; 0 for anything else.
 fn page_size(name: &str) -> u64 {
     let (digits, unit) = match name.split_at_checked(name.len().saturating_sub(2)) {
         Some((digits, "KB")) => (digits, 1 << 10),

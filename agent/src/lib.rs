@@ -1,5 +1,6 @@
-//! The agent: PID 1 of a pod's guest, or the process of a pod on the host. It brings the guest up, tells the daemon that it is ready,
-//! and then builds, runs and watches the pod's containers on the daemon's word.
+//! The agent: PID 1 of a pod's guest, or the process of a pod on the host. It brings up the guest,
+//! reports to the daemon that it is ready, and then creates, runs and watches the pod's containers
+//! as the daemon asks.
 //!
 //! | module | what lives there |
 //! | --- | --- |

@@ -21,7 +21,7 @@ use bulkhead_contract::exit::Reason;
 use bulkhead_proto::agent::{AGENT_PORT, Ready};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long containers get when the guest is told to go down by a signal.
+/// The grace period of containers when a signal ends the agent.
 const SIGNAL_GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -47,7 +47,7 @@ fn parse_arguments() -> Result<(Mode, bool), String> {
             "--state" => state = value()?.into(),
             // On a guest's kernel command line, where it stands without the dashes.
             "--agent-debug" | "agent_debug" => debug = true,
-            // The kernel passes on what it does not know from its command line.
+            // The kernel passes on arguments that it does not know from its command line.
             _ if std::process::id() == 1 => {}
             _ => {
                 return Err(format!(
@@ -150,15 +150,15 @@ async fn run(
     let (paths, listener) = match &mode {
         Mode::Guest => (Paths::new(GUEST_BASE), Listener::vsock(AGENT_PORT)?),
         Mode::Host => {
-            let pod = pod.clone().ok_or("there is no pod")?;
+            let pod = pod.clone().ok_or("the pod's configuration is missing")?;
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
             let listener = Listener::unix(&pod.socket)?;
             (Paths::on_host(pod)?, listener)
         }
         Mode::Socket { path, state } => {
-            // On a machine without cgroup v2 everything but containers works.
+            // Without cgroup v2 everything but containers works.
             if let Err(error) = init::delegate_controllers(Path::new("/sys/fs/cgroup")) {
-                tracing::warn!(error = %Report(&error), "containers will not work here");
+                tracing::warn!(error = %Report(&error), "containers cannot run here");
             }
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
             (Paths::new(state), Listener::unix(path)?)
@@ -184,13 +184,13 @@ async fn run(
         agent_ready_ns: clock::boottime_ns(),
     };
     match (mode, pod) {
-        // A host that does not listen may still dial: it can wait for the port instead.
+        // A host that does not listen may still connect later.
         (Mode::Guest, _) => {
             if let Err(error) = serve::report_ready(&ready).await {
-                tracing::warn!(error = %Report(&error), "the agent serves; the host did not accept its report");
+                tracing::warn!(error = %Report(&error), "the agent serves, but could not report that to the host");
             }
         }
-        // A daemon that is gone will not come back to a pod that it did not see ready.
+        // A daemon that restarts does not take over a pod that never became ready.
         (Mode::Host, Some(pod)) => pod.report_ready(&ready).await?,
         (Mode::Host | Mode::Socket { .. }, _) => {}
     }
@@ -203,7 +203,7 @@ async fn run(
     Ok(())
 }
 
-/// Lets the answer to PowerOff leave the guest. Nothing tells when the host has it, and a host that
+/// Lets the answer to PowerOff leave the guest. There is no sign that the host has it; one that
 /// misses it sees the guest go down all the same.
 async fn drain_answer() {
     clock::back_off(Duration::from_millis(100)).await;

@@ -1,5 +1,5 @@
-//! Serving the agent's service and its sessions on vsock or a Unix socket, and telling the host that
-//! it is ready.
+//! Serving the agent's service and its sessions on vsock or a Unix socket, and reporting to the
+//! host that it is ready.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,7 @@ impl Listener {
     /// Listens on a Unix socket, in place of one that is left over.
     ///
     /// # Errors
-    /// When the path cannot be bound.
+    /// If the path cannot be bound.
     pub fn unix(path: &Path) -> Result<Self, ServeError> {
         let _ = std::fs::remove_file(path);
         // Who connects is root to the pod, and on a host to the host.
@@ -94,7 +94,7 @@ impl Listener {
         })
     }
 
-    /// Serves for ever. A connection that breaks concerns itself alone.
+    /// Serves until the agent ends. A failed connection affects no other.
     pub async fn serve(self, agent: Agent) {
         let gate = Gate::default();
         loop {
@@ -216,7 +216,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
 /// Dials the host and says that the agent serves.
 ///
 /// # Errors
-/// When the host does not listen.
+/// If the host does not listen.
 pub async fn report_ready(ready: &Ready) -> Result<(), ServeError> {
     let attempt = async {
         let mut stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, READY_PORT)).await?;

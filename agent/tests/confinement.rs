@@ -19,8 +19,8 @@ use common::{TestAgent, cgroup, request, request_with, spec};
 use serde_json::json;
 use tonic::Code;
 
-/// Nothing of what the agent does on the way is subject to the profile, and why the kernel does not
-/// take the command is told although the profile lets nothing be said any more.
+/// Nothing of what the agent does on the way is subject to the profile, and the reason why the
+/// kernel rejects the command is reported although the profile no longer allows any write.
 #[tokio::test]
 async fn a_seccomp_profile_may_allow_execve_and_what_the_program_needs_alone() {
     let mut agent = agent!(setup);
@@ -158,7 +158,7 @@ async fn limits_hold_and_a_memory_kill_is_told_apart() {
     agent.signal("k", "", 9).await;
     let (_, _, exit) = agent.collect("k").await;
     assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, 9, false));
-    // A process that is gone is no error.
+    // A process that is gone is not an error.
     agent.signal("k", "", 9).await;
     agent.delete("k").await;
 }

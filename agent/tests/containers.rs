@@ -356,7 +356,7 @@ async fn stats_count_the_containers_work() {
 #[tokio::test]
 async fn a_memory_kill_that_is_survived_is_an_event() {
     let mut agent = agent!(setup);
-    // Without memory.oom.group only the largest process dies; the shell goes on.
+    // Without memory.oom.group only the largest process dies; the shell lives on.
     let mut limited = spec(&[
         "sh",
         "-c",

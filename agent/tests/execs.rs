@@ -93,7 +93,7 @@ async fn a_killed_exec_takes_its_whole_family_along() {
     agent.signal("k", "e", 9).await;
     let (_, exit) = rest(session).await;
     assert_eq!((exit.code, exit.signal), (137, 9));
-    // At once: who has it killed is told when nobody is left.
+    // At once: a kill is reported as done when no process is left.
     let left = commands("k");
     assert!(
         !left

@@ -30,7 +30,7 @@ impl Drop for Namespace {
 }
 
 impl Namespace {
-    /// With one device of this MAC address, or nothing where that is not possible.
+    /// With one device of this MAC address; `None` where it cannot be made.
     fn new(mac: &str) -> Option<Self> {
         if let Some(reason) = common::obstacle() {
             eprintln!("skipped: {reason}");

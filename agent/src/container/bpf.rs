@@ -1,6 +1,5 @@
-//! Small BPF programs on a container's cgroup, made here by hand: their instructions, and loading
-//! and attaching them with bpf(2). What each of them decides is `device_filter`'s and
-//! `socket_filter`'s.
+//! Small hand-written BPF programs on a container's cgroup: their instructions, and loading and
+//! attaching them with bpf(2). What they decide is in `device_filter` and `socket_filter`.
 
 use std::fs::File;
 use std::io;
@@ -134,7 +133,7 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
 /// from here on, and drops it at its own end.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(super) fn attach(kind: Kind, cgroup: &Path, code: &[Instruction]) -> Result<(), BpfError> {
     let failed = |step| {
         let (filter, path) = (kind.filter, cgroup.to_owned());

@@ -1,6 +1,6 @@
 //! A container's cgroup (v2): limits from the OCI spec, killing, waiting for emptiness, removal,
-//! the count of memory kills. Written here alone, so that creating and updating
-//! are one code path and a refused value names its file.
+//! the count of memory kills. Creating and updating share one code path, and a refused value names
+//! its file.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -37,7 +37,7 @@ pub enum CgroupError {
         #[source]
         error: io::Error,
     },
-    /// A name in `unified` that is no file of a cgroup.
+    /// A name in `unified` that is not a file of a cgroup.
     #[error("cgroup file name {0:?} is not CONTROLLER.NAME")]
     BadName(String),
     /// Killing or removing failed.
@@ -51,7 +51,7 @@ pub enum CgroupError {
         #[source]
         error: io::Error,
     },
-    /// Processes that do not die.
+    /// Processes survive SIGKILL.
     #[error("processes in cgroup {} are still there after SIGKILL; they wait in the guest's kernel", path.display())]
     StillPopulated {
         /// Which.
@@ -62,7 +62,7 @@ pub enum CgroupError {
 /// Makes a cgroup; one that is there already is taken.
 ///
 /// # Errors
-/// The kernel's answer.
+/// If the kernel refuses.
 pub fn make(path: &Path) -> Result<(), CgroupError> {
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::Make {
@@ -79,8 +79,8 @@ pub fn make(path: &Path) -> Result<(), CgroupError> {
 /// The first value the kernel refuses.
 pub fn apply(path: &Path, resources: &LinuxResources) -> Result<(), CgroupError> {
     for (file, value) in settings(resources)? {
-        // Nothing of what there is none of is granted anyway: pages of a size that the kernel does not
-        // have, and swap where it has none at all.
+        // A limit on what the kernel does not have needs no file: pages of a size it lacks, and
+        // swap without swap support.
         let nothing = file.starts_with("hugetlb.") && value == "0" || file == "memory.swap.max";
         let file = path.join(file);
         if nothing && !file.exists() {
@@ -98,7 +98,7 @@ pub fn apply(path: &Path, resources: &LinuxResources) -> Result<(), CgroupError>
 /// The files to write for resources, in order. Pure.
 ///
 /// # Errors
-/// For names in `unified` that are no file of a cgroup.
+/// For names in `unified` that are not files of a cgroup.
 pub fn settings(resources: &LinuxResources) -> Result<Vec<(String, String)>, CgroupError> {
     let mut files = Vec::new();
     let mut set = |file: &str, value: String| files.push((file.to_owned(), value));
@@ -235,7 +235,7 @@ fn io_settings(io: &LinuxBlockIo, set: &mut impl FnMut(&str, String)) {
     }
 }
 
-/// How many processes of the cgroup the kernel killed for want of memory; 0 if it is gone.
+/// How many processes of the cgroup the OOM killer ended; 0 if the cgroup is gone.
 pub fn oom_kills(path: &Path) -> u64 {
     read_key(&path.join("memory.events"), "oom_kill").unwrap_or(0)
 }
@@ -253,10 +253,10 @@ pub fn read_key(file: &Path, key: &str) -> Option<u64> {
     })
 }
 
-/// Kills every process in the cgroup and below. One that is gone is no error.
+/// Kills every process in the cgroup and below. A missing cgroup is not an error.
 ///
 /// # Errors
-/// The kernel's answer.
+/// If the kernel refuses.
 pub fn kill(path: &Path) -> Result<(), CgroupError> {
     match fs::write(path.join("cgroup.kill"), "1") {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CgroupError::End {
@@ -271,7 +271,7 @@ pub fn kill(path: &Path) -> Result<(), CgroupError> {
 /// Sends a signal to every process in the cgroup and below.
 ///
 /// # Errors
-/// When the list cannot be read; a process that is gone is no error.
+/// If the list cannot be read; a process that is gone is not an error.
 pub fn signal(path: &Path, signal: Signal) -> Result<(), CgroupError> {
     if signal == Signal::KILL {
         return kill(path);
@@ -313,7 +313,7 @@ fn children(path: &Path) -> Vec<PathBuf> {
 /// Waits until no process is left in the cgroup and below.
 ///
 /// # Errors
-/// At the deadline, or when the kernel cannot be asked.
+/// At the deadline, or if the kernel's files cannot be read.
 pub async fn wait_empty(path: &Path, deadline: Instant) -> Result<(), CgroupError> {
     timeout_at(deadline, emptied(path))
         .await
@@ -324,10 +324,10 @@ pub async fn wait_empty(path: &Path, deadline: Instant) -> Result<(), CgroupErro
         })
 }
 
-/// Returns once no process is left in the cgroup and below; who calls it knows what ends the wait.
+/// Returns once no process is left in the cgroup and below; has no deadline of its own.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// If the kernel's files cannot be read.
 pub async fn emptied(path: &Path) -> Result<(), CgroupError> {
     let error = |error| CgroupError::End {
         what: "watching",
@@ -351,10 +351,10 @@ pub async fn emptied(path: &Path) -> Result<(), CgroupError> {
     }
 }
 
-/// Removes an empty cgroup and those the container made below it. One that is gone is no error.
+/// Removes an empty cgroup and those the container made below it. A missing cgroup is not an error.
 ///
 /// # Errors
-/// When a process is left.
+/// If a process is left.
 pub fn remove(path: &Path) -> Result<(), CgroupError> {
     for child in children(path) {
         remove(&child)?;

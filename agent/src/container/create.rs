@@ -74,7 +74,7 @@ impl Containers {
     ) -> Result<(Arc<Container>, Option<ResolvedUser>), ContainerError> {
         let id = request.container_id.clone();
         let pid_mode = PidMode::try_from(request.pid_mode).map_err(|_| {
-            spec::SpecError::Invalid(format!("pid_mode {} is none", request.pid_mode))
+            spec::SpecError::Invalid(format!("pid_mode {} is unknown", request.pid_mode))
         })?;
         let namespaces = self.namespaces(pid_mode, &request.pid_target).await?;
         // Image volumes' layers are held like the container's own.
@@ -232,7 +232,7 @@ impl Containers {
     /// CAP_SYS_PTRACE) has then ended all that shared them, and those come back in new ones.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub async fn shared_namespaces(&self) -> Result<Arc<SharedNamespaces>, ContainerError> {
         let mut current = self.shared_namespaces.lock().await;
         let opening = |error: io::Error| ContainerError::File {
@@ -259,11 +259,11 @@ impl Containers {
     /// Gives the pod a user namespace, before it has any container.
     ///
     /// # Errors
-    /// When it has another one already, or the kernel refuses.
+    /// If it has another one already, or the kernel refuses.
     pub async fn set_user_namespace(&self, map: IdMap) -> Result<(), ContainerError> {
         if *self.user_namespace.get_or_init(|| map) != map {
             return Err(ContainerError::Unsupported(
-                "another user namespace for the same pod",
+                "a second user namespace for the same pod",
             ));
         }
         let path = self.paths.sysfs();
@@ -275,7 +275,7 @@ impl Containers {
         self.shared_namespaces().await.map(drop)
     }
 
-    /// Removes what a container is made of: cgroup, mount, files. Goes on after a failure, which
+    /// Removes what a container is made of: cgroup, mount, files. Continues after a failure, which
     /// is logged: the next step does not depend on it.
     pub(super) async fn clear(&self, id: &str, rootfs: Rootfs) {
         let (cgroup, directory) = (self.paths.cgroup(id), self.paths.container(id));
@@ -295,11 +295,11 @@ impl Containers {
             ];
             for (what, result) in steps {
                 if let Err(error) = result {
-                    tracing::warn!(what, error = %Report(&error), "a container was not removed in full");
+                    tracing::warn!(what, error = %Report(&error), "a container was not removed completely");
                 }
             }
         };
-        // Its end is awaited: the same id may come back at once.
+        // Waits for the end: the same id may be used again at once.
         let _ = tokio::task::spawn_blocking(work).await;
     }
 }
@@ -380,7 +380,7 @@ fn prepare(
         apparmor::load(&request.apparmor_policy, profile)?;
     }
     tracing::debug!("create: spec");
-    // On a host they are the host's to reserve.
+    // On a host the administrator reserves them.
     if paths.host().is_none() {
         huge_pages::allow_limits(&prepared.resources)?;
     }
@@ -394,7 +394,7 @@ fn prepare(
         rootfs: rootfs.target.clone(),
         base: paths.base().to_owned(),
         cgroup,
-        // A guest has one root of cgroups, which is out of every container's sight.
+        // The root of a guest's cgroups is hidden from every container.
         cgroup_namespace: !(request.host_cgroup_namespace && paths.host().is_some()),
         pids: match pid_mode {
             PidMode::Container => PidNamespace::New,

@@ -14,7 +14,7 @@ use super::bpf::{
 /// Why the filter is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceFilterError {
-    /// A rule that is none.
+    /// A malformed rule.
     #[error("device rule with access {0:?}: access is letters of r, w and m")]
     BadAccess(String),
     /// A device number beyond what the kernel has.

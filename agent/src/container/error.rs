@@ -16,7 +16,7 @@ use crate::volumes::VolumeError;
 /// What can go wrong with containers.
 #[derive(Debug, thiserror::Error)]
 pub enum ContainerError {
-    /// An id that cannot be one.
+    /// A malformed id.
     #[error("{what} id {id:?} is not 1 to 64 characters of A-Z a-z 0-9 . _ -")]
     BadId {
         /// Of what.
@@ -24,10 +24,10 @@ pub enum ContainerError {
         /// The id.
         id: String,
     },
-    /// Nobody has that id.
-    #[error("container {0} is not there")]
+    /// There is no such container.
+    #[error("container {0} does not exist")]
     NotFound(String),
-    /// Nobody has that exec id.
+    /// There is no such exec.
     #[error("container {container} has no exec {exec}")]
     ExecNotFound {
         /// The container.
@@ -35,10 +35,10 @@ pub enum ContainerError {
         /// The exec.
         exec: String,
     },
-    /// Somebody has that id.
-    #[error("container {0} is there already; delete it first")]
+    /// The id is taken.
+    #[error("container {0} exists already; delete it first")]
     Exists(String),
-    /// Somebody has that exec id.
+    /// The exec id is taken.
     #[error("container {container} has an exec {exec} already; delete it first")]
     ExecExists {
         /// The container.
@@ -47,7 +47,7 @@ pub enum ContainerError {
         exec: String,
     },
     /// Not in this state.
-    #[error("container {id} is {state}; this needs it to be {needed}")]
+    #[error("container {id} is {state}; it must be {needed}")]
     WrongState {
         /// The container.
         id: String,
@@ -56,7 +56,7 @@ pub enum ContainerError {
         /// What it should be.
         needed: &'static str,
     },
-    /// A field that is not there yet.
+    /// A field that this agent does not support.
     #[error("{0} is not supported by this agent")]
     Unsupported(&'static str),
     /// The spec cannot be carried out.
@@ -119,7 +119,7 @@ pub enum ContainerError {
         /// How long.
         seconds: u64,
     },
-    /// The blocking thread ended.
+    /// Blocking work did not return.
     #[error(transparent)]
     EndedEarly(#[from] EndedEarly),
 }

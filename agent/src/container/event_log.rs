@@ -1,4 +1,4 @@
-//! EventKind happened to containers, numbered, for daemons that come and go. The last [`KEPT`] are
+//! What happened to containers, numbered, for daemons that come and go. The last [`KEPT`] are
 //! remembered.
 
 use std::collections::VecDeque;
@@ -13,12 +13,12 @@ use crate::process::exit::Exit;
 /// How many events are remembered.
 pub const KEPT: usize = 4096;
 
-/// EventKind happened.
+/// A kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
     /// The container's first process ended.
     Exited(Exit),
-    /// The kernel killed something in it, and it lives.
+    /// The OOM killer ended a process in it, and it lives on.
     Oom {
         /// CLOCK_REALTIME when it was noticed.
         time_unix_ns: i64,
@@ -30,9 +30,9 @@ pub enum EventKind {
 pub struct Event {
     /// From 1 on, without gaps.
     pub sequence: u64,
-    /// To whom.
+    /// Which container.
     pub container: String,
-    /// EventKind.
+    /// What happened to it.
     pub kind: EventKind,
 }
 
@@ -75,7 +75,7 @@ impl EventLog {
         self.push(container, EventKind::Exited(exit));
     }
 
-    /// Something in a living container was killed for want of memory.
+    /// The OOM killer ended a process of a container that lives on.
     pub fn oom(&self, container: &str) {
         self.push(
             container,

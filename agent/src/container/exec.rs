@@ -1,6 +1,6 @@
 //! Further processes in a container. Each has a cgroup of its own below the container's, so that it
-//! can be killed with all that it started; limits are the container's, as no controller is enabled
-//! down there. How an exec ends is `monitor`'s business.
+//! can be killed with all that it started; the container's limits apply, as no controller is
+//! enabled below it. How an exec ends is `monitor`'s business.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -33,7 +33,7 @@ impl Containers {
     /// Starts a process in a running container. Its output is for the caller to take.
     ///
     /// # Errors
-    /// When the container does not run or the command cannot be executed; nothing is left then.
+    /// If the container does not run or the command cannot be executed; nothing is left then.
     pub async fn run_exec(&self, wanted: agent::ExecRequest) -> Result<Arc<Exec>, ContainerError> {
         let container = self.get(&wanted.container_id)?;
         check_id("exec", &wanted.exec_id)?;
@@ -51,7 +51,7 @@ impl Containers {
             }
             Err(error) => {
                 lock(&container.execs).slots.remove(&wanted.exec_id);
-                // Whatever the step was that failed: this is why.
+                // Whichever step failed, this is why.
                 if !container.process.is_alive() {
                     return Err(not_running(&container, Phase::Exited.name()));
                 }
@@ -79,7 +79,7 @@ impl Containers {
         let retry = matches!(error, ContainerError::Launch(LaunchError::Failed(_)))
             && !is_usable(&own.path);
         let closing_then = closing();
-        // The process that was to start it may not be gone yet.
+        // The process that was to become it may still be in the cgroup.
         tokio::spawn(async move { monitor::remove_exec_cgroup(&own.path, closing_then).await });
         if retry {
             return self.launch_exec(container, wanted, None, closing()).await;
@@ -137,20 +137,20 @@ impl Containers {
                 cgroup: cgroup.cloned(),
             }),
             Err(error) => {
-                // Without its streams nobody could ever tell it anything.
+                // Without its streams it is of no use to anyone.
                 kill_new(pid);
                 Err(error.into())
             }
         }
     }
 
-    /// Forgets an exec, killing it if it still runs. One that is not there is no error, nor is a
-    /// container that is not.
+    /// Deletes an exec, killing it if it still runs. A missing exec is not an error, nor is a
+    /// missing container.
     ///
     /// # Errors
-    /// When the kernel refuses to kill it.
+    /// If the kernel refuses to kill it.
     pub fn delete_exec(&self, container: &str, exec: &str) -> Result<(), ContainerError> {
-        // One that is gone, or going just now, takes its execs along.
+        // The execs of a container that is being deleted go with it.
         let Ok(container) = self.get(container) else {
             return Ok(());
         };
@@ -193,7 +193,7 @@ fn reserve(container: &Container, exec: &str) -> Result<Reservation, ContainerEr
         }
         // A limit of the container's own making (cgroup.max.descendants), or no memory.
         Err(error) => {
-            tracing::debug!(%error, id = container.id, "an exec gets no cgroup of its own");
+            tracing::debug!(%error, id = container.id, "an exec shares the cgroup of its container");
             None
         }
     };
@@ -205,7 +205,7 @@ fn reserve(container: &Container, exec: &str) -> Result<Reservation, ContainerEr
     })
 }
 
-/// The first of the names that is free: they are few, for whoever keeps figures by name.
+/// Takes the first free name: few names keep metrics by cgroup few, too.
 fn make_cgroup(container: &Path) -> Result<Option<PathBuf>, Errno> {
     for number in 0..MAX_CGROUPS {
         let path = container.join(format!("exec-{number}"));

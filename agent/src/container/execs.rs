@@ -1,4 +1,4 @@
-//! The execs of a container that were not deleted: who there is, and how one is killed. How they are
+//! The execs of a container that were not deleted: their records, and killing one. How they are
 //! started is `exec`'s business, how they end `monitor`'s.
 
 use std::collections::HashMap;
@@ -22,11 +22,11 @@ pub struct Exec {
 }
 
 impl Exec {
-    /// Kills it with everything that it started and that is still in its cgroup. Once the process
-    /// that was asked for has ended by itself, this does nothing: what it left is to go on.
+    /// Kills it with everything that it started and that is still in its cgroup. Once the exec's
+    /// own process has ended by itself this does nothing: what it left running keeps running.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn kill(&self) -> Result<(), ContainerError> {
         if self.process.exit.get().is_some() {
             return Ok(());
@@ -56,7 +56,7 @@ impl ExecCgroup {
         }
     }
 
-    /// Whether its end was wanted by somebody outside.
+    /// Whether it was killed from outside.
     pub fn is_killed(&self) -> bool {
         self.killed.load(Ordering::Relaxed)
     }
@@ -91,7 +91,8 @@ impl Execs {
         self.slots.get(id).cloned().flatten()
     }
 
-    /// Lets no more start. Who gets the write lock of the result waits for those that just do.
+    /// Lets no more start. Taking the write lock of the result waits for those that are being
+    /// started.
     pub fn close(&self) -> Arc<RwLock<()>> {
         self.closing.send_replace(true);
         Arc::clone(&self.starting)

@@ -38,7 +38,7 @@ enum Found {
 /// owners are those of a user namespace, if there is a `map`.
 ///
 /// # Errors
-/// When an attribute cannot be set.
+/// If an attribute cannot be set.
 pub fn adopt(
     target: &Path,
     layers: &[PathBuf],

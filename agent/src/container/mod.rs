@@ -1,5 +1,4 @@
-//! The pod's containers: who there is, what state they are in. One file per thing that can be done
-//! to them; the records are here.
+//! The pod's containers and their states. One file per operation; the records are here.
 
 pub mod bpf;
 pub mod cgroup;
@@ -50,7 +49,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// In words.
+    /// Its name, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -115,7 +114,7 @@ impl Container {
     /// An exec.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub fn exec(&self, id: &str) -> Result<Arc<Exec>, ContainerError> {
         let exec = lock(&self.execs).get(id);
         exec.ok_or_else(|| ContainerError::ExecNotFound {
@@ -132,7 +131,7 @@ enum Slot {
     Ready(Arc<Container>),
 }
 
-/// What all containers share, and who there is.
+/// All containers, and what they share.
 #[derive(Debug)]
 pub struct Containers {
     slots: Mutex<BTreeMap<String, Slot>>,
@@ -172,7 +171,7 @@ impl std::ops::Deref for AnyProcess {
     }
 }
 
-/// Refuses what cannot be an id; it becomes part of paths.
+/// Refuses a malformed id; it becomes part of paths.
 ///
 /// # Errors
 /// [`ContainerError::BadId`].
@@ -205,7 +204,7 @@ impl Containers {
     /// A container.
     ///
     /// # Errors
-    /// When it is not there, or is being built or deleted.
+    /// If it is not there, or is being built or deleted.
     pub fn get(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
         match lock(&self.slots).get(id) {
             Some(Slot::Ready(container)) => Ok(Arc::clone(container)),
@@ -232,7 +231,7 @@ impl Containers {
     /// The process a request names: an exec, or with an empty exec id the container's first.
     ///
     /// # Errors
-    /// When it is not there.
+    /// If it is not there.
     pub fn process(&self, container: &str, exec: &str) -> Result<AnyProcess, ContainerError> {
         let container = self.get(container)?;
         if exec.is_empty() {

@@ -24,7 +24,7 @@ impl SharedNamespaces {
     /// Takes the namespaces of a process that the launcher has just made.
     ///
     /// # Errors
-    /// The kernel's; ESRCH if it has ended meanwhile.
+    /// If the kernel refuses; ESRCH if it has ended meanwhile.
     pub fn of(pid: i32) -> io::Result<Self> {
         let number = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
         let process = rustix::process::pidfd_open(number, PidfdFlags::empty())?;
@@ -40,7 +40,7 @@ impl SharedNamespaces {
     /// Whether it has ended: no process can begin in a PID namespace whose first has.
     ///
     /// # Errors
-    /// The kernel's; nothing is known then.
+    /// If the kernel refuses; nothing is known then.
     pub fn has_ended(&self) -> io::Result<bool> {
         has_ended(&self.process)
     }
@@ -48,7 +48,7 @@ impl SharedNamespaces {
     /// The PID namespace.
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// If no descriptor is left.
     pub fn pids(&self) -> io::Result<OwnedFd> {
         self.pids.try_clone()
     }
@@ -56,7 +56,7 @@ impl SharedNamespaces {
     /// The user namespace.
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// If no descriptor is left.
     pub fn users(&self) -> io::Result<OwnedFd> {
         self.users.try_clone()
     }
@@ -65,17 +65,17 @@ impl SharedNamespaces {
 /// Opens a namespace of the process behind `process`; `pid` is its number, which may have been reused.
 ///
 /// # Errors
-/// The kernel's; ESRCH if the process has ended.
+/// If the kernel refuses; ESRCH if the process has ended.
 pub fn namespace(pid: i32, process: &OwnedFd, kind: &str) -> io::Result<OwnedFd> {
     let file = File::open(format!("/proc/{pid}/ns/{kind}"))?;
-    // Still alive, so the number was its own when the file was opened.
+    // Still alive, so the pid was its own when the file was opened.
     if has_ended(process)? {
         return Err(Errno::SRCH.into());
     }
     Ok(file.into())
 }
 
-/// A path that leads to what is open, for this process alone and as long as it is open.
+/// A path to an open descriptor, for this process and as long as it is open.
 pub fn path_of(open: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", open.as_raw_fd()).into()
 }
@@ -96,7 +96,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(shared.has_ended().unwrap());
-        // Its number may be anybody's now; here it is that of this very process.
+        // Its pid may be reused now; here by this very process.
         let own = std::process::id().try_into().unwrap();
         let error = namespace(own, &shared.process, "pid").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::SRCH.raw_os_error()));

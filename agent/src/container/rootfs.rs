@@ -40,7 +40,7 @@ pub enum RootfsError {
         /// The kernel's answer.
         #[source]
         error: Errno,
-        /// The kernel's words, if it had any.
+        /// The kernel's log of the configuration, if it has one.
         log: String,
     },
     /// Its files' owners cannot be seen through the pod's user namespace.
@@ -81,7 +81,7 @@ impl Rootfs {
     /// Mounts it over `layers`, lowest first.
     ///
     /// # Errors
-    /// When the scratch disk is full or the kernel refuses; nothing is mounted then.
+    /// If the scratch disk is full or the kernel refuses; nothing is mounted then.
     pub fn mount(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
         self.make_directories()?;
         self.stack(layers)
@@ -93,7 +93,7 @@ impl Rootfs {
     /// be mapped.)
     ///
     /// # Errors
-    /// When the scratch disk is full or the kernel refuses; nothing is mounted then.
+    /// If the scratch disk is full or the kernel refuses; nothing is mounted then.
     pub fn mount_mapped(
         &self,
         layers: &[PathBuf],
@@ -193,11 +193,11 @@ impl Rootfs {
         )
     }
 
-    /// Unmounts it. One that is not mounted is no error. What the container wrote stays for
+    /// Unmounts it. One that is not mounted is not an error. What the container wrote stays for
     /// [`remove_written`](Self::remove_written).
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn unmount(&self) -> Result<(), RootfsError> {
         // Lazily: a process that is dying in the kernel must not keep the container.
         match unmount(&self.target, UnmountFlags::DETACH) {
@@ -212,7 +212,7 @@ impl Rootfs {
     /// Removes what the container wrote. It can be much: call this where blocking is allowed.
     ///
     /// # Errors
-    /// When a file cannot be removed.
+    /// If a file cannot be removed.
     pub fn remove_written(&self) -> Result<(), RootfsError> {
         match crate::volumes::remove::tree(&self.scratch) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RootfsError::Remove {

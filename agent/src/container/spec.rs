@@ -1,5 +1,5 @@
-//! The OCI spec as the daemon sent it, made fit for this guest: what the agent decides replaces
-//! what stands there, and what cannot be carried out is refused. Pure.
+//! The OCI spec as the daemon sent it, adapted to this guest: what the agent decides replaces what
+//! the spec has, and what cannot be carried out is refused. Pure.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::paths::Paths;
 /// Why a spec cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    /// It is no OCI spec.
+    /// It is not an OCI spec.
     #[error("reading the container's OCI spec")]
     Json(#[from] serde_json::Error),
     /// Something is missing or impossible.
@@ -49,7 +49,7 @@ fn invalid(text: impl Into<String>) -> SpecError {
 /// Reads a spec.
 ///
 /// # Errors
-/// When it is no OCI spec.
+/// If it is not an OCI spec.
 pub fn parse(json: &[u8]) -> Result<Spec, SpecError> {
     Ok(serde_json::from_slice(json)?)
 }
@@ -154,7 +154,7 @@ pub fn prepare(mut spec: Spec, decisions: &Decisions<'_>) -> Result<Prepared, Sp
     Ok(Prepared { spec, resources })
 }
 
-/// What would be left undone in silence otherwise.
+/// Refuses what would otherwise be ignored silently.
 fn refuse_unsupported(linux: &oci_spec::runtime::Linux) -> Result<(), SpecError> {
     let present = [
         (
@@ -206,7 +206,7 @@ fn bind_kernel_mounts(spec: &mut Spec, sysfs: &Path, mqueue: &Path) {
 /// A process's user with the numbers it was resolved to.
 ///
 /// # Errors
-/// When it cannot be put together.
+/// If it cannot be put together.
 pub fn user(
     old: &oci_spec::runtime::User,
     resolved: Option<&ResolvedUser>,

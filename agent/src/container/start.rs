@@ -18,10 +18,10 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const MAX_TOLD: usize = 64 * 1024;
 
 impl Containers {
-    /// Lets a built container's process go, and waits until it is the payload.
+    /// Releases a created container's process, and waits until it has executed its command.
     ///
     /// # Errors
-    /// When it was started before, or the payload cannot be executed.
+    /// If it was started before, or the payload cannot be executed.
     pub async fn start(&self, id: &str) -> Result<i64, ContainerError> {
         let container = self.get(id)?;
         let mut waiting = container.waiting.lock().await;
@@ -71,7 +71,7 @@ fn wrong_state(container: &Container, phase: Phase) -> ContainerError {
     }
 }
 
-/// What is told on the status pipe until execve (or death) closes it.
+/// Reads the status pipe until execve (or death) closes it.
 async fn read_to_end(status: OwnedFd) -> io::Result<Vec<u8>> {
     let pipe = async_fd::readable(status)?;
     let mut bytes = Vec::new();

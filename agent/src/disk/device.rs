@@ -29,10 +29,10 @@ impl BlockDevice {
         Path::new("/dev").join(&self.name)
     }
 
-    /// Lets the PCI function behind it go, so that the VMM can take it away.
+    /// Removes its PCI function, so that the VMM can unplug the disk.
     ///
     /// # Errors
-    /// When there is no PCI function behind it, or the kernel refuses.
+    /// If there is no PCI function behind it, or the kernel refuses.
     pub fn unplug(&self, serial: &str) -> Result<(), DiskError> {
         let failed = |error: io::Error| DiskError::Release {
             serial: serial.to_owned(),
@@ -52,7 +52,7 @@ impl BlockDevice {
     }
 }
 
-/// Refuses what cannot be a serial; it becomes part of paths.
+/// Refuses a malformed serial; it becomes part of paths.
 ///
 /// # Errors
 /// [`DiskError::BadSerial`].
@@ -67,7 +67,7 @@ pub fn check_serial(serial: &str) -> Result<(), DiskError> {
 /// The devices that have one of these serials.
 ///
 /// # Errors
-/// When /sys/block cannot be read.
+/// If /sys/block cannot be read.
 pub fn find(serials: &[String]) -> Result<HashMap<String, BlockDevice>, DiskError> {
     let scan = |error| DiskError::Scan { what: BLOCK, error };
     let mut found = HashMap::new();
@@ -95,7 +95,7 @@ pub fn find(serials: &[String]) -> Result<HashMap<String, BlockDevice>, DiskErro
 /// Has the kernel look for new PCI functions. New disks are probed before this returns.
 ///
 /// # Errors
-/// When the guest has no PCI.
+/// If the guest has no PCI.
 pub fn rescan() -> Result<(), DiskError> {
     fs::write(RESCAN, "1").map_err(|error| DiskError::Scan {
         what: RESCAN,

@@ -9,7 +9,7 @@ use crate::blocking::EndedEarly;
 /// What can go wrong with disks.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// A serial that cannot be one.
+    /// A malformed serial.
     #[error(
         "disk serial {0:?} is not 1 to 20 characters of A-Z a-z 0-9 . _ - (virtio 1.2 §5.2.6.1)"
     )]
@@ -22,7 +22,7 @@ pub enum DiskError {
         /// What was asked.
         filesystem: String,
     },
-    /// It never came.
+    /// It did not appear in time.
     #[error("disks {} did not appear within {} ms; did the VMM attach them?", missing.join(", "), waited.as_millis())]
     Missing {
         /// Their serials.
@@ -54,7 +54,7 @@ pub enum DiskError {
         #[source]
         error: io::Error,
     },
-    /// Letting go failed.
+    /// Unmounting or unplugging failed.
     #[error("releasing disk {serial}: {what}")]
     Release {
         /// The disk.
@@ -75,7 +75,7 @@ pub enum DiskError {
     },
     /// Devices are waited for in a guest only.
     #[error(
-        "disks {} are named without a file: a pod on the host has no disks of its own", serials.join(", ")
+        "disks {} are named without a file: a pod on the host cannot have disks", serials.join(", ")
     )]
     NoDevices {
         /// Which.
@@ -87,7 +87,7 @@ pub enum DiskError {
         /// Which.
         serial: String,
     },
-    /// The blocking thread ended.
+    /// Blocking work did not return.
     #[error(transparent)]
     EndedEarly(#[from] EndedEarly),
 }

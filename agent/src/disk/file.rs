@@ -49,7 +49,7 @@ impl Loop {
     /// Puts a file behind a free device.
     ///
     /// # Errors
-    /// When there is no such file, or no loop device to be had.
+    /// If there is no such file, or no free loop device.
     pub fn attach(file: &Path, read_only: bool) -> io::Result<Self> {
         let backing = OpenOptions::new().read(true).write(!read_only).open(file)?;
         let control = OpenOptions::new()

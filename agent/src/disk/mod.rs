@@ -1,5 +1,5 @@
 //! Disks by virtio-blk serial: waiting for them, mounting image layers and the scratch disk,
-//! letting go of them. Image layers are shared by containers and counted.
+//! unmounting and unplugging them. Image layers are shared by containers and counted.
 
 pub mod device;
 pub mod error;
@@ -39,7 +39,7 @@ enum Source {
     Device(BlockDevice),
     /// A file on the host, whose loop device goes with the mount.
     File,
-    /// It was there, and is left alone.
+    /// It was there before, and is left alone.
     Preexisting,
 }
 
@@ -67,7 +67,7 @@ impl Disks {
     /// their mount points in the given order.
     ///
     /// # Errors
-    /// When one does not come or is no EROFS; none is counted then.
+    /// If one does not appear or is not EROFS; then none is counted.
     pub async fn acquire_layers(&self, serials: &[String]) -> Result<Vec<PathBuf>, DiskError> {
         let wanted: Vec<_> = serials
             .iter()
@@ -98,7 +98,7 @@ impl Disks {
     /// Waits for disks and mounts them; those that are mounted already are left alone.
     ///
     /// # Errors
-    /// When one does not come in time or cannot be mounted.
+    /// If one does not appear in time or cannot be mounted.
     pub async fn mount(
         &self,
         disks: &[(String, Filesystem)],
@@ -119,7 +119,7 @@ impl Disks {
             device::check_serial(serial)?;
             let target = self.target(serial, *filesystem);
             if is_filled_directory(&target) {
-                // Put there without a disk: an agent outside a VM.
+                // Provided without a disk: an agent outside a VM, in tests.
                 preexisting.insert(serial.clone(), target);
             } else {
                 wanted.push(serial.clone());
@@ -171,7 +171,7 @@ impl Disks {
     /// Mounts the scratch disk, at its own place.
     ///
     /// # Errors
-    /// When it does not come in time or is no ext4.
+    /// If it does not appear in time or is not ext4.
     pub async fn mount_scratch(&self, serial: &str) -> Result<(), DiskError> {
         device::check_serial(serial)?;
         let mut mounted = self.mounted.lock().await;
@@ -189,7 +189,7 @@ impl Disks {
             mount_device(&mounting, Filesystem::Ext4 { read_only: false }, place)
         })
         .await?;
-        // A user that never goes: only the power-off unmounts it.
+        // Counts as used for ever: only the power-off unmounts it.
         mounted.insert(
             serial.to_owned(),
             Mounted {
@@ -223,7 +223,7 @@ impl Disks {
     /// As [`mount_file`](Self::mount_file).
     pub async fn mount_scratch_file(&self, serial: &str, file: PathBuf) -> Result<(), DiskError> {
         let filesystem = Filesystem::Ext4 { read_only: false };
-        // A user that never goes, as for the disk.
+        // Counts as used for ever, like the disk.
         self.mount_file_at(serial, file, filesystem, self.paths.scratch(), 1)
             .await
     }
@@ -275,7 +275,7 @@ impl Disks {
     /// Waits until raw disks are there, and gives them by serial.
     ///
     /// # Errors
-    /// When one does not come in time.
+    /// If one does not appear in time.
     pub async fn wait(
         &self,
         serials: &[String],
@@ -297,7 +297,7 @@ impl Disks {
             .collect()
     }
 
-    /// That disks can be waited for at all: the host's are not the pod's.
+    /// Refuses to wait for disks on a host, whose disks are not the pod's.
     fn in_guest(&self, serials: &[String]) -> Result<(), DiskError> {
         if serials.is_empty() || self.paths.host().is_none() {
             return Ok(());
@@ -307,10 +307,10 @@ impl Disks {
         })
     }
 
-    /// Unmounts and unplugs. A disk that is not there is no error.
+    /// Unmounts and unplugs. A missing disk is not an error.
     ///
     /// # Errors
-    /// When one is in use, or the kernel refuses.
+    /// If one is in use, or the kernel refuses.
     pub async fn remove(&self, serials: &[String]) -> Result<(), DiskError> {
         let mut mounted = self.mounted.lock().await;
         for serial in serials {
@@ -337,7 +337,7 @@ impl Disks {
             };
             mounted.remove(serial);
             if self.paths.host().is_some() {
-                // The host's own disks are nobody's to unplug.
+                // The host's own disks are never unplugged.
                 continue;
             }
             let name = serial.clone();
@@ -353,10 +353,10 @@ impl Disks {
         Ok(())
     }
 
-    /// Like [`remove`](Self::remove) for those that nobody uses; the others stay.
+    /// Like [`remove`](Self::remove) for those that are unused; the others stay.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub async fn remove_unused(&self, serials: &[String]) -> Result<(), DiskError> {
         let unused: Vec<_> = {
             let mounted = self.mounted.lock().await;

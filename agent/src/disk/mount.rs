@@ -62,7 +62,7 @@ pub(super) fn mount_device(
 /// Mounts a device node at a place that is made for it.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub(super) fn mount_node(node: &Path, filesystem: Filesystem, target: &Path) -> io::Result<()> {
     std::fs::create_dir_all(target)?;
     let (kind, flags) = (filesystem.name(), filesystem.flags());

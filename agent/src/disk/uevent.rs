@@ -18,10 +18,10 @@ const KERNEL_GROUP: u32 = 1;
 pub struct Uevents(AsyncFd<OwnedFd>);
 
 impl Uevents {
-    /// Subscribes.
+    /// Opens it.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// If the kernel refuses.
     pub fn open() -> io::Result<Self> {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
@@ -36,7 +36,7 @@ impl Uevents {
     /// Returns when a block device has come (or may have: lost messages count as one).
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// If the kernel refuses.
     pub async fn block_device_added(&self) -> io::Result<()> {
         let mut buffer = [0; 8192];
         loop {

@@ -13,7 +13,8 @@ use crate::blocking;
 /// The devices of serials: those that are there, then those a rescan finds, then those that come.
 ///
 /// # Errors
-/// [`DiskError::Missing`] at the deadline, [`DiskError::Scan`] when the kernel cannot be asked.
+/// [`DiskError::Missing`] at the deadline, [`DiskError::Scan`] if the kernel's lists cannot be
+/// read.
 pub(super) async fn wait_for(
     serials: &[String],
     deadline: Duration,

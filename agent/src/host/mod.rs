@@ -29,7 +29,7 @@ use tokio::io::AsyncWriteExt;
 const LONGEST: u64 = 64 * 1024;
 /// The cgroup of the agent itself, beside those of the containers, whose names are longer.
 const OWN_CGROUP: &str = "agent";
-/// Without the agent the pod is lost: the kernel shall kill something else.
+/// Without the agent the pod is lost: the OOM killer should choose something else.
 const OOM_SCORE: &str = "-998";
 /// The daemon listens, or has died: nothing is waited for.
 const READY_DEADLINE: Duration = Duration::from_secs(10);
@@ -37,10 +37,10 @@ const READY_DEADLINE: Duration = Duration::from_secs(10);
 /// The host's own mounts, which the agent leaves at its start.
 static HOST_MOUNTS: OnceLock<OwnedFd> = OnceLock::new();
 
-/// Works where the host's mounts are, not on the pod's copies of them, on a thread that ends with it.
+/// Runs work in the host's mount namespace instead of the pod's, on a thread of its own.
 ///
 /// # Errors
-/// When the agent is not on the host; those of the work.
+/// If the agent is not on the host, and the work's own.
 pub fn among_hosts_mounts<T: Send>(
     work: impl FnOnce() -> Result<T, Errno> + Send,
 ) -> Result<T, Errno> {
@@ -117,7 +117,7 @@ impl Pod {
     /// nothing.
     ///
     /// # Errors
-    /// When it is none.
+    /// If standard input does not hold one.
     pub fn read() -> Result<Self, HostError> {
         let mut text = Vec::new();
         io::stdin()
@@ -131,7 +131,7 @@ impl Pod {
     /// The pod's cgroup as a path below the hierarchy's root.
     ///
     /// # Errors
-    /// When it is not below it.
+    /// If it is not below it.
     pub fn cgroup_below_root(&self) -> Result<&Path, HostError> {
         self.cgroup
             .strip_prefix(&self.cgroup_root)
@@ -141,7 +141,7 @@ impl Pod {
             })
     }
 
-    /// Goes into the pod's cgroup and namespaces.
+    /// Enters the pod's cgroup and namespaces.
     ///
     /// # Errors
     /// The first step that fails; the process is then of no use and must end.
@@ -224,10 +224,10 @@ impl Pod {
         Ok(())
     }
 
-    /// Tells the daemon that the agent serves.
+    /// Reports to the daemon that the agent serves.
     ///
     /// # Errors
-    /// When the daemon does not listen (any more).
+    /// If the daemon does not listen (any more).
     pub async fn report_ready(&self, ready: &Ready) -> io::Result<()> {
         let tell = async {
             let mut stream = tokio::net::UnixStream::connect(&self.ready).await?;
@@ -254,8 +254,8 @@ impl Pod {
             fs::rename(&part, &self.exit)
         };
         if let Err(error) = write() {
-            // The daemon then says that the agent was killed.
-            tracing::warn!(%error, "the agent's end is not written down");
+            // The daemon then reports that the agent was killed.
+            tracing::warn!(%error, "the reason of the agent's end could not be written");
         }
     }
 }

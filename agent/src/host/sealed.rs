@@ -1,8 +1,8 @@
 //! The agent of a pod on the host runs from a sealed copy of its program in memory. Its program is
 //! the node's own file, and its children become processes of containers: one of them that reopens
-//! `/proc/self/exe`, or whose image has that as its entrypoint, could otherwise write to the program
-//! that the node starts for the next pod (CVE-2019-5736). A sealed memfd can be written by nobody, root
-//! included, and is nobody else's program.
+//! `/proc/self/exe`, or whose image has that as its entrypoint, could otherwise write to the
+//! program that the node starts for the next pod (CVE-2019-5736). A sealed memfd cannot be written,
+//! not even by root, and no other process runs from it.
 
 use std::ffi::{CString, NulError, OsStr};
 use std::fs::File;
@@ -53,7 +53,7 @@ pub enum SealError {
 /// standard streams: this one, or the same one executed anew.
 ///
 /// # Errors
-/// When there is no such copy to be had.
+/// If no such copy can be made.
 pub fn ensure() -> Result<(), SealError> {
     let failed = |step| move |error: Errno| step_failed(step)(error.into());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -78,7 +78,7 @@ pub fn ensure() -> Result<(), SealError> {
     Err(execute(&copy(program)?, &arguments, &environment))
 }
 
-/// Whether nobody can write to a file, nor make it longer or shorter, nor change that.
+/// Whether a file can be neither written nor resized, for good.
 fn is_sealed(file: impl AsFd) -> bool {
     // EINVAL: of a file system that has no seals.
     rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(seals_wanted()))

@@ -23,7 +23,7 @@ struct PoolInfo {
 /// of one template must not draw the same numbers.
 ///
 /// # Errors
-/// The kernel's answer.
+/// If the kernel refuses.
 pub fn add(seed: &[u8]) -> io::Result<()> {
     let device = File::options().write(true).open("/dev/random")?;
     let mut info = PoolInfo {

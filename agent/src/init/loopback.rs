@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 /// Sets `lo` up; the kernel gives it its addresses.
 ///
 /// # Errors
-/// The kernel's answer.
+/// If the kernel refuses.
 pub fn up() -> io::Result<()> {
     let socket = rustix::net::socket_with(
         AddressFamily::INET,

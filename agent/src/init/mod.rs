@@ -29,7 +29,7 @@ pub fn bring_up() -> Result<(), InitError> {
     delegate_controllers(Path::new("/sys/fs/cgroup"))?;
     steps::done("cgroups");
     raise_limits();
-    // SIGINT instead of a reboot behind our back.
+    // Ctrl-Alt-Delete sends SIGINT instead of rebooting at once.
     let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
     steps::done("limits");
     loopback::up().map_err(InitError::Loopback)?;
@@ -40,7 +40,7 @@ pub fn bring_up() -> Result<(), InitError> {
 /// Enables every controller for the containers' cgroups.
 ///
 /// # Errors
-/// When the hierarchy is not writable.
+/// If the hierarchy is not writable.
 pub fn delegate_controllers(root: &Path) -> Result<(), InitError> {
     let error = |path: &Path| {
         let path = path.to_owned();

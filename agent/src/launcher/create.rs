@@ -26,7 +26,7 @@ use crate::user::{self, UserError};
 /// Builds the container.
 ///
 /// # Errors
-/// Why it cannot be; its cgroup may still have a dying process.
+/// If it cannot be built; a dying process may be left in its cgroup.
 pub fn run(
     request: &CreateRequest,
     stdio: Option<ChildStdio>,
@@ -93,7 +93,8 @@ fn copy(stdio: &ChildStdio) -> Result<ChildStdio, Failure> {
     })
 }
 
-/// The namespaces that hold for children: the user namespace first, which then owns the others.
+/// Joins the namespaces that take effect for children: the user namespace first, which then owns
+/// the others.
 fn enter(users: Option<BorrowedFd<'_>>, pids: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
     let join = |namespace: BorrowedFd<'_>, kind, what: &'static str| {
         move_into_link_name_space(namespace, Some(kind))
@@ -184,7 +185,7 @@ fn take_terminal(built: &root::Built, uid: u32) -> Result<OwnedFd, Failure> {
     Ok(master)
 }
 
-/// Whether the start came, and not the end of whoever could give it.
+/// Waits for the start; false if the agent's end of the pipe closed instead.
 fn wait_for_start(child: &Child) -> Result<bool, Failure> {
     loop {
         match rustix::io::read(&child.go, &mut [0; 1][..]) {

@@ -20,7 +20,7 @@ use crate::user;
 /// Runs the process.
 ///
 /// # Errors
-/// Why it cannot run; it is dead or dying then.
+/// If it cannot run; it is dead or dying then.
 pub fn run(
     request: &ExecRequest,
     stdio: Option<ChildStdio>,
@@ -70,9 +70,9 @@ pub fn run(
     Ok((answer, started.ready.terminal.into_iter().collect()))
 }
 
-/// The container may have moved its processes into cgroups of its own (systemd does), so that its
-/// own may hold none: then the exec goes where the first process is (cgroup v2, no internal
-/// processes).
+/// The container may have moved its processes into cgroups of its own (systemd does), and then its
+/// own cgroup may not have any (cgroup v2, no internal processes): the exec goes where the first
+/// process is.
 fn where_the_first_is(request: &ExecRequest) -> Option<OwnedFd> {
     let own = fs::read_to_string(format!("/proc/{}/cgroup", request.target_pid)).ok()?;
     let below = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -124,8 +124,8 @@ fn run_process(
     finish::new_session()?;
     if !writes_cgroups {
         // Its own cgroup is the root of what it sees, as the container's is for the container:
-        // programs that look up their limits by /proc/self/cgroup find them. One that may write
-        // the container's cgroups sees all of them.
+        // programs that look up their limits by /proc/self/cgroup find them. A process that may
+        // write the container's cgroups sees all of them.
         // SAFETY: the process has one thread, and the flag concerns no descriptors.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
             .map_err(|error| internal("making a cgroup namespace", errno_text(error)))?;

@@ -48,11 +48,11 @@ fn failed(what: &'static str) -> impl FnOnce(Errno) -> Failure {
 /// The first steps of a process of a container: a session of its own, with keys of its own.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn new_session() -> Result<(), Failure> {
     rustix::process::setsid().map_err(failed("making a session"))?;
-    // Else it would have the agent's, on a host the node's. Where there are no keys, or too many,
-    // the session keyring stays empty or somebody else's that gives no rights.
+    // Otherwise it would keep the agent's keyring, on a host the node's. Without keyrings in the
+    // kernel, or beyond the quota, that one stays; it grants no rights.
     // SAFETY: joins an anonymous keyring; no pointer is passed.
     unsafe {
         libc::syscall(
@@ -67,7 +67,7 @@ pub fn new_session() -> Result<(), Failure> {
 /// Puts the standard streams in their places.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn set_stdio(stdio: &ChildStdio) -> Result<(), Failure> {
     let steps = || -> Result<(), Errno> {
         rustix::stdio::dup2_stdin(&stdio.stdin)?;
@@ -80,7 +80,7 @@ pub fn set_stdio(stdio: &ChildStdio) -> Result<(), Failure> {
 /// Makes a terminal the session's, and the standard streams.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn set_terminal(slave: BorrowedFd<'_>) -> Result<(), Failure> {
     let steps = || -> Result<(), Errno> {
         rustix::process::ioctl_tiocsctty(slave)?;
@@ -91,8 +91,8 @@ pub fn set_terminal(slave: BorrowedFd<'_>) -> Result<(), Failure> {
     steps().map_err(failed("taking the terminal"))
 }
 
-/// Becomes the process. Returns only the reason why that failed; after the filter it is told by the
-/// page, and this process dies.
+/// Becomes the process. Returns only if that fails, with the reason; after the filter is loaded the
+/// reason goes to the page, and this process dies.
 pub fn execute(
     process: &Process,
     identity: Identity<'_>,
@@ -208,7 +208,7 @@ impl Ready {
         let file = Path::new(std::ffi::OsStr::new(self.file.to_str().unwrap_or_default()));
         page.note(file);
         fork::reset_signals();
-        // Everything the agent opened is close-on-exec; this holds even for what it forgot.
+        // Everything the agent opens is close-on-exec; this catches what a bug may have missed.
         // SAFETY: sets a flag on descriptors, closes none.
         if unsafe { libc::close_range(3, u32::MAX, CLOSE_RANGE_CLOEXEC) } != 0 {
             return failed("marking descriptors")(last_error());
@@ -243,10 +243,10 @@ fn last_error() -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::INVAL)
 }
 
-/// Puts a filter in force.
+/// Loads a seccomp filter.
 ///
 /// # Errors
-/// The kernel's: EACCES without no_new_privs and CAP_SYS_ADMIN.
+/// If the kernel refuses: EACCES without no_new_privs and CAP_SYS_ADMIN.
 pub fn load(filter: &Filter) -> Result<(), Errno> {
     let mut program: Vec<libc::sock_filter> = filter
         .program
@@ -277,8 +277,8 @@ pub fn load(filter: &Filter) -> Result<(), Errno> {
     if done == 0 { Ok(()) } else { Err(last_error()) }
 }
 
-/// Leaves a process with the standard streams and the descriptors named: what was its parent's is
-/// not there to be taken from it (pidfd_getfd(2)).
+/// Closes all descriptors but the standard streams and those named, so that a container cannot take
+/// its parent's out of it (pidfd_getfd(2)).
 pub fn keep_only(keep: &[BorrowedFd<'_>]) {
     let mut numbers: Vec<libc::c_uint> = keep
         .iter()

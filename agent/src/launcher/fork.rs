@@ -1,15 +1,15 @@
-//! fork and what belongs to it, for the single-threaded launcher only.
+//! fork(2) and what goes with it, for the single-threaded launcher only.
 
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Pid};
 
-/// Which side of a fork.
+/// The side of a fork that returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fork {
-    /// The one that called, with the child's number.
+    /// The caller, with the child's pid.
     Parent(Pid),
-    /// The new one.
+    /// The new process.
     Child,
 }
 
@@ -64,7 +64,7 @@ pub unsafe fn fork_into(namespaces: libc::c_int) -> rustix::io::Result<Fork> {
 /// Becomes root of the user namespace that was entered.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn become_root() -> Result<(), Errno> {
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     rustix::thread::set_thread_groups(&[])?;
@@ -78,7 +78,7 @@ pub fn become_root() -> Result<(), Errno> {
 /// says (proc_sys_fs(5)).
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn close_to_others() -> Result<(), Errno> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }

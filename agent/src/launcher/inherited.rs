@@ -11,11 +11,11 @@ fn failed(what: &str, error: std::io::Error) -> Failure {
     Failure::new(FailureKind::Internal, format!("{what}: {error}"))
 }
 
-/// What the process inherits: set here, where nothing has been entered yet, and by the agent's own
+/// Sets what the process inherits: here, before any namespace is joined, through the agent's own
 /// procfs.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn set(process: &Process) -> Result<(), Failure> {
     if let Some(score) = process.oom_score_adj() {
         fs::write("/proc/self/oom_score_adj", score.to_string())
@@ -25,7 +25,7 @@ pub fn set(process: &Process) -> Result<(), Failure> {
         set_limit(limit)?;
     }
     if let Some(profile) = process.apparmor_profile() {
-        // In force from execve on; forks inherit it.
+        // Takes effect at execve; forks inherit it.
         let text = format!("exec {profile}");
         fs::write("/proc/self/attr/apparmor/exec", &text)
             .or_else(|_| fs::write("/proc/self/attr/exec", &text))

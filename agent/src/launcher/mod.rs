@@ -1,7 +1,7 @@
 //! The launcher: a single-threaded process, forked before the agent has threads, that makes every
-//! container process: that takes forks and changes of namespaces, which a process with threads must
-//! not do. It forks one worker per request, so that none waits for another; the
-//! worker's children become the agent's when it ends.
+//! container process. Making one takes forks and changes of namespaces, which a process with
+//! threads must not do. The launcher forks one worker per request, so that no request waits for
+//! another; when a worker ends, its children become the agent's.
 //!
 //! [`Launcher`] is the agent's side; [`server`] and below run in the launcher.
 
@@ -39,14 +39,14 @@ use crate::process::exit::ExitStatus;
 use crate::process::kill_new;
 use crate::process::reaper::Reaper;
 
-/// How long a launch may take: it does no network and reads a few files, but the guest may be
-/// short of processor time.
+/// How long a launch may take: it reads a few files and does not use the network, but the guest may
+/// be short of CPU time.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Why there is no process.
+/// Why a process could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// The launcher said why.
+    /// The launcher reported a failure.
     #[error(transparent)]
     Failed(#[from] Failure),
     /// It did not answer in time.
@@ -55,8 +55,8 @@ pub enum LaunchError {
         /// What was to be started.
         what: &'static str,
     },
-    /// It could not be asked.
-    #[error("asking the launcher to start {what} (if the launcher is dead, delete the pod)")]
+    /// The request could not be sent, or the answer not be read.
+    #[error("asking the launcher to start {what} (if the launcher is dead, replace the pod)")]
     Io {
         /// What was to be started.
         what: &'static str,
@@ -69,7 +69,8 @@ pub enum LaunchError {
 /// A container's process that waits for its start.
 #[derive(Debug)]
 pub struct Waiting {
-    /// Tells why the command could not be executed; its end without a word means that it was.
+    /// Reports why the command could not be executed; end of file without a report means that it
+    /// was.
     pub status: OwnedFd,
     /// A byte starts the process; its end without one ends it.
     pub go: OwnedFd,
@@ -110,8 +111,8 @@ impl Launcher {
         }
     }
 
-    /// Has a process started. `stdio` is given for one without a terminal, `handles` are the
-    /// processes and namespaces that the request speaks of, in its order.
+    /// Starts a process. `stdio` is given for one without a terminal, `handles` are the processes
+    /// and namespaces that the request refers to, in its order.
     ///
     /// # Errors
     /// See [`LaunchError`]; nothing is left running after an error.
@@ -134,7 +135,7 @@ impl Launcher {
         if stdio.is_some() != request.has_streams() || handles.len() != request.handles() {
             return Err(io(io::ErrorKind::InvalidInput.into()));
         }
-        // Until the end is asked for, the reaper keeps what it does not know.
+        // Until the end is awaited, the reaper remembers the ends of unknown processes.
         let _guard = self.reaper.launching();
 
         let payload = message::pack(&request).map_err(io)?;
@@ -181,7 +182,7 @@ impl Launcher {
         let (answer, waiting, terminal) = match taken {
             Ok(taken) => taken,
             Err(error) => {
-                // Out of descriptors: what cannot be watched must not run.
+                // Out of descriptors: a process that cannot be watched must not run.
                 kill_new(i32::from_ne_bytes(number));
                 return Err(io(error));
             }
@@ -200,7 +201,7 @@ impl Launcher {
     }
 }
 
-/// What an answer's packet has.
+/// The parts of a response's packet.
 fn take(
     fds: Vec<OwnedFd>,
     created: bool,

@@ -1,7 +1,7 @@
-//! A page that a process shares with the launcher over its last steps: what is executed, and why
-//! the kernel refused. Once the container's seccomp filter is in force the process can make no other
-//! system call than execve for sure, so it cannot say anything by a pipe; it can still write to
-//! memory. With execve the page is gone from it.
+//! A page of memory that a process shares with the launcher during its last steps: what is
+//! executed, and why the kernel refused. Once the container's seccomp filter is loaded, execve is
+//! the only system call that is sure to be allowed, so the process cannot write to a pipe; it can
+//! still write to memory. execve unmaps the page.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -20,7 +20,7 @@ const PATH_AT: usize = 8;
 /// A new page, by its descriptor. Its size is fixed.
 ///
 /// # Errors
-/// When there is no memory.
+/// If there is no memory.
 pub fn new() -> Result<OwnedFd, Errno> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = rustix::fs::memfd_create(c"outcome", flags)?;
@@ -37,7 +37,7 @@ impl Page {
     /// Maps it, until the process ends or executes something else.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn map(fd: impl AsFd) -> Result<Self, Errno> {
         // SAFETY: a new mapping where the kernel wants it, of a file whose size is fixed by seals.
         let at = unsafe {
@@ -61,8 +61,9 @@ impl Page {
     pub fn note(&self, path: &Path) {
         let bytes = path.as_os_str().as_bytes();
         let length = bytes.len().min(SIZE - PATH_AT);
-        // SAFETY: the mapping has SIZE bytes and lives as long as this process's image; nobody else
-        // in this process has it. What others do to it is no concern of the copy.
+        // SAFETY: the mapping has SIZE bytes and lives as long as this process's image; no
+        // reference into it exists in this process. Bytes that another process changes meanwhile
+        // are copied as they are.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_ptr().add(PATH_AT), length);
         }
@@ -83,10 +84,10 @@ impl Page {
     }
 }
 
-/// What stands in a page: the path and why it could not be executed, or nothing.
+/// What a page contains: the path and why it could not be executed, or nothing.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn read(fd: impl AsFd) -> Result<Option<(PathBuf, Errno)>, Errno> {
     let mut bytes = [0; SIZE];
     let mut done = 0;

@@ -2,8 +2,8 @@
 //! namespace where the pod has one. It reaps, and both namespaces live as long as it does. Runs in a
 //! worker.
 //!
-//! Containers see it, and one with CAP_SYS_PTRACE may do with it what it likes: so it has an empty
-//! root, no capabilities, no descriptors, and a filter that lets it wait and nothing else.
+//! Containers see it, and one with CAP_SYS_PTRACE controls it: so it has an empty root, no
+//! capabilities, no descriptors, and a seccomp filter that allows it to wait and nothing else.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,14 +33,14 @@ const DEADLINE: Duration = Duration::from_secs(30);
 fn failed(what: &str, error: impl std::fmt::Display) -> Failure {
     Failure::new(
         FailureKind::Internal,
-        format!("{what} for the pod's namespaces failed: {error}"),
+        format!("{what} for the pod's namespaces: {error}"),
     )
 }
 
 /// Starts it.
 ///
 /// # Errors
-/// When the kernel refuses; nothing is left then.
+/// If the kernel refuses; nothing is left then.
 pub fn run(map: Option<&IdMap>) -> Result<Reply, Failure> {
     // The user namespace first in effect: it then owns the PID namespace, whose /proc the
     // containers could not mount otherwise.
@@ -81,7 +81,7 @@ pub fn run(map: Option<&IdMap>) -> Result<Reply, Failure> {
     }
 }
 
-/// What only a process outside can do, and the wait until the child is what it shall be.
+/// The part that only a process outside can do, then waits until the child is ready.
 fn introduce(pid: Pid, map: Option<&IdMap>, socket: &OwnedFd) -> Result<(), Failure> {
     let proc = format!("/proc/{}", pid.as_raw_nonzero());
     let write = |file: &str, text: &str| {
@@ -117,7 +117,7 @@ fn hold(socket: OwnedFd, own_users: bool) -> ! {
     if !matches!(rustix::io::read(&socket, &mut [0; 1][..]), Ok(1)) {
         fork::exit(1);
     }
-    // Also what the filter needs, which is loaded last.
+    // Also sets no_new_privs, without which the filter cannot be loaded.
     let failed = match withdraw(own_users) {
         Ok(()) => rustix::io::write(&socket, b"r").is_err(),
         Err((step, error)) => {
@@ -143,7 +143,7 @@ fn hold(socket: OwnedFd, own_users: bool) -> ! {
     }
 }
 
-/// Leaves everything that could be of use to somebody.
+/// Gives up everything that a container could use.
 fn withdraw(own_users: bool) -> Result<(), (&'static str, Errno)> {
     let step = |what| move |error| (what, error);
     if own_users {
@@ -154,14 +154,14 @@ fn withdraw(own_users: bool) -> Result<(), (&'static str, Errno)> {
         .map_err(step("making a mount namespace"))?;
     let alone = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", alone).map_err(step("separating its mounts"))?;
-    // Any directory will do to put the empty one on; it is gone with the rest.
+    // Any directory serves as the mount point; it goes with the old root.
     let empty = detached::empty().map_err(step("making an empty root"))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let place = rustix::fs::open("/proc", flags, Mode::empty()).map_err(step("opening /proc"))?;
     detached::attach(&empty, &place).map_err(step("attaching the empty root"))?;
     rustix::process::fchdir(&empty).map_err(step("entering the empty root"))?;
     rustix::process::pivot_root(".", ".").map_err(step("pivot_root"))?;
-    unmount(".", UnmountFlags::DETACH).map_err(step("letting go of the old root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(step("unmounting the old root"))?;
     let none = Sets::of(None);
     none.limit().map_err(step("limiting the capabilities"))?;
     rustix::thread::set_no_new_privs(true).map_err(step("setting no_new_privs"))?;
@@ -170,7 +170,7 @@ fn withdraw(own_users: bool) -> Result<(), (&'static str, Errno)> {
     fork::close_to_others().map_err(step("closing it to others"))
 }
 
-/// What an empty loop of pause needs; everything else is refused.
+/// Allows what a loop around pause(2) needs and nothing else.
 fn only_waiting() -> Filter {
     let calls = [
         libc::SYS_pause,

@@ -1,6 +1,6 @@
-//! From "the process is in its container" to execve: finding the command as a shell would, and
-//! telling apart why it cannot run, in the words that users search for. Used by both ways into a
-//! container.
+//! From "the process is in its container" to execve: finding the command as a shell would, and why
+//! it cannot run, in the words that users search for. Used by containers' first processes and by
+//! execs.
 //!
 //! Not here: execve itself (`launcher::finish`).
 
@@ -19,7 +19,7 @@ use super::message::{Failure, FailureKind};
 /// Where commands are looked for when the process has no PATH.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How many characters of a long message are told, from its two ends; each takes up to six bytes in
+/// How many characters of a long message are kept, from its two ends; each takes up to six bytes in
 /// JSON.
 const BEGINNING: usize = 4096;
 const END: usize = 512;
@@ -28,7 +28,7 @@ const END: usize = 512;
 /// identity it will run with.
 ///
 /// # Errors
-/// `CommandNotFound` or `NotExecutable`, in the words that users of other runtimes know.
+/// `CommandNotFound` or `NotExecutable`, in the words of runc and containerd.
 pub fn find_command(name: &str, path: &str) -> Result<PathBuf, Failure> {
     let failed = |kind, text: String| Failure::new(kind, format!("exec: {name:?}: {text}"));
     if name.contains('/') {
@@ -120,15 +120,15 @@ pub fn refused(file: &Path, error: Errno) -> Failure {
     )
 }
 
-/// Tells a failure on a status pipe; its reader learns of success by the end of file at execve.
+/// Writes a failure to a status pipe; its reader learns of success by the end of file at execve.
 pub fn report(status: OwnedFd, failure: &Failure) {
     let told = Failure::new(failure.kind, shortened(&failure.message));
     let bytes = serde_json::to_vec(&told).unwrap_or_default();
-    // Nobody to tell if the reader is gone.
+    // If the reader is gone, so is the need.
     let _ = std::fs::File::from(status).write_all(&bytes);
 }
 
-/// A message that fits into a pipe: a command's name may be of any length. What was attempted stands at
+/// A message that fits into a pipe: a command's name may be of any length. What was attempted is at
 /// the beginning, and what came of it at the end.
 fn shortened(message: &str) -> Cow<'_, str> {
     let count = message.chars().count();

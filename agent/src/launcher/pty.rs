@@ -37,7 +37,7 @@ pub fn check_master(master: &OwnedFd) -> io::Result<()> {
 /// user.
 ///
 /// # Errors
-/// When the container has no devpts at /dev/pts.
+/// If the container has no devpts at /dev/pts.
 pub fn open(uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     // Not /dev/ptmx: the image or a process of the container may have put anything there.
     let master = rustix::fs::open(

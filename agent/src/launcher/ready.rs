@@ -42,7 +42,7 @@ pub struct Ready {
 /// start.
 ///
 /// # Errors
-/// When the reader is gone.
+/// If the reader is gone.
 pub fn send(
     channel: &OwnedFd,
     mut user: Option<User>,

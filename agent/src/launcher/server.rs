@@ -19,7 +19,7 @@ use crate::process::kill_new;
 /// and is killed if the agent dies first.
 ///
 /// # Errors
-/// The kernel's answer.
+/// If the kernel refuses.
 ///
 /// # Safety
 /// The calling process must have one thread only, see [`fork::fork`].
@@ -46,7 +46,8 @@ fn serve(socket: OwnedFd) {
     let _ = rustix::thread::set_name(c"bulkhead-launch");
     // The processes it makes inherit this until they execute the container's command.
     let _ = fork::close_to_others();
-    // Without the launcher the pod can start nothing any more: spare it. Workers undo this.
+    // Without the launcher the pod cannot start anything: the OOM killer should spare it. Workers
+    // undo this.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     fork::reap_children_automatically(true);
     let mut byte = [0; 1];
@@ -70,7 +71,7 @@ fn serve(socket: OwnedFd) {
                 let failure = Failure::new(
                     FailureKind::Internal,
                     format!(
-                        "forking in the launcher failed: {error}; the guest is out of memory or processes"
+                        "forking in the launcher: {error} (is the guest out of memory or processes?)"
                     ),
                 );
                 if let Some(socket) = fds.get(1) {
@@ -91,7 +92,7 @@ fn work(fds: Vec<OwnedFd>) {
         carry_out(payload, fds).unwrap_or_else(|failure| (Response::Failed(failure), Vec::new()));
     let sent = answer(&socket, &answered, &fds);
     if let (Err(_), Response::Started { pid, .. }) = (sent, answered) {
-        // The agent gave up waiting: what it does not know must not run.
+        // The agent gave up waiting: a process that it does not know must not run.
         kill_new(pid);
     }
 }
@@ -101,7 +102,7 @@ fn answer(socket: &OwnedFd, answer: &Response, fds: &[OwnedFd]) -> io::Result<()
         Response::Started { pid, .. } => *pid,
         Response::Failed(_) => 0,
     };
-    // Without memory for the words the agent still learns that there was an answer.
+    // Without memory for the response the agent still learns that there was one.
     let payload = message::pack(answer).ok();
     let fds = payload.iter().chain(fds).map(AsFd::as_fd);
     message::send(socket, &number.to_ne_bytes(), &fds.collect::<Vec<_>>())

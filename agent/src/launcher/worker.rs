@@ -62,9 +62,9 @@ pub struct Started {
     pub page: OwnedFd,
 }
 
-/// How a process comes into being.
+/// How a process is made.
 pub struct Plan<'a> {
-    /// Its limits and its place with the OOM killer.
+    /// Its limits, OOM score and AppArmor profile.
     pub process: &'a Process,
     /// Files by which it joins a cgroup.
     pub cgroups: Vec<OwnedFd>,
@@ -86,7 +86,7 @@ impl std::fmt::Debug for Plan<'_> {
     }
 }
 
-/// A failure of a step that is nobody's fault but the guest's.
+/// A failure that is not the request's fault.
 pub fn internal(what: &str, error: impl std::fmt::Display) -> Failure {
     Failure::new(FailureKind::Internal, format!("{what}: {error}"))
 }
@@ -98,7 +98,7 @@ fn os(what: &'static str) -> impl FnOnce(Errno) -> Failure {
 /// Makes the process and waits until it is in its container.
 ///
 /// # Errors
-/// Why there is none; the process is dead or dying then.
+/// If it does not get there; it is dead or dying then.
 pub fn start(plan: Plan<'_>) -> Result<Started, Failure> {
     inherited::set(plan.process)?;
     let (channel, childs_channel) = rustix::net::socketpair(
@@ -236,7 +236,7 @@ fn read_number(pipe: OwnedFd) -> Option<Pid> {
     Pid::from_raw(i32::from_ne_bytes(bytes))
 }
 
-/// What came through the status pipe until execve, or death, closed it.
+/// Reads the status pipe until execve, or death, closes it.
 ///
 /// # Errors
 /// TimedOut when it stays open, InvalidData when too much comes.
@@ -269,10 +269,10 @@ fn failure(status: &OwnedFd) -> Failure {
     })
 }
 
-/// How a process ended its way to execve, from what it left.
+/// What became of a process at execve: `None` if it was executed.
 ///
 /// # Errors
-/// When that cannot be read.
+/// If that cannot be read.
 pub fn outcome(report: &[u8], page: &OwnedFd) -> Result<Option<Failure>, Errno> {
     if !report.is_empty() {
         return Ok(Some(serde_json::from_slice(report).unwrap_or_else(
@@ -300,7 +300,7 @@ impl Child {
     /// Reports that it is in its container.
     ///
     /// # Errors
-    /// When the worker is gone.
+    /// If the worker is gone.
     pub fn send_ready(
         &self,
         user: Option<User>,
@@ -337,17 +337,17 @@ pub fn open_cgroup(directory: &Path) -> Result<OwnedFd, Failure> {
     }
 }
 
-/// Gives standard streams to the process's user: one that opens /dev/stdout (as nginx's images do)
-/// opens a file that must be its own.
+/// Makes the process's user the owner of its standard streams: a process that opens /dev/stdout (as
+/// in nginx's images) needs the right to.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn give(stdio: &ChildStdio, user: &User, map: Option<&IdMap>) -> Result<(), Failure> {
     let (uid, gid) = outside(map, user.uid, user.gid);
     for stream in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
         let steps = || -> Result<(), Errno> {
             let kind = FileType::from_raw_mode(rustix::fs::fstat(stream)?.st_mode);
-            // Without input the standard input is /dev/null, which is everybody's.
+            // Without input it is a null device, which is shared.
             if kind == FileType::Fifo {
                 rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
             }

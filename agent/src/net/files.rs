@@ -107,7 +107,7 @@ pub fn write_hosts(
 /// one.
 ///
 /// # Errors
-/// When it cannot be read or written.
+/// If it cannot be read or written.
 pub fn copy_hosts(from: &Path, directory: &Path) -> Result<(), NetError> {
     let text = match fs::read_to_string(from) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),

@@ -11,14 +11,14 @@ use std::path::PathBuf;
 /// Why the network could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
-    /// What is asked makes no sense.
+    /// An invalid field.
     #[error("{field} {value:?}: {expected}")]
     Invalid {
         /// Which field of the request.
         field: &'static str,
-        /// What it said.
+        /// Its value.
         value: String,
-        /// What it may say.
+        /// What it may be.
         expected: &'static str,
     },
     /// No device has that MAC address.

@@ -37,7 +37,7 @@ impl ExitStatus {
 pub struct Exit {
     /// Code or signal.
     pub status: ExitStatus,
-    /// The kernel killed it for want of memory.
+    /// The OOM killer ended it.
     pub oom_killed: bool,
     /// CLOCK_REALTIME when it was reaped.
     pub finished_at_unix_ns: i64,
@@ -111,7 +111,7 @@ impl ExitWatch {
         self.0.borrow().exit
     }
 
-    /// Returns once the process is dead (or nobody can tell any more).
+    /// Returns once the process is dead (or its watcher is gone).
     pub async fn wait_raw(&mut self) {
         let _ = self.0.wait_for(|state| state.dead).await;
     }

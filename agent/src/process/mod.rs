@@ -47,7 +47,7 @@ pub enum ProcessError {
         #[source]
         error: Errno,
     },
-    /// Resizing what is no terminal.
+    /// Resizing a process without a terminal.
     #[error("process {0} has no terminal to resize: it was started without tty")]
     NoTerminal(i32),
     /// The kernel refused the size.
@@ -86,7 +86,7 @@ impl Streams {
     /// Pipes for a process without a terminal: the agent's ends, and the process's.
     ///
     /// # Errors
-    /// When the guest is out of descriptors.
+    /// If the guest is out of descriptors.
     pub fn pipes(stdin: bool) -> Result<(Self, ChildStdio), ProcessError> {
         let pipe = || {
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
@@ -141,7 +141,7 @@ impl Process {
     /// `terminal` is the master its launcher sent.
     ///
     /// # Errors
-    /// When a descriptor cannot be watched.
+    /// If a descriptor cannot be watched.
     pub fn new(
         pid: i32,
         streams: Streams,
@@ -224,14 +224,14 @@ impl Process {
         self.pid
     }
 
-    /// What it is for the kernel, whoever has its number later; `None` if it was gone at once.
+    /// Its pidfd, which stays its own when the pid is reused; `None` if it was gone at once.
     pub fn pidfd(&self) -> Option<&OwnedFd> {
         self.pidfd.as_ref()
     }
 
     /// Whether it runs; a zombie does not.
     pub fn is_alive(&self) -> bool {
-        // What cannot be told is taken for alive.
+        // If that cannot be found out, it counts as alive.
         let ended = |pidfd| has_ended(pidfd).unwrap_or(false);
         self.pidfd.as_ref().is_some_and(|pidfd| !ended(pidfd))
     }
@@ -239,7 +239,7 @@ impl Process {
     /// Sends a signal; to a process that has exited, nothing.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
         let Some(pidfd) = self.pidfd.as_ref().filter(|_| self.exit.get().is_none()) else {
             return Ok(());
@@ -280,7 +280,7 @@ impl Process {
         self.terminal.is_some()
     }
 
-    /// Stops the pumps: what is not read by now is given up.
+    /// Stops the pumps; output that is not read by now is lost.
     pub fn stop_pumps(&self) {
         let pumps = std::mem::take(&mut *lock(&self.pumps));
         for pump in pumps {
@@ -300,7 +300,7 @@ impl Drop for Process {
 /// Whether a process has ended: its descriptor is readable then (pidfd_open(2)).
 ///
 /// # Errors
-/// The kernel's; nothing is known then.
+/// If the kernel refuses; nothing is known then.
 pub fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
     match wait_readable(pidfd, Duration::ZERO) {
         Ok(()) => Ok(true),
@@ -309,8 +309,8 @@ pub fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
     }
 }
 
-/// Kills a process that was just made and cannot be kept, by its number: nobody has reaped it. Numbers
-/// that mean others (kill(2)) and that of the agent are passed over.
+/// Kills a process that was just made and cannot be kept, by its pid: it is not reaped yet, so the
+/// pid is still its own. Pids with a special meaning (kill(2)) and PID 1 are ignored.
 pub fn kill_new(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 1) {
         let _ = rustix::process::kill_process(pid, Signal::KILL);
@@ -320,7 +320,7 @@ pub fn kill_new(pid: i32) {
 /// The signal of a number from outside.
 ///
 /// # Errors
-/// For a number that is no signal.
+/// For a number that is not a signal.
 pub fn parse_signal(number: u32) -> Result<Signal, ProcessError> {
     let bad = ProcessError::BadSignal(number);
     let raw = i32::try_from(number)

@@ -26,7 +26,7 @@ pub enum SandboxError {
     /// The shared PID namespace.
     #[error(transparent)]
     Container(#[from] ContainerError),
-    /// A field that makes no sense.
+    /// An invalid field.
     #[error("{field}: {expected}")]
     Invalid {
         /// Which.
@@ -54,7 +54,7 @@ pub enum SandboxError {
         #[source]
         error: io::Error,
     },
-    /// The blocking thread ended.
+    /// Blocking work did not return.
     #[error(transparent)]
     EndedEarly(#[from] EndedEarly),
 }

@@ -1,4 +1,4 @@
-//! EventKind happens to containers, as it happens.
+//! Events of containers, as they happen.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,6 +1,5 @@
 //! The agent's service (`service`), what its calls work on (`agent`), and one file per call or kind
-//! of call that needs more than passing on. This is the only place that knows gRPC codes
-//! ([`status`]).
+//! of call that does more than delegate. This is the only place that knows gRPC codes ([`status`]).
 
 mod agent;
 pub mod container;

@@ -1,5 +1,5 @@
-//! The ResizeGuest call: processors, and the look for a memory device the VMM has plugged. What
-//! the guest's kernel does with that device goes on by itself; the VMM knows how far it is.
+//! The ResizeGuest call: processors, and the look for a memory device the VMM has plugged. The
+//! guest's kernel then brings up that device by itself; the VMM knows how far it is.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ impl Agent {
     /// Brings processors online or offline.
     ///
     /// # Errors
-    /// The kernel's; what was changed before stays changed, and the call can be repeated.
+    /// If the kernel refuses; what was changed before stays changed, and the call can be repeated.
     pub(super) async fn resize(
         &self,
         request: ResizeGuestRequest,

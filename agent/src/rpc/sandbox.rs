@@ -214,7 +214,7 @@ impl Agent {
     /// Waits for disks and mounts them.
     ///
     /// # Errors
-    /// When one does not come in time or cannot be mounted.
+    /// If one does not appear in time or cannot be mounted.
     pub(super) async fn attach_disks(&self, request: AddDisksRequest) -> Result<(), DiskError> {
         let deadline = match request.timeout_ms {
             0 => DEFAULT_DEADLINE,

@@ -12,7 +12,7 @@ use crate::clock;
 /// Use and limits. `written` is the container's writable layer, in bytes and inodes.
 pub fn container(id: &str, cgroup: &Path, written: (u64, u64)) -> ContainerStats {
     let file = |name: &str| read(cgroup.join(name));
-    // "max" is no limit, and no number.
+    // "max" means unlimited, and does not parse.
     let number = |name: &str| file(name).trim().parse().unwrap_or(0);
     let (memory, events, cpu) = (file("memory.stat"), file("memory.events"), file("cpu.stat"));
     let in_memory = |key| text::value(&memory, key).unwrap_or(0);

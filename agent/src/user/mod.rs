@@ -1,5 +1,5 @@
-//! Who a container's process is: the image's words for a user against the image's own files. The
-//! image is hostile: its files may be links out of the root, devices, or gigabytes.
+//! Who a container's process is: the image's user resolved in the image's own files. The image is
+//! hostile: its files may be links out of the root, devices, or gigabytes.
 
 pub mod database;
 
@@ -109,7 +109,7 @@ fn open_in(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno>
 /// they can only be in fields that are not compared.
 fn read_text(root: &OwnedFd, file: &'static str) -> Result<String, UserError> {
     let failed = |error: io::Error| UserError::File { file, error };
-    // NONBLOCK: a fifo must not hold us.
+    // NONBLOCK: opening a fifo must not block.
     let fd = match open_in(root, Path::new(file), OFlags::RDONLY | OFlags::NONBLOCK) {
         Ok(fd) => fd,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),

@@ -26,7 +26,7 @@ const ATTEMPTS: u32 = 100;
 /// pod's user namespace, if there is a `map`.
 ///
 /// # Errors
-/// When the image has something else there, or the scratch disk is full. What was made of the volume
+/// If the image has something else there, or the scratch disk is full. What was made of the volume
 /// stays where it is, for the container's scratch directory to be removed with.
 pub fn make(
     root: &Path,
@@ -99,7 +99,7 @@ fn find(root: &Path, destination: &Path) -> Result<Option<OwnedFd>, VolumeError>
     }
 }
 
-/// A new directory that nobody else looks into, opened.
+/// Creates a directory that nobody else can look into, and opens it.
 fn new_directory(path: &Path) -> Result<OwnedFd, VolumeError> {
     std::fs::DirBuilder::new()
         .mode(0o700)

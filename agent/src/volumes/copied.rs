@@ -1,6 +1,6 @@
-//! Copies of volumes in the layout of the kubelet's AtomicWriter, brought into line with the host's
-//! by the same steps, so that whoever watches one with inotify sees what they would see on a node:
-//! a new directory, `..data` turned to it by a rename, links made and removed, the old one gone.
+//! Copies of volumes in the layout of the kubelet's AtomicWriter, updated by the same steps, so
+//! that a program that watches one with inotify sees what it would see on a node: a new directory,
+//! `..data` switched to it by a rename, links made and removed, the old directory removed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -65,7 +65,7 @@ impl Copies {
         })
     }
 
-    /// Brings a volume into line. The answer is whether anything was changed.
+    /// Updates a volume to what the daemon sends. Returns whether anything changed.
     ///
     /// # Errors
     /// For a malformed stream, or when the guest's memory is full; the volume is as it was then.
@@ -109,7 +109,8 @@ async fn receive<E>(
     let mut first = true;
     let mut bytes = 0usize;
     while let Some(part) = parts.next().await {
-        let part = part.map_err(|_| invalid("put_volume", b"", "the stream broke"))?;
+        let part =
+            part.map_err(|_| invalid("put_volume", b"", "the stream must not end with an error"))?;
         match part.part {
             Some(Part::Header(header)) if first => {
                 check_name("header.name", &header.name)?;

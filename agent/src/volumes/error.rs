@@ -17,7 +17,7 @@ pub(super) const TAG: &str = "bulkhead";
 /// What can go wrong with a volume.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    /// Something in the request that cannot be.
+    /// An invalid field of the request.
     #[error("{field} {value:?}: {allowed}")]
     Invalid {
         /// Which field.
@@ -71,7 +71,7 @@ pub enum VolumeError {
     /// An image's files.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
-    /// The blocking thread ended.
+    /// Blocking work did not return.
     #[error(transparent)]
     EndedEarly(#[from] EndedEarly),
 }
@@ -106,7 +106,7 @@ pub enum AnonymousError {
         #[source]
         error: TreeError,
     },
-    /// There is no room for it.
+    /// The scratch disk is full.
     #[error(
         "copying what the image has at {} into its volume: the pod's scratch disk is full",
         destination.display()

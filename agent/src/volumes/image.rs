@@ -13,11 +13,11 @@ use crate::container::implied;
 use crate::container::rootfs::Rootfs;
 use crate::userns::IdMap;
 
-/// Stacks the image at `root`, its owners seen through the user namespace, and gives the path of what of it is wanted; a part is mounted at
-/// `placed`.
+/// Stacks the image at `root`, its owners mapped through the user namespace, and returns the path
+/// of the requested part; a part other than the whole is mounted at `placed`.
 ///
 /// # Errors
-/// When the scratch disk is full, the kernel refuses, or the image has no such part.
+/// If the scratch disk is full, the kernel refuses, or the image has no such part.
 pub fn mount(
     image: &ImageVolume,
     layers: &[PathBuf],
@@ -67,7 +67,7 @@ pub fn mount(
     Ok(placed)
 }
 
-/// The paths by the place of their layer. A layer nobody asked for has none.
+/// The paths by the index of their layer. Layers that the request does not have are left out.
 pub fn by_layer(
     layers: &[String],
     implied: &[ImpliedDirectories],

@@ -14,11 +14,11 @@ use super::error::VolumeError;
 use super::place;
 use crate::huge_pages;
 
-/// Mounts the volume at `at` if it is not, and gives the path of what of it is wanted; a part of it
-/// is mounted at `placed`.
+/// Mounts the volume at `at` if it is not mounted, and returns the path of the requested part; a
+/// part other than the whole is mounted at `placed`.
 ///
 /// # Errors
-/// When the kernel refuses, or the part leads out.
+/// If the kernel refuses, or the part leads out of the volume.
 pub fn mount(volume: &MemoryVolume, at: &Path, placed: PathBuf) -> Result<PathBuf, VolumeError> {
     if !is_mounted(at) {
         place::make_directory(at)?;

@@ -70,7 +70,7 @@ impl Volumes {
     /// [`clear`]: place::clear
     ///
     /// # Errors
-    /// The first volume that cannot be had.
+    /// For the first volume that cannot be prepared.
     pub async fn prepare(
         &self,
         request: &CreateContainerRequest,
@@ -167,12 +167,12 @@ impl Volumes {
         let at = self.paths.share();
         blocking::run(move || {
             place::make_directory(&at)?;
-            // Put there without a device: an agent outside a VM.
+            // Provided without a device: an agent outside a VM, in tests.
             let filled = std::fs::read_dir(&at).is_ok_and(|mut entries| entries.next().is_some());
             if filled {
                 return Ok(());
             }
-            // Device nodes in it are the host's, and mean nothing here.
+            // Its device nodes are the host's, and must not work here.
             rustix::mount::mount(TAG, &at, "virtiofs", MountFlags::NODEV, None).map_err(|error| {
                 VolumeError::Share {
                     error: error.into(),
@@ -230,7 +230,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// Disks that are gone.
+    /// Forgets disks that are gone.
     pub async fn forget_disks(&self, serials: &[String]) {
         let mut disks = self.disks.lock().await;
         disks.retain(|serial, _| !serials.contains(serial));
@@ -271,7 +271,7 @@ impl Volumes {
     /// Removes what was made for one container alone. Blocks.
     ///
     /// # Errors
-    /// What would not go; the rest is gone.
+    /// For what cannot be removed; the rest is removed.
     pub fn clear(paths: &Paths, id: &str) -> Result<(), VolumeError> {
         place::clear(paths, id)
     }

@@ -3,7 +3,7 @@
 use super::error::VolumeError;
 use crate::names::is_name;
 
-/// Refuses what cannot be a name; it becomes part of paths.
+/// Refuses what is not a name; it becomes part of paths.
 ///
 /// # Errors
 /// [`VolumeError::Invalid`].

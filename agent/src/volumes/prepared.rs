@@ -1,4 +1,4 @@
-//! What volumes leave for the container's spec, and putting it there.
+//! The sources and devices that volumes add to the container's spec.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::error::VolumeError;
 use crate::container::spec::SpecError;
 use crate::userns::IdMap;
 
-/// What volumes leave for the container's spec.
+/// What volumes add to the container's spec.
 #[derive(Debug, Default)]
 pub struct Prepared {
     /// By the destination of a mount: its source.

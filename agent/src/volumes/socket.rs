@@ -1,6 +1,6 @@
-//! Unix sockets of the host in the guest: the agent listens, and each connection goes on to a port
-//! of the host, where the daemon connects it to the real socket. First the agent sends a token there
-//! that nobody else in the guest knows: the way to the real socket is the mounted one alone.
+//! Unix sockets of the host in the guest: the agent listens, and forwards each connection to a port
+//! of the host, where the daemon connects it to the real socket. The agent first sends a token that
+//! nothing else in the guest knows, so the mounted socket is the only way to the real one.
 
 use std::collections::HashMap;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -124,7 +124,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Vol
     move |error| VolumeError::File { what, path, error }
 }
 
-/// As long as the pod.
+/// Serves for the life of the pod.
 async fn serve(listener: UnixListener, port: u32, token: watch::Receiver<Token>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let opening = Arc::new(Semaphore::new(MAX_OPENING));
@@ -167,7 +167,7 @@ async fn pass(
     join(&mut inner, &mut outer).await
 }
 
-/// The token of now, not of when the program connected: the daemon knows no other.
+/// The current token, not that of when the program connected: the daemon knows no other.
 async fn send_token(
     outer: &mut (impl AsyncWrite + Unpin),
     token: &watch::Receiver<Token>,

@@ -206,7 +206,7 @@ impl Walk<'_> {
     }
 
     fn file(&mut self, name: &CStr) -> Result<(), Failure> {
-        // NONBLOCK: should it be a fifo after all, it does not hold us.
+        // NONBLOCK: opening a fifo must not block.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let source = open_entry(&self.source, name, flags).map_err(step("opening"))?;
         let stat = stat(&source)?;
@@ -273,7 +273,7 @@ impl Walk<'_> {
                 .map_err(|failure| self.at(c"", failure))?;
         }
         self.levels.pop();
-        // Nobody should have moved them; one who has is not to lead us elsewhere.
+        // If they were moved, the copy must not continue elsewhere.
         if let Some(level) = self.levels.last() {
             let ids = || Ok((stat_id(&self.source)?, stat_id(&self.copy)?));
             if ids().map_err(|failure| self.at(c"", failure))? != (id(&level.stat), level.copy) {

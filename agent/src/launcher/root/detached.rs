@@ -1,4 +1,4 @@
-//! Detached mounts: made, and attached to an open directory or file. Where they go is others' to say.
+//! Detached mounts: making them, and attaching them to an open directory or file.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -8,10 +8,10 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-/// A detached mount of what is open, with what is mounted below if `recursive`.
+/// A detached mount of an open file or directory, with the mounts below it if `recursive`.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn clone(of: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -22,19 +22,19 @@ pub fn clone(of: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
     open_tree(of, "", flags)
 }
 
-/// Attaches a detached mount to what is open.
+/// Attaches a detached mount to an open file or directory.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(tree, "", target, "", flags)
 }
 
-/// A tmpfs that holds nothing and takes nothing.
+/// An empty, read-only tmpfs.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn empty() -> Result<OwnedFd, Errno> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "size", "4k")?;

@@ -29,7 +29,7 @@ pub enum RootError {
         /// What the volume is.
         is: &'static str,
     },
-    /// A file is where the way to a mount point leads through.
+    /// A file is in the way to a mount point.
     #[error("mounting the volume on {}: the image has a file at {}", path.display(), at.display())]
     InTheWay {
         /// The path in the container.
@@ -69,7 +69,7 @@ pub enum RootError {
         step: String,
         /// The kernel's answer.
         error: Errno,
-        /// The kernel's words, if it had any.
+        /// The kernel's log of the configuration, if it has one.
         log: String,
     },
     /// A step that concerns no path of the image.

@@ -1,4 +1,4 @@
-//! What of a container's root is hidden or read-only: paths of procfs and sysfs, as CRI asks
+//! Paths of a container's root that are hidden or read-only, mostly of procfs and sysfs
 //! (LinuxContainerSecurityContext masked_paths, readonly_paths).
 
 use std::os::fd::OwnedFd;
@@ -22,7 +22,7 @@ fn failed(what: &'static str, path: &str) -> impl FnOnce(Errno) -> RootError {
     }
 }
 
-/// What is there at a path; a kernel or an image without it has nothing to hide.
+/// Opens what is at a path; `None` if there is nothing to hide.
 fn target(root: &OwnedFd, path: &str, flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
     match resolve::open(root, Path::new(path), OFlags::PATH | flags) {
         Ok(target) => Ok(Some(target)),
@@ -34,7 +34,7 @@ fn target(root: &OwnedFd, path: &str, flags: OFlags) -> Result<Option<OwnedFd>, 
 /// Makes paths read-only, with what is mounted below.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
     for path in paths {
         let steps = || -> Result<(), Errno> {
@@ -58,12 +58,12 @@ pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
     Ok(())
 }
 
-/// Hides paths: a directory under an empty one, everything else under a null device, `own` being that
-/// of the container's own /dev. In a user namespace that is the agent's, whose mode and owner nobody
-/// in there can change.
+/// Hides paths: a directory under an empty one, everything else under a null device, `own` being
+/// that of the container's own /dev. In a user namespace it is the agent's, whose mode and owner
+/// cannot be changed from inside.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn hide(root: &OwnedFd, paths: &[String], own: Option<&OwnedFd>) -> Result<(), RootError> {
     if paths.is_empty() {
         return Ok(());
@@ -103,7 +103,7 @@ pub fn hide(root: &OwnedFd, paths: &[String], own: Option<&OwnedFd>) -> Result<(
     Ok(())
 }
 
-/// The agent's own: what a volume has at /dev/null is anything.
+/// The agent's own null device: a volume may have anything at /dev/null.
 fn null() -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;

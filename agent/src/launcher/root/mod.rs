@@ -1,6 +1,6 @@
 //! The container's root: its mounts, device nodes, what is hidden, and the change into it. All of
 //! it runs in the container's process, in a mount namespace of its own, with root's privileges and
-//! an image nobody vouches for: paths of the image are resolved by [`resolve`] alone.
+//! an untrusted image: paths of the image are resolved by [`resolve`] alone.
 //!
 //! Not here: stacking the layers (`container::rootfs`), the process itself (`launcher::finish`).
 
@@ -44,7 +44,7 @@ pub struct Built {
 /// Makes the root, from the caller's new mount namespace.
 ///
 /// # Errors
-/// The first step that fails. The mount namespace is of no use then.
+/// For the first step that fails; the mount namespace is useless then.
 pub fn build(plan: Plan<'_>) -> Result<Built, RootError> {
     let list = plan.spec.mounts().as_deref().unwrap_or_default();
     // Sources first: what they share with the host's mounts they keep.
@@ -57,7 +57,7 @@ pub fn build(plan: Plan<'_>) -> Result<Built, RootError> {
     let root = attach_root(plan.rootfs)?;
     let own_dev = mounts::attach_all(&root, list, sources, plan)?;
     devices::make(&root, plan, own_dev.as_ref())?;
-    // Its failure shows when the process enters it, at the start.
+    // If it fails, the process fails to enter it at the start.
     let _ = resolve::open_or_make(&root, plan.directory, Make::Directory);
     let linux = plan.spec.linux().as_ref();
     let paths = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
@@ -108,13 +108,13 @@ impl Built {
     /// Changes into it. Nothing of the tree before is left in the namespace.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn enter(&self) -> Result<(), RootError> {
         step("entering the root", rustix::process::fchdir(&self.root))?;
-        // The old root ends up on top of the new one (pivot_root(2)), and is taken off.
+        // The old root ends up on top of the new one (pivot_root(2)), and is unmounted.
         step("pivot_root", rustix::process::pivot_root(".", "."))?;
         step(
-            "letting go of the old root",
+            "unmounting the old root",
             unmount(".", UnmountFlags::DETACH),
         )?;
         step("entering /", rustix::process::chdir("/"))
@@ -123,7 +123,7 @@ impl Built {
     /// Shows a terminal at /dev/console, unless /dev is a volume.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn console(&self, terminal: impl AsFd) -> Result<(), RootError> {
         match &self.own_dev {
             Some(own) => devices::console(own, terminal),
@@ -131,10 +131,10 @@ impl Built {
         }
     }
 
-    /// Makes it read-only, if it shall be: after all that is made in it.
+    /// Makes it read-only if the spec says so, after everything is made in it.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn seal(&self) -> Result<(), RootError> {
         if !self.read_only {
             return Ok(());

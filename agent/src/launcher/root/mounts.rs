@@ -22,8 +22,8 @@ use crate::mount_attr;
 
 /// What statfs says of a procfs (linux/magic.h).
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
-/// What may be mounted in procfs: what tells a container how much of the machine is its own (lxcfs),
-/// and no other file.
+/// What may be mounted in procfs: the files that show a container its share of the machine (lxcfs),
+/// and no others.
 const IN_PROC: [&str; 10] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -90,8 +90,8 @@ fn open_source(path: &Path, recursive: bool, base: &Path) -> Result<Source, Errn
     })
 }
 
-/// Attaches all mounts, in the order of `list`. The answer is the container's own /dev, if it has one;
-/// one that is a volume is nobody's to fill.
+/// Attaches all mounts, in the order of `list`. Returns the container's own /dev, if it has one; a
+/// /dev that is a volume is left alone.
 ///
 /// # Errors
 /// The first mount that cannot be made.
@@ -176,8 +176,8 @@ fn attach_source(
     attach(&source.tree, &target).map_err(failed("mounting on"))
 }
 
-/// Through a link somebody else could turn, what is hidden in procfs and sysfs could be shown again:
-/// whatever is mounted at their places, and they themselves anywhere, want a plain directory.
+/// A link that a container can change could expose what is hidden in procfs and sysfs: whatever is
+/// mounted at /proc and /sys, and procfs and sysfs anywhere, need a plain directory.
 fn refuse_links(
     root: &OwnedFd,
     at: &Path,
@@ -201,7 +201,7 @@ fn refuse_links(
         Err(Errno::LOOP | Errno::NOTDIR) => {
             let mode = rustix::fs::fstat(target).map_err(failed)?.st_mode;
             if FileType::from_raw_mode(mode) != FileType::Directory {
-                // A file there is refused, or not, as one anywhere is.
+                // A file there is treated like a file anywhere.
                 return Ok(());
             }
             Err(RootError::Linked {
@@ -213,7 +213,7 @@ fn refuse_links(
     }
 }
 
-/// Where the file is that a mount point's path leads through.
+/// Finds the file that a mount point's path leads through.
 fn in_the_way(root: &OwnedFd, at: &Path) -> RootError {
     let file = at.ancestors().skip(1).find(|above| {
         let found = resolve::open(root, above, OFlags::PATH).and_then(rustix::fs::fstat);
@@ -257,7 +257,7 @@ fn attach_file_system(
 ) -> Result<OwnedFd, RootError> {
     let at = mount.destination();
     let kind = match mount.typ().as_deref().unwrap_or_default() {
-        // The guest and the nodes have version 2 alone.
+        // Guests and nodes have version 2 only.
         "cgroup" => "cgroup2",
         kind => kind,
     };
@@ -372,7 +372,7 @@ mod tests {
         for good in ["/proc", "/proc/", "/data", "/sys/below", "/file"] {
             assert!(refused(good, None).is_none(), "{good}");
         }
-        // A file is no link; what cannot be mounted on it is refused with other words.
+        // A file is not a link; what cannot be mounted on it is refused with another message.
         fs::remove_dir(dir.path().join("proc")).unwrap();
         fs::write(dir.path().join("proc"), "").unwrap();
         assert!(refused("/proc", None).is_none());

@@ -27,7 +27,7 @@ pub struct Options {
     pub propagation: u64,
     /// Whether propagation concerns those below as well.
     pub propagation_recursive: bool,
-    /// What the file system itself is told: `key` or `key=value`.
+    /// Options for the file system itself: `key` or `key=value`.
     pub data: Vec<String>,
 }
 
@@ -56,7 +56,7 @@ pub fn parse<'a>(options: impl IntoIterator<Item = &'a str>) -> Options {
                 parsed.bind = true;
                 parsed.recursive = true;
             }
-            // What a mount is without being told, and what mount(8) alone understands.
+            // The defaults of a mount, and options for mount(8) alone.
             "defaults" | "" | "async" | "auto" | "noauto" | "nouser" | "_netdev" => {}
             data => parsed.data.push(data.to_owned()),
         }

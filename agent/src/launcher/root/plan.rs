@@ -11,7 +11,7 @@ pub struct Plan<'a> {
     pub spec: &'a Spec,
     /// Where the layers are stacked.
     pub rootfs: &'a Path,
-    /// Below this nobody but the agent makes names.
+    /// Only the agent creates names below this.
     pub base: &'a Path,
     /// The container is in a user namespace of its own, which may not make device nodes.
     pub own_users: bool,

@@ -35,8 +35,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let (container, exec) = (request.container_id.clone(), request.exec_id.clone());
-    // Starting goes on to its end even if the daemon goes away, so that the process is known and
-    // can be forgotten.
+    // Starting completes even if the daemon disconnects, so that the process is known and can be
+    // deleted.
     let starting = {
         let containers = Arc::clone(&containers);
         tokio::spawn(async move { containers.run_exec(request).await })
@@ -87,7 +87,7 @@ impl Drop for DeleteOnDrop {
 }
 
 /// Output to its end, then the exit. Read from the process's own pipes into the frame that is sent:
-/// what nobody reads stays in the pipe and holds the process up.
+/// a slow reader leaves the output in the pipe, which blocks the process.
 async fn send_output<S>(
     process: &Process,
     write: &mut WriteHalf<S>,
@@ -144,7 +144,7 @@ where
         }
         write.write_all(&Frame::Alive.header()).await?;
     };
-    let end = end.ok_or_else(|| io::Error::other("the process was given up without an exit"))?;
+    let end = end.ok_or_else(|| io::Error::other("the agent lost track of the process"))?;
     write.write_all(&session::exit(&exit(&end))).await?;
     write.shutdown().await
 }

@@ -44,7 +44,7 @@ where
         Some(What::Input(process)) => input::serve(stream, &containers, process).await,
         Some(What::Forward(to)) => forward::serve(stream, to).await,
         None => {
-            let status = Status::invalid_argument("a session that asks for nothing");
+            let status = Status::invalid_argument("the session request is empty");
             return refuse(stream, &status).await;
         }
     };

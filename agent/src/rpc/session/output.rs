@@ -1,5 +1,5 @@
-//! The output of a container's own process, which is kept until it is acknowledged: another session
-//! goes on where one was cut off.
+//! The output of a container's own process, which is kept until it is acknowledged: the next
+//! session continues where the last was cut off.
 
 use std::io;
 
@@ -130,7 +130,7 @@ where
         }
     }
     let end = process.exit.clone().wait().await;
-    let end = end.ok_or_else(|| io::Error::other("the process was given up without an exit"))?;
+    let end = end.ok_or_else(|| io::Error::other("the agent lost track of the process"))?;
     write.write_all(&session::exit(&exit(&end))).await?;
     write.shutdown().await
 }

@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 /// Writes the status a session begins with.
 ///
 /// # Errors
-/// When the connection is gone.
+/// If the connection is gone.
 pub(super) async fn answer<S: AsyncWrite + Unpin>(
     stream: &mut S,
     status: &Status,

@@ -284,7 +284,7 @@ fn owners_capabilities_and_devices_are_kept_and_overlays_marks_are_not() {
     assert_eq!(mode(&made.join("null")), 0o642);
 }
 
-/// Runs where mounts are seen by nobody else.
+/// Runs in a mount namespace of its own.
 fn among_own_mounts(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(|| {
         // SAFETY: the root, the working directory and the mounts of this thread alone.
@@ -394,7 +394,7 @@ fn stacked_layers_are_copied_as_they_are_seen() {
         fs::write(low.join("both/low"), "").unwrap();
         fs::write(high.join("both/high"), "").unwrap();
         fs::hard_link(low.join("one"), low.join("both/two")).unwrap();
-        // overlayfs's mark of a file that is no more.
+        // overlayfs's whiteout: a file that was removed.
         let gone = high.join("gone");
         rustix::fs::mknodat(CWD, gone, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
         rootfs.mount(&layers).unwrap();

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::error::{Failure, step};
 
-/// What is no zero of this length is written; the rest becomes holes.
+/// Blocks of this length that are all zeros become holes; the others are written.
 const BLOCK: usize = 4096;
 const ZERO: [u8; BLOCK] = [0; BLOCK];
 const BUFFER: usize = 32 * BLOCK;
@@ -113,9 +113,9 @@ fn is_copied(name: &[u8]) -> bool {
         .contains(&name)
 }
 
-/// Copies what is no hole and not zero. In user space: the kernel copies by itself within one file
-/// system only (copy_file_range(2), since Linux 5.19), and an overlay is another one than what is
-/// below it.
+/// Copies data that is neither a hole nor zeros. In user space: the kernel copies by itself within
+/// one file system only (copy_file_range(2), since Linux 5.19), and an overlay is another one than
+/// what is below it.
 fn content(source: &File, copy: &File, size: u64, buffer: &mut [u8]) -> Result<(), Failure> {
     let (reading, writing) = (step("reading"), step("writing"));
     let mut at = 0;
