@@ -102,7 +102,7 @@ fn main() -> ExitCode {
     {
         return fail(&Report(&error));
     }
-    // SAFETY: nothing has made a thread yet.
+    // SAFETY: the process has one thread: the runtime, which makes others, starts below.
     let launcher = match unsafe { server::spawn() } {
         Ok(socket) => socket,
         Err(error) => return fail(&format!("forking the launcher: {error}")),

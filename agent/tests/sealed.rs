@@ -119,7 +119,8 @@ fn an_agent_that_is_not_sealed_does_not_start() {
             .arg("--host")
             .stdin(Stdio::piped())
             .stderr(Stdio::piped());
-        // SAFETY: one system call, which allocates nothing.
+        // SAFETY: between fork and execve only async-signal-safe calls are allowed; signal(2) and
+        // setrlimit(2) are, and nothing is allocated.
         unsafe {
             command.pre_exec(|| {
                 let limit = libc::rlimit {

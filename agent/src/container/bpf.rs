@@ -112,9 +112,14 @@ struct AttachAttributes {
     flags: u32,
 }
 
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
-    // SAFETY: bpf(2) reads `size` bytes at the pointer, which is a valid T; pointers inside it are
-    // valid for the call by its callers.
+/// bpf(2).
+///
+/// # Safety
+/// `T` must be laid out as the kernel's attributes of the command, and addresses in it must be valid
+/// for what the command reads and writes there.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes at the pointer, which is a valid T; addresses in
+    // it are valid by this function's contract.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -161,8 +166,10 @@ pub(super) fn attach(kind: Kind, cgroup: &Path, code: &[Instruction]) -> Result<
         interface: 0,
         expected_attach_type: kind.attach,
     };
-    let program = bpf(BPF_PROG_LOAD, &load).map_err(failed("loading"))?;
-    // SAFETY: the kernel has just made this descriptor for us.
+    // SAFETY: the attributes are laid out as those of BPF_PROG_LOAD; `code` has as many instructions
+    // as they say, the license is a C string, both live over the call, and there is no log buffer.
+    let program = unsafe { bpf(BPF_PROG_LOAD, &load) }.map_err(failed("loading"))?;
+    // SAFETY: BPF_PROG_LOAD has just returned this new descriptor, which nothing else owns.
     let program = unsafe { OwnedFd::from_raw_fd(program) };
     let attach = AttachAttributes {
         target: directory.as_raw_fd().unsigned_abs(),
@@ -170,7 +177,8 @@ pub(super) fn attach(kind: Kind, cgroup: &Path, code: &[Instruction]) -> Result<
         kind: kind.attach,
         flags: BPF_F_ALLOW_MULTI,
     };
-    bpf(BPF_PROG_ATTACH, &attach)
+    // SAFETY: the attributes are laid out as those of BPF_PROG_ATTACH, and have no addresses.
+    unsafe { bpf(BPF_PROG_ATTACH, &attach) }
         .map(drop)
         .map_err(failed("attaching"))
 }

@@ -58,7 +58,7 @@ impl Loop {
             .open("/dev/loop-control")
             .map_err(|error| named("opening /dev/loop-control", &error))?;
         for _ in 0..TRIES {
-            // SAFETY: the request takes no argument.
+            // SAFETY: LOOP_CTL_GET_FREE takes no argument; the descriptor is open.
             let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
             if number < 0 {
                 return Err(named(
@@ -121,7 +121,8 @@ fn configure(device: &File, backing: RawFd, read_only: bool) -> io::Result<()> {
         },
         reserved: [0; 8],
     };
-    // SAFETY: the kernel reads a loop_config at the pointer, and `Config` is laid out as one.
+    // SAFETY: LOOP_CONFIGURE reads a loop_config at the pointer; `Config` is laid out as one and lives
+    // over the call.
     if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } != 0 {
         return Err(io::Error::last_os_error());
     }

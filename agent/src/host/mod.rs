@@ -48,7 +48,8 @@ pub fn among_hosts_mounts<T: Send>(
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // A thread that shares its root directory with others may not change it.
-            // SAFETY: this flag concerns the root and the working directory of this thread alone.
+            // SAFETY: only CLONE_FILES could make descriptors invalid; FS gives this thread a root and a
+            // working directory of its own and touches nothing else.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
             rustix::thread::move_into_link_name_space(
                 mounts.as_fd(),
@@ -179,7 +180,8 @@ impl Pod {
             error,
         })?;
         let _ = HOST_MOUNTS.set(file.into());
-        // SAFETY: the process has one thread, and none of these flags concerns descriptors.
+        // SAFETY: only CLONE_FILES could make descriptors of this process invalid; none of these flags
+        // touches them, and the process has no other thread yet.
         unsafe { rustix::thread::unshare_unsafe(own) }
             .map_err(failed("making the pod's namespaces"))?;
         // What the host mounts later appears here; what is mounted here stays here and goes with

@@ -137,7 +137,8 @@ fn run_process(
         // Its root is the cgroup that was joined before.
         own |= UnshareFlags::NEWCGROUP;
     }
-    // SAFETY: the process has one thread, and neither flag concerns descriptors.
+    // SAFETY: only CLONE_FILES could make descriptors of this process invalid; NEWNS and NEWCGROUP do
+    // not touch them, and the process has no other thread.
     unsafe { rustix::thread::unshare_unsafe(own) }
         .map_err(|error| internal("making the container's namespaces", errno_text(error)))?;
     rustix::process::umask(Mode::empty());

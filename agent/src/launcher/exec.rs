@@ -126,7 +126,8 @@ fn run_process(
         // Its own cgroup is the root of what it sees, as the container's is for the container:
         // programs that look up their limits by /proc/self/cgroup find them. A process that may
         // write the container's cgroups sees all of them.
-        // SAFETY: the process has one thread, and the flag concerns no descriptors.
+        // SAFETY: only CLONE_FILES could make descriptors of this process invalid; NEWCGROUP does not
+        // touch them, and the process has no other thread.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
             .map_err(|error| internal("making a cgroup namespace", errno_text(error)))?;
     }

@@ -53,7 +53,7 @@ pub fn new_session() -> Result<(), Failure> {
     rustix::process::setsid().map_err(failed("making a session"))?;
     // Otherwise it would keep the agent's keyring, on a host the node's. Without keyrings in the
     // kernel, or beyond the quota, that one stays; it grants no rights.
-    // SAFETY: joins an anonymous keyring; no pointer is passed.
+    // SAFETY: a null name means an anonymous keyring; no other pointer is passed.
     unsafe {
         libc::syscall(
             libc::SYS_keyctl,
@@ -209,7 +209,8 @@ impl Ready {
         page.note(file);
         fork::reset_signals();
         // Everything the agent opens is close-on-exec; this catches what a bug may have missed.
-        // SAFETY: sets a flag on descriptors, closes none.
+        // SAFETY: with CLOSE_RANGE_CLOEXEC the call closes nothing, it only sets a flag on descriptors, which
+        // stay valid for their owners.
         if unsafe { libc::close_range(3, u32::MAX, CLOSE_RANGE_CLOEXEC) } != 0 {
             return failed("marking descriptors")(last_error());
         }
@@ -279,7 +280,11 @@ pub fn load(filter: &Filter) -> Result<(), Errno> {
 
 /// Closes all descriptors but the standard streams and those named, so that a container cannot take
 /// its parent's out of it (pidfd_getfd(2)).
-pub fn keep_only(keep: &[BorrowedFd<'_>]) {
+///
+/// # Safety
+/// The process must not use the other descriptors any more, nor drop their owners: their numbers may
+/// by then be those of other files.
+pub unsafe fn keep_only(keep: &[BorrowedFd<'_>]) {
     let mut numbers: Vec<libc::c_uint> = keep
         .iter()
         .map(|fd| fd.as_fd().as_raw_fd().unsigned_abs())
@@ -293,8 +298,7 @@ pub fn keep_only(keep: &[BorrowedFd<'_>]) {
             } else {
                 number - 1
             };
-            // SAFETY: the caller's process was just forked and uses nothing but what it keeps; the
-            // owners of the others are never dropped in it.
+            // SAFETY: by this function's contract nothing uses or drops the descriptors in the range.
             unsafe {
                 libc::close_range(first, last, 0);
             }

@@ -22,7 +22,8 @@ pub enum Fork {
 /// The process must have one thread only: in the child of a process with more, locks held by
 /// others (malloc's among them) stay locked for ever.
 pub unsafe fn fork() -> rustix::io::Result<Fork> {
-    // SAFETY: the caller has one thread, so the child may do whatever its parent could.
+    // SAFETY: by this function's contract the process has one thread, so no lock is held in the child
+    // by a thread that does not exist there.
     match unsafe { libc::fork() } {
         -1 => Err(
             rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
@@ -44,9 +45,10 @@ pub unsafe fn fork() -> rustix::io::Result<Fork> {
 /// As [`fork`].
 pub unsafe fn fork_into(namespaces: libc::c_int) -> rustix::io::Result<Fork> {
     let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
-    // SAFETY: without CLONE_VM and with no stack of its own this is fork(2) into namespaces; the
-    // caller has one thread, and the C library keeps nothing about a process that fork would renew
-    // and the child uses.
+    // SAFETY: without CLONE_VM and without a stack of its own this is fork(2) into namespaces. By this
+    // function's contract the process has one thread, so no lock is held in the child by a thread that
+    // does not exist there; and the child uses nothing that the C library's fork would renew (the
+    // cached thread id, at-fork handlers).
     match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
         -1 => Err(
             rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
@@ -90,7 +92,7 @@ pub fn reap_children_automatically(automatically: bool) {
     } else {
         libc::SIG_DFL
     };
-    // SAFETY: neither disposition runs code.
+    // SAFETY: SIG_IGN and SIG_DFL are valid dispositions that run no code in this process.
     unsafe {
         libc::signal(libc::SIGCHLD, disposition);
     }
@@ -114,12 +116,13 @@ pub fn reset_signals() {
 
 /// Ends this process without any system call, by a signal.
 pub fn die() -> ! {
-    // SAFETY: the instruction is defined to be none (Intel SDM, UD2); nothing comes after it.
+    // SAFETY: UD2 always raises an invalid-opcode exception (Intel SDM), whose default disposition ends
+    // the process; so the block never returns, as `noreturn` promises.
     unsafe { std::arch::asm!("ud2", options(noreturn, nostack)) }
 }
 
 /// Ends this process at once, running no destructors and no exit handlers of its parent's.
 pub fn exit(code: i32) -> ! {
-    // SAFETY: _exit is always allowed.
+    // SAFETY: _exit(2) takes a number and does not return; no memory is touched.
     unsafe { libc::_exit(code) }
 }

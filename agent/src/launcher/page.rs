@@ -39,7 +39,8 @@ impl Page {
     /// # Errors
     /// If the kernel refuses.
     pub fn map(fd: impl AsFd) -> Result<Self, Errno> {
-        // SAFETY: a new mapping where the kernel wants it, of a file whose size is fixed by seals.
+        // SAFETY: a new mapping at an address that the kernel chooses, so it overlaps nothing. The file's
+        // size is fixed by seals, so that it always covers the mapping.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -78,8 +79,8 @@ impl Page {
     }
 
     fn word(&self, at: usize) -> &AtomicU32 {
-        // SAFETY: inside the mapping and aligned (0 and 4 in a page); atomics may be shared with
-        // other processes.
+        // SAFETY: `at` is 0 or 4, inside the mapping and aligned for a u32; the mapping is never removed
+        // while `self` lives, and it is accessed by atomics only, which other processes may share.
         unsafe { &*self.0.as_ptr().add(at).cast::<AtomicU32>() }
     }
 }

@@ -55,7 +55,8 @@ pub fn run(map: Option<&IdMap>) -> Result<Reply, Failure> {
         None,
     )
     .map_err(|error| failed("making a socket", error))?;
-    // SAFETY: a worker has one thread.
+    // SAFETY: this runs in a worker, which is a fork of the single-threaded launcher and makes no
+    // threads.
     match unsafe { fork::fork_into(namespaces) }.map_err(|error| failed("forking", error))? {
         Fork::Child => {
             drop(ours);
@@ -128,7 +129,8 @@ fn hold(socket: OwnedFd, own_users: bool) -> ! {
     if failed {
         fork::exit(1);
     }
-    // SAFETY: this process never uses a descriptor again; the socket's owner never drops it.
+    // SAFETY: from here on this process uses no descriptor, and it never returns, so that no owner of
+    // one is dropped.
     unsafe {
         libc::close_range(0, u32::MAX, 0);
     }
@@ -136,7 +138,8 @@ fn hold(socket: OwnedFd, own_users: bool) -> ! {
         fork::exit(1);
     }
     loop {
-        // SAFETY: waits for a signal; none has a handler.
+        // SAFETY: pause(2) takes no argument; every signal has its default disposition, which runs no
+        // code.
         unsafe {
             libc::pause();
         }
@@ -149,7 +152,8 @@ fn withdraw(own_users: bool) -> Result<(), (&'static str, Errno)> {
     if own_users {
         fork::become_root().map_err(step("becoming root in it"))?;
     }
-    // SAFETY: the process has one thread, and the flag concerns no descriptors.
+    // SAFETY: only CLONE_FILES could make descriptors of this process invalid; NEWNS does not touch
+    // them, and the process has no other thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
         .map_err(step("making a mount namespace"))?;
     let alone = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;

@@ -30,7 +30,7 @@ pub unsafe fn spawn() -> Result<OwnedFd, Errno> {
         SocketFlags::CLOEXEC,
         None,
     )?;
-    // SAFETY: passed on to the caller.
+    // SAFETY: by this function's contract the calling process has one thread.
     match unsafe { fork::fork()? } {
         Fork::Parent(_) => Ok(ours),
         Fork::Child => {
@@ -58,7 +58,7 @@ fn serve(socket: OwnedFd) {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(_) => return,
         };
-        // SAFETY: this process was forked from one with one thread, and has made none.
+        // SAFETY: the launcher is a fork of a process with one thread (`spawn`), and makes no threads.
         match unsafe { fork::fork() } {
             Ok(Fork::Parent(_)) => {}
             Ok(Fork::Child) => {

@@ -131,11 +131,14 @@ pub fn start(plan: Plan<'_>) -> Result<Started, Failure> {
             stdio.stderr.as_fd(),
         ]);
     }
-    // SAFETY: a worker has one thread.
+    // SAFETY: this runs in a worker, which is a fork of the single-threaded launcher and makes no
+    // threads.
     let intermediate = match unsafe { fork::fork() }.map_err(os("forking"))? {
         Fork::Parent(pid) => pid,
         Fork::Child => {
-            finish::keep_only(&keep);
+            // SAFETY: this process was just forked. It uses only what is in `keep`, and ends by
+            // execve or _exit, so that the owners of the others are never dropped in it.
+            unsafe { finish::keep_only(&keep) };
             let page = Page::map(&page);
             let child = |page| Child {
                 channel: childs_channel,
@@ -203,7 +206,7 @@ fn run_intermediate(
         report(&child, &failure);
         fork::exit(255);
     }
-    // SAFETY: this process was forked from one with one thread, and has made none.
+    // SAFETY: the intermediate process is a fork of a single-threaded worker, and makes no threads.
     match unsafe { fork::fork_into(namespaces) } {
         Ok(Fork::Parent(pid)) => {
             let bytes = pid.as_raw_nonzero().get().to_ne_bytes();

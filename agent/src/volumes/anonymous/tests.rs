@@ -287,7 +287,8 @@ fn owners_capabilities_and_devices_are_kept_and_overlays_marks_are_not() {
 /// Runs in a mount namespace of its own.
 fn among_own_mounts(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(|| {
-        // SAFETY: the root, the working directory and the mounts of this thread alone.
+        // SAFETY: only CLONE_FILES could make descriptors invalid; NEWNS gives this thread a root, a
+        // working directory and mounts of its own.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
         let flags = rustix::mount::MountPropagationFlags::PRIVATE
             | rustix::mount::MountPropagationFlags::REC;
