@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_names_count() {
+    fn only_whole_profile_names_match() {
         let list = "a (enforce)\nmy profile (x) (complain)\n/usr/bin/x (enforce)\n";
         for there in ["a", "my profile (x)", "/usr/bin/x"] {
             assert!(is_listed(list, there), "{there}");

@@ -122,7 +122,7 @@ mod tests {
     const HOST: Peer = Peer::Context(2);
 
     #[test]
-    fn the_host_alone_may_connect() {
+    fn only_the_host_may_connect() {
         let none = Counts::default();
         assert_eq!(decide(HOST, &none), Ok(()));
         assert_eq!(decide(Peer::Local, &none), Ok(()));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_connections_do_not_take_the_places_of_those_that_speak() {
+    fn silent_connections_do_not_crowd_out_others() {
         let gate = Gate::default();
         let silent: Vec<_> = (0..MAX_SILENT).map(|_| gate.admit(HOST)).collect();
         assert!(silent.iter().all(Option::is_some));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_bound_on_all_and_a_place_is_given_back() {
+    fn connections_are_bounded_and_places_are_returned() {
         let gate = Gate::default();
         let mut places = Vec::new();
         for _ in 0..MAX_OPEN {

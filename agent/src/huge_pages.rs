@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_the_kernels_names() {
+    fn page_sizes_are_parsed_as_the_kernel_names_them() {
         assert_eq!(page_size("2MB"), 2 << 20);
         assert_eq!(page_size("1GB"), 1 << 30);
         assert_eq!(page_size("64KB"), 64 << 10);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_the_processor_lacks_is_said_to_be() {
+    fn a_page_size_the_processor_lacks_is_named_in_the_error() {
         let error = allow(3 << 10).unwrap_err();
         assert!(error.to_string().contains("3 KiB"), "{error}");
     }

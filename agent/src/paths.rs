@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn on_the_host_the_shared_files_are_elsewhere_and_others_where_they_are_named() {
+    fn on_a_host_only_the_shared_files_are_remapped() {
         let pod = Pod(bulkhead_contract::host::Pod {
             id: "p".into(),
             directory: "/r/p/host".into(),

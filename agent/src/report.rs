@@ -32,7 +32,7 @@ mod tests {
     use crate::disk::DiskError;
 
     #[test]
-    fn each_cause_stands_once_however_errors_are_wrapped() {
+    fn each_cause_is_printed_once_however_errors_are_wrapped() {
         let error = ContainerError::Disk(DiskError::Scan {
             what: "/sys/block",
             error: std::io::Error::other("gone"),

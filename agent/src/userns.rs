@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_cannot_be_are_refused() {
+    fn invalid_id_ranges_are_refused() {
         assert!(map(1000, 65536).is_ok());
         assert!(map(0, 0).is_err());
         assert!(map(u32::MAX, 1).is_err());

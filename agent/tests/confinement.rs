@@ -22,7 +22,7 @@ use tonic::Code;
 /// Nothing of what the agent does on the way is subject to the profile, and the reason why the
 /// kernel rejects the command is reported although the profile no longer allows any write.
 #[tokio::test]
-async fn a_seccomp_profile_may_allow_execve_and_what_the_program_needs_alone() {
+async fn a_seccomp_profile_need_allow_only_execve_and_what_the_program_needs() {
     let mut agent = agent!(setup);
     let text = agent.state().join("layers/busybox/bin/text");
     std::fs::write(&text, "no program\n").unwrap();
@@ -121,7 +121,7 @@ async fn the_image_and_the_pod_say_who_the_process_is() {
 }
 
 #[tokio::test]
-async fn limits_hold_and_a_memory_kill_is_told_apart() {
+async fn limits_hold_and_oom_kills_are_reported() {
     let mut agent = agent!(setup);
     let mut limited = spec(&["sh", "-c", "head -c 200m /dev/zero | tail -c 100m | wc -c"]);
     limited["linux"]["resources"]["memory"] = json!({"limit": 33_554_432, "swap": 33_554_432});
@@ -203,7 +203,7 @@ async fn seccomp_capabilities_and_devices_hold_in_execs_too() {
 }
 
 #[tokio::test]
-async fn a_user_namespace_is_the_pods_and_owns_what_its_root_has() {
+async fn all_containers_share_the_pods_user_namespace() {
     let Some(mut agent) = TestAgent::start().await else {
         return;
     };

@@ -20,7 +20,7 @@ use serde_json::json;
 use tonic::Code;
 
 #[tokio::test]
-async fn a_container_lives_and_leaves_nothing() {
+async fn a_deleted_container_leaves_nothing() {
     let mut agent = agent!(setup);
     agent
         .create("c1", "echo out; echo err >&2; echo $$; exit 7")
@@ -66,7 +66,7 @@ async fn a_container_lives_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_directory_without_an_entry_is_as_the_layers_below_have_it() {
+async fn an_implied_directory_keeps_the_attributes_of_the_layers_below() {
     use std::os::unix::fs::{PermissionsExt, chown};
     let mut agent = agent!(setup);
     let layers = agent.state().join("layers");
@@ -153,7 +153,7 @@ async fn failures_have_their_codes_and_leave_nothing() {
 
 /// As on other runtimes: the container is there, and its start says why it cannot be.
 #[tokio::test]
-async fn commands_and_users_that_are_not_there_fail_at_the_start() {
+async fn missing_commands_and_users_fail_the_start() {
     let mut agent = agent!(setup);
     let nobody = User {
         name: "nobody-here".into(),
@@ -210,7 +210,7 @@ async fn commands_and_users_that_are_not_there_fail_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_program_the_kernel_does_not_take_fails_at_the_start() {
+async fn a_program_the_kernel_rejects_fails_the_start() {
     let mut agent = agent!(setup);
     let layer = agent.state().join("layers/busybox/bin/script");
     std::fs::write(&layer, "#!/bin/no-such-interpreter\n").unwrap();
@@ -223,7 +223,7 @@ async fn a_program_the_kernel_does_not_take_fails_at_the_start() {
 }
 
 #[tokio::test]
-async fn the_first_process_takes_the_rest_with_it() {
+async fn the_end_of_the_first_process_kills_the_rest() {
     let mut agent = agent!(setup);
     // In the guest's PID namespace nothing else would end the second one.
     let mut wanted = request("r", &["sh", "-c", "sleep 1000 & exit 0"]);
@@ -264,7 +264,7 @@ async fn containers_can_share_a_pid_namespace() {
 }
 
 #[tokio::test]
-async fn execs_join_the_container_and_fail_with_codes() {
+async fn execs_join_the_container_and_their_failures_have_codes() {
     let mut agent = agent!(setup);
     agent.create("x", "sleep 1000").await;
     let early = agent.exec(exec_request("x", "1", &["true"])).await;
@@ -354,7 +354,7 @@ async fn stats_count_the_containers_work() {
 }
 
 #[tokio::test]
-async fn a_memory_kill_that_is_survived_is_an_event() {
+async fn an_oom_kill_that_the_container_survives_is_an_event() {
     let mut agent = agent!(setup);
     // Without memory.oom.group only the largest process dies; the shell lives on.
     let mut limited = spec(&[

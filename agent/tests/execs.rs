@@ -76,7 +76,7 @@ async fn ready(session: &mut UnixStream) {
 }
 
 #[tokio::test]
-async fn a_killed_exec_takes_its_whole_family_along() {
+async fn killing_an_exec_kills_all_its_descendants() {
     let mut agent = agent!();
     agent.create("k", "sleep 1000").await;
     agent.begin("k").await.unwrap();
@@ -112,7 +112,7 @@ async fn a_killed_exec_takes_its_whole_family_along() {
 }
 
 #[tokio::test]
-async fn a_session_that_ends_takes_the_whole_family_along() {
+async fn the_end_of_a_session_kills_the_exec_and_its_descendants() {
     let mut agent = agent!();
     agent.create("s", "sleep 1000").await;
     agent.begin("s").await.unwrap();
@@ -129,7 +129,7 @@ async fn a_session_that_ends_takes_the_whole_family_along() {
 }
 
 #[tokio::test]
-async fn what_a_command_leaves_running_lives_on_and_its_cgroup_goes_with_it() {
+async fn background_processes_of_an_exec_live_on_and_their_cgroup_goes_with_them() {
     let mut agent = agent!();
     agent.create("b", "sleep 1000").await;
     agent.begin("b").await.unwrap();
@@ -333,7 +333,7 @@ async fn execs_work_in_containers_that_keep_cgroups_of_their_own() {
 }
 
 #[tokio::test]
-async fn an_exec_in_a_container_that_dies_or_goes_says_so() {
+async fn an_exec_in_a_dying_or_deleted_container_fails_with_a_clear_error() {
     let mut agent = agent!();
     for round in 0..6 {
         agent.create("d", "sleep 1000").await;
@@ -387,7 +387,7 @@ async fn an_exec_in_a_container_that_dies_or_goes_says_so() {
 
 #[tokio::test]
 #[allow(clippy::disallowed_methods)] // a reader that is slow, not a wait for anything
-async fn a_terminals_output_is_whole_however_slow_its_reader() {
+async fn terminal_output_is_complete_however_slow_the_reader() {
     let mut agent = agent!();
     agent.create("t", "sleep 1000").await;
     agent.begin("t").await.unwrap();
@@ -424,7 +424,7 @@ async fn a_terminals_output_is_whole_however_slow_its_reader() {
 }
 
 #[tokio::test]
-async fn a_terminal_that_is_closed_for_a_time_goes_on() {
+async fn a_terminal_closed_for_a_while_keeps_working() {
     let mut agent = agent!();
     agent.create("r", "sleep 1000").await;
     agent.begin("r").await.unwrap();

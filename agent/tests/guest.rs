@@ -187,7 +187,7 @@ impl Guest {
 }
 
 #[tokio::test]
-async fn a_guest_boots_runs_a_container_from_plugged_layers_and_goes_down() {
+async fn a_guest_boots_runs_a_container_from_plugged_layers_and_powers_off() {
     let Some(mut guest) = Guest::boot().await else {
         return;
     };

@@ -35,7 +35,7 @@ async fn large_output_is_complete_and_in_order() {
 }
 
 #[tokio::test]
-async fn output_goes_on_where_the_last_reader_stopped() {
+async fn output_continues_where_the_last_reader_stopped() {
     let mut agent = agent!();
     agent.create("o", "seq 1 10000; sleep 1000").await;
     agent.begin("o").await.unwrap();
@@ -78,7 +78,7 @@ async fn output_goes_on_where_the_last_reader_stopped() {
 }
 
 #[tokio::test]
-async fn an_execs_output_is_its_sessions() {
+async fn an_execs_output_belongs_to_its_session() {
     let mut agent = agent!();
     agent.create("m", "sleep 1000").await;
     agent.begin("m").await.unwrap();
@@ -128,7 +128,7 @@ async fn a_full_buffer_stops_the_process_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_grandchild_that_keeps_the_pipe_does_not_keep_the_stream() {
+async fn a_grandchild_holding_the_pipe_does_not_keep_the_stream_open() {
     let mut agent = agent!();
     agent.create("g", "sleep 1000").await;
     agent.begin("g").await.unwrap();
@@ -138,7 +138,7 @@ async fn a_grandchild_that_keeps_the_pipe_does_not_keep_the_stream() {
 }
 
 #[tokio::test]
-async fn input_arrives_whole_and_half_close_is_seen() {
+async fn input_arrives_complete_and_half_close_is_seen() {
     let mut agent = agent!();
     let mut wanted = request("i", &["sh", "-c", "md5sum; echo done"]);
     wanted.stdin = true;
@@ -156,7 +156,7 @@ async fn input_arrives_whole_and_half_close_is_seen() {
 }
 
 #[tokio::test]
-async fn input_stays_open_between_sessions_unless_it_is_to_be_once() {
+async fn input_stays_open_between_sessions_unless_stdin_once() {
     let mut agent = agent!();
     let mut wanted = request("s", &["head", "-n", "2"]);
     wanted.stdin = true;

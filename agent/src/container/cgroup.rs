@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_become_files() {
+    fn limits_map_to_cgroup_files() {
         assert_eq!(
             files(
                 r#"{"cpu":{"shares":1024,"quota":50000,"period":100000,"cpus":"0-1"},
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn swap_is_counted_alone_and_lists_are_taken_as_they_are() {
+    fn swap_excludes_memory_and_lists_are_verbatim() {
         assert_eq!(
             files(
                 r#"{"cpu":{"cpus":"0,2-3","mems":"0"},"memory":{"limit":67108864,"swap":100663296},
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_has_none_of_is_no_error_to_limit() {
+    fn limits_on_what_the_kernel_lacks_are_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let limits = |json: &str| apply(dir.path(), &serde_json::from_str(json).unwrap());
         // A plain directory takes every file: what must not be written is not there afterwards.
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_keep_the_ends_and_the_default() {
+    fn cpu_shares_keep_minimum_default_and_maximum() {
         let weights = [0, 2, 1024, 262_144, u64::MAX].map(weight_of_shares);
         assert_eq!(weights, [1, 1, 100, 10_000, 10_000]);
     }

@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_late_listener_hears_what_is_remembered() {
+    async fn a_late_listener_gets_the_remembered_events() {
         let events = EventLog::default();
         for _ in 0..KEPT + 2 {
             events.oom("c");

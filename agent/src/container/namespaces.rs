@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_taken_of_a_process_that_has_ended() {
+    fn namespaces_of_an_ended_process_are_refused() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = child.id().try_into().unwrap();
         let shared = SharedNamespaces::of(pid).unwrap();

@@ -57,7 +57,7 @@ mod tests {
     use crate::paths::GUEST_BASE;
 
     #[test]
-    fn vsock_is_refused_and_nothing_else() {
+    fn only_vsock_sockets_are_refused() {
         // bound_dev_if, family, type, protocol.
         for family in 0..64 {
             for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_privileged_container_alone_has_no_filter() {
+    fn only_privileged_containers_have_no_socket_filter() {
         let paths = Paths::new(GUEST_BASE);
         let wants = |json| wanted(&serde_json::from_str(json).unwrap(), &paths);
         assert!(wants("{}"));

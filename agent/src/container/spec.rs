@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agents_decisions_win() {
+    fn the_agents_decisions_override_the_spec() {
         let prepared = prepared(SPEC, false).unwrap();
         let spec = prepared.spec;
         assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_user_namespace_the_kernels_file_systems_are_bound() {
+    fn in_a_user_namespace_sysfs_and_mqueue_are_bind_mounts() {
         let json = SPEC.replace(
             r#""linux":"#,
             r#""mounts":[{"destination":"/proc","type":"proc","source":"proc"},
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused() {
+    fn specs_that_cannot_run_are_refused() {
         let broken = [
             SPEC.replace(r#"["sh"]"#, "[]"),
             SPEC.replace(r#"["sh"]"#, r#"["s\u0000h"]"#),

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_structures_are_as_long_as_the_kernels() {
+    fn structures_have_the_kernels_sizes() {
         assert_eq!(size_of::<Info>(), 232);
         assert_eq!(size_of::<Config>(), 304);
     }

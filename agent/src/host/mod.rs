@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_contracts_documents_are_read() {
+    fn golden_configurations_are_read() {
         let text = include_str!("../../../contract/tests/golden/0.1/host.json");
         let pods: Vec<Pod> = serde_json::from_str(text).unwrap();
         let [at, node, _own] = pods.as_slice() else {

@@ -17,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_words_are_those_users_know() {
+    fn errno_texts_are_those_of_other_runtimes() {
         assert_eq!(errno_text(Errno::NOENT), "no such file or directory");
         assert_eq!(errno_text(Errno::NOTDIR), "not a directory");
         assert_eq!(errno_text(Errno::ACCESS), "permission denied");

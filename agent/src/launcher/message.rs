@@ -281,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_of_any_length_arrives() {
+    fn a_response_of_any_length_arrives() {
         let gids: Vec<u32> = (0..65_536).map(|gid| 4_294_900_000 + gid).collect();
         let answer = Response::Started {
             pid: 7,

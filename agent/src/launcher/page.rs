@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_noted_is_read() {
+    fn a_page_reads_back_what_was_written() {
         let fd = new().unwrap();
         assert_eq!(read(&fd), Ok(None));
         let page = Page::map(&fd).unwrap();

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_with_a_long_name_is_told_whole_enough() {
+    fn a_failure_with_a_long_name_keeps_its_beginning_and_end() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let failure = find_command(&"n\u{1}".repeat(100_000), "/bin").unwrap_err();
         report(writer, &failure);

@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_say_what_was_given_and_nothing_else() {
+    fn files_have_what_was_given_and_nothing_else() {
         let dns = Dns {
             servers: vec!["10.96.0.10".into()],
             searches: vec!["default.svc".into(), "svc".into()],

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kill_is_one_by_signal_or_by_a_shells_code() {
+    fn sigkill_is_recognised_as_signal_and_as_shell_exit_code() {
         assert!(ExitStatus::Signal(9).is_kill());
         assert!(ExitStatus::Code(137).is_kill());
         for other in [

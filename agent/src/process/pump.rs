@@ -238,7 +238,7 @@ mod tests {
 
     #[tokio::test]
     #[allow(clippy::disallowed_methods)] // a reader that is slow, not a wait for anything
-    async fn what_the_dead_have_written_waits_for_a_slow_reader() {
+    async fn output_of_a_dead_process_waits_for_a_slow_reader() {
         for held in [false, true] {
             let (master, slave) = terminal();
             let (dead, exit) = exit::channel();
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_writes_on_does_not_keep_the_dead_alive() {
+    async fn another_writer_does_not_keep_the_stream_of_a_dead_process_open() {
         for kind in [Kind::Terminal, Kind::Pipe] {
             let (ours, theirs) = match kind {
                 Kind::Terminal => terminal(),

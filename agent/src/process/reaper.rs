@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_before_the_question_is_kept_while_a_launch_is_under_way() {
+    fn an_exit_before_it_is_awaited_is_kept_during_a_launch() {
         let reaper = Reaper::default();
         let guard = reaper.launching();
         reaper.dead(42, ExitStatus::Code(3));

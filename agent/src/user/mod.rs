@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_numbers() {
+    fn users_are_resolved_by_name_and_by_number() {
         assert_eq!(numbers(&user("")), Ok((0, 0, vec![0, 4])));
         assert_eq!(numbers(&user("www-data")), Ok((33, 33, vec![33])));
         assert_eq!(numbers(&user("1000")), Ok((1000, 1000, vec![1000, 33, 4])));
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_that_changes_nothing_is_nobodys() {
+    fn the_id_that_means_no_change_is_refused() {
         let passwd = "all:x:4294967295:5::/:\ngroup:x:7:4294967295::/:\nweb:x:7:8::/:\n";
         let group = "none:x:4294967295:web\n";
         assert!(resolve_in(&user("all"), passwd, group).is_err());
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_the_kernel_are_not_read() {
+    fn files_of_kernel_file_systems_are_not_read() {
         let root = open_root(Path::new("/")).unwrap();
         for file in ["proc/version", "sys/kernel/uevent_seqnum"] {
             let error = read_text(&root, file).unwrap_err();
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn homes_are_those_of_the_passwd_file_that_is_there() {
+    fn the_home_comes_from_the_current_passwd_file() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(home(root.path(), 0), "/");
         std::fs::create_dir(root.path().join("etc")).unwrap();

@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_turns_as_the_kubelets_does() {
+    fn a_copy_is_updated_as_the_kubelet_updates_volumes() {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("v");
         apply(&at, &content("..1", &[("a", "1"), ("b", "1")])).unwrap();
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn names_that_escape_the_volume_are_refused() {
         assert!(received(parts(content("..1", &[("a", "1")]))).is_ok());
         assert!(received(Vec::new()).is_err());
         for data in ["..", "..data", "x", "..a/b", ""] {
@@ -386,7 +386,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_applied_is_what_is_there(
+        fn an_applied_copy_has_exactly_its_content(
             turns in prop::collection::vec(
                 ("\\.\\.[0-9]{1}", prop::collection::btree_map("[a-d]", "[x-z]{0,3}", 0..4)), 1..6)
         ) {

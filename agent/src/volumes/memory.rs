@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_made_or_found_and_never_outside() {
+    fn a_sub_path_is_made_or_found_and_stays_inside_the_volume() {
         let dir = tempfile::tempdir().unwrap();
         let own = Ownership {
             mode: 0o2770,

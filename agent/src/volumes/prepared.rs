@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_and_devices_become_part_of_the_spec() {
+    fn sources_and_devices_are_put_into_the_spec() {
         let node = |path: &str, placed: Option<&str>| Node {
             path: path.into(),
             placed: placed.map(Into::into),

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_deeper_than_a_path_and_the_descriptors_goes() {
+    fn a_tree_deeper_than_path_max_and_open_files_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("tree");
         fs::create_dir(&root).unwrap();

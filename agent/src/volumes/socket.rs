@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_mounted_again_has_the_owner_mode_and_token_of_now() {
+    async fn a_socket_mounted_again_gets_the_new_owner_mode_and_token() {
         let directory = tempfile::tempdir().unwrap();
         let sockets = Sockets::new(Paths::new(directory.path()));
         let path = sockets.listen(&volume(&[1; TOKEN], 0o600)).await.unwrap();

@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_at_proc_and_sys_asks_for_plain_directories() {
+    fn mounts_at_proc_and_sys_need_plain_directories() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("other/below")).unwrap();
         fs::create_dir(dir.path().join("proc")).unwrap();

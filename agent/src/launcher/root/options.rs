@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_told_apart() {
+    fn options_are_split_into_attributes_propagation_and_data() {
         let all = [
             "rbind",
             "ro",
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_counts() {
+    fn the_last_of_contradicting_options_wins() {
         assert_eq!(parse(["ro", "rw"]).own.set, 0);
         assert_eq!(parse(["rw", "ro"]).own, parse(["ro"]).own);
         let access = parse(["noatime", "strictatime"]).own;

@@ -195,7 +195,7 @@ fn build(root: &Path, entry: &Entry, made: &[PathBuf]) -> Option<PathBuf> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn the_copy_is_what_the_image_has(entries in prop::collection::vec(entry(), 0..40)) {
+    fn the_copy_equals_the_image(entries in prop::collection::vec(entry(), 0..40)) {
         if !is_root() {
             return Ok(());
         }

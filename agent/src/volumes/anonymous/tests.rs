@@ -28,7 +28,7 @@ pub(crate) fn dig(root: &Path, depth: usize) {
 }
 
 #[test]
-fn without_a_directory_in_the_image_it_is_empty_and_roots() {
+fn without_a_directory_in_the_image_the_volume_is_empty_and_owned_by_root() {
     if !is_root() {
         return;
     }
@@ -55,7 +55,7 @@ fn without_a_directory_in_the_image_it_is_empty_and_roots() {
 }
 
 #[test]
-fn a_link_is_followed_in_the_root_and_never_out_of_it() {
+fn links_are_followed_inside_the_root_only() {
     if !is_root() {
         return;
     }
@@ -117,7 +117,7 @@ fn a_file_at_its_path_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_tree_deeper_than_a_path_and_the_descriptors_is_copied() {
+fn a_tree_deeper_than_path_max_and_open_files_is_copied() {
     let case = Case::new();
     let data = case.root().join("data");
     fs::create_dir(&data).unwrap();
@@ -135,7 +135,7 @@ fn a_tree_deeper_than_a_path_and_the_descriptors_is_copied() {
 }
 
 #[test]
-fn what_is_too_large_is_refused() {
+fn trees_beyond_the_limits_are_refused() {
     let case = Case::new();
     let data = case.root().join("data");
     fs::create_dir(&data).unwrap();
@@ -231,7 +231,7 @@ fn as_many_hard_links_as_a_file_can_have_are_kept() {
 }
 
 #[test]
-fn owners_capabilities_and_devices_are_kept_and_overlays_marks_are_not() {
+fn owners_capabilities_and_devices_are_kept_and_overlayfs_attributes_are_not() {
     if !is_root() {
         return;
     }
@@ -299,7 +299,7 @@ fn among_own_mounts(test: impl FnOnce() + Send + 'static) {
 }
 
 #[test]
-fn a_full_disk_is_told() {
+fn a_full_disk_is_reported_as_such() {
     if !is_root() {
         return;
     }
@@ -374,7 +374,7 @@ fn a_mount_in_the_root_is_not_entered_and_an_overlay_on_the_copy_works() {
 }
 
 #[test]
-fn stacked_layers_are_copied_as_they_are_seen() {
+fn stacked_layers_are_copied_as_the_merged_view() {
     if !is_root() {
         return;
     }
