@@ -101,8 +101,8 @@ pub fn prepare(mut spec: Spec, decisions: &Decisions<'_>) -> Result<Prepared, Sp
     }
     check_process(&process)?;
     // Resolved in the container's root.
-    let nobody_yet = user(process.user(), None)?;
-    process.set_user(nobody_yet);
+    let unresolved = user(process.user(), None)?;
+    process.set_user(unresolved);
     process.set_terminal(Some(decisions.tty));
     spec.set_process(Some(process));
 

@@ -3,7 +3,7 @@
 
 pub mod device;
 pub mod error;
-pub mod file;
+pub mod loop_device;
 mod mount;
 pub mod uevent;
 mod wait;
@@ -256,7 +256,7 @@ impl Disks {
                 error,
             };
             let read_only = filesystem.flags().contains(MountFlags::RDONLY);
-            let device = file::Loop::attach(&file, read_only).map_err(failed)?;
+            let device = loop_device::Loop::attach(&file, read_only).map_err(failed)?;
             mount_node(device.node(), filesystem, &place).map_err(failed)
         })
         .await?;

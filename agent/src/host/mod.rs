@@ -2,7 +2,7 @@
 //! and namespaces, before it has threads. After that it is the same agent as in a guest; what
 //! differs asks [`crate::paths::Paths::host`].
 //!
-//! Not here: mounting files (`disk::file`), what the calls do. What the agent's program is while it
+//! Not here: mounting files (`disk::loop_device`), what the calls do. What the agent's program is while it
 //! runs: [`sealed`].
 
 pub mod sealed;
@@ -231,14 +231,14 @@ impl Pod {
     /// # Errors
     /// If the daemon does not listen (any more).
     pub async fn report_ready(&self, ready: &Ready) -> io::Result<()> {
-        let tell = async {
+        let report = async {
             let mut stream = tokio::net::UnixStream::connect(&self.ready).await?;
             stream
                 .write_all(&ready.encode_length_delimited_to_vec())
                 .await?;
             stream.shutdown().await
         };
-        tokio::time::timeout(READY_DEADLINE, tell)
+        tokio::time::timeout(READY_DEADLINE, report)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }

@@ -4,8 +4,8 @@
 
 pub mod entropy;
 pub mod error;
+pub mod file_systems;
 pub mod loopback;
-pub mod mounts;
 pub mod power;
 pub mod steps;
 
@@ -22,9 +22,9 @@ use crate::paths::CGROUP_PARENT;
 /// # Errors
 /// The first step that fails; a guest without it would fail later and less clearly.
 pub fn bring_up() -> Result<(), InitError> {
-    mounts::replace_root()?;
+    file_systems::replace_root()?;
     steps::done("root");
-    mounts::mount_all()?;
+    file_systems::mount_all()?;
     steps::done("mounts");
     delegate_controllers(Path::new("/sys/fs/cgroup"))?;
     steps::done("cgroups");

@@ -257,7 +257,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<O
 /// Serializes a message into a memory file, for the first descriptor of a packet.
 ///
 /// # Errors
-/// If there is no memory.
+/// If memory is short.
 pub fn pack(what: &impl Serialize) -> io::Result<OwnedFd> {
     let file = rustix::fs::memfd_create(c"message", MemfdFlags::CLOEXEC)?;
     let bytes = serde_json::to_vec(what)?;

@@ -6,10 +6,10 @@
 //! [`Launcher`] is the agent's side; [`server`] and below run in the launcher.
 
 pub mod capabilities;
-pub mod create;
 pub mod errno;
-pub mod exec;
+pub mod exec_process;
 pub mod finish;
+pub mod first_process;
 pub mod fork;
 pub mod inherited;
 pub mod message;

@@ -20,7 +20,7 @@ const PATH_AT: usize = 8;
 /// A new page, by its descriptor. Its size is fixed.
 ///
 /// # Errors
-/// If there is no memory.
+/// If memory is short.
 pub fn new() -> Result<OwnedFd, Errno> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = rustix::fs::memfd_create(c"outcome", flags)?;

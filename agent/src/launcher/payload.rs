@@ -122,8 +122,8 @@ pub fn refused(file: &Path, error: Errno) -> Failure {
 
 /// Writes a failure to a status pipe; its reader learns of success by the end of file at execve.
 pub fn report(status: OwnedFd, failure: &Failure) {
-    let told = Failure::new(failure.kind, shortened(&failure.message));
-    let bytes = serde_json::to_vec(&told).unwrap_or_default();
+    let sent = Failure::new(failure.kind, shortened(&failure.message));
+    let bytes = serde_json::to_vec(&sent).unwrap_or_default();
     // If the reader is gone, so is the need.
     let _ = std::fs::File::from(status).write_all(&bytes);
 }
@@ -154,10 +154,14 @@ mod tests {
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut std::fs::File::from(reader), &mut bytes).unwrap();
         assert!(bytes.len() < 64 * 1024, "{} bytes", bytes.len());
-        let told: Failure = serde_json::from_slice(&bytes).unwrap();
-        assert_eq!(told.kind, FailureKind::CommandNotFound);
-        assert!(told.message.starts_with("exec: \"n"));
-        assert!(told.message.ends_with("executable file not found in $PATH"));
+        let received: Failure = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(received.kind, FailureKind::CommandNotFound);
+        assert!(received.message.starts_with("exec: \"n"));
+        assert!(
+            received
+                .message
+                .ends_with("executable file not found in $PATH")
+        );
         assert_eq!(shortened("as it is"), "as it is");
     }
 

@@ -12,7 +12,7 @@ use super::message::{
     self, ChildStdio, Failure, FailureKind, PidNamespace, Reply, Request, Response,
 };
 use super::worker::{internal, not_running};
-use super::{create, exec, pause};
+use super::{exec_process, first_process, pause};
 use crate::process::kill_new;
 
 /// Forks the launcher and gives the agent's end of the socket to it. It ends when that end closes,
@@ -134,10 +134,10 @@ fn carry_out(payload: OwnedFd, mut fds: impl Iterator<Item = OwnedFd>) -> Result
         Request::Create(request) => {
             let joined = request.pids == PidNamespace::Joined;
             let pids = joined.then(|| handles.next()).flatten();
-            create::run(&request, stdio, handles.next(), pids)
+            first_process::run(&request, stdio, handles.next(), pids)
         }
         Request::Exec(request) => match handles.next() {
-            Some(target) => exec::run(&request, stdio, target),
+            Some(target) => exec_process::run(&request, stdio, target),
             None => Err(not_running()),
         },
         Request::Pause(map) => pause::run(map.as_ref()),

@@ -3,7 +3,7 @@
 //! no descriptor of the launcher's; its child is the container's process. That one reports over a
 //! channel of its own (`ready`), and a failure over a pipe of its own.
 //!
-//! Not here: what the process does until then (`create`, `exec`) and after (`finish`).
+//! Not here: what the process does until then (`first_process`, `exec_process`) and after (`finish`).
 
 use std::fs::File;
 use std::io::Read;

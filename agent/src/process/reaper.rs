@@ -14,7 +14,7 @@ use crate::mutex::lock;
 #[derive(Debug, Default)]
 struct Inner {
     awaited: HashMap<i32, oneshot::Sender<ExitStatus>>,
-    // Ends of processes that nobody awaits yet. Kept only while a launch is under way: a short
+    // Ends of processes that are not awaited yet. Kept only while a launch is under way: a short
     // process can be dead before the launcher's answer with its pid is read.
     early: HashMap<i32, ExitStatus>,
     launches: usize,

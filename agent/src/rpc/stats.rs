@@ -7,7 +7,7 @@ use bulkhead_proto::agent::{ContainerStats, StatsResponse};
 
 use crate::blocking;
 use crate::container::{Container, ContainerError, Containers};
-use crate::stats::{self, cgroup, processes, usage::Usage};
+use crate::stats::{self, cgroup_stats, processes, usage::Usage};
 
 /// Collects numbers for the given containers, or for all.
 ///
@@ -48,7 +48,7 @@ pub async fn collect(
 
 fn one(container: &Container, written: (u64, u64), detailed: bool) -> ContainerStats {
     let pids = processes::of_cgroup(&container.cgroup);
-    let mut figures = cgroup::container(&container.id, &container.cgroup, written);
+    let mut figures = cgroup_stats::container(&container.id, &container.cgroup, written);
     for io in &mut figures.io {
         io.device = stats::device_name(io.major, io.minor);
     }

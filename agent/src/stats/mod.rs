@@ -1,9 +1,9 @@
-//! What containers and the guest use, from cgroup and proc files: `cgroup` has one container's
+//! What containers and the guest use, from cgroup and proc files: `cgroup_stats` has one container's
 //! figures, `processes` what its processes hold, `usage` its writable layer, `text` the formats.
 
-pub mod cgroup;
-pub mod files;
+pub mod cgroup_stats;
 pub mod processes;
+pub mod read;
 pub mod text;
 pub mod usage;
 
@@ -13,7 +13,7 @@ use std::path::Path;
 
 use bulkhead_proto::agent::{Filesystem, GuestStats, InterfaceStats};
 
-use self::files::{psi, read};
+use self::read::{psi, read};
 use crate::clock;
 use crate::host::{Network, Pod};
 
@@ -41,7 +41,7 @@ pub fn device_name(major: u32, minor: u32) -> String {
 
 /// A whole pod's use on the host: of memory, what is not available is what it works with.
 pub fn on_host(pod: &Pod) -> GuestStats {
-    let whole = cgroup::container("", &pod.cgroup, (0, 0));
+    let whole = cgroup_stats::container("", &pod.cgroup, (0, 0));
     let host = guest(&pod.cgroup_root);
     GuestStats {
         cpu_usage_ns: whole.cpu_usage_ns,

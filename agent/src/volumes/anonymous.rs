@@ -99,7 +99,7 @@ fn find(root: &Path, destination: &Path) -> Result<Option<OwnedFd>, VolumeError>
     }
 }
 
-/// Creates a directory that nobody else can look into, and opens it.
+/// Creates a directory that only the agent can look into, and opens it.
 fn new_directory(path: &Path) -> Result<OwnedFd, VolumeError> {
     std::fs::DirBuilder::new()
         .mode(0o700)
@@ -121,6 +121,6 @@ fn file<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl Fn(E) -> Vo
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
-mod model;
+mod model_tests;
 #[cfg(test)]
 pub(crate) mod tests;

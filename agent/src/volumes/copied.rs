@@ -19,7 +19,7 @@ use futures::{Stream, StreamExt};
 use tokio::sync::Mutex;
 
 use super::error::VolumeError;
-use super::name::check_name;
+use super::place::check_name;
 use crate::blocking;
 use crate::paths::Paths;
 

@@ -16,8 +16,24 @@ use rustix::mount::{
 use super::error::VolumeError;
 use crate::host;
 use crate::launcher::root::detached;
+use crate::names::is_name;
 use crate::paths::Paths;
 use crate::userns;
+
+/// Refuses what is not a name; it becomes part of paths.
+///
+/// # Errors
+/// [`VolumeError::Invalid`].
+pub fn check_name(field: &'static str, name: &str) -> Result<(), VolumeError> {
+    if is_name(name, 64) {
+        return Ok(());
+    }
+    Err(VolumeError::Invalid {
+        field,
+        value: name.chars().take(100).collect(),
+        allowed: "1 to 64 characters of A-Z a-z 0-9 . _ -",
+    })
+}
 
 /// Makes a directory and those above it.
 ///

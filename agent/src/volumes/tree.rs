@@ -4,8 +4,8 @@
 //!
 //! Not here: which directory is copied and where to ([`super::anonymous`]).
 
+mod content;
 pub mod error;
-mod file;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
@@ -15,9 +15,9 @@ use std::os::unix::ffi::OsStrExt;
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
 
+use self::content::{Buffers, times};
 pub use self::error::TreeError;
 use self::error::{Failure, step};
-use self::file::{Buffers, times};
 
 /// Of a path in an error.
 const LONGEST_PATH: usize = 1024;

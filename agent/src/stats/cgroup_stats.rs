@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bulkhead_proto::agent::{ContainerStats, HugePages};
 
-use super::files::{psi, read};
+use super::read::{psi, read};
 use super::text;
 use crate::clock;
 
