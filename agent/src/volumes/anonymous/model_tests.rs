@@ -148,6 +148,12 @@ fn build(root: &Path, entry: &Entry, made: &[PathBuf]) -> Option<PathBuf> {
         .iter()
         .map(|name| OsString::from_vec(name.clone()))
         .collect();
+    // Not through a link that was made before: it may lead out of the tree.
+    let mut above = root.to_owned();
+    for name in path.parent()?.components() {
+        above.push(name);
+        above.symlink_metadata().ok()?.is_dir().then_some(())?;
+    }
     let path = root.join(path);
     match &entry.kind {
         Kind::Directory => fs::create_dir(&path).ok()?,
