@@ -25,14 +25,15 @@ pub enum AppArmorError {
     },
     /// The kernel refused the policy.
     #[error(
-        "the guest's kernel refused the policy of the AppArmor profile {profile:?}: {error}; was \
-         it compiled for a much newer kernel than {}?",
+        "loading the policy of the AppArmor profile {profile:?} into the guest's kernel {} (was it \
+         compiled for a newer one?)",
         crate::apparmor::release()
     )]
     Refused {
         /// The profile.
         profile: String,
         /// The kernel's answer.
+        #[source]
         error: std::io::Error,
     },
     /// The policy does not have the profile.
@@ -45,8 +46,8 @@ pub enum AppArmorError {
         profile: String,
     },
     /// What is loaded cannot be read.
-    #[error("reading the AppArmor profiles of the guest's kernel failed: {0}")]
-    Read(std::io::Error),
+    #[error("reading the AppArmor profiles of the guest's kernel")]
+    Read(#[source] std::io::Error),
 }
 
 fn release() -> String {
@@ -58,7 +59,7 @@ fn release() -> String {
 /// empty policy means that the profile is loaded already.
 ///
 /// # Errors
-/// When the kernel cannot enforce the profile.
+/// If the kernel cannot enforce the profile.
 pub fn load(policy: &[u8], profile: &str) -> Result<(), AppArmorError> {
     let interface = Path::new(INTERFACE);
     if !interface.exists() {
@@ -106,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_names_count() {
+    fn only_whole_profile_names_match() {
         let list = "a (enforce)\nmy profile (x) (complain)\n/usr/bin/x (enforce)\n";
         for there in ["a", "my profile (x)", "/usr/bin/x"] {
             assert!(is_listed(list, there), "{there}");

@@ -25,7 +25,7 @@ pub fn boottime_ns() -> u64 {
 /// Steps CLOCK_REALTIME.
 ///
 /// # Errors
-/// The kernel's answer; EPERM outside a guest without the capability.
+/// If the kernel refuses; EPERM outside a guest without the capability.
 pub fn step_realtime(unix_ns: i64) -> rustix::io::Result<()> {
     rustix::time::clock_settime(
         ClockId::Realtime,

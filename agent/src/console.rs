@@ -60,21 +60,20 @@ impl Subscriber for Console {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// The console, apart from standard error: a container's process has that turned to its own log
-/// before it is executed, and the agent's words do not belong there.
+/// The console, apart from standard error: a container's process has standard error redirected to
+/// its own log before it is executed, where the agent's lines do not belong.
 static CONSOLE: OnceLock<OwnedFd> = OnceLock::new();
 
 fn print(line: &str) {
     let line = format!("{line}\n");
-    // Without a console there is nobody to tell.
+    // Without a console the line is lost.
     let _ = match CONSOLE.get() {
         Some(console) => rustix::io::write(console, line.as_bytes()),
         None => rustix::io::write(rustix::stdio::stderr(), line.as_bytes()),
     };
 }
 
-/// Sends the agent's warnings and errors to the console; for those who look for lost time, with
-/// everything in between and when it was.
+/// Sends the agent's warnings and errors to the console, or `everything` with time stamps.
 pub fn log_to_stderr(everything: bool) {
     // Closed by the exec of a container's command.
     if let Ok(console) = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stderr(), 3) {
@@ -85,7 +84,7 @@ pub fn log_to_stderr(everything: bool) {
     } else {
         Level::WARN
     };
-    // Fails only if it was done before.
+    // Fails only if it is already set.
     let _ = tracing::subscriber::set_global_default(Console { level });
 }
 

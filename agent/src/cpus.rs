@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 /// Where the kernel has them.
 pub const SYSFS: &str = "/sys/devices/system/cpu";
 
-/// A processor that does not come or go.
+/// A processor could not be brought online or offline.
 #[derive(Debug, thiserror::Error)]
-#[error("bringing a processor {direction} by writing to {} failed: {error}", path.display())]
+#[error("bringing a processor {direction} by writing to {}", path.display())]
 pub struct CpuError {
     /// `online` or `offline`.
     direction: &'static str,
     /// Its file.
     path: PathBuf,
     /// The kernel's answer.
+    #[source]
     error: io::Error,
 }
 

@@ -3,14 +3,16 @@
 //!
 //! Not here: accepting and serving (`serve`).
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio_vsock::VMADDR_CID_HOST;
+
+use crate::mutex::lock;
 
 /// Connections at one time: what the VMM lets through (vmm: devices/vsock), which are the daemon's
 /// channel and a session for each command, log and forwarded connection.
 const MAX_OPEN: usize = 512;
-/// Of these, connections that have not said yet what they are. The daemon says it at once.
+/// Of these, connections that have not sent their first bytes yet. The daemon sends them at once.
 const MAX_SILENT: usize = 128;
 
 /// Where a connection comes from.
@@ -26,12 +28,12 @@ pub enum Peer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Not the host.
-    #[error("it comes from context {0}, and only the host may connect")]
+    #[error("it comes from vsock context {0}; only the host may connect")]
     NotTheHost(u32),
     /// Too many.
     #[error("{MAX_OPEN} connections are open")]
     TooMany,
-    /// Too many that say nothing.
+    /// Too many that have not sent anything.
     #[error("{MAX_SILENT} connections have not said what they are")]
     TooManySilent,
 }
@@ -79,7 +81,8 @@ impl Gate {
                 counts.refused = counts.refused.saturating_add(1);
                 let refused = counts.refused;
                 drop(counts);
-                // The first, and then ever more seldom: a flood must not become one of log lines.
+                // Logged at powers of two: a flood of connections must not become a flood of log
+                // lines.
                 if refused.is_power_of_two() {
                     tracing::warn!(refused, "a connection to the agent was closed: {refusal}");
                 }
@@ -97,7 +100,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The connection has said what it is.
+    /// The connection has sent its first bytes.
     pub fn spoke(&mut self) {
         if std::mem::take(&mut self.silent) {
             lock(&self.gate.0).silent -= 1;
@@ -112,11 +115,6 @@ impl Drop for Place {
     }
 }
 
-fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
-    // Nothing panics halfway through a change.
-    counts.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,7 +122,7 @@ mod tests {
     const HOST: Peer = Peer::Context(2);
 
     #[test]
-    fn the_host_alone_may_connect() {
+    fn only_the_host_may_connect() {
         let none = Counts::default();
         assert_eq!(decide(HOST, &none), Ok(()));
         assert_eq!(decide(Peer::Local, &none), Ok(()));
@@ -136,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn silent_connections_do_not_take_the_places_of_those_that_speak() {
+    fn silent_connections_do_not_crowd_out_others() {
         let gate = Gate::default();
         let silent: Vec<_> = (0..MAX_SILENT).map(|_| gate.admit(HOST)).collect();
         assert!(silent.iter().all(Option::is_some));
@@ -154,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_a_bound_on_all_and_a_place_is_given_back() {
+    fn connections_are_bounded_and_places_are_returned() {
         let gate = Gate::default();
         let mut places = Vec::new();
         for _ in 0..MAX_OPEN {

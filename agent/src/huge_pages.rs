@@ -6,23 +6,24 @@ use std::io;
 
 use oci_spec::runtime::LinuxResources;
 
-/// Pages of a size cannot be had.
+/// Pages of a size are not available.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "letting huge pages of {} KiB be made failed: {error}; which sizes there are depends on the processor",
+    "allowing huge pages of {} KiB (which sizes there are depends on the processor)",
     page_bytes >> 10
 )]
 pub struct HugePagesError {
     /// Their size.
     pub page_bytes: u64,
     /// The kernel's answer.
+    #[source]
     pub error: io::Error,
 }
 
-/// Lets pages of this size be made, of as much of the memory as there is.
+/// Allows pages of this size to be made, up to the whole memory.
 ///
 /// # Errors
-/// The kernel's; that there is no such file where the processor has no pages of the size.
+/// If the kernel refuses: NotFound where the processor has no pages of the size.
 pub fn allow(page_bytes: u64) -> Result<(), HugePagesError> {
     let path = format!(
         "/sys/kernel/mm/hugepages/hugepages-{}kB/nr_overcommit_hugepages",
@@ -36,10 +37,10 @@ pub fn allow(page_bytes: u64) -> Result<(), HugePagesError> {
     fs::write(path, pages.to_string()).map_err(|error| HugePagesError { page_bytes, error })
 }
 
-/// Lets pages be made of every size a container may have some of.
+/// Allows pages of every size that a container has a limit for.
 ///
 /// # Errors
-/// As [`allow`].
+/// As for [`allow`].
 pub fn allow_limits(resources: &LinuxResources) -> Result<(), HugePagesError> {
     let limits = resources.hugepage_limits().iter().flatten();
     for limit in limits.filter(|limit| limit.limit() > 0) {
@@ -48,7 +49,7 @@ pub fn allow_limits(resources: &LinuxResources) -> Result<(), HugePagesError> {
     Ok(())
 }
 
-/// Bytes of a size as the kernel's hugetlb controller names it; 0 for what is none.
+/// Bytes of a size as the kernel's hugetlb controller names it; 0 for anything else.
 fn page_size(name: &str) -> u64 {
     let (digits, unit) = match name.split_at_checked(name.len().saturating_sub(2)) {
         Some((digits, "KB")) => (digits, 1 << 10),
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_the_kernels_names() {
+    fn page_sizes_are_parsed_as_the_kernel_names_them() {
         assert_eq!(page_size("2MB"), 2 << 20);
         assert_eq!(page_size("1GB"), 1 << 30);
         assert_eq!(page_size("64KB"), 64 << 10);
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_the_processor_lacks_is_said_to_be() {
+    fn a_page_size_the_processor_lacks_is_named_in_the_error() {
         let error = allow(3 << 10).unwrap_err();
         assert!(error.to_string().contains("3 KiB"), "{error}");
     }

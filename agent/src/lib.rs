@@ -1,5 +1,6 @@
-//! The agent: PID 1 of a pod's guest, or the process of a pod on the host. It brings the guest up, tells the daemon that it is ready,
-//! and then builds, runs and watches the pod's containers on the daemon's word.
+//! The agent: PID 1 of a pod's guest, or the process of a pod on the host. It brings up the guest,
+//! reports to the daemon that it is ready, and then creates, runs and watches the pod's containers
+//! as the daemon asks.
 //!
 //! | module | what lives there |
 //! | --- | --- |
@@ -17,6 +18,8 @@
 //! In a guest the agent knows no host: disks are named by serial, interfaces by MAC address.
 
 pub mod apparmor;
+pub mod async_fd;
+pub mod blocking;
 pub mod clock;
 pub mod console;
 pub mod container;
@@ -28,14 +31,17 @@ pub mod huge_pages;
 pub mod init;
 pub mod launcher;
 pub mod mount_attr;
+pub mod mutex;
+pub mod names;
 pub mod net;
 pub mod null;
 pub mod paths;
+pub mod poll;
 pub mod process;
+pub mod report;
 pub mod rpc;
 pub mod serve;
 pub mod stats;
 pub mod user;
 pub mod userns;
 pub mod volumes;
-pub mod watched;

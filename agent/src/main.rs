@@ -13,6 +13,7 @@ use bulkhead_agent::init::{self, steps};
 use bulkhead_agent::launcher::{Launcher, server};
 use bulkhead_agent::paths::{GUEST_BASE, Paths};
 use bulkhead_agent::process::reaper::Reaper;
+use bulkhead_agent::report::{Report, report};
 use bulkhead_agent::rpc::Agent;
 use bulkhead_agent::serve::{self, Listener};
 use bulkhead_agent::{clock, console};
@@ -20,7 +21,7 @@ use bulkhead_contract::exit::Reason;
 use bulkhead_proto::agent::{AGENT_PORT, Ready};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long containers get when the guest is told to go down by a signal.
+/// The grace period of containers when a signal ends the agent.
 const SIGNAL_GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -46,7 +47,7 @@ fn parse_arguments() -> Result<(Mode, bool), String> {
             "--state" => state = value()?.into(),
             // On a guest's kernel command line, where it stands without the dashes.
             "--agent-debug" | "agent_debug" => debug = true,
-            // The kernel passes on what it does not know from its command line.
+            // The kernel passes on arguments that it does not know from its command line.
             _ if std::process::id() == 1 => {}
             _ => {
                 return Err(format!(
@@ -73,20 +74,20 @@ fn main() -> ExitCode {
         && let Err(error) = sealed::ensure()
     {
         if let Ok(pod) = Pod::read() {
-            pod.write_exit(Reason::Error, &error.to_string());
+            pod.write_exit(Reason::Error, &report(&error));
         }
-        return fail(&error);
+        return fail(&Report(&error));
     }
     let guest = matches!(mode, Mode::Guest);
     if guest && let Err(error) = init::bring_up() {
-        return fail(&error);
+        return fail(&Report(&error));
     }
     console::log_to_stderr(debug);
     tracing::debug!("the first line");
     let pod = match mode {
         Mode::Host => match Pod::read() {
             Ok(pod) => Some(Arc::new(pod)),
-            Err(error) => return fail(&error),
+            Err(error) => return fail(&Report(&error)),
         },
         Mode::Guest | Mode::Socket { .. } => None,
     };
@@ -99,12 +100,12 @@ fn main() -> ExitCode {
     if let Some(pod) = &pod
         && let Err(error) = pod.enter()
     {
-        return fail(&error);
+        return fail(&Report(&error));
     }
-    // SAFETY: nothing has made a thread yet.
+    // SAFETY: the process has one thread: the runtime, which makes others, starts below.
     let launcher = match unsafe { server::spawn() } {
         Ok(socket) => socket,
-        Err(error) => return fail(&format!("forking the launcher failed: {error}")),
+        Err(error) => return fail(&format!("forking the launcher: {error}")),
     };
     steps::done("launcher");
     // One thread for the service: the agent waits more than it works, and the guest may have one
@@ -114,12 +115,12 @@ fn main() -> ExitCode {
         .build()
     {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("starting the runtime failed: {error}")),
+        Err(error) => return fail(&format!("starting the runtime: {error}")),
     };
     match runtime.block_on(run(mode, pod.clone(), launcher, started)) {
         Ok(()) if guest => match init::power::off() {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&format!("switching the guest off failed: {error}")),
+            Err(error) => fail(&format!("powering off the guest: {error}")),
         },
         Ok(()) => {
             if let Some(pod) = &pod {
@@ -127,7 +128,7 @@ fn main() -> ExitCode {
             }
             ExitCode::SUCCESS
         }
-        Err(error) => fail(&error),
+        Err(error) => fail(&Report(&*error)),
     }
 }
 
@@ -149,15 +150,15 @@ async fn run(
     let (paths, listener) = match &mode {
         Mode::Guest => (Paths::new(GUEST_BASE), Listener::vsock(AGENT_PORT)?),
         Mode::Host => {
-            let pod = pod.clone().ok_or("there is no pod")?;
+            let pod = pod.clone().ok_or("the pod's configuration is missing")?;
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
             let listener = Listener::unix(&pod.socket)?;
             (Paths::on_host(pod)?, listener)
         }
         Mode::Socket { path, state } => {
-            // On a machine without cgroup v2 everything but containers works.
+            // Without cgroup v2 everything but containers works.
             if let Err(error) = init::delegate_controllers(Path::new("/sys/fs/cgroup")) {
-                tracing::warn!(%error, "containers will not work here");
+                tracing::warn!(error = %Report(&error), "containers cannot run here");
             }
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
             (Paths::new(state), Listener::unix(path)?)
@@ -183,14 +184,14 @@ async fn run(
         agent_ready_ns: clock::boottime_ns(),
     };
     match (mode, pod) {
-        // A host that does not listen may still dial: it can wait for the port instead.
+        // A host that does not listen may still connect later.
         (Mode::Guest, _) => {
-            if let Err(error) = serve::tell_ready(&ready).await {
-                tracing::warn!(%error, "the agent serves, and the host did not hear it");
+            if let Err(error) = serve::report_ready(&ready).await {
+                tracing::warn!(error = %Report(&error), "the agent serves, but could not report that to the host");
             }
         }
-        // A daemon that is gone will not come back to a pod that it did not see ready.
-        (Mode::Host, Some(pod)) => pod.tell_ready(&ready).await?,
+        // A daemon that restarts does not take over a pod that never became ready.
+        (Mode::Host, Some(pod)) => pod.report_ready(&ready).await?,
         (Mode::Host | Mode::Socket { .. }, _) => {}
     }
     steps::done("ready");
@@ -202,7 +203,7 @@ async fn run(
     Ok(())
 }
 
-/// Lets the answer to PowerOff leave the guest. Nothing tells when the host has it, and a host that
+/// Lets the answer to PowerOff leave the guest. There is no sign that the host has it; one that
 /// misses it sees the guest go down all the same.
 async fn drain_answer() {
     clock::back_off(Duration::from_millis(100)).await;

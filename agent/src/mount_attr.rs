@@ -53,7 +53,8 @@ pub struct Change {
 /// Changes the mount that `mount` is the root of.
 ///
 /// # Errors
-/// The kernel's: EPERM for an attribute that is locked, EINVAL if the descriptor is no mount's root.
+/// If the kernel refuses: EPERM for an attribute that is locked, EINVAL if the descriptor is not
+/// the root of a mount.
 pub fn change(mount: impl AsFd, change: Change) -> Result<(), Errno> {
     set(
         mount.as_fd(),
@@ -70,7 +71,7 @@ pub fn change(mount: impl AsFd, change: Change) -> Result<(), Errno> {
 /// Shows the owners of a detached mount's files through a user namespace.
 ///
 /// # Errors
-/// The kernel's: EINVAL for a file system that cannot do this.
+/// If the kernel refuses: EINVAL for a file system that cannot do this.
 pub fn map_owners(mount: impl AsFd, namespace: impl AsFd) -> Result<(), Errno> {
     let userns_fd = u64::try_from(namespace.as_fd().as_raw_fd()).map_err(|_| Errno::BADF)?;
     set(

@@ -1,6 +1,7 @@
 //! A null device of the agent's own, for processes without input. The node's or the guest's is not
-//! given away: who has it open has its inode, whose mode and owner root of a container can change for
-//! all (as fchmod(2) on standard input), and its file system, by open_by_handle_at(2).
+//! handed out: whoever has it open has its inode, whose mode and owner root of a container can
+//! change for everyone (fchmod(2) on standard input), and its file system, through
+//! open_by_handle_at(2).
 
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
@@ -19,7 +20,7 @@ const NAME: &str = "null";
 /// Opens it for reading.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn open() -> Result<OwnedFd, Errno> {
     static DIRECTORY: OnceLock<OwnedFd> = OnceLock::new();
     let directory = match DIRECTORY.get() {
@@ -44,7 +45,7 @@ fn make() -> Result<OwnedFd, Errno> {
     let mode = Mode::from_raw_mode(0o666);
     let device = rustix::fs::makedev(1, 3);
     rustix::fs::mknodat(&mount, NAME, FileType::CharacterDevice, mode, device)?;
-    // Whatever the umask is.
+    // Independent of the umask.
     rustix::fs::chmodat(&mount, NAME, mode, rustix::fs::AtFlags::empty())?;
     let change = Change {
         set: mount_attr::RDONLY,

@@ -1,5 +1,5 @@
-//! Where the agent keeps its things. Every path below the base is made here, so that
-//! no other module joins strings to paths.
+//! Where the agent's files are. Every path below the base is built here, so that no other module
+//! joins strings to paths.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,7 +35,7 @@ impl Paths {
     /// Of a pod on the host.
     ///
     /// # Errors
-    /// When its cgroup is not in the hierarchy.
+    /// If its cgroup is not in the hierarchy.
     pub fn on_host(pod: Arc<Pod>) -> Result<Self, HostError> {
         Ok(Self {
             base: pod.directory.clone(),
@@ -45,7 +45,7 @@ impl Paths {
         })
     }
 
-    /// The base directory: below it nobody but the agent makes names.
+    /// The base directory: only the agent creates names below it.
     pub fn base(&self) -> &Path {
         &self.base
     }
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn on_the_host_the_shared_files_are_elsewhere_and_others_where_they_are_named() {
+    fn on_a_host_only_the_shared_files_are_remapped() {
         let pod = Pod(bulkhead_contract::host::Pod {
             id: "p".into(),
             directory: "/r/p/host".into(),

@@ -1,5 +1,5 @@
-//! Serving the agent's service and its sessions on vsock or a Unix socket, and telling the host that
-//! it is ready.
+//! Serving the agent's service and its sessions on vsock or a Unix socket, and reporting to the
+//! host that it is ready.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,26 +36,26 @@ const FIRST_BYTES: Duration = Duration::from_secs(60);
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// vsock.
-    #[error(
-        "listening on vsock port {port} failed: {error}; the guest needs a virtio-vsock device"
-    )]
+    #[error("listening on vsock port {port} (does the guest have a virtio-vsock device?)")]
     Vsock {
         /// Which port.
         port: u32,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// Unix.
-    #[error("listening on {} failed: {error}", path.display())]
+    #[error("listening on {}", path.display())]
     Unix {
         /// Where.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// Ready.
-    #[error("telling the host on vsock port {READY_PORT} that the agent is ready failed: {0}")]
-    Ready(io::Error),
+    #[error("reporting to the host on vsock port {READY_PORT} that the agent is ready")]
+    Ready(#[source] io::Error),
 }
 
 /// Where connections come from.
@@ -81,7 +81,7 @@ impl Listener {
     /// Listens on a Unix socket, in place of one that is left over.
     ///
     /// # Errors
-    /// When the path cannot be bound.
+    /// If the path cannot be bound.
     pub fn unix(path: &Path) -> Result<Self, ServeError> {
         let _ = std::fs::remove_file(path);
         // Who connects is root to the pod, and on a host to the host.
@@ -94,7 +94,7 @@ impl Listener {
         })
     }
 
-    /// Serves for ever. A connection that breaks concerns itself alone.
+    /// Serves until the agent ends. A failed connection affects no other.
     pub async fn serve(self, agent: Agent) {
         let gate = Gate::default();
         loop {
@@ -216,8 +216,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replayed<S> {
 /// Dials the host and says that the agent serves.
 ///
 /// # Errors
-/// When the host does not listen.
-pub async fn tell_ready(ready: &Ready) -> Result<(), ServeError> {
+/// If the host does not listen.
+pub async fn report_ready(ready: &Ready) -> Result<(), ServeError> {
     let attempt = async {
         let mut stream = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, READY_PORT)).await?;
         stream

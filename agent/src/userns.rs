@@ -21,7 +21,7 @@ pub enum UsernsError {
     /// A range that cannot be one.
     #[error("user_namespace.{0}: a range of at least one id below 4294967295")]
     Range(&'static str),
-    /// An id that nobody can have in it.
+    /// An id outside the namespace.
     #[error(
         "{what} {id} does not exist in the pod's user namespace, which has {length} ids from 0: \
          run the container with a lower one"
@@ -121,7 +121,7 @@ pub fn outside(map: Option<&IdMap>, uid: u32, gid: u32) -> (u32, u32) {
 /// namespace: what belongs to user 0 on the disk belongs to the namespace's user 0.
 ///
 /// # Errors
-/// The kernel's: EINVAL for a file system that cannot do this.
+/// If the kernel refuses: EINVAL for a file system that cannot do this.
 pub fn mount_mapped(source: &Path, target: &Path, namespace: &OwnedFd) -> Result<(), Errno> {
     let tree = open_tree(
         CWD,
@@ -141,7 +141,7 @@ pub fn mount_mapped(source: &Path, target: &Path, namespace: &OwnedFd) -> Result
 /// Mounts sysfs with nothing mounted in it, if it is not there.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn mount_sysfs(at: &Path) -> std::io::Result<()> {
     if at.join("kernel").exists() {
         return Ok(());
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_cannot_be_are_refused() {
+    fn invalid_id_ranges_are_refused() {
         assert!(map(1000, 65536).is_ok());
         assert!(map(0, 0).is_err());
         assert!(map(u32::MAX, 1).is_err());

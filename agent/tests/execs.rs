@@ -10,6 +10,7 @@
 )]
 
 #[allow(dead_code)] // each test program uses a part
+#[macro_use]
 mod common;
 
 use std::fs;
@@ -19,29 +20,17 @@ use std::time::Duration;
 use bulkhead_proto::agent::*;
 use bulkhead_proto::session::Frame;
 use common::{
-    DEADLINE, TestAgent, collect, exec_request, frame, process, request_with, spec, text,
+    DEADLINE, cgroup, collect, exec_request, frame, numbers, process, request_with, rest, spec,
+    text,
 };
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, interval, timeout};
 use tonic::Code;
 
-macro_rules! agent {
-    () => {
-        match TestAgent::start().await {
-            Some(agent) => agent,
-            None => return,
-        }
-    };
-}
-
 /// Three ways to stay: a child, one in a session of its own, one whose parent is gone.
 const FAMILY: &str = "sleep 991 & busybox setsid sleep 992 & (busybox setsid sleep 993 &); \
                       echo ready; sleep 994; true";
-
-fn cgroup(container: &str) -> PathBuf {
-    PathBuf::from("/sys/fs/cgroup/bulkhead").join(container)
-}
 
 /// The cgroups of a container's execs.
 fn own_cgroups(container: &str) -> Vec<PathBuf> {
@@ -86,17 +75,8 @@ async fn ready(session: &mut UnixStream) {
     assert!(said.starts_with(b"ready"), "{said:?}");
 }
 
-async fn kill(agent: &mut TestAgent, container: &str, exec: &str) {
-    let request = SignalProcessRequest {
-        process: Some(process(container, exec)),
-        signal: 9,
-        all: false,
-    };
-    agent.client.signal_process(request).await.unwrap();
-}
-
 #[tokio::test]
-async fn a_killed_exec_takes_its_whole_family_along() {
+async fn killing_an_exec_kills_all_its_descendants() {
     let mut agent = agent!();
     agent.create("k", "sleep 1000").await;
     agent.begin("k").await.unwrap();
@@ -110,10 +90,10 @@ async fn a_killed_exec_takes_its_whole_family_along() {
     let wanted = exec_request("k", "other", &["sh", "-c", "echo ready; sleep 995"]);
     let mut other = agent.exec(wanted).await.unwrap();
     ready(&mut other).await;
-    kill(&mut agent, "k", "e").await;
-    let (.., exit) = collect_rest(session).await;
+    agent.signal("k", "e", 9).await;
+    let (_, exit) = rest(session).await;
     assert_eq!((exit.code, exit.signal), (137, 9));
-    // At once: who has it killed is told when nobody is left.
+    // At once: a kill is reported as done when no process is left.
     let left = commands("k");
     assert!(
         !left
@@ -131,21 +111,8 @@ async fn a_killed_exec_takes_its_whole_family_along() {
     agent.delete("k").await;
 }
 
-/// What comes after the first frame.
-async fn collect_rest(mut session: UnixStream) -> (Vec<u8>, Exit) {
-    let mut rest = Vec::new();
-    loop {
-        let (next, body) = frame(&mut session).await;
-        match next {
-            Frame::Alive => {}
-            Frame::Output(_) => rest.extend_from_slice(&body),
-            Frame::Exit(_) => return (rest, bulkhead_proto::session::message(&body).unwrap()),
-        }
-    }
-}
-
 #[tokio::test]
-async fn a_session_that_ends_takes_the_whole_family_along() {
+async fn the_end_of_a_session_kills_the_exec_and_its_descendants() {
     let mut agent = agent!();
     agent.create("s", "sleep 1000").await;
     agent.begin("s").await.unwrap();
@@ -162,7 +129,7 @@ async fn a_session_that_ends_takes_the_whole_family_along() {
 }
 
 #[tokio::test]
-async fn what_a_command_leaves_running_lives_on_and_its_cgroup_goes_with_it() {
+async fn background_processes_of_an_exec_live_on_and_their_cgroup_goes_with_them() {
     let mut agent = agent!();
     agent.create("b", "sleep 1000").await;
     agent.begin("b").await.unwrap();
@@ -366,7 +333,7 @@ async fn execs_work_in_containers_that_keep_cgroups_of_their_own() {
 }
 
 #[tokio::test]
-async fn an_exec_in_a_container_that_dies_or_goes_says_so() {
+async fn an_exec_in_a_dying_or_deleted_container_fails_with_a_clear_error() {
     let mut agent = agent!();
     for round in 0..6 {
         agent.create("d", "sleep 1000").await;
@@ -398,7 +365,7 @@ async fn an_exec_in_a_container_that_dies_or_goes_says_so() {
             match exec {
                 // It was earlier, and dies with the container.
                 Ok(session) => {
-                    let (_, exit) = collect_rest(session).await;
+                    let (_, exit) = rest(session).await;
                     assert_eq!(exit.signal, 9, "{exit:?}");
                 }
                 Err(status) => assert!(
@@ -420,11 +387,11 @@ async fn an_exec_in_a_container_that_dies_or_goes_says_so() {
 
 #[tokio::test]
 #[allow(clippy::disallowed_methods)] // a reader that is slow, not a wait for anything
-async fn a_terminals_output_is_whole_however_slow_its_reader() {
+async fn terminal_output_is_complete_however_slow_the_reader() {
     let mut agent = agent!();
     agent.create("t", "sleep 1000").await;
     agent.begin("t").await.unwrap();
-    let expected = (1..=40_000).map(|n| format!("{n}\r\n")).collect::<String>();
+    let expected = numbers(40_000, "\r\n");
     // Somebody else who holds the terminal must not make a difference.
     for script in ["seq 1 40000", "trap '' HUP; sleep 991 & seq 1 40000"] {
         let mut wanted = exec_request("t", "e", &["sh", "-c", script]);
@@ -457,7 +424,7 @@ async fn a_terminals_output_is_whole_however_slow_its_reader() {
 }
 
 #[tokio::test]
-async fn a_terminal_that_is_closed_for_a_time_goes_on() {
+async fn a_terminal_closed_for_a_while_keeps_working() {
     let mut agent = agent!();
     agent.create("r", "sleep 1000").await;
     agent.begin("r").await.unwrap();

@@ -187,7 +187,7 @@ impl Guest {
 }
 
 #[tokio::test]
-async fn a_guest_boots_runs_a_container_from_plugged_layers_and_goes_down() {
+async fn a_guest_boots_runs_a_container_from_plugged_layers_and_powers_off() {
     let Some(mut guest) = Guest::boot().await else {
         return;
     };
@@ -328,7 +328,7 @@ async fn a_guest_boots_runs_a_container_from_plugged_layers_and_goes_down() {
         let console = std::fs::read_to_string(guest.at("console.log"));
         eprintln!("{}", console.unwrap_or_default());
     }
-    // The VMM tells how the guest ended, just before it ends itself.
+    // The VMM reports how the guest ended, just before it ends itself.
     let report = guest.at("exit.json");
     let ended = timeout(DEADLINE, async {
         let mut tick = tokio::time::interval(std::time::Duration::from_millis(50));

@@ -8,7 +8,7 @@ bin=${1:?usage: in-host.sh DIST [FILTER…]}
 shift
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}"
 # Of the whole workspace, as `cargo test` built them: alone they would have other features.
-programs=$(nice cargo test --quiet --locked --workspace --test containers --test execs --test guest --test network --test streams \
+programs=$(nice cargo test --quiet --locked --workspace --test confinement --test containers --test execs --test guest --test network --test streams \
     --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\/deps\/[^"]*\)".*/\1/p')
 export BULKHEAD_VMM=$bin/bulkhead-vmm BULKHEAD_KERNEL=$bin/vmlinux BULKHEAD_INITRAMFS=$bin/initramfs.cpio
 export BULKHEAD_AGENT=$bin/bulkhead-agent

@@ -30,7 +30,7 @@ impl Drop for Namespace {
 }
 
 impl Namespace {
-    /// With one device of this MAC address, or nothing where that is not possible.
+    /// With one device of this MAC address; `None` where it cannot be made.
     fn new(mac: &str) -> Option<Self> {
         if let Some(reason) = common::obstacle() {
             eprintln!("skipped: {reason}");
@@ -117,7 +117,7 @@ fn network() -> Network {
 }
 
 #[tokio::test]
-async fn the_network_becomes_what_is_given_and_again() {
+async fn the_network_is_set_and_changed_as_given() {
     let Some(namespace) = Namespace::new("02:00:00:00:00:05") else {
         return;
     };

@@ -1,4 +1,4 @@
-//! The agent of a pod on the host runs from a copy of its program that nobody can write to.
+//! The agent of a pod on the host runs from a copy of its program that cannot be written.
 
 // Tests fail by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -111,7 +111,7 @@ fn an_agent_that_is_not_sealed_does_not_start() {
     // As if the copy had been executed without being one.
     let words = end(start(&[("BULKHEAD_AGENT_SEALED", "1")]));
     assert!(words.contains("/proc/self/exe is not one"), "{words}");
-    // There is no room for a copy.
+    // Too little memory for a copy.
     let mut command = Command::new(AGENT);
     let limited = {
         use std::os::unix::process::CommandExt;
@@ -119,7 +119,8 @@ fn an_agent_that_is_not_sealed_does_not_start() {
             .arg("--host")
             .stdin(Stdio::piped())
             .stderr(Stdio::piped());
-        // SAFETY: one system call, which allocates nothing.
+        // SAFETY: between fork and execve only async-signal-safe calls are allowed; signal(2) and
+        // setrlimit(2) are, and nothing is allocated.
         unsafe {
             command.pre_exec(|| {
                 let limit = libc::rlimit {

@@ -10,24 +10,16 @@
 )]
 
 #[allow(dead_code)] // each test program uses a part
+#[macro_use]
 mod common;
 
 use bulkhead_proto::agent::session_request::What;
 use bulkhead_proto::agent::*;
 use bulkhead_proto::session::{Frame, acknowledgement};
-use common::{DEADLINE, TestAgent, collect, exec_request, frame, process, request, text};
+use common::{DEADLINE, collect, exec_request, frame, numbers, process, request, text};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use tonic::Code;
-
-macro_rules! agent {
-    () => {
-        match TestAgent::start().await {
-            Some(agent) => agent,
-            None => return,
-        }
-    };
-}
 
 #[tokio::test]
 async fn large_output_is_complete_and_in_order() {
@@ -36,15 +28,14 @@ async fn large_output_is_complete_and_in_order() {
     agent.create("big", "seq 1 500000; seq 1 50000 >&2").await;
     agent.begin("big").await.unwrap();
     let (stdout, stderr, exit) = agent.collect("big").await;
-    let expected = |to: u32| (1..=to).map(|n| format!("{n}\n")).collect::<String>();
-    assert!(stdout == expected(500_000), "{} bytes", stdout.len());
-    assert!(stderr == expected(50_000), "{} bytes", stderr.len());
+    assert!(stdout == numbers(500_000, "\n"), "{} bytes", stdout.len());
+    assert!(stderr == numbers(50_000, "\n"), "{} bytes", stderr.len());
     assert_eq!(exit.code, 0);
     agent.delete("big").await;
 }
 
 #[tokio::test]
-async fn output_goes_on_where_the_last_reader_stopped() {
+async fn output_continues_where_the_last_reader_stopped() {
     let mut agent = agent!();
     agent.create("o", "seq 1 10000; sleep 1000").await;
     agent.begin("o").await.unwrap();
@@ -60,7 +51,7 @@ async fn output_goes_on_where_the_last_reader_stopped() {
         // Half of it is lost on the way, as far as the next reader knows.
         seen.extend_from_slice(&data[..data.len().div_ceil(2)]);
     }
-    let expected = (1..=10_000).map(|n| format!("{n}\n")).collect::<String>();
+    let expected = numbers(10_000, "\n");
     assert!(!seen.is_empty() && expected.as_bytes().starts_with(&seen));
     let beyond = agent.output("o", 1 << 40).await.unwrap_err();
     assert_eq!(beyond.code(), Code::OutOfRange);
@@ -87,16 +78,15 @@ async fn output_goes_on_where_the_last_reader_stopped() {
 }
 
 #[tokio::test]
-async fn an_execs_output_is_its_sessions() {
+async fn an_execs_output_belongs_to_its_session() {
     let mut agent = agent!();
     agent.create("m", "sleep 1000").await;
     agent.begin("m").await.unwrap();
     // More than its pipes hold, on both at once.
     let script = "seq 1 200000 & seq 1 100000 >&2; wait; exit 7";
     let (stdout, stderr, exit) = agent.exec_sh("m", "e", script).await;
-    let expected = |to: u32| (1..=to).map(|n| format!("{n}\n")).collect::<String>();
-    assert!(stdout == expected(200_000), "{} bytes", stdout.len());
-    assert!(stderr == expected(100_000), "{} bytes", stderr.len());
+    assert!(stdout == numbers(200_000, "\n"), "{} bytes", stdout.len());
+    assert!(stderr == numbers(100_000, "\n"), "{} bytes", stderr.len());
     assert_eq!(exit.code, 7);
     // The session's end is the process's.
     let session = agent
@@ -138,7 +128,7 @@ async fn a_full_buffer_stops_the_process_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_grandchild_that_keeps_the_pipe_does_not_keep_the_stream() {
+async fn a_grandchild_holding_the_pipe_does_not_keep_the_stream_open() {
     let mut agent = agent!();
     agent.create("g", "sleep 1000").await;
     agent.begin("g").await.unwrap();
@@ -148,7 +138,7 @@ async fn a_grandchild_that_keeps_the_pipe_does_not_keep_the_stream() {
 }
 
 #[tokio::test]
-async fn input_arrives_whole_and_half_close_is_seen() {
+async fn input_arrives_complete_and_half_close_is_seen() {
     let mut agent = agent!();
     let mut wanted = request("i", &["sh", "-c", "md5sum; echo done"]);
     wanted.stdin = true;
@@ -166,7 +156,7 @@ async fn input_arrives_whole_and_half_close_is_seen() {
 }
 
 #[tokio::test]
-async fn input_stays_open_between_sessions_unless_it_is_to_be_once() {
+async fn input_stays_open_between_sessions_unless_stdin_once() {
     let mut agent = agent!();
     let mut wanted = request("s", &["head", "-n", "2"]);
     wanted.stdin = true;

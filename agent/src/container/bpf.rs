@@ -1,6 +1,5 @@
-//! Small BPF programs on a container's cgroup, made here by hand: their instructions, and loading
-//! and attaching them with bpf(2). What each of them decides is `device_filter`'s and
-//! `socket_filter`'s.
+//! Small hand-written BPF programs on a container's cgroup: their instructions, and loading and
+//! attaching them with bpf(2). What they decide is in `device_filter` and `socket_filter`.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The kernel refused a program.
 #[derive(Debug, thiserror::Error)]
-#[error("{step} of the {filter} of {} failed: {error}; the kernel needs CGROUP_BPF", path.display())]
+#[error("{step} of the {filter} of {} (the kernel needs CGROUP_BPF)", path.display())]
 pub struct BpfError {
     /// Which step.
     step: &'static str,
@@ -18,6 +17,7 @@ pub struct BpfError {
     /// For which cgroup.
     path: PathBuf,
     /// Why.
+    #[source]
     error: io::Error,
 }
 
@@ -112,9 +112,14 @@ struct AttachAttributes {
     flags: u32,
 }
 
-fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
-    // SAFETY: bpf(2) reads `size` bytes at the pointer, which is a valid T; pointers inside it are
-    // valid for the call by its callers.
+/// bpf(2).
+///
+/// # Safety
+/// `T` must be laid out as the kernel's attributes of the command, and addresses in it must be valid
+/// for what the command reads and writes there.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes at the pointer, which is a valid T; addresses in
+    // it are valid by this function's contract.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -133,7 +138,7 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
 /// from here on, and drops it at its own end.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(super) fn attach(kind: Kind, cgroup: &Path, code: &[Instruction]) -> Result<(), BpfError> {
     let failed = |step| {
         let (filter, path) = (kind.filter, cgroup.to_owned());
@@ -161,8 +166,10 @@ pub(super) fn attach(kind: Kind, cgroup: &Path, code: &[Instruction]) -> Result<
         interface: 0,
         expected_attach_type: kind.attach,
     };
-    let program = bpf(BPF_PROG_LOAD, &load).map_err(failed("loading"))?;
-    // SAFETY: the kernel has just made this descriptor for us.
+    // SAFETY: the attributes are laid out as those of BPF_PROG_LOAD; `code` has as many instructions
+    // as they say, the license is a C string, both live over the call, and there is no log buffer.
+    let program = unsafe { bpf(BPF_PROG_LOAD, &load) }.map_err(failed("loading"))?;
+    // SAFETY: BPF_PROG_LOAD has just returned this new descriptor, which nothing else owns.
     let program = unsafe { OwnedFd::from_raw_fd(program) };
     let attach = AttachAttributes {
         target: directory.as_raw_fd().unsigned_abs(),
@@ -170,7 +177,8 @@ pub(super) fn attach(kind: Kind, cgroup: &Path, code: &[Instruction]) -> Result<
         kind: kind.attach,
         flags: BPF_F_ALLOW_MULTI,
     };
-    bpf(BPF_PROG_ATTACH, &attach)
+    // SAFETY: the attributes are laid out as those of BPF_PROG_ATTACH, and have no addresses.
+    unsafe { bpf(BPF_PROG_ATTACH, &attach) }
         .map(drop)
         .map_err(failed("attaching"))
 }

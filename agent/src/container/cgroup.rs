@@ -1,6 +1,6 @@
 //! A container's cgroup (v2): limits from the OCI spec, killing, waiting for emptiness, removal,
-//! the count of memory kills. Written here alone, so that creating and updating
-//! are one code path and a refused value names its file.
+//! the count of memory kills. Creating and updating share one code path, and a refused value names
+//! its file.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -12,43 +12,46 @@ use rustix::process::{Pid, Signal};
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout_at};
 
-use crate::watched;
+use crate::async_fd;
 
 /// What can go wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// It could not be made.
-    #[error("making cgroup {} failed: {error}", path.display())]
+    #[error("making cgroup {}", path.display())]
     Make {
         /// Which.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// A limit was refused.
-    #[error("writing {value:?} to {} failed: {error}; the kernel does not take the value, or the cgroup lacks its controller", path.display())]
+    #[error("writing {value:?} to {} (the kernel rejects the value, or the cgroup lacks the controller)", path.display())]
     Limit {
         /// Which file.
         path: PathBuf,
         /// What was written.
         value: String,
         /// Why.
+        #[source]
         error: io::Error,
     },
-    /// A name in `unified` that is no file of a cgroup.
+    /// A name in `unified` that is not a file of a cgroup.
     #[error("cgroup file name {0:?} is not CONTROLLER.NAME")]
     BadName(String),
     /// Killing or removing failed.
-    #[error("{what} cgroup {} failed: {error}", path.display())]
+    #[error("{what} cgroup {}", path.display())]
     End {
         /// The step.
         what: &'static str,
         /// Which.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
-    /// Processes that do not die.
+    /// Processes survive SIGKILL.
     #[error("processes in cgroup {} are still there after SIGKILL; they wait in the guest's kernel", path.display())]
     StillPopulated {
         /// Which.
@@ -59,7 +62,7 @@ pub enum CgroupError {
 /// Makes a cgroup; one that is there already is taken.
 ///
 /// # Errors
-/// The kernel's answer.
+/// If the kernel refuses.
 pub fn make(path: &Path) -> Result<(), CgroupError> {
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::Make {
@@ -76,8 +79,8 @@ pub fn make(path: &Path) -> Result<(), CgroupError> {
 /// The first value the kernel refuses.
 pub fn apply(path: &Path, resources: &LinuxResources) -> Result<(), CgroupError> {
     for (file, value) in settings(resources)? {
-        // Nothing of what there is none of is granted anyway: pages of a size that the kernel does not
-        // have, and swap where it has none at all.
+        // A limit on what the kernel does not have needs no file: pages of a size it lacks, and
+        // swap without swap support.
         let nothing = file.starts_with("hugetlb.") && value == "0" || file == "memory.swap.max";
         let file = path.join(file);
         if nothing && !file.exists() {
@@ -95,7 +98,7 @@ pub fn apply(path: &Path, resources: &LinuxResources) -> Result<(), CgroupError>
 /// The files to write for resources, in order. Pure.
 ///
 /// # Errors
-/// For names in `unified` that are no file of a cgroup.
+/// For names in `unified` that are not files of a cgroup.
 pub fn settings(resources: &LinuxResources) -> Result<Vec<(String, String)>, CgroupError> {
     let mut files = Vec::new();
     let mut set = |file: &str, value: String| files.push((file.to_owned(), value));
@@ -232,7 +235,7 @@ fn io_settings(io: &LinuxBlockIo, set: &mut impl FnMut(&str, String)) {
     }
 }
 
-/// How many processes of the cgroup the kernel killed for want of memory; 0 if it is gone.
+/// How many processes of the cgroup the OOM killer ended; 0 if the cgroup is gone.
 pub fn oom_kills(path: &Path) -> u64 {
     read_key(&path.join("memory.events"), "oom_kill").unwrap_or(0)
 }
@@ -250,10 +253,10 @@ pub fn read_key(file: &Path, key: &str) -> Option<u64> {
     })
 }
 
-/// Kills every process in the cgroup and below. One that is gone is no error.
+/// Kills every process in the cgroup and below. A missing cgroup is not an error.
 ///
 /// # Errors
-/// The kernel's answer.
+/// If the kernel refuses.
 pub fn kill(path: &Path) -> Result<(), CgroupError> {
     match fs::write(path.join("cgroup.kill"), "1") {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CgroupError::End {
@@ -268,7 +271,7 @@ pub fn kill(path: &Path) -> Result<(), CgroupError> {
 /// Sends a signal to every process in the cgroup and below.
 ///
 /// # Errors
-/// When the list cannot be read; a process that is gone is no error.
+/// If the list cannot be read; a process that is gone is not an error.
 pub fn signal(path: &Path, signal: Signal) -> Result<(), CgroupError> {
     if signal == Signal::KILL {
         return kill(path);
@@ -310,7 +313,7 @@ fn children(path: &Path) -> Vec<PathBuf> {
 /// Waits until no process is left in the cgroup and below.
 ///
 /// # Errors
-/// At the deadline, or when the kernel cannot be asked.
+/// At the deadline, or if the kernel's files cannot be read.
 pub async fn wait_empty(path: &Path, deadline: Instant) -> Result<(), CgroupError> {
     timeout_at(deadline, emptied(path))
         .await
@@ -321,10 +324,10 @@ pub async fn wait_empty(path: &Path, deadline: Instant) -> Result<(), CgroupErro
         })
 }
 
-/// Returns once no process is left in the cgroup and below; who calls it knows what ends the wait.
+/// Returns once no process is left in the cgroup and below; has no deadline of its own.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// If the kernel's files cannot be read.
 pub async fn emptied(path: &Path) -> Result<(), CgroupError> {
     let error = |error| CgroupError::End {
         what: "watching",
@@ -338,7 +341,7 @@ pub async fn emptied(path: &Path) -> Result<(), CgroupError> {
         Err(cause) => return Err(error(cause)),
     };
     // The kernel marks the file POLLPRI when its text changes; reading it clears the mark.
-    let watch = watched::watch(file, Interest::PRIORITY).map_err(error)?;
+    let watch = async_fd::watch(file, Interest::PRIORITY).map_err(error)?;
     loop {
         if read_key(&events, "populated").unwrap_or(0) == 0 {
             return Ok(());
@@ -348,10 +351,10 @@ pub async fn emptied(path: &Path) -> Result<(), CgroupError> {
     }
 }
 
-/// Removes an empty cgroup and those the container made below it. One that is gone is no error.
+/// Removes an empty cgroup and those the container made below it. A missing cgroup is not an error.
 ///
 /// # Errors
-/// When a process is left.
+/// If a process is left.
 pub fn remove(path: &Path) -> Result<(), CgroupError> {
     for child in children(path) {
         remove(&child)?;
@@ -379,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_become_files() {
+    fn limits_map_to_cgroup_files() {
         assert_eq!(
             files(
                 r#"{"cpu":{"shares":1024,"quota":50000,"period":100000,"cpus":"0-1"},
@@ -415,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn swap_is_counted_alone_and_lists_are_taken_as_they_are() {
+    fn swap_excludes_memory_and_lists_are_verbatim() {
         assert_eq!(
             files(
                 r#"{"cpu":{"cpus":"0,2-3","mems":"0"},"memory":{"limit":67108864,"swap":100663296},
@@ -439,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_has_none_of_is_no_error_to_limit() {
+    fn limits_on_what_the_kernel_lacks_are_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let limits = |json: &str| apply(dir.path(), &serde_json::from_str(json).unwrap());
         // A plain directory takes every file: what must not be written is not there afterwards.
@@ -453,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_keep_the_ends_and_the_default() {
+    fn cpu_shares_keep_minimum_default_and_maximum() {
         let weights = [0, 2, 1024, 262_144, u64::MAX].map(weight_of_shares);
         assert_eq!(weights, [1, 1, 100, 10_000, 10_000]);
     }

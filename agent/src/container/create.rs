@@ -10,19 +10,22 @@ use std::sync::{Arc, Mutex};
 use bulkhead_proto::agent::{CreateContainerRequest, PidMode, ResolvedUser, volume};
 use prost::Message;
 
-use super::holder::{self, Holder};
 use super::implied;
+use super::namespaces::{self, SharedNamespaces};
 use super::rootfs::Rootfs;
 use super::spec::{self, Decisions};
 use super::{
-    Container, ContainerError, Containers, Phase, Slot, cgroup, check_id, device_filter, lock,
-    socket_filter, watch,
+    Container, ContainerError, Containers, Phase, Slot, cgroup, check_id, device_filter, monitor,
+    socket_filter,
 };
 use crate::apparmor;
+use crate::blocking;
 use crate::huge_pages;
 use crate::launcher::message::{CreateRequest, PidNamespace, Request};
+use crate::mutex::lock;
 use crate::paths::Paths;
 use crate::process::{Process, Reading, Streams, exit, kill_new};
+use crate::report::Report;
 use crate::userns::{self, IdMap};
 use crate::volumes::{Prepared, Volumes, image};
 
@@ -71,7 +74,7 @@ impl Containers {
     ) -> Result<(Arc<Container>, Option<ResolvedUser>), ContainerError> {
         let id = request.container_id.clone();
         let pid_mode = PidMode::try_from(request.pid_mode).map_err(|_| {
-            spec::SpecError::Invalid(format!("pid_mode {} is none", request.pid_mode))
+            spec::SpecError::Invalid(format!("pid_mode {} is unknown", request.pid_mode))
         })?;
         let namespaces = self.namespaces(pid_mode, &request.pid_target).await?;
         // Image volumes' layers are held like the container's own.
@@ -111,7 +114,7 @@ impl Containers {
         } = namespaces;
         let users = user
             .as_ref()
-            .map(|(file, map)| (holder::path_of(file), *map));
+            .map(|(file, map)| (namespaces::path_of(file), *map));
         let volumes = self
             .volumes
             .prepare(request, &self.disks, users.as_ref())
@@ -120,10 +123,8 @@ impl Containers {
             let (request, rootfs) = (request.clone(), rootfs.clone());
             let paths = self.paths.clone();
             let work =
-                move || lay_ground(&request, volumes, pid_mode, users, &layers, &rootfs, &paths);
-            tokio::task::spawn_blocking(work)
-                .await
-                .map_err(|_| ContainerError::Cancelled)??
+                move || prepare(&request, volumes, pid_mode, users, &layers, &rootfs, &paths);
+            blocking::run(work).await?
         };
         let (streams, stdio) = if request.tty {
             (Streams::default(), None)
@@ -134,7 +135,7 @@ impl Containers {
         let users = user.iter().map(|(file, _)| file.as_fd());
         let handles: Vec<_> = pid.iter().map(AsFd::as_fd).chain(users).collect();
         let mut template = launch.spec.process().clone().unwrap_or_default();
-        tracing::debug!("create: ground laid");
+        tracing::debug!("create: prepared");
         let launched = self
             .launcher
             .launch(Request::Create(Box::new(launch)), stdio, &handles)
@@ -168,7 +169,7 @@ impl Containers {
             started_at_unix_ns: Mutex::new(None),
             execs: Mutex::default(),
         });
-        watch::first_process(Arc::clone(self), &container, launched.end, sender);
+        monitor::first_process(Arc::clone(self), &container, launched.end, sender);
         Ok((container, user))
     }
 
@@ -188,13 +189,13 @@ impl Containers {
         let (pid, user) = match (pid_mode, map) {
             (PidMode::Container | PidMode::Node, None) => (None, None),
             (PidMode::Container | PidMode::Node, Some(_)) => {
-                let holder = self.pid_holder().await?;
-                (None, Some(holder.users().map_err(opening)?))
+                let shared = self.shared_namespaces().await?;
+                (None, Some(shared.users().map_err(opening)?))
             }
             (PidMode::Pod, _) => {
-                let holder = self.pid_holder().await?;
-                let users = map.map(|_| holder.users()).transpose();
-                let pids = holder.pids().map_err(opening)?;
+                let shared = self.shared_namespaces().await?;
+                let users = map.map(|_| shared.users()).transpose();
+                let pids = shared.pids().map_err(opening)?;
                 (Some(pids), users.map_err(opening)?)
             }
             (PidMode::Target, _) => {
@@ -209,7 +210,7 @@ impl Containers {
                 }
                 let process = target.process.pidfd().ok_or_else(exited)?;
                 let open = |kind| {
-                    holder::namespace(target.process.pid(), process, kind).map_err(|error| {
+                    namespaces::namespace(target.process.pid(), process, kind).map_err(|error| {
                         match target.process.is_alive() {
                             true => opening(error),
                             false => exited(),
@@ -226,46 +227,43 @@ impl Containers {
         })
     }
 
-    /// The first process of the pod's shared PID namespace, started when it is first needed, and
+    /// The namespaces that the pod's pause process keeps. It is started when it is first needed, and
     /// again when the one before has ended: a container that may do so (CAP_SYS_BOOT,
-    /// CAP_SYS_PTRACE) has then ended all that shared it, and those come back in a new one.
+    /// CAP_SYS_PTRACE) has then ended all that shared them, and those come back in new ones.
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub async fn pid_holder(&self) -> Result<Arc<Holder>, ContainerError> {
-        let mut current = self.pid_holder.lock().await;
+    /// If it cannot be started.
+    pub async fn shared_namespaces(&self) -> Result<Arc<SharedNamespaces>, ContainerError> {
+        let mut current = self.shared_namespaces.lock().await;
         let opening = |error: io::Error| ContainerError::File {
             what: "opening",
             path: "the namespaces that the pod's containers share".into(),
             error,
         };
-        if let Some(holder) = current.as_ref() {
-            if !holder.has_ended().map_err(opening)? {
-                return Ok(Arc::clone(holder));
+        if let Some(shared) = current.as_ref() {
+            if !shared.has_ended().map_err(opening)? {
+                return Ok(Arc::clone(shared));
             }
-            tracing::warn!("the first process of the pod's shared PID namespace was ended");
+            tracing::warn!("the pod's pause process was ended by a container");
             *current = None;
         }
         let map = self.user_namespace.get().copied();
-        let launched = self
-            .launcher
-            .launch(Request::PidHolder(map), None, &[])
-            .await?;
-        let holder = Holder::of(launched.pid).map_err(|error| {
+        let launched = self.launcher.launch(Request::Pause(map), None, &[]).await?;
+        let shared = SharedNamespaces::of(launched.pid).map_err(|error| {
             kill_new(launched.pid);
             opening(error)
         })?;
-        Ok(Arc::clone(current.insert(Arc::new(holder))))
+        Ok(Arc::clone(current.insert(Arc::new(shared))))
     }
 
     /// Gives the pod a user namespace, before it has any container.
     ///
     /// # Errors
-    /// When it has another one already, or the kernel refuses.
+    /// If it has another one already, or the kernel refuses.
     pub async fn set_user_namespace(&self, map: IdMap) -> Result<(), ContainerError> {
         if *self.user_namespace.get_or_init(|| map) != map {
             return Err(ContainerError::Unsupported(
-                "another user namespace for the same pod",
+                "a second user namespace for the same pod",
             ));
         }
         let path = self.paths.sysfs();
@@ -274,10 +272,10 @@ impl Containers {
             path,
             error,
         })?;
-        self.pid_holder().await.map(drop)
+        self.shared_namespaces().await.map(drop)
     }
 
-    /// Removes what a container is made of: cgroup, mount, files. Goes on after a failure, which
+    /// Removes what a container is made of: cgroup, mount, files. Continues after a failure, which
     /// is logged: the next step does not depend on it.
     pub(super) async fn clear(&self, id: &str, rootfs: Rootfs) {
         let (cgroup, directory) = (self.paths.cgroup(id), self.paths.container(id));
@@ -297,11 +295,11 @@ impl Containers {
             ];
             for (what, result) in steps {
                 if let Err(error) = result {
-                    tracing::warn!(what, %error, "a container was not removed in full");
+                    tracing::warn!(what, error = %Report(&error), "a container was not removed completely");
                 }
             }
         };
-        // Its end is awaited: the same id may come back at once.
+        // Waits for the end: the same id may be used again at once.
         let _ = tokio::task::spawn_blocking(work).await;
     }
 }
@@ -338,7 +336,7 @@ struct Namespaces {
 }
 
 /// The steps that block on files and mounts.
-fn lay_ground(
+fn prepare(
     request: &CreateContainerRequest,
     mut volumes: Prepared,
     pid_mode: PidMode,
@@ -360,7 +358,7 @@ fn lay_ground(
             None
         }
     };
-    let implied = image::by_place(&request.layers, &request.implied_directories);
+    let implied = image::by_layer(&request.layers, &request.implied_directories);
     implied::adopt(&rootfs.target, layers, &implied, map)?;
     volumes.make_anonymous(&rootfs.target, map)?;
     volumes.apply(&mut parsed)?;
@@ -382,7 +380,7 @@ fn lay_ground(
         apparmor::load(&request.apparmor_policy, profile)?;
     }
     tracing::debug!("create: spec");
-    // On a host they are the host's to reserve.
+    // On a host the administrator reserves them.
     if paths.host().is_none() {
         huge_pages::allow_limits(&prepared.resources)?;
     }
@@ -396,7 +394,7 @@ fn lay_ground(
         rootfs: rootfs.target.clone(),
         base: paths.base().to_owned(),
         cgroup,
-        // A guest has one root of cgroups, which is out of every container's sight.
+        // The root of a guest's cgroups is hidden from every container.
         cgroup_namespace: !(request.host_cgroup_namespace && paths.host().is_some()),
         pids: match pid_mode {
             PidMode::Container => PidNamespace::New,

@@ -7,8 +7,10 @@ use futures::future::join_all;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{AnyProcess, Container, ContainerError, Containers, Slot, cgroup, lock};
+use super::{AnyProcess, Container, ContainerError, Containers, Slot, cgroup};
+use crate::mutex::lock;
 use crate::process::parse_signal;
+use crate::report::Report;
 
 /// How long killed processes may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -18,8 +20,8 @@ impl Containers {
     /// exec is the end of all that it started.
     ///
     /// # Errors
-    /// For an unknown container, a bad signal, or when the kernel refuses. A process that is gone
-    /// is no error.
+    /// For an unknown container, a bad signal, or if the kernel refuses. A process that is gone is
+    /// not an error.
     pub fn signal(
         &self,
         container: &str,
@@ -28,20 +30,20 @@ impl Containers {
         all: bool,
     ) -> Result<(), ContainerError> {
         let process = self.process(container, exec)?;
+        let signal = parse_signal(signal)?;
         if all {
-            let signal = parse_signal(signal)?;
             return Ok(cgroup::signal(&self.paths.cgroup(container), signal)?);
         }
         match &process {
-            AnyProcess::Exec(exec) if signal == libc::SIGKILL.unsigned_abs() => exec.kill(),
+            AnyProcess::Exec(exec) if signal == Signal::KILL => exec.kill(),
             _ => Ok(process.signal(signal)?),
         }
     }
 
-    /// Removes a container, killing what is left of it. An unknown one is no error.
+    /// Deletes a container, killing what is left of it. An unknown one is not an error.
     ///
     /// # Errors
-    /// When its processes do not die in time; it can be tried again.
+    /// If its processes do not die in time; it can be tried again.
     pub async fn delete(&self, id: &str, release_disks: &[String]) -> Result<(), ContainerError> {
         let container = {
             let mut slots = lock(&self.slots);
@@ -62,7 +64,7 @@ impl Containers {
             }
         };
         if let Some(container) = container {
-            // From here on no exec starts, and none that is being started is still in the way.
+            // From here on no exec starts; waits below for those that are being started.
             let starting = lock(&container.execs).close();
             let ended = async {
                 end(&container).await?;
@@ -97,7 +99,7 @@ impl Containers {
             let mut exit = container.process.exit.clone();
             let _ = timeout_at(deadline, exit.wait()).await;
             if let Err(error) = end(container).await {
-                tracing::warn!(%error, container = container.id, "going down with processes left");
+                tracing::warn!(error = %Report(&error), container = container.id, "powering off with processes left");
             }
         });
         join_all(ends).await;

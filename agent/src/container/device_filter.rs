@@ -14,7 +14,7 @@ use super::bpf::{
 /// Why the filter is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceFilterError {
-    /// A rule that is none.
+    /// A malformed rule.
     #[error("device rule with access {0:?}: access is letters of r, w and m")]
     BadAccess(String),
     /// A device number beyond what the kernel has.
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_node_of_vsock_and_other_misc_devices_are_refused() {
+    fn vsock_and_other_misc_devices_are_refused() {
         // 10 is the major number of misc devices; the minor one of /dev/vsock is given at boot.
         let code = code(r#"{"devices":[{"allow":false,"access":"rwm"}]}"#);
         for minor in [0, 59, 123, 127, 241, 255, 256, 1048575] {
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_allowed_by_a_rule_for_all_that_no_other_takes_back() {
+    fn a_rule_for_all_devices_allows_everything_unless_a_later_one_denies() {
         for (devices, everything) in [
             (r#"{}"#, false),
             (r#"{"devices":[{"allow":false,"access":"rwm"}]}"#, false),

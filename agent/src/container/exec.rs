@@ -1,125 +1,29 @@
 //! Further processes in a container. Each has a cgroup of its own below the container's, so that it
-//! can be killed with all that it started; limits are the container's, as no controller is enabled
-//! down there. How an exec ends is `watch`'s business.
+//! can be killed with all that it started; the container's limits apply, as no controller is
+//! enabled below it. How an exec ends is `monitor`'s business.
 
-use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use bulkhead_proto::agent::ExecRequest as Wanted;
+use bulkhead_proto::agent;
 use rustix::io::Errno;
-use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch as channel};
+use tokio::sync::{OwnedRwLockReadGuard, watch as channel};
 
-use super::{Container, ContainerError, Containers, Phase, cgroup, check_id, lock, spec, watch};
+use super::execs::{Exec, ExecCgroup};
+use super::{Container, ContainerError, Containers, Phase, check_id, monitor, spec};
 use crate::launcher::LaunchError;
 use crate::launcher::message::{ExecRequest, Request};
+use crate::mutex::lock;
 use crate::process::{Process, Reading, Streams, exit, kill_new};
 
 /// How many cgroups of execs a container can have at one time. What is started beyond shares the
 /// container's own.
 const MAX_CGROUPS: u32 = 1024;
 
-/// A further process of a container.
-#[derive(Debug)]
-pub struct Exec {
-    /// The process that was asked for.
-    pub process: Process,
-    cgroup: Option<Arc<ExecCgroup>>,
-}
-
-impl Exec {
-    /// Kills it with everything that it started and that is still in its cgroup. Once the process
-    /// that was asked for has ended by itself, this does nothing: what it left is to go on.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn kill(&self) -> Result<(), ContainerError> {
-        if self.process.exit.get().is_some() {
-            return Ok(());
-        }
-        if let Some(cgroup) = &self.cgroup {
-            cgroup.kill()?;
-        }
-        // Root of a privileged container can have moved it elsewhere.
-        Ok(self.process.signal(libc::SIGKILL.unsigned_abs())?)
-    }
-}
-
-/// The cgroup of one exec.
-#[derive(Debug)]
-pub struct ExecCgroup {
-    /// As a directory.
-    pub path: PathBuf,
-    killed: AtomicBool,
-}
-
-impl ExecCgroup {
-    fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            killed: AtomicBool::new(false),
-        }
-    }
-
-    /// Whether its end was wanted by somebody outside.
-    pub fn is_killed(&self) -> bool {
-        self.killed.load(Ordering::Relaxed)
-    }
-
-    fn kill(&self) -> Result<(), cgroup::CgroupError> {
-        self.killed.store(true, Ordering::Relaxed);
-        cgroup::kill(&self.path)
-    }
-}
-
-/// The execs of a container that were not deleted.
-#[derive(Debug, Default)]
-pub struct Execs {
-    // None: the id is taken while the process is being made.
-    slots: HashMap<String, Option<Arc<Exec>>>,
-    // Whether the container is being deleted.
-    closing: channel::Sender<bool>,
-    // Read-locked by each that is being started.
-    starting: Arc<RwLock<()>>,
-}
-
-impl Execs {
-    /// Their ids, in order.
-    pub fn ids(&self) -> Vec<String> {
-        let mut ids: Vec<_> = self.slots.keys().cloned().collect();
-        ids.sort();
-        ids
-    }
-
-    /// One that runs or has run.
-    pub fn get(&self, id: &str) -> Option<Arc<Exec>> {
-        self.slots.get(id).cloned().flatten()
-    }
-
-    /// Lets no more start. Who gets the write lock of the result waits for those that just do.
-    pub fn close(&self) -> Arc<RwLock<()>> {
-        self.closing.send_replace(true);
-        Arc::clone(&self.starting)
-    }
-
-    /// Takes [`close`](Self::close) back.
-    pub fn reopen(&self) {
-        self.closing.send_replace(false);
-    }
-
-    /// Forgets all of them; their processes are dead.
-    pub fn clear(&mut self) {
-        for exec in self.slots.drain().filter_map(|(_, exec)| exec) {
-            exec.process.stop_pumps();
-        }
-    }
-}
-
 /// What an exec that is being started holds.
-struct Place {
+struct Reservation {
     cgroup: Option<PathBuf>,
     closing: channel::Receiver<bool>,
     _starting: OwnedRwLockReadGuard<()>,
@@ -129,16 +33,16 @@ impl Containers {
     /// Starts a process in a running container. Its output is for the caller to take.
     ///
     /// # Errors
-    /// When the container does not run or the command cannot be executed; nothing is left then.
-    pub async fn run_exec(&self, wanted: Wanted) -> Result<Arc<Exec>, ContainerError> {
+    /// If the container does not run or the command cannot be executed; nothing is left then.
+    pub async fn run_exec(&self, wanted: agent::ExecRequest) -> Result<Arc<Exec>, ContainerError> {
         let container = self.get(&wanted.container_id)?;
         check_id("exec", &wanted.exec_id)?;
         let phase = container.phase();
         if phase != Phase::Running {
             return Err(not_running(&container, phase.name()));
         }
-        let place = reserve(&container, &wanted.exec_id)?;
-        match self.launch_in(&container, &wanted, &place).await {
+        let reserved = reserve(&container, &wanted.exec_id)?;
+        match self.launch_in(&container, &wanted, &reserved).await {
             Ok(exec) => {
                 let exec = Arc::new(exec);
                 let slot = Some(Arc::clone(&exec));
@@ -147,7 +51,7 @@ impl Containers {
             }
             Err(error) => {
                 lock(&container.execs).slots.remove(&wanted.exec_id);
-                // Whatever the step was that failed: this is why.
+                // Whichever step failed, this is why.
                 if !container.process.is_alive() {
                     return Err(not_running(&container, Phase::Exited.name()));
                 }
@@ -159,11 +63,11 @@ impl Containers {
     async fn launch_in(
         &self,
         container: &Container,
-        wanted: &Wanted,
-        place: &Place,
+        wanted: &agent::ExecRequest,
+        reserved: &Reservation,
     ) -> Result<Exec, ContainerError> {
-        let closing = || place.closing.clone();
-        let Some(path) = place.cgroup.clone() else {
+        let closing = || reserved.closing.clone();
+        let Some(path) = reserved.cgroup.clone() else {
             return self.launch_exec(container, wanted, None, closing()).await;
         };
         let own = Arc::new(ExecCgroup::new(path));
@@ -175,8 +79,8 @@ impl Containers {
         let retry = matches!(error, ContainerError::Launch(LaunchError::Failed(_)))
             && !is_usable(&own.path);
         let closing_then = closing();
-        // The process that was to start it may not be gone yet.
-        tokio::spawn(async move { watch::remove_exec_cgroup(&own.path, closing_then).await });
+        // The process that was to become it may still be in the cgroup.
+        tokio::spawn(async move { monitor::remove_exec_cgroup(&own.path, closing_then).await });
         if retry {
             return self.launch_exec(container, wanted, None, closing()).await;
         }
@@ -186,7 +90,7 @@ impl Containers {
     async fn launch_exec(
         &self,
         container: &Container,
-        wanted: &Wanted,
+        wanted: &agent::ExecRequest,
         cgroup: Option<&Arc<ExecCgroup>>,
         closing: channel::Receiver<bool>,
     ) -> Result<Exec, ContainerError> {
@@ -218,7 +122,7 @@ impl Containers {
             .launch(request, stdio, &[target.as_fd()])
             .await?;
         let (sender, exit) = exit::channel();
-        watch::exec(launched.end, sender, cgroup.cloned(), closing);
+        monitor::exec(launched.end, sender, cgroup.cloned(), closing);
         let pid = launched.pid;
         match Process::new(
             pid,
@@ -233,20 +137,20 @@ impl Containers {
                 cgroup: cgroup.cloned(),
             }),
             Err(error) => {
-                // Without its streams nobody could ever tell it anything.
+                // Without its streams it is of no use to anyone.
                 kill_new(pid);
                 Err(error.into())
             }
         }
     }
 
-    /// Forgets an exec, killing it if it still runs. One that is not there is no error, nor is a
-    /// container that is not.
+    /// Deletes an exec, killing it if it still runs. A missing exec is not an error, nor is a
+    /// missing container.
     ///
     /// # Errors
-    /// When the kernel refuses to kill it.
+    /// If the kernel refuses to kill it.
     pub fn delete_exec(&self, container: &str, exec: &str) -> Result<(), ContainerError> {
-        // One that is gone, or going just now, takes its execs along.
+        // The execs of a container that is being deleted go with it.
         let Ok(container) = self.get(container) else {
             return Ok(());
         };
@@ -269,7 +173,7 @@ fn not_running(container: &Container, state: &'static str) -> ContainerError {
 }
 
 /// Takes the id and makes the cgroup; both before the container can be closed.
-fn reserve(container: &Container, exec: &str) -> Result<Place, ContainerError> {
+fn reserve(container: &Container, exec: &str) -> Result<Reservation, ContainerError> {
     let mut execs = lock(&container.execs);
     let starting = Arc::clone(&execs.starting).try_read_owned();
     let starting = match starting {
@@ -289,19 +193,19 @@ fn reserve(container: &Container, exec: &str) -> Result<Place, ContainerError> {
         }
         // A limit of the container's own making (cgroup.max.descendants), or no memory.
         Err(error) => {
-            tracing::debug!(%error, id = container.id, "an exec gets no cgroup of its own");
+            tracing::debug!(%error, id = container.id, "an exec shares the cgroup of its container");
             None
         }
     };
     execs.slots.insert(exec.to_owned(), None);
-    Ok(Place {
+    Ok(Reservation {
         cgroup,
         closing: execs.closing.subscribe(),
         _starting: starting,
     })
 }
 
-/// The first of the names that is free: they are few, for whoever keeps figures by name.
+/// Takes the first free name: few names keep metrics by cgroup few, too.
 fn make_cgroup(container: &Path) -> Result<Option<PathBuf>, Errno> {
     for number in 0..MAX_CGROUPS {
         let path = container.join(format!("exec-{number}"));

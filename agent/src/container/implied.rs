@@ -38,7 +38,7 @@ enum Found {
 /// owners are those of a user namespace, if there is a `map`.
 ///
 /// # Errors
-/// When an attribute cannot be set.
+/// If an attribute cannot be set.
 pub fn adopt(
     target: &Path,
     layers: &[PathBuf],
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_entry_below_counts() {
+    fn an_implied_directory_takes_the_attributes_of_the_highest_entry_below() {
         if !is_root() {
             return;
         }
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_above_is_left_alone_and_so_is_what_nobody_below_has() {
+    fn directories_with_an_entry_above_or_none_below_stay_as_they_are() {
         if !is_root() {
             return;
         }
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_followed() {
+    fn links_in_layers_are_not_followed() {
         if !is_root() {
             return;
         }

@@ -1,148 +1,41 @@
-//! The pod's containers: who there is, what state they are in. One file per thing that can be done
-//! to them; the records are here.
+//! The pod's containers and their states. One file per operation; the records are here.
 
 pub mod bpf;
 pub mod cgroup;
 pub mod create;
 pub mod delete;
 pub mod device_filter;
-pub mod events;
+pub mod error;
+pub mod event_log;
 pub mod exec;
-pub mod holder;
+pub mod execs;
 pub mod implied;
+pub mod monitor;
+pub mod namespaces;
 pub mod rootfs;
 pub mod socket_filter;
 pub mod spec;
 pub mod start;
-pub mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use self::events::Events;
-use self::exec::{Exec, Execs};
-use self::holder::Holder;
+pub use self::error::ContainerError;
+use self::event_log::EventLog;
+use self::execs::{Exec, Execs};
+use self::namespaces::SharedNamespaces;
 use self::rootfs::Rootfs;
 use crate::disk::Disks;
-use crate::huge_pages::HugePagesError;
 use crate::launcher::seccomp::Filter;
 use crate::launcher::{Launcher, Waiting};
+use crate::mutex::lock;
+use crate::names::is_name;
 use crate::paths::Paths;
 use crate::process::Process;
 use crate::process::exit::Exit;
 use crate::userns::IdMap;
 use crate::volumes::Volumes;
-
-/// What can go wrong with containers.
-#[derive(Debug, thiserror::Error)]
-pub enum ContainerError {
-    /// An id that cannot be one.
-    #[error("{what} id {id:?} is not 1 to 64 characters of A-Z a-z 0-9 . _ -")]
-    BadId {
-        /// Of what.
-        what: &'static str,
-        /// The id.
-        id: String,
-    },
-    /// Nobody has that id.
-    #[error("container {0} is not there")]
-    NotFound(String),
-    /// Nobody has that exec id.
-    #[error("container {container} has no exec {exec}")]
-    ExecNotFound {
-        /// The container.
-        container: String,
-        /// The exec.
-        exec: String,
-    },
-    /// Somebody has that id.
-    #[error("container {0} is there already; delete it first")]
-    Exists(String),
-    /// Somebody has that exec id.
-    #[error("container {container} has an exec {exec} already; delete it first")]
-    ExecExists {
-        /// The container.
-        container: String,
-        /// The exec.
-        exec: String,
-    },
-    /// Not in this state.
-    #[error("container {id} is {state}; this needs it to be {needed}")]
-    WrongState {
-        /// The container.
-        id: String,
-        /// What it is.
-        state: &'static str,
-        /// What it should be.
-        needed: &'static str,
-    },
-    /// A field that is not there yet.
-    #[error("{0} is not supported by this agent")]
-    Unsupported(&'static str),
-    /// The spec cannot be carried out.
-    #[error(transparent)]
-    Spec(#[from] spec::SpecError),
-    /// A layer.
-    #[error(transparent)]
-    Disk(#[from] crate::disk::DiskError),
-    /// The root file system.
-    #[error(transparent)]
-    Rootfs(#[from] rootfs::RootfsError),
-    /// The AppArmor profile.
-    #[error(transparent)]
-    AppArmor(#[from] crate::apparmor::AppArmorError),
-    /// The user namespace.
-    #[error(transparent)]
-    Userns(#[from] crate::userns::UsernsError),
-    /// A volume.
-    #[error(transparent)]
-    Volume(#[from] crate::volumes::VolumeError),
-    /// The cgroup.
-    #[error(transparent)]
-    Cgroup(#[from] cgroup::CgroupError),
-    /// Huge pages.
-    #[error(transparent)]
-    HugePages(#[from] HugePagesError),
-    /// The device filter.
-    #[error(transparent)]
-    Devices(#[from] device_filter::DeviceFilterError),
-    /// The socket filter.
-    #[error(transparent)]
-    Sockets(#[from] bpf::BpfError),
-    /// The process could not be made.
-    #[error(transparent)]
-    Launch(#[from] crate::launcher::LaunchError),
-    /// The payload could not be executed.
-    #[error(transparent)]
-    Payload(#[from] crate::launcher::message::Failure),
-    /// Its streams or signals.
-    #[error(transparent)]
-    Process(#[from] crate::process::ProcessError),
-    /// A file of the container's directory.
-    #[error("{what} {} failed: {error}", path.display())]
-    File {
-        /// What was attempted.
-        what: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// It did not happen in time.
-    #[error("container {id}: {what} took longer than {seconds} s")]
-    Deadline {
-        /// The container.
-        id: String,
-        /// What.
-        what: &'static str,
-        /// How long.
-        seconds: u64,
-    },
-    /// The blocking thread went away.
-    #[error("the thread that worked on the container ended early; the agent is shutting down")]
-    Cancelled,
-}
 
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +49,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// In words.
+    /// Its name, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -191,11 +84,6 @@ pub struct Container {
     execs: Mutex<Execs>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The agent's critical sections do not panic halfway through a change.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Container {
     /// Where it is in its life.
     pub fn phase(&self) -> Phase {
@@ -226,7 +114,7 @@ impl Container {
     /// An exec.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub fn exec(&self, id: &str) -> Result<Arc<Exec>, ContainerError> {
         let exec = lock(&self.execs).get(id);
         exec.ok_or_else(|| ContainerError::ExecNotFound {
@@ -243,7 +131,7 @@ enum Slot {
     Ready(Arc<Container>),
 }
 
-/// What all containers share, and who there is.
+/// All containers, and what they share.
 #[derive(Debug)]
 pub struct Containers {
     slots: Mutex<BTreeMap<String, Slot>>,
@@ -256,9 +144,9 @@ pub struct Containers {
     /// The launcher.
     pub launcher: Launcher,
     /// What happened.
-    pub events: Events,
-    // The first process of the pod's shared PID namespace, once a container wants it.
-    pid_holder: tokio::sync::Mutex<Option<Arc<Holder>>>,
+    pub events: EventLog,
+    // What the pod's pause process keeps, once a container needs it.
+    shared_namespaces: tokio::sync::Mutex<Option<Arc<SharedNamespaces>>>,
     // The pod's user namespace, which that process holds, too.
     user_namespace: OnceLock<IdMap>,
 }
@@ -283,13 +171,12 @@ impl std::ops::Deref for AnyProcess {
     }
 }
 
-/// Refuses what cannot be an id; it becomes part of paths.
+/// Refuses a malformed id; it becomes part of paths.
 ///
 /// # Errors
 /// [`ContainerError::BadId`].
 pub fn check_id(what: &'static str, id: &str) -> Result<(), ContainerError> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if (1..=64).contains(&id.len()) && id.chars().all(good) && !id.chars().all(|c| c == '.') {
+    if is_name(id, 64) {
         Ok(())
     } else {
         Err(ContainerError::BadId {
@@ -308,8 +195,8 @@ impl Containers {
             volumes: Volumes::new(paths.clone()),
             paths,
             launcher,
-            events: Events::default(),
-            pid_holder: tokio::sync::Mutex::default(),
+            events: EventLog::default(),
+            shared_namespaces: tokio::sync::Mutex::default(),
             user_namespace: OnceLock::new(),
         }
     }
@@ -317,7 +204,7 @@ impl Containers {
     /// A container.
     ///
     /// # Errors
-    /// When it is not there, or is being built or deleted.
+    /// If it is not there, or is being built or deleted.
     pub fn get(&self, id: &str) -> Result<Arc<Container>, ContainerError> {
         match lock(&self.slots).get(id) {
             Some(Slot::Ready(container)) => Ok(Arc::clone(container)),
@@ -344,7 +231,7 @@ impl Containers {
     /// The process a request names: an exec, or with an empty exec id the container's first.
     ///
     /// # Errors
-    /// When it is not there.
+    /// If it is not there.
     pub fn process(&self, container: &str, exec: &str) -> Result<AnyProcess, ContainerError> {
         let container = self.get(container)?;
         if exec.is_empty() {
@@ -352,18 +239,5 @@ impl Containers {
         } else {
             container.exec(exec).map(AnyProcess::Exec)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_that_could_be_paths_are_refused() {
-        for bad in ["", ".", "..", "a/b", "a\0", &"x".repeat(65)] {
-            assert!(check_id("container", bad).is_err(), "{bad:?}");
-        }
-        assert!(check_id("container", "0123456789abcdef0123456789abcdef").is_ok());
     }
 }

@@ -20,15 +20,16 @@ use crate::userns::{IdMap, mount_mapped, outside};
 #[derive(Debug, thiserror::Error)]
 pub enum RootfsError {
     /// A directory of it could not be made.
-    #[error("making {} failed: {error}; is the scratch disk full?", path.display())]
+    #[error("making {} (is the scratch disk full?)", path.display())]
     Make {
         /// Which.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// overlayfs refused.
-    #[error("stacking {layers} layers at {} failed at {step}: {error}{log}", target.display())]
+    #[error("stacking {layers} layers at {}: {step}{log}", target.display())]
     Overlay {
         /// How many.
         layers: usize,
@@ -37,24 +38,27 @@ pub enum RootfsError {
         /// Which step.
         step: &'static str,
         /// The kernel's answer.
+        #[source]
         error: Errno,
-        /// The kernel's words, if it had any.
+        /// The kernel's log of the configuration, if it has one.
         log: String,
     },
     /// Its files' owners cannot be seen through the pod's user namespace.
-    #[error("mapping the owners of {} for the pod's user namespace failed: {error}", path.display())]
+    #[error("mapping the owners of {} for the pod's user namespace", path.display())]
     Map {
         /// What.
         path: PathBuf,
         /// The kernel's answer.
+        #[source]
         error: Errno,
     },
     /// It could not be taken down.
-    #[error("removing {} failed: {error}", path.display())]
+    #[error("removing {}", path.display())]
     Remove {
         /// Which.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
 }
@@ -77,7 +81,7 @@ impl Rootfs {
     /// Mounts it over `layers`, lowest first.
     ///
     /// # Errors
-    /// When the scratch disk is full or the kernel refuses; nothing is mounted then.
+    /// If the scratch disk is full or the kernel refuses; nothing is mounted then.
     pub fn mount(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
         self.make_directories()?;
         self.stack(layers)
@@ -89,7 +93,7 @@ impl Rootfs {
     /// be mapped.)
     ///
     /// # Errors
-    /// When the scratch disk is full or the kernel refuses; nothing is mounted then.
+    /// If the scratch disk is full or the kernel refuses; nothing is mounted then.
     pub fn mount_mapped(
         &self,
         layers: &[PathBuf],
@@ -189,11 +193,11 @@ impl Rootfs {
         )
     }
 
-    /// Unmounts it. One that is not mounted is no error. What the container wrote stays for
+    /// Unmounts it. One that is not mounted is not an error. What the container wrote stays for
     /// [`remove_written`](Self::remove_written).
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn unmount(&self) -> Result<(), RootfsError> {
         // Lazily: a process that is dying in the kernel must not keep the container.
         match unmount(&self.target, UnmountFlags::DETACH) {
@@ -208,7 +212,7 @@ impl Rootfs {
     /// Removes what the container wrote. It can be much: call this where blocking is allowed.
     ///
     /// # Errors
-    /// When a file cannot be removed.
+    /// If a file cannot be removed.
     pub fn remove_written(&self) -> Result<(), RootfsError> {
         match crate::volumes::remove::tree(&self.scratch) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RootfsError::Remove {

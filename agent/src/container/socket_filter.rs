@@ -1,10 +1,10 @@
-//! Which sockets a container may make: all but AF_VSOCK, by a small BPF program on its cgroup. Behind
-//! vsock are the agent and the daemon, and nothing of the container's.
+//! Which sockets a container may make: all but AF_VSOCK, by a small BPF program on its cgroup.
+//! vsock leads to the agent and the daemon, which are not for containers.
 //!
 //! The kernel asks such programs about every way to make a socket (socket(2), socketcall(2) of
 //! 32-bit programs, io_uring), unlike a seccomp filter, and those of a cgroup about what is below
 //! it. It asks about AF_VSOCK by a patch of the guest's kernel
-//! (`guest-kernel/patches/vsock-cgroup-bpf.patch`) and not elsewhere. Therefore there is no filter on
+//! (`guest-kernel/patches/vsock-cgroup-bpf.patch`) and not elsewhere. So there is no such filter on
 //! a host, where vsock does not lead to the agent.
 
 use std::path::Path;
@@ -34,7 +34,7 @@ fn program() -> [Instruction; 6] {
 }
 
 /// Whether a container gets the filter. A privileged one, which is one with every device, does not:
-/// the guest is its own to take.
+/// it controls the guest anyway.
 fn wanted(resources: &LinuxResources, paths: &Paths) -> bool {
     paths.host().is_none() && !allows_everything(resources)
 }
@@ -42,7 +42,7 @@ fn wanted(resources: &LinuxResources, paths: &Paths) -> bool {
 /// Puts the filter on a container's cgroup, before its first process is in it.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub fn attach(cgroup: &Path, resources: &LinuxResources, paths: &Paths) -> Result<(), BpfError> {
     if !wanted(resources, paths) {
         return Ok(());
@@ -57,7 +57,7 @@ mod tests {
     use crate::paths::GUEST_BASE;
 
     #[test]
-    fn vsock_is_refused_and_nothing_else() {
+    fn only_vsock_sockets_are_refused() {
         // bound_dev_if, family, type, protocol.
         for family in 0..64 {
             for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn a_privileged_container_alone_has_no_filter() {
+    fn only_privileged_containers_have_no_socket_filter() {
         let paths = Paths::new(GUEST_BASE);
         let wants = |json| wanted(&serde_json::from_str(json).unwrap(), &paths);
         assert!(wants("{}"));

@@ -1,5 +1,5 @@
-//! The OCI spec as the daemon sent it, made fit for this guest: what the agent decides replaces
-//! what stands there, and what cannot be carried out is refused. Pure.
+//! The OCI spec as the daemon sent it, adapted to this guest: what the agent decides replaces what
+//! the spec has, and what cannot be carried out is refused. Pure.
 
 use std::path::Path;
 
@@ -11,14 +11,14 @@ use crate::paths::Paths;
 /// Why a spec cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    /// It is no OCI spec.
-    #[error("the container's OCI spec is malformed: {0}")]
+    /// It is not an OCI spec.
+    #[error("reading the container's OCI spec")]
     Json(#[from] serde_json::Error),
     /// Something is missing or impossible.
     #[error("the container's OCI spec: {0}")]
     Invalid(String),
     /// A part could not be put together.
-    #[error("putting the container's spec together failed: {0}")]
+    #[error("assembling the container's OCI spec")]
     Build(#[from] oci_spec::OciSpecError),
 }
 
@@ -49,7 +49,7 @@ fn invalid(text: impl Into<String>) -> SpecError {
 /// Reads a spec.
 ///
 /// # Errors
-/// When it is no OCI spec.
+/// If it is not an OCI spec.
 pub fn parse(json: &[u8]) -> Result<Spec, SpecError> {
     Ok(serde_json::from_slice(json)?)
 }
@@ -101,8 +101,8 @@ pub fn prepare(mut spec: Spec, decisions: &Decisions<'_>) -> Result<Prepared, Sp
     }
     check_process(&process)?;
     // Resolved in the container's root.
-    let nobody_yet = user(process.user(), None)?;
-    process.set_user(nobody_yet);
+    let unresolved = user(process.user(), None)?;
+    process.set_user(unresolved);
     process.set_terminal(Some(decisions.tty));
     spec.set_process(Some(process));
 
@@ -154,7 +154,7 @@ pub fn prepare(mut spec: Spec, decisions: &Decisions<'_>) -> Result<Prepared, Sp
     Ok(Prepared { spec, resources })
 }
 
-/// What would be left undone in silence otherwise.
+/// Refuses what would otherwise be ignored silently.
 fn refuse_unsupported(linux: &oci_spec::runtime::Linux) -> Result<(), SpecError> {
     let present = [
         (
@@ -206,7 +206,7 @@ fn bind_kernel_mounts(spec: &mut Spec, sysfs: &Path, mqueue: &Path) {
 /// A process's user with the numbers it was resolved to.
 ///
 /// # Errors
-/// When it cannot be put together.
+/// If it cannot be put together.
 pub fn user(
     old: &oci_spec::runtime::User,
     resolved: Option<&ResolvedUser>,
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_agents_decisions_win() {
+    fn the_agents_decisions_override_the_spec() {
         let prepared = prepared(SPEC, false).unwrap();
         let spec = prepared.spec;
         assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_user_namespace_the_kernels_file_systems_are_bound() {
+    fn in_a_user_namespace_sysfs_and_mqueue_are_bind_mounts() {
         let json = SPEC.replace(
             r#""linux":"#,
             r#""mounts":[{"destination":"/proc","type":"proc","source":"proc"},
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused() {
+    fn specs_that_cannot_run_are_refused() {
         let broken = [
             SPEC.replace(r#"["sh"]"#, "[]"),
             SPEC.replace(r#"["sh"]"#, r#"["s\u0000h"]"#),

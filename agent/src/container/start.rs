@@ -7,9 +7,10 @@ use std::time::Duration;
 use rustix::io::Errno;
 use tokio::time::timeout;
 
-use super::{Container, ContainerError, Containers, Phase, lock};
+use super::{Container, ContainerError, Containers, Phase};
 use crate::launcher::worker;
-use crate::{clock, watched};
+use crate::mutex::lock;
+use crate::{async_fd, clock};
 
 /// From "start" to execve: nothing but the kernel's work of loading a program.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -17,10 +18,10 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const MAX_TOLD: usize = 64 * 1024;
 
 impl Containers {
-    /// Lets a built container's process go, and waits until it is the payload.
+    /// Releases a created container's process, and waits until it has executed its command.
     ///
     /// # Errors
-    /// When it was started before, or the payload cannot be executed.
+    /// If it was started before, or the payload cannot be executed.
     pub async fn start(&self, id: &str) -> Result<i64, ContainerError> {
         let container = self.get(id)?;
         let mut waiting = container.waiting.lock().await;
@@ -43,7 +44,7 @@ impl Containers {
             Err(Errno::PIPE) => return Err(wrong_state(&container, Phase::Exited)),
             Err(error) => return Err(file(error.into())),
         }
-        let told = timeout(DEADLINE, read_to_end(process.status))
+        let report = timeout(DEADLINE, read_to_end(process.status))
             .await
             .map_err(|_| ContainerError::Deadline {
                 id: id.to_owned(),
@@ -51,7 +52,8 @@ impl Containers {
                 seconds: DEADLINE.as_secs(),
             })?
             .map_err(file)?;
-        let outcome = worker::outcome(&told, &process.page).map_err(|error| file(error.into()))?;
+        let outcome =
+            worker::outcome(&report, &process.page).map_err(|error| file(error.into()))?;
         if let Some(failure) = outcome {
             return Err(failure.into());
         }
@@ -69,9 +71,9 @@ fn wrong_state(container: &Container, phase: Phase) -> ContainerError {
     }
 }
 
-/// What is told on the status pipe until execve (or death) closes it.
+/// Reads the status pipe until execve (or death) closes it.
 async fn read_to_end(status: OwnedFd) -> io::Result<Vec<u8>> {
-    let pipe = watched::readable(status)?;
+    let pipe = async_fd::readable(status)?;
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {

@@ -5,7 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::DiskError;
+use super::error::DiskError;
+use crate::names::is_name;
 
 const BLOCK: &str = "/sys/block";
 const RESCAN: &str = "/sys/bus/pci/rescan";
@@ -28,10 +29,10 @@ impl BlockDevice {
         Path::new("/dev").join(&self.name)
     }
 
-    /// Lets the PCI function behind it go, so that the VMM can take it away.
+    /// Removes its PCI function, so that the VMM can unplug the disk.
     ///
     /// # Errors
-    /// When there is no PCI function behind it, or the kernel refuses.
+    /// If there is no PCI function behind it, or the kernel refuses.
     pub fn unplug(&self, serial: &str) -> Result<(), DiskError> {
         let failed = |error: io::Error| DiskError::Release {
             serial: serial.to_owned(),
@@ -51,14 +52,12 @@ impl BlockDevice {
     }
 }
 
-/// Refuses what cannot be a serial; it becomes part of paths.
+/// Refuses a malformed serial; it becomes part of paths.
 ///
 /// # Errors
 /// [`DiskError::BadSerial`].
 pub fn check_serial(serial: &str) -> Result<(), DiskError> {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let dots = serial.chars().all(|c| c == '.');
-    if (1..=20).contains(&serial.len()) && serial.chars().all(good) && !dots {
+    if is_name(serial, 20) {
         Ok(())
     } else {
         Err(DiskError::BadSerial(serial.to_owned()))
@@ -68,7 +67,7 @@ pub fn check_serial(serial: &str) -> Result<(), DiskError> {
 /// The devices that have one of these serials.
 ///
 /// # Errors
-/// When /sys/block cannot be read.
+/// If /sys/block cannot be read.
 pub fn find(serials: &[String]) -> Result<HashMap<String, BlockDevice>, DiskError> {
     let scan = |error| DiskError::Scan { what: BLOCK, error };
     let mut found = HashMap::new();
@@ -96,7 +95,7 @@ pub fn find(serials: &[String]) -> Result<HashMap<String, BlockDevice>, DiskErro
 /// Has the kernel look for new PCI functions. New disks are probed before this returns.
 ///
 /// # Errors
-/// When the guest has no PCI.
+/// If the guest has no PCI.
 pub fn rescan() -> Result<(), DiskError> {
     fs::write(RESCAN, "1").map_err(|error| DiskError::Scan {
         what: RESCAN,

@@ -1,138 +1,29 @@
 //! Disks by virtio-blk serial: waiting for them, mounting image layers and the scratch disk,
-//! letting go of them. Image layers are shared by containers and counted.
+//! unmounting and unplugging them. Image layers are shared by containers and counted.
 
 pub mod device;
-pub mod file;
+pub mod error;
+pub mod loop_device;
+mod mount;
 pub mod uevent;
+mod wait;
 
 use std::collections::HashMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::MountFlags;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout_at};
 
 use self::device::BlockDevice;
 pub use self::device::rescan;
-use self::uevent::Uevents;
+pub use self::error::DiskError;
+pub use self::mount::Filesystem;
+use self::mount::{mount_device, mount_node, unmount};
+use self::wait::wait_for;
+use crate::blocking;
 use crate::paths::Paths;
-
-/// What can go wrong with disks.
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    /// A serial that cannot be one.
-    #[error(
-        "disk serial {0:?} is not 1 to 20 characters of A-Z a-z 0-9 . _ - (virtio 1.2 §5.2.6.1)"
-    )]
-    BadSerial(String),
-    /// A file system the agent does not mount.
-    #[error("disk {serial}: file system {filesystem:?} is not \"erofs\", \"ext4\" or empty")]
-    BadFilesystem {
-        /// The disk.
-        serial: String,
-        /// What was asked.
-        filesystem: String,
-    },
-    /// It never came.
-    #[error("disks {} did not appear within {} ms; did the VMM attach them?", missing.join(", "), waited.as_millis())]
-    Missing {
-        /// Their serials.
-        missing: Vec<String>,
-        /// The deadline.
-        waited: Duration,
-    },
-    /// Looking for disks failed.
-    #[error("looking for disks in {what} failed: {error}")]
-    Scan {
-        /// Where.
-        what: &'static str,
-        /// Why.
-        error: io::Error,
-    },
-    /// Mounting failed.
-    #[error("mounting disk {serial} ({device}, {filesystem}) at {} failed: {error}", target.display())]
-    Mount {
-        /// The disk.
-        serial: String,
-        /// Its device.
-        device: String,
-        /// As what.
-        filesystem: &'static str,
-        /// Where.
-        target: PathBuf,
-        /// The kernel's answer.
-        error: io::Error,
-    },
-    /// Letting go failed.
-    #[error("releasing disk {serial} failed while {what}: {error}")]
-    Release {
-        /// The disk.
-        serial: String,
-        /// The step.
-        what: &'static str,
-        /// Why.
-        error: io::Error,
-    },
-    /// Still needed.
-    #[error("disk {serial} is in use by {users} containers; delete them first")]
-    InUse {
-        /// The disk.
-        serial: String,
-        /// How many.
-        users: usize,
-    },
-    /// Devices are waited for in a guest only.
-    #[error(
-        "disks {} are named without a file: a pod on the host has no disks of its own", serials.join(", ")
-    )]
-    NoDevices {
-        /// Which.
-        serials: Vec<String>,
-    },
-    /// Files are mounted on the host only.
-    #[error("disk {serial} is named with a file: a guest has no files of the host")]
-    NotOnHost {
-        /// Which.
-        serial: String,
-    },
-    /// The blocking thread went away.
-    #[error("the thread that worked on disks ended early; the agent is shutting down")]
-    Cancelled,
-}
-
-/// How a disk is mounted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Filesystem {
-    /// An image layer.
-    Erofs,
-    /// A writable disk.
-    Ext4 {
-        /// Mounted read-only.
-        read_only: bool,
-    },
-}
-
-impl Filesystem {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Erofs => "erofs",
-            Self::Ext4 { .. } => "ext4",
-        }
-    }
-
-    fn flags(self) -> MountFlags {
-        match self {
-            Self::Erofs | Self::Ext4 { read_only: true } => {
-                MountFlags::RDONLY | MountFlags::NOATIME
-            }
-            Self::Ext4 { read_only: false } => MountFlags::NOATIME,
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Mounted {
@@ -148,8 +39,8 @@ enum Source {
     Device(BlockDevice),
     /// A file on the host, whose loop device goes with the mount.
     File,
-    /// It was there, and is left alone.
-    AtHand,
+    /// It was there before, and is left alone.
+    Preexisting,
 }
 
 /// The disks the agent knows.
@@ -176,7 +67,7 @@ impl Disks {
     /// their mount points in the given order.
     ///
     /// # Errors
-    /// When one does not come or is no EROFS; none is counted then.
+    /// If one does not appear or is not EROFS; then none is counted.
     pub async fn acquire_layers(&self, serials: &[String]) -> Result<Vec<PathBuf>, DiskError> {
         let wanted: Vec<_> = serials
             .iter()
@@ -207,7 +98,7 @@ impl Disks {
     /// Waits for disks and mounts them; those that are mounted already are left alone.
     ///
     /// # Errors
-    /// When one does not come in time or cannot be mounted.
+    /// If one does not appear in time or cannot be mounted.
     pub async fn mount(
         &self,
         disks: &[(String, Filesystem)],
@@ -222,14 +113,14 @@ impl Disks {
         if new.is_empty() {
             return Ok(());
         }
-        let mut at_hand = HashMap::new();
+        let mut preexisting = HashMap::new();
         let mut wanted = Vec::new();
         for (serial, filesystem) in &new {
             device::check_serial(serial)?;
             let target = self.target(serial, *filesystem);
             if is_filled_directory(&target) {
-                // Put there without a disk: an agent outside a VM.
-                at_hand.insert(serial.clone(), target);
+                // Provided without a disk: an agent outside a VM, in tests.
+                preexisting.insert(serial.clone(), target);
             } else {
                 wanted.push(serial.clone());
             }
@@ -241,12 +132,12 @@ impl Disks {
             if mounted.contains_key(&serial) {
                 continue;
             }
-            if let Some(target) = at_hand.remove(&serial) {
+            if let Some(target) = preexisting.remove(&serial) {
                 mounted.insert(
                     serial,
                     Mounted {
                         target,
-                        source: Source::AtHand,
+                        source: Source::Preexisting,
                         users: 0,
                     },
                 );
@@ -257,7 +148,7 @@ impl Disks {
             };
             let target = self.target(&serial, filesystem);
             let (mounting, place) = (device.clone(), target.clone());
-            run_blocking(move || mount_device(&mounting, filesystem, place)).await?;
+            blocking::run(move || mount_device(&mounting, filesystem, place)).await?;
             mounted.insert(
                 serial,
                 Mounted {
@@ -280,7 +171,7 @@ impl Disks {
     /// Mounts the scratch disk, at its own place.
     ///
     /// # Errors
-    /// When it does not come in time or is no ext4.
+    /// If it does not appear in time or is not ext4.
     pub async fn mount_scratch(&self, serial: &str) -> Result<(), DiskError> {
         device::check_serial(serial)?;
         let mut mounted = self.mounted.lock().await;
@@ -294,9 +185,11 @@ impl Disks {
         };
         let target = self.paths.scratch();
         let (mounting, place) = (device.clone(), target.clone());
-        run_blocking(move || mount_device(&mounting, Filesystem::Ext4 { read_only: false }, place))
-            .await?;
-        // A user that never goes: only the power-off unmounts it.
+        blocking::run(move || {
+            mount_device(&mounting, Filesystem::Ext4 { read_only: false }, place)
+        })
+        .await?;
+        // Counts as used for ever: only the power-off unmounts it.
         mounted.insert(
             serial.to_owned(),
             Mounted {
@@ -330,7 +223,7 @@ impl Disks {
     /// As [`mount_file`](Self::mount_file).
     pub async fn mount_scratch_file(&self, serial: &str, file: PathBuf) -> Result<(), DiskError> {
         let filesystem = Filesystem::Ext4 { read_only: false };
-        // A user that never goes, as for the disk.
+        // Counts as used for ever, like the disk.
         self.mount_file_at(serial, file, filesystem, self.paths.scratch(), 1)
             .await
     }
@@ -354,7 +247,7 @@ impl Disks {
             return Ok(());
         }
         let (name, place) = (serial.to_owned(), target.clone());
-        run_blocking(move || {
+        blocking::run(move || {
             let failed = |error| DiskError::Mount {
                 serial: name.clone(),
                 device: file.display().to_string(),
@@ -363,7 +256,7 @@ impl Disks {
                 error,
             };
             let read_only = filesystem.flags().contains(MountFlags::RDONLY);
-            let device = file::Loop::attach(&file, read_only).map_err(failed)?;
+            let device = loop_device::Loop::attach(&file, read_only).map_err(failed)?;
             mount_node(device.node(), filesystem, &place).map_err(failed)
         })
         .await?;
@@ -382,7 +275,7 @@ impl Disks {
     /// Waits until raw disks are there, and gives them by serial.
     ///
     /// # Errors
-    /// When one does not come in time.
+    /// If one does not appear in time.
     pub async fn wait(
         &self,
         serials: &[String],
@@ -404,7 +297,7 @@ impl Disks {
             .collect()
     }
 
-    /// That disks can be waited for at all: the host's are not the pod's.
+    /// Refuses to wait for disks on a host, whose disks are not the pod's.
     fn in_guest(&self, serials: &[String]) -> Result<(), DiskError> {
         if serials.is_empty() || self.paths.host().is_none() {
             return Ok(());
@@ -414,10 +307,10 @@ impl Disks {
         })
     }
 
-    /// Unmounts and unplugs. A disk that is not there is no error.
+    /// Unmounts and unplugs. A missing disk is not an error.
     ///
     /// # Errors
-    /// When one is in use, or the kernel refuses.
+    /// If one is in use, or the kernel refuses.
     pub async fn remove(&self, serials: &[String]) -> Result<(), DiskError> {
         let mut mounted = self.mounted.lock().await;
         for serial in serials {
@@ -431,24 +324,24 @@ impl Disks {
                 }
                 Some(Mounted { target, source, .. }) => {
                     let source = source.clone();
-                    if !matches!(source, Source::AtHand) {
+                    if !matches!(source, Source::Preexisting) {
                         let (place, name) = (target.clone(), serial.clone());
-                        run_blocking(move || unmount(&name, &place)).await?;
+                        blocking::run(move || unmount(&name, &place)).await?;
                     }
                     match source {
                         Source::Device(device) => Some(device),
-                        Source::File | Source::AtHand => None,
+                        Source::File | Source::Preexisting => None,
                     }
                 }
                 None => None,
             };
             mounted.remove(serial);
             if self.paths.host().is_some() {
-                // The host's own disks are nobody's to unplug.
+                // The host's own disks are never unplugged.
                 continue;
             }
             let name = serial.clone();
-            run_blocking(move || {
+            blocking::run(move || {
                 let device = match device {
                     Some(device) => Some(device),
                     None => device::find(std::slice::from_ref(&name))?.remove(&name),
@@ -460,10 +353,10 @@ impl Disks {
         Ok(())
     }
 
-    /// Like [`remove`](Self::remove) for those that nobody uses; the others stay.
+    /// Like [`remove`](Self::remove) for those that are unused; the others stay.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub async fn remove_unused(&self, serials: &[String]) -> Result<(), DiskError> {
         let unused: Vec<_> = {
             let mounted = self.mounted.lock().await;
@@ -479,104 +372,4 @@ impl Disks {
 
 fn is_filled_directory(path: &Path) -> bool {
     std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
-}
-
-async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, DiskError> + Send + 'static,
-) -> Result<T, DiskError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| DiskError::Cancelled)?
-}
-
-/// The devices of serials: those that are there, then those a rescan finds, then those that come.
-async fn wait_for(
-    serials: &[String],
-    deadline: Duration,
-) -> Result<HashMap<String, BlockDevice>, DiskError> {
-    if serials.is_empty() {
-        return Ok(HashMap::new());
-    }
-    // Subscribed before the first look, so that nothing can come in between unseen.
-    let events = Uevents::open().map_err(|error| DiskError::Scan {
-        what: "uevents",
-        error,
-    })?;
-    let wanted = serials.to_vec();
-    let look = |rescan: bool| {
-        let wanted = wanted.clone();
-        run_blocking(move || {
-            if rescan {
-                device::rescan()?;
-            }
-            device::find(&wanted)
-        })
-    };
-    let mut found = look(false).await?;
-    tracing::debug!("disks: looked");
-    if found.len() < wanted.len() {
-        found = look(true).await?;
-        tracing::debug!("disks: rescanned");
-    }
-    // From here on: a rescan probes what it finds before it returns, and that takes as long as
-    // there are devices.
-    let end = Instant::now() + deadline;
-    while wanted.iter().any(|serial| !found.contains_key(serial)) {
-        match timeout_at(end, events.block_device_added()).await {
-            Ok(result) => result.map_err(|error| DiskError::Scan {
-                what: "uevents",
-                error,
-            })?,
-            Err(_) => {
-                let missing = wanted
-                    .iter()
-                    .filter(|serial| !found.contains_key(*serial))
-                    .cloned()
-                    .collect();
-                return Err(DiskError::Missing {
-                    missing,
-                    waited: deadline,
-                });
-            }
-        }
-        found = look(false).await?;
-    }
-    Ok(found)
-}
-
-fn mount_device(
-    device: &BlockDevice,
-    filesystem: Filesystem,
-    target: PathBuf,
-) -> Result<(), DiskError> {
-    mount_node(&device.node(), filesystem, &target).map_err(|error| DiskError::Mount {
-        serial: device.serial().to_owned(),
-        device: device.node().display().to_string(),
-        filesystem: filesystem.name(),
-        target,
-        error,
-    })
-}
-
-fn mount_node(node: &Path, filesystem: Filesystem, target: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(target)?;
-    let (kind, flags) = (filesystem.name(), filesystem.flags());
-    rustix::mount::mount(node, target, kind, flags, None).map_err(io::Error::from)
-}
-
-fn unmount(serial: &str, target: &Path) -> Result<(), DiskError> {
-    let failed = |error: io::Error| DiskError::Release {
-        serial: serial.to_owned(),
-        what: "unmounting",
-        error,
-    };
-    match rustix::mount::unmount(target, UnmountFlags::empty()) {
-        // EINVAL: not mounted.
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-        Err(error) => return Err(failed(error.into())),
-    }
-    match std::fs::remove_dir(target) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-        _ => Ok(()),
-    }
 }

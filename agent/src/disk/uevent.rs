@@ -8,7 +8,7 @@ use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use tokio::io::unix::AsyncFd;
 
-use crate::watched;
+use crate::async_fd;
 
 /// The kernel's own messages, not those udev sends on.
 const KERNEL_GROUP: u32 = 1;
@@ -18,10 +18,10 @@ const KERNEL_GROUP: u32 = 1;
 pub struct Uevents(AsyncFd<OwnedFd>);
 
 impl Uevents {
-    /// Subscribes.
+    /// Opens it.
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// If the kernel refuses.
     pub fn open() -> io::Result<Self> {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
@@ -30,13 +30,13 @@ impl Uevents {
             Some(KOBJECT_UEVENT),
         )?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, KERNEL_GROUP))?;
-        Ok(Self(watched::readable(socket)?))
+        Ok(Self(async_fd::readable(socket)?))
     }
 
     /// Returns when a block device has come (or may have: lost messages count as one).
     ///
     /// # Errors
-    /// The kernel's answer.
+    /// If the kernel refuses.
     pub async fn block_device_added(&self) -> io::Result<()> {
         let mut buffer = [0; 8192];
         loop {

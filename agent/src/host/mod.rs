@@ -2,7 +2,7 @@
 //! and namespaces, before it has threads. After that it is the same agent as in a guest; what
 //! differs asks [`crate::paths::Paths::host`].
 //!
-//! Not here: mounting files (`disk::file`), what the calls do. What the agent's program is while it
+//! Not here: mounting files (`disk::loop_device`), what the calls do. What the agent's program is while it
 //! runs: [`sealed`].
 
 pub mod sealed;
@@ -29,7 +29,7 @@ use tokio::io::AsyncWriteExt;
 const LONGEST: u64 = 64 * 1024;
 /// The cgroup of the agent itself, beside those of the containers, whose names are longer.
 const OWN_CGROUP: &str = "agent";
-/// Without the agent the pod is lost: the kernel shall kill something else.
+/// Without the agent the pod is lost: the OOM killer should choose something else.
 const OOM_SCORE: &str = "-998";
 /// The daemon listens, or has died: nothing is waited for.
 const READY_DEADLINE: Duration = Duration::from_secs(10);
@@ -37,10 +37,10 @@ const READY_DEADLINE: Duration = Duration::from_secs(10);
 /// The host's own mounts, which the agent leaves at its start.
 static HOST_MOUNTS: OnceLock<OwnedFd> = OnceLock::new();
 
-/// Works where the host's mounts are, not on the pod's copies of them, on a thread that ends with it.
+/// Runs work in the host's mount namespace instead of the pod's, on a thread of its own.
 ///
 /// # Errors
-/// When the agent is not on the host; those of the work.
+/// If the agent is not on the host, and the work's own.
 pub fn among_hosts_mounts<T: Send>(
     work: impl FnOnce() -> Result<T, Errno> + Send,
 ) -> Result<T, Errno> {
@@ -48,7 +48,8 @@ pub fn among_hosts_mounts<T: Send>(
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             // A thread that shares its root directory with others may not change it.
-            // SAFETY: this flag concerns the root and the working directory of this thread alone.
+            // SAFETY: only CLONE_FILES could make descriptors invalid; FS gives this thread a root and a
+            // working directory of its own and touches nothing else.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
             rustix::thread::move_into_link_name_space(
                 mounts.as_fd(),
@@ -64,29 +65,31 @@ pub fn among_hosts_mounts<T: Send>(
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// No configuration.
-    #[error("reading the pod's configuration from standard input failed: {0}")]
-    Configuration(io::Error),
+    #[error("reading the pod's configuration from standard input")]
+    Configuration(#[source] io::Error),
     /// The cgroup.
-    #[error("{what} {} failed: {error}", path.display())]
+    #[error("{what} {}", path.display())]
     File {
         /// What was attempted.
         what: &'static str,
         /// On what.
         path: PathBuf,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// A namespace.
-    #[error("{what} failed: {error}")]
+    #[error("{what}")]
     Namespace {
         /// What was attempted.
         what: &'static str,
         /// The kernel's answer.
+        #[source]
         error: Errno,
     },
     /// The loopback device.
-    #[error("setting the loopback device of the pod's network namespace up failed: {0}")]
-    Loopback(io::Error),
+    #[error("bringing up the loopback device of the pod's network namespace")]
+    Loopback(#[source] io::Error),
     /// The cgroup is not below the hierarchy's root.
     #[error("the pod's cgroup {} is not below {}", cgroup.display(), root.display())]
     Outside {
@@ -115,7 +118,7 @@ impl Pod {
     /// nothing.
     ///
     /// # Errors
-    /// When it is none.
+    /// If standard input does not hold one.
     pub fn read() -> Result<Self, HostError> {
         let mut text = Vec::new();
         io::stdin()
@@ -129,7 +132,7 @@ impl Pod {
     /// The pod's cgroup as a path below the hierarchy's root.
     ///
     /// # Errors
-    /// When it is not below it.
+    /// If it is not below it.
     pub fn cgroup_below_root(&self) -> Result<&Path, HostError> {
         self.cgroup
             .strip_prefix(&self.cgroup_root)
@@ -139,7 +142,7 @@ impl Pod {
             })
     }
 
-    /// Goes into the pod's cgroup and namespaces.
+    /// Enters the pod's cgroup and namespaces.
     ///
     /// # Errors
     /// The first step that fails; the process is then of no use and must end.
@@ -177,7 +180,8 @@ impl Pod {
             error,
         })?;
         let _ = HOST_MOUNTS.set(file.into());
-        // SAFETY: the process has one thread, and none of these flags concerns descriptors.
+        // SAFETY: only CLONE_FILES could make descriptors of this process invalid; none of these flags
+        // touches them, and the process has no other thread yet.
         unsafe { rustix::thread::unshare_unsafe(own) }
             .map_err(failed("making the pod's namespaces"))?;
         // What the host mounts later appears here; what is mounted here stays here and goes with
@@ -222,19 +226,19 @@ impl Pod {
         Ok(())
     }
 
-    /// Tells the daemon that the agent serves.
+    /// Reports to the daemon that the agent serves.
     ///
     /// # Errors
-    /// When the daemon does not listen (any more).
-    pub async fn tell_ready(&self, ready: &Ready) -> io::Result<()> {
-        let tell = async {
+    /// If the daemon does not listen (any more).
+    pub async fn report_ready(&self, ready: &Ready) -> io::Result<()> {
+        let report = async {
             let mut stream = tokio::net::UnixStream::connect(&self.ready).await?;
             stream
                 .write_all(&ready.encode_length_delimited_to_vec())
                 .await?;
             stream.shutdown().await
         };
-        tokio::time::timeout(READY_DEADLINE, tell)
+        tokio::time::timeout(READY_DEADLINE, report)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
@@ -252,8 +256,8 @@ impl Pod {
             fs::rename(&part, &self.exit)
         };
         if let Err(error) = write() {
-            // The daemon then says that the agent was killed.
-            tracing::warn!(%error, "the agent's end is not written down");
+            // The daemon then reports that the agent was killed.
+            tracing::warn!(%error, "the reason of the agent's end could not be written");
         }
     }
 }
@@ -271,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_contracts_documents_are_read() {
+    fn golden_configurations_are_read() {
         let text = include_str!("../../../contract/tests/golden/0.1/host.json");
         let pods: Vec<Pod> = serde_json::from_str(text).unwrap();
         let [at, node, _own] = pods.as_slice() else {

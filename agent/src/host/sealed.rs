@@ -1,8 +1,8 @@
 //! The agent of a pod on the host runs from a sealed copy of its program in memory. Its program is
 //! the node's own file, and its children become processes of containers: one of them that reopens
-//! `/proc/self/exe`, or whose image has that as its entrypoint, could otherwise write to the program
-//! that the node starts for the next pod (CVE-2019-5736). A sealed memfd can be written by nobody, root
-//! included, and is nobody else's program.
+//! `/proc/self/exe`, or whose image has that as its entrypoint, could otherwise write to the
+//! program that the node starts for the next pod (CVE-2019-5736). A sealed memfd cannot be written,
+//! not even by root, and no other process runs from it.
 
 use std::ffi::{CString, NulError, OsStr};
 use std::fs::File;
@@ -23,20 +23,22 @@ const MARK: &str = "BULKHEAD_AGENT_SEALED=1";
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// A step of the copy.
-    #[error("sealing the agent's program: {step} failed: {error}")]
+    #[error("sealing the agent's program: {step}")]
     Step {
         /// Which.
         step: &'static str,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// No copy that can be executed.
     #[error(
-        "sealing the agent's program: making an executable file in memory failed: {error}; with the \
-         sysctl vm.memfd_noexec at 2 the node allows none, and no pod on the host"
+        "sealing the agent's program: making an executable file in memory (the node forbids it where \
+         the sysctl vm.memfd_noexec is 2)"
     )]
     Memory {
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// The copy was executed, and is none.
@@ -51,7 +53,7 @@ pub enum SealError {
 /// standard streams: this one, or the same one executed anew.
 ///
 /// # Errors
-/// When there is no such copy to be had.
+/// If no such copy can be made.
 pub fn ensure() -> Result<(), SealError> {
     let failed = |step| move |error: Errno| step_failed(step)(error.into());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -76,7 +78,7 @@ pub fn ensure() -> Result<(), SealError> {
     Err(execute(&copy(program)?, &arguments, &environment))
 }
 
-/// Whether nobody can write to a file, nor make it longer or shorter, nor change that.
+/// Whether a file can be neither written nor resized, for good.
 fn is_sealed(file: impl AsFd) -> bool {
     // EINVAL: of a file system that has no seals.
     rustix::fs::fcntl_get_seals(file).is_ok_and(|seals| seals.contains(seals_wanted()))

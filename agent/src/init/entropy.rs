@@ -23,7 +23,7 @@ struct PoolInfo {
 /// of one template must not draw the same numbers.
 ///
 /// # Errors
-/// The kernel's answer.
+/// If the kernel refuses.
 pub fn add(seed: &[u8]) -> io::Result<()> {
     let device = File::options().write(true).open("/dev/random")?;
     let mut info = PoolInfo {
@@ -37,11 +37,12 @@ pub fn add(seed: &[u8]) -> io::Result<()> {
     }
     info.size = i32::try_from(length).unwrap_or(0);
     info.entropy_bits = info.size * 8;
-    // SAFETY: the kernel reads `size` bytes of `bytes`, which is at most MAX.
+    // SAFETY: the kernel reads a rand_pool_info and `size` bytes behind it; `info` is laid out as one, and
+    // `size` is at most the length of its `bytes`.
     if unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const info) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: takes no argument.
+    // SAFETY: RNDRESEEDCRNG takes no argument; the descriptor is open.
     if unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) } != 0 {
         return Err(io::Error::last_os_error());
     }

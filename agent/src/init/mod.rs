@@ -3,69 +3,33 @@
 //! nothing here runs but [`steps`] and [`loopback`].
 
 pub mod entropy;
+pub mod error;
+pub mod file_systems;
 pub mod loopback;
-pub mod mounts;
 pub mod power;
 pub mod steps;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
+pub use self::error::InitError;
 use crate::paths::CGROUP_PARENT;
-
-/// Why the guest could not be brought up.
-#[derive(Debug, thiserror::Error)]
-pub enum InitError {
-    /// A mount failed.
-    #[error("mounting {what} at {} failed: {error}; is it in the guest kernel's configuration?", target.display())]
-    Mount {
-        /// The file system.
-        what: &'static str,
-        /// Where.
-        target: PathBuf,
-        /// The kernel's answer.
-        error: Errno,
-    },
-    /// A directory or file of the guest's own tree failed.
-    #[error("making {} failed: {error}", path.display())]
-    Make {
-        /// Which.
-        path: PathBuf,
-        /// The cause.
-        error: std::io::Error,
-    },
-    /// The root could not be replaced.
-    #[error("moving the guest's root file system failed: {0}")]
-    Root(Errno),
-    /// The loopback device.
-    #[error("setting the loopback device up failed: {0}")]
-    Loopback(std::io::Error),
-    /// cgroup controllers could not be delegated.
-    #[error("enabling cgroup controllers at {} failed: {error}", path.display())]
-    Cgroup {
-        /// Where.
-        path: PathBuf,
-        /// The cause.
-        error: std::io::Error,
-    },
-}
 
 /// Brings the guest up, before the agent has threads.
 ///
 /// # Errors
 /// The first step that fails; a guest without it would fail later and less clearly.
 pub fn bring_up() -> Result<(), InitError> {
-    mounts::replace_root()?;
+    file_systems::replace_root()?;
     steps::done("root");
-    mounts::mount_all()?;
+    file_systems::mount_all()?;
     steps::done("mounts");
     delegate_controllers(Path::new("/sys/fs/cgroup"))?;
     steps::done("cgroups");
     raise_limits();
-    // SIGINT instead of a reboot behind our back.
+    // Ctrl-Alt-Delete sends SIGINT instead of rebooting at once.
     let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
     steps::done("limits");
     loopback::up().map_err(InitError::Loopback)?;
@@ -76,7 +40,7 @@ pub fn bring_up() -> Result<(), InitError> {
 /// Enables every controller for the containers' cgroups.
 ///
 /// # Errors
-/// When the hierarchy is not writable.
+/// If the hierarchy is not writable.
 pub fn delegate_controllers(root: &Path) -> Result<(), InitError> {
     let error = |path: &Path| {
         let path = path.to_owned();

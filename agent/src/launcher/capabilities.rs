@@ -44,7 +44,7 @@ impl Sets {
     /// The first step, as root: what execve can ever give is limited.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn limit(&self) -> Result<(), Errno> {
         for number in 0..u64::BITS {
             let one = CapabilitySet::from_bits_retain(1 << number);
@@ -53,7 +53,7 @@ impl Sets {
             }
             match rustix::thread::remove_capability_from_bounding_set(one) {
                 Ok(()) => {}
-                // Beyond the kernel's last.
+                // Beyond the kernel's last capability.
                 Err(Errno::INVAL) => break,
                 Err(error) => return Err(error),
             }
@@ -65,7 +65,7 @@ impl Sets {
     /// filter; that permission ends with execve, which takes the permitted set from the others.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn take(&self, filter: bool) -> Result<(), Errno> {
         rustix::thread::set_capabilities(
             None,
@@ -75,7 +75,7 @@ impl Sets {
                 inheritable: self.inheritable,
             },
         )?;
-        // Old kernels have none to clear.
+        // Old kernels have no ambient set.
         match rustix::thread::clear_ambient_capability_set() {
             Ok(()) | Err(Errno::INVAL) => {}
             Err(error) => return Err(error),
@@ -89,7 +89,7 @@ impl Sets {
     /// The third, right before the filter is loaded.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn allow_filter(&self) -> Result<(), Errno> {
         let more = Self::more(true);
         rustix::thread::set_capabilities(

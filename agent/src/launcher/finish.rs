@@ -9,14 +9,13 @@ use std::path::Path;
 use oci_spec::runtime::Process;
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
-use rustix::process::DumpableBehavior;
 
 use super::capabilities::Sets;
+use super::errno::errno_text;
 use super::fork;
 use super::message::{ChildStdio, Failure, FailureKind};
 use super::page::Page;
 use super::payload;
-use super::root::words;
 use super::seccomp::Filter;
 
 /// linux/close_range.h
@@ -38,18 +37,23 @@ pub struct Identity<'a> {
 }
 
 fn failed(what: &'static str) -> impl FnOnce(Errno) -> Failure {
-    move |error| Failure::new(FailureKind::Internal, format!("{what}: {}", words(error)))
+    move |error| {
+        Failure::new(
+            FailureKind::Internal,
+            format!("{what}: {}", errno_text(error)),
+        )
+    }
 }
 
 /// The first steps of a process of a container: a session of its own, with keys of its own.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn new_session() -> Result<(), Failure> {
     rustix::process::setsid().map_err(failed("making a session"))?;
-    // Else it would have the agent's, on a host the node's. Where there are no keys, or too many,
-    // the session keyring stays empty or somebody else's that gives no rights.
-    // SAFETY: joins an anonymous keyring; no pointer is passed.
+    // Otherwise it would keep the agent's keyring, on a host the node's. Without keyrings in the
+    // kernel, or beyond the quota, that one stays; it grants no rights.
+    // SAFETY: a null name means an anonymous keyring; no other pointer is passed.
     unsafe {
         libc::syscall(
             libc::SYS_keyctl,
@@ -63,7 +67,7 @@ pub fn new_session() -> Result<(), Failure> {
 /// Puts the standard streams in their places.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn set_stdio(stdio: &ChildStdio) -> Result<(), Failure> {
     let steps = || -> Result<(), Errno> {
         rustix::stdio::dup2_stdin(&stdio.stdin)?;
@@ -76,7 +80,7 @@ pub fn set_stdio(stdio: &ChildStdio) -> Result<(), Failure> {
 /// Makes a terminal the session's, and the standard streams.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn set_terminal(slave: BorrowedFd<'_>) -> Result<(), Failure> {
     let steps = || -> Result<(), Errno> {
         rustix::process::ioctl_tiocsctty(slave)?;
@@ -87,8 +91,8 @@ pub fn set_terminal(slave: BorrowedFd<'_>) -> Result<(), Failure> {
     steps().map_err(failed("taking the terminal"))
 }
 
-/// Becomes the process. Returns only the reason why that failed; after the filter it is told by the
-/// page, and this process dies.
+/// Becomes the process. Returns only if that fails, with the reason; after the filter is loaded the
+/// reason goes to the page, and this process dies.
 pub fn execute(
     process: &Process,
     identity: Identity<'_>,
@@ -162,9 +166,7 @@ fn become_user(sets: &Sets, identity: Identity<'_>, filter: bool) -> Result<(), 
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed("changing to the group"))?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed("changing to the user"))?;
     rustix::thread::set_keep_capabilities(false).map_err(failed("keeping the capabilities"))?;
-    // A change of user makes a process what fs.suid_dumpable says (proc_sys_fs(5)).
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(failed("closing the process to others"))?;
+    fork::close_to_others().map_err(failed("closing the process to others"))?;
     sets.take(filter).map_err(failed("taking the capabilities"))
 }
 
@@ -174,7 +176,7 @@ fn enter(directory: &Path) -> Result<(), Failure> {
     let refused = |error: Errno| {
         Failure::new(
             FailureKind::InvalidSpec,
-            format!("chdir to cwd ({directory:?}): {}", words(error)),
+            format!("chdir to cwd ({directory:?}): {}", errno_text(error)),
         )
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -206,8 +208,9 @@ impl Ready {
         let file = Path::new(std::ffi::OsStr::new(self.file.to_str().unwrap_or_default()));
         page.note(file);
         fork::reset_signals();
-        // Everything the agent opened is close-on-exec; this holds even for what it forgot.
-        // SAFETY: sets a flag on descriptors, closes none.
+        // Everything the agent opens is close-on-exec; this catches what a bug may have missed.
+        // SAFETY: with CLOSE_RANGE_CLOEXEC the call closes nothing, it only sets a flag on descriptors, which
+        // stay valid for their owners.
         if unsafe { libc::close_range(3, u32::MAX, CLOSE_RANGE_CLOEXEC) } != 0 {
             return failed("marking descriptors")(last_error());
         }
@@ -241,10 +244,10 @@ fn last_error() -> Errno {
     Errno::from_io_error(&error).unwrap_or(Errno::INVAL)
 }
 
-/// Puts a filter in force.
+/// Loads a seccomp filter.
 ///
 /// # Errors
-/// The kernel's: EACCES without no_new_privs and CAP_SYS_ADMIN.
+/// If the kernel refuses: EACCES without no_new_privs and CAP_SYS_ADMIN.
 pub fn load(filter: &Filter) -> Result<(), Errno> {
     let mut program: Vec<libc::sock_filter> = filter
         .program
@@ -275,9 +278,13 @@ pub fn load(filter: &Filter) -> Result<(), Errno> {
     if done == 0 { Ok(()) } else { Err(last_error()) }
 }
 
-/// Leaves a process with the standard streams and the descriptors named: what was its parent's is
-/// not there to be taken from it (pidfd_getfd(2)).
-pub fn keep_only(keep: &[BorrowedFd<'_>]) {
+/// Closes all descriptors but the standard streams and those named, so that a container cannot take
+/// its parent's out of it (pidfd_getfd(2)).
+///
+/// # Safety
+/// The process must not use the other descriptors any more, nor drop their owners: their numbers may
+/// by then be those of other files.
+pub unsafe fn keep_only(keep: &[BorrowedFd<'_>]) {
     let mut numbers: Vec<libc::c_uint> = keep
         .iter()
         .map(|fd| fd.as_fd().as_raw_fd().unsigned_abs())
@@ -291,8 +298,7 @@ pub fn keep_only(keep: &[BorrowedFd<'_>]) {
             } else {
                 number - 1
             };
-            // SAFETY: the caller's process was just forked and uses nothing but what it keeps; the
-            // owners of the others are never dropped in it.
+            // SAFETY: by this function's contract nothing uses or drops the descriptors in the range.
             unsafe {
                 libc::close_range(first, last, 0);
             }

@@ -1,13 +1,15 @@
-//! fork and what belongs to it, for the single-threaded launcher only.
+//! fork(2) and what goes with it, for the single-threaded launcher only.
 
-use rustix::process::Pid;
+use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Pid};
 
-/// Which side of a fork.
+/// The side of a fork that returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fork {
-    /// The one that called, with the child's number.
+    /// The caller, with the child's pid.
     Parent(Pid),
-    /// The new one.
+    /// The new process.
     Child,
 }
 
@@ -20,7 +22,8 @@ pub enum Fork {
 /// The process must have one thread only: in the child of a process with more, locks held by
 /// others (malloc's among them) stay locked for ever.
 pub unsafe fn fork() -> rustix::io::Result<Fork> {
-    // SAFETY: the caller has one thread, so the child may do whatever its parent could.
+    // SAFETY: by this function's contract the process has one thread, so no lock is held in the child
+    // by a thread that does not exist there.
     match unsafe { libc::fork() } {
         -1 => Err(
             rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
@@ -42,9 +45,10 @@ pub unsafe fn fork() -> rustix::io::Result<Fork> {
 /// As [`fork`].
 pub unsafe fn fork_into(namespaces: libc::c_int) -> rustix::io::Result<Fork> {
     let flags = libc::c_long::from(namespaces | libc::SIGCHLD);
-    // SAFETY: without CLONE_VM and with no stack of its own this is fork(2) into namespaces; the
-    // caller has one thread, and the C library keeps nothing about a process that fork would renew
-    // and the child uses.
+    // SAFETY: without CLONE_VM and without a stack of its own this is fork(2) into namespaces. By this
+    // function's contract the process has one thread, so no lock is held in the child by a thread that
+    // does not exist there; and the child uses nothing that the C library's fork would renew (the
+    // cached thread id, at-fork handlers).
     match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
         -1 => Err(
             rustix::io::Errno::from_io_error(&std::io::Error::last_os_error())
@@ -59,6 +63,28 @@ pub unsafe fn fork_into(namespaces: libc::c_int) -> rustix::io::Result<Fork> {
     }
 }
 
+/// Becomes root of the user namespace that was entered.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn become_root() -> Result<(), Errno> {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    close_to_others()
+}
+
+/// Makes this process one that processes of containers may neither look at nor stop (PR_SET_DUMPABLE,
+/// CVE-2016-9962). Due again after each change of user, which makes a process what fs.suid_dumpable
+/// says (proc_sys_fs(5)).
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn close_to_others() -> Result<(), Errno> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+}
+
 /// Whether dead children become zombies (the default) or vanish by themselves.
 pub fn reap_children_automatically(automatically: bool) {
     let disposition = if automatically {
@@ -66,7 +92,7 @@ pub fn reap_children_automatically(automatically: bool) {
     } else {
         libc::SIG_DFL
     };
-    // SAFETY: neither disposition runs code.
+    // SAFETY: SIG_IGN and SIG_DFL are valid dispositions that run no code in this process.
     unsafe {
         libc::signal(libc::SIGCHLD, disposition);
     }
@@ -90,12 +116,13 @@ pub fn reset_signals() {
 
 /// Ends this process without any system call, by a signal.
 pub fn die() -> ! {
-    // SAFETY: the instruction is defined to be none (Intel SDM, UD2); nothing comes after it.
+    // SAFETY: UD2 always raises an invalid-opcode exception (Intel SDM), whose default disposition ends
+    // the process; so the block never returns, as `noreturn` promises.
     unsafe { std::arch::asm!("ud2", options(noreturn, nostack)) }
 }
 
 /// Ends this process at once, running no destructors and no exit handlers of its parent's.
 pub fn exit(code: i32) -> ! {
-    // SAFETY: _exit is always allowed.
+    // SAFETY: _exit(2) takes a number and does not return; no memory is touched.
     unsafe { libc::_exit(code) }
 }

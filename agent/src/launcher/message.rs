@@ -1,8 +1,8 @@
-//! What the agent and the launcher say to each other. A request is one packet: its descriptors,
-//! with the JSON in the first of them (a memory file, so that a long command line fits). The answer
-//! is one on a socket of its own: the number of the process that was started (0 for none), and JSON
-//! in the same way. Processes and namespaces to join are passed as descriptors: a number may be
-//! another's by the time it is read.
+//! The messages between the agent and the launcher. A request is one packet: its descriptors, with
+//! the JSON in the first of them (a memory file, so that a long command line fits). The answer is
+//! one on a socket of its own: the number of the process that was started (0 for none), and JSON in
+//! the same way. Processes and namespaces to join are passed as descriptors: a pid may be reused by
+//! the time it is read.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -27,18 +27,18 @@ use crate::userns::IdMap;
 /// The most descriptors one packet carries: payload, answer socket, three streams, two namespaces.
 pub const MAX_FDS: usize = 7;
 
-/// What the launcher is asked to do. The packet has, in this order: the payload, the socket for the
-/// answer, the three standard streams if [`Request::has_streams`], and [`Request::handles`] processes
-/// and namespaces.
+/// A request to the launcher. The packet has, in this order: the payload, the socket for the
+/// answer, the three standard streams if [`Request::has_streams`], and [`Request::handles`]
+/// processes and namespaces.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// Build a container and leave its process waiting for the start.
     Create(Box<CreateRequest>),
     /// Run a further process in a container.
     Exec(Box<ExecRequest>),
-    /// Start the first process of a PID namespace that containers share, with this in a user
-    /// namespace that they share, too.
-    PidHolder(Option<IdMap>),
+    /// Start the pause process: the first of a PID namespace that containers share, and with a map
+    /// also of a user namespace that they share.
+    Pause(Option<IdMap>),
 }
 
 impl Request {
@@ -47,7 +47,7 @@ impl Request {
         match self {
             Self::Create(create) => !create.tty,
             Self::Exec(exec) => !exec.tty,
-            Self::PidHolder(_) => false,
+            Self::Pause(_) => false,
         }
     }
 
@@ -60,7 +60,7 @@ impl Request {
                     + usize::from(create.users.is_some())
             }
             Self::Exec(_) => 1,
-            Self::PidHolder(_) => 0,
+            Self::Pause(_) => 0,
         }
     }
 }
@@ -72,7 +72,7 @@ pub struct CreateRequest {
     pub spec: Spec,
     /// Where its layers are stacked.
     pub rootfs: PathBuf,
-    /// Below this nobody but the agent makes names.
+    /// Only the agent creates names below this.
     pub base: PathBuf,
     /// Its cgroup, as a directory.
     pub cgroup: PathBuf,
@@ -128,7 +128,7 @@ pub struct User {
     pub gids: Vec<u32>,
 }
 
-/// Why a launch failed, as far as callers must tell the cases apart.
+/// Why a launch failed, as far as callers distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
     /// The command is not in the image.
@@ -139,7 +139,7 @@ pub enum FailureKind {
     InvalidSpec,
     /// The container is not running.
     NotRunning,
-    /// Everything else.
+    /// Anything else.
     Internal,
 }
 
@@ -147,7 +147,7 @@ pub enum FailureKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// Which case.
+    /// The kind.
     pub kind: FailureKind,
     /// What was attempted, on what, and what came of it.
     pub message: String,
@@ -165,8 +165,8 @@ impl Failure {
 
 /// The answer to a request.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Answer {
-    /// The process is there. For `Create`, the packet carries what belongs to [`Waiting`]: the
+pub enum Response {
+    /// The process was started. For `Create`, the packet carries what belongs to [`Waiting`]: the
     /// pipes and the page; for a terminal, its master comes last.
     ///
     /// [`Waiting`]: super::Waiting
@@ -178,9 +178,12 @@ pub enum Answer {
         /// For `Create`: its seccomp filter, for execs.
         filter: Option<Filter>,
     },
-    /// It is not.
+    /// No process was started.
     Failed(Failure),
 }
+
+/// A response with the descriptors that its packet carries besides.
+pub type Reply = (Response, Vec<OwnedFd>);
 
 /// A process's own ends of its standard streams.
 #[derive(Debug)]
@@ -196,7 +199,7 @@ pub struct ChildStdio {
 /// Sends one packet with descriptors.
 ///
 /// # Errors
-/// The kernel's answer; EPIPE when the other side is gone.
+/// If the kernel refuses; EPIPE when the other side is gone.
 pub fn send(socket: impl AsFd, payload: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -222,7 +225,7 @@ pub fn send(socket: impl AsFd, payload: &[u8], fds: &[BorrowedFd<'_>]) -> io::Re
 /// Receives one packet and its descriptors; an empty packet without descriptors is the end.
 ///
 /// # Errors
-/// The kernel's answer; WouldBlock on a non-blocking socket; InvalidData for a packet longer than
+/// If the kernel refuses; WouldBlock on a non-blocking socket; InvalidData for a packet longer than
 /// the buffer.
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
@@ -251,10 +254,10 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<O
     Ok((received.bytes, fds))
 }
 
-/// Puts something into a memory file, for the first descriptor of a packet.
+/// Serializes a message into a memory file, for the first descriptor of a packet.
 ///
 /// # Errors
-/// When there is no memory.
+/// If memory is short.
 pub fn pack(what: &impl Serialize) -> io::Result<OwnedFd> {
     let file = rustix::fs::memfd_create(c"message", MemfdFlags::CLOEXEC)?;
     let bytes = serde_json::to_vec(what)?;
@@ -262,10 +265,10 @@ pub fn pack(what: &impl Serialize) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
-/// Takes it out again.
+/// Deserializes a message from a memory file.
 ///
 /// # Errors
-/// When it cannot be read, or is something else.
+/// If it cannot be read, or is another message.
 pub fn unpack<T: DeserializeOwned>(file: OwnedFd) -> io::Result<T> {
     let (mut file, mut bytes) = (File::from(file), Vec::new());
     file.rewind()?;
@@ -278,9 +281,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_of_any_length_arrives() {
+    fn a_response_of_any_length_arrives() {
         let gids: Vec<u32> = (0..65_536).map(|gid| 4_294_900_000 + gid).collect();
-        let answer = Answer::Started {
+        let answer = Response::Started {
             pid: 7,
             user: Some(User {
                 uid: 1,
@@ -289,7 +292,7 @@ mod tests {
             }),
             filter: None,
         };
-        let Answer::Started { user, .. } = unpack(pack(&answer).unwrap()).unwrap() else {
+        let Response::Started { user, .. } = unpack(pack(&answer).unwrap()).unwrap() else {
             panic!("another answer");
         };
         assert_eq!(user.unwrap().gids, gids);

@@ -1,23 +1,26 @@
 //! The launcher: a single-threaded process, forked before the agent has threads, that makes every
-//! container process: that takes forks and changes of namespaces, which a process with threads must
-//! not do. It forks one worker per request, so that none waits for another; the
-//! worker's children become the agent's when it ends.
+//! container process. Making one takes forks and changes of namespaces, which a process with
+//! threads must not do. The launcher forks one worker per request, so that no request waits for
+//! another; when a worker ends, its children become the agent's.
 //!
 //! [`Launcher`] is the agent's side; [`server`] and below run in the launcher.
 
 pub mod capabilities;
-pub mod create;
-pub mod exec;
+pub mod errno;
+pub mod exec_process;
 pub mod finish;
+pub mod first_process;
 pub mod fork;
-pub mod holder;
+pub mod inherited;
 pub mod message;
 pub mod page;
+pub mod pause;
 pub mod payload;
+pub mod pty;
+pub mod ready;
 pub mod root;
 pub mod seccomp;
 pub mod server;
-pub mod terminal;
 pub mod worker;
 
 use std::io;
@@ -29,21 +32,21 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use self::message::{Answer, ChildStdio, Failure, Request, User};
+use self::message::{ChildStdio, Failure, Request, Response, User};
 use self::seccomp::Filter;
+use crate::async_fd;
 use crate::process::exit::ExitStatus;
 use crate::process::kill_new;
 use crate::process::reaper::Reaper;
-use crate::watched;
 
-/// How long a launch may take: it does no network and reads a few files, but the guest may be
-/// short of processor time.
+/// How long a launch may take: it reads a few files and does not use the network, but the guest may
+/// be short of CPU time.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Why there is no process.
+/// Why a process could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// The launcher said why.
+    /// The launcher reported a failure.
     #[error(transparent)]
     Failed(#[from] Failure),
     /// It did not answer in time.
@@ -52,14 +55,13 @@ pub enum LaunchError {
         /// What was to be started.
         what: &'static str,
     },
-    /// It could not be asked.
-    #[error(
-        "asking the launcher to start {what} failed: {error}; if the launcher is dead, only a new pod helps"
-    )]
+    /// The request could not be sent, or the answer not be read.
+    #[error("asking the launcher to start {what} (if the launcher is dead, replace the pod)")]
     Io {
         /// What was to be started.
         what: &'static str,
         /// The cause.
+        #[source]
         error: io::Error,
     },
 }
@@ -67,7 +69,8 @@ pub enum LaunchError {
 /// A container's process that waits for its start.
 #[derive(Debug)]
 pub struct Waiting {
-    /// Tells why the command could not be executed; its end without a word means that it was.
+    /// Reports why the command could not be executed; end of file without a report means that it
+    /// was.
     pub status: OwnedFd,
     /// A byte starts the process; its end without one ends it.
     pub go: OwnedFd,
@@ -108,8 +111,8 @@ impl Launcher {
         }
     }
 
-    /// Has a process started. `stdio` is given for one without a terminal, `handles` are the
-    /// processes and namespaces that the request speaks of, in its order.
+    /// Starts a process. `stdio` is given for one without a terminal, `handles` are the processes
+    /// and namespaces that the request refers to, in its order.
     ///
     /// # Errors
     /// See [`LaunchError`]; nothing is left running after an error.
@@ -122,7 +125,7 @@ impl Launcher {
         let (what, created, tty) = match &request {
             Request::Create(create) => ("a container", true, create.tty),
             Request::Exec(exec) => ("a process in a container", false, exec.tty),
-            Request::PidHolder(_) => ("the holder of the pod's PID namespace", false, false),
+            Request::Pause(_) => ("the pod's pause process", false, false),
         };
         let io = |error: io::Error| LaunchError::Io { what, error };
         let errno = |error: rustix::io::Errno| LaunchError::Io {
@@ -132,7 +135,7 @@ impl Launcher {
         if stdio.is_some() != request.has_streams() || handles.len() != request.handles() {
             return Err(io(io::ErrorKind::InvalidInput.into()));
         }
-        // Until the end is asked for, the reaper keeps what it does not know.
+        // Until the end is awaited, the reaper remembers the ends of unknown processes.
         let _guard = self.reaper.launching();
 
         let payload = message::pack(&request).map_err(io)?;
@@ -156,7 +159,7 @@ impl Launcher {
         message::send(&*self.socket, b"r", &fds).map_err(io)?;
         drop((theirs, stdio, payload));
 
-        let answer = watched::readable(answer).map_err(io)?;
+        let answer = async_fd::readable(answer).map_err(io)?;
         let mut number = [0; 4];
         // Dropping the socket at the deadline makes a late worker kill what it started.
         let received = timeout(DEADLINE, async {
@@ -179,14 +182,14 @@ impl Launcher {
         let (answer, waiting, terminal) = match taken {
             Ok(taken) => taken,
             Err(error) => {
-                // Out of descriptors: what cannot be watched must not run.
+                // Out of descriptors: a process that cannot be watched must not run.
                 kill_new(i32::from_ne_bytes(number));
                 return Err(io(error));
             }
         };
         match answer {
-            Answer::Failed(failure) => Err(failure.into()),
-            Answer::Started { pid, user, filter } => Ok(Launched {
+            Response::Failed(failure) => Err(failure.into()),
+            Response::Started { pid, user, filter } => Ok(Launched {
                 pid,
                 end: self.reaper.watch(pid),
                 waiting,
@@ -198,19 +201,19 @@ impl Launcher {
     }
 }
 
-/// What an answer's packet has.
+/// The parts of a response's packet.
 fn take(
     fds: Vec<OwnedFd>,
     created: bool,
     tty: bool,
-) -> io::Result<(Answer, Option<Waiting>, Option<OwnedFd>)> {
+) -> io::Result<(Response, Option<Waiting>, Option<OwnedFd>)> {
     let mut fds = fds.into_iter();
     let mut next = || {
         fds.next()
             .ok_or(io::Error::from(io::ErrorKind::InvalidData))
     };
     let answer = message::unpack(next()?)?;
-    let started = matches!(answer, Answer::Started { .. });
+    let started = matches!(answer, Response::Started { .. });
     let waiting = if started && created {
         let (status, go, page) = (next()?, next()?, next()?);
         Some(Waiting { status, go, page })

@@ -1,7 +1,7 @@
-//! A page that a process shares with the launcher over its last steps: what is executed, and why
-//! the kernel refused. Once the container's seccomp filter is in force the process can make no other
-//! system call than execve for sure, so it cannot say anything by a pipe; it can still write to
-//! memory. With execve the page is gone from it.
+//! A page of memory that a process shares with the launcher during its last steps: what is
+//! executed, and why the kernel refused. Once the container's seccomp filter is loaded, execve is
+//! the only system call that is sure to be allowed, so the process cannot write to a pipe; it can
+//! still write to memory. execve unmaps the page.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -20,7 +20,7 @@ const PATH_AT: usize = 8;
 /// A new page, by its descriptor. Its size is fixed.
 ///
 /// # Errors
-/// When there is no memory.
+/// If memory is short.
 pub fn new() -> Result<OwnedFd, Errno> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = rustix::fs::memfd_create(c"outcome", flags)?;
@@ -37,9 +37,10 @@ impl Page {
     /// Maps it, until the process ends or executes something else.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn map(fd: impl AsFd) -> Result<Self, Errno> {
-        // SAFETY: a new mapping where the kernel wants it, of a file whose size is fixed by seals.
+        // SAFETY: a new mapping at an address that the kernel chooses, so it overlaps nothing. The file's
+        // size is fixed by seals, so that it always covers the mapping.
         let at = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -61,8 +62,9 @@ impl Page {
     pub fn note(&self, path: &Path) {
         let bytes = path.as_os_str().as_bytes();
         let length = bytes.len().min(SIZE - PATH_AT);
-        // SAFETY: the mapping has SIZE bytes and lives as long as this process's image; nobody else
-        // in this process has it. What others do to it is no concern of the copy.
+        // SAFETY: the mapping has SIZE bytes and lives as long as this process's image; no
+        // reference into it exists in this process. Bytes that another process changes meanwhile
+        // are copied as they are.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_ptr().add(PATH_AT), length);
         }
@@ -77,16 +79,16 @@ impl Page {
     }
 
     fn word(&self, at: usize) -> &AtomicU32 {
-        // SAFETY: inside the mapping and aligned (0 and 4 in a page); atomics may be shared with
-        // other processes.
+        // SAFETY: `at` is 0 or 4, inside the mapping and aligned for a u32; the mapping is never removed
+        // while `self` lives, and it is accessed by atomics only, which other processes may share.
         unsafe { &*self.0.as_ptr().add(at).cast::<AtomicU32>() }
     }
 }
 
-/// What stands in a page: the path and why it could not be executed, or nothing.
+/// What a page contains: the path and why it could not be executed, or nothing.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn read(fd: impl AsFd) -> Result<Option<(PathBuf, Errno)>, Errno> {
     let mut bytes = [0; SIZE];
     let mut done = 0;
@@ -125,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_noted_is_read() {
+    fn a_page_reads_back_what_was_written() {
         let fd = new().unwrap();
         assert_eq!(read(&fd), Ok(None));
         let page = Page::map(&fd).unwrap();

@@ -1,6 +1,6 @@
-//! From "the process is in its container" to execve: finding the command as a shell would, and
-//! telling apart why it cannot run, in the words that users search for. Used by both ways into a
-//! container.
+//! From "the process is in its container" to execve: finding the command as a shell would, and why
+//! it cannot run, in the words that users search for. Used by containers' first processes and by
+//! execs.
 //!
 //! Not here: execve itself (`launcher::finish`).
 
@@ -13,13 +13,13 @@ use oci_spec::runtime::Process;
 use rustix::fs::Access;
 use rustix::io::Errno;
 
+use super::errno::errno_text;
 use super::message::{Failure, FailureKind};
-use super::root::words;
 
 /// Where commands are looked for when the process has no PATH.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// How many characters of a long message are told, from its two ends; each takes up to six bytes in
+/// How many characters of a long message are kept, from its two ends; each takes up to six bytes in
 /// JSON.
 const BEGINNING: usize = 4096;
 const END: usize = 512;
@@ -28,7 +28,7 @@ const END: usize = 512;
 /// identity it will run with.
 ///
 /// # Errors
-/// `CommandNotFound` or `NotExecutable`, in the words that users of other runtimes know.
+/// `CommandNotFound` or `NotExecutable`, in the words of runc and containerd.
 pub fn find_command(name: &str, path: &str) -> Result<PathBuf, Failure> {
     let failed = |kind, text: String| Failure::new(kind, format!("exec: {name:?}: {text}"));
     if name.contains('/') {
@@ -36,10 +36,10 @@ pub fn find_command(name: &str, path: &str) -> Result<PathBuf, Failure> {
         return match check(&file) {
             Ok(()) => Ok(file),
             Err(error @ (Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG)) => {
-                let text = format!("stat {name}: {}", words(error));
+                let text = format!("stat {name}: {}", errno_text(error));
                 Err(failed(FailureKind::CommandNotFound, text))
             }
-            Err(error) => Err(failed(FailureKind::NotExecutable, words(error))),
+            Err(error) => Err(failed(FailureKind::NotExecutable, errno_text(error))),
         };
     }
     let mut denied = false;
@@ -56,7 +56,10 @@ pub fn find_command(name: &str, path: &str) -> Result<PathBuf, Failure> {
         }
     }
     if denied {
-        return Err(failed(FailureKind::NotExecutable, words(Errno::ACCESS)));
+        return Err(failed(
+            FailureKind::NotExecutable,
+            errno_text(Errno::ACCESS),
+        ));
     }
     let text = "executable file not found in $PATH".to_owned();
     Err(failed(FailureKind::CommandNotFound, text))
@@ -111,18 +114,21 @@ pub fn refused(file: &Path, error: Errno) -> Failure {
         Errno::NOEXEC | Errno::TOOBIG | Errno::INVAL | Errno::LIBBAD => FailureKind::InvalidSpec,
         _ => FailureKind::Internal,
     };
-    Failure::new(kind, format!("exec {}: {}", file.display(), words(error)))
+    Failure::new(
+        kind,
+        format!("exec {}: {}", file.display(), errno_text(error)),
+    )
 }
 
-/// Tells a failure on a status pipe; its reader learns of success by the end of file at execve.
+/// Writes a failure to a status pipe; its reader learns of success by the end of file at execve.
 pub fn report(status: OwnedFd, failure: &Failure) {
-    let told = Failure::new(failure.kind, shortened(&failure.message));
-    let bytes = serde_json::to_vec(&told).unwrap_or_default();
-    // Nobody to tell if the reader is gone.
+    let sent = Failure::new(failure.kind, shortened(&failure.message));
+    let bytes = serde_json::to_vec(&sent).unwrap_or_default();
+    // If the reader is gone, so is the need.
     let _ = std::fs::File::from(status).write_all(&bytes);
 }
 
-/// A message that fits into a pipe: a command's name may be of any length. What was attempted stands at
+/// A message that fits into a pipe: a command's name may be of any length. What was attempted is at
 /// the beginning, and what came of it at the end.
 fn shortened(message: &str) -> Cow<'_, str> {
     let count = message.chars().count();
@@ -141,17 +147,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_with_a_long_name_is_told_whole_enough() {
+    fn a_failure_with_a_long_name_keeps_its_beginning_and_end() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let failure = find_command(&"n\u{1}".repeat(100_000), "/bin").unwrap_err();
         report(writer, &failure);
         let mut bytes = Vec::new();
         std::io::Read::read_to_end(&mut std::fs::File::from(reader), &mut bytes).unwrap();
         assert!(bytes.len() < 64 * 1024, "{} bytes", bytes.len());
-        let told: Failure = serde_json::from_slice(&bytes).unwrap();
-        assert_eq!(told.kind, FailureKind::CommandNotFound);
-        assert!(told.message.starts_with("exec: \"n"));
-        assert!(told.message.ends_with("executable file not found in $PATH"));
+        let received: Failure = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(received.kind, FailureKind::CommandNotFound);
+        assert!(received.message.starts_with("exec: \"n"));
+        assert!(
+            received
+                .message
+                .ends_with("executable file not found in $PATH")
+        );
         assert_eq!(shortened("as it is"), "as it is");
     }
 

@@ -29,22 +29,23 @@ pub struct Filter {
 /// Why a profile cannot be carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
-    /// What this runtime does not do.
+    /// A feature that Bulkhead does not support.
     #[error("the seccomp profile has {0}, which Bulkhead does not support")]
     Unsupported(String),
     /// A value out of range.
     #[error("the seccomp profile: {0}")]
     Invalid(String),
     /// libseccomp refused it.
-    #[error("the seccomp profile: {what}: {error}")]
+    #[error("the seccomp profile: {what}")]
     Library {
         /// Which part.
         what: String,
         /// Why.
+        #[source]
         error: libseccomp::error::SeccompError,
     },
     /// The compiled program could not be taken over.
-    #[error("reading the compiled seccomp profile: {0}")]
+    #[error("reading the compiled seccomp profile")]
     Read(#[from] std::io::Error),
 }
 
@@ -97,14 +98,14 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
         move |error| SeccompError::Library { what, error }
     };
     let mut context = ScmpFilterContext::new(default).map_err(library("its default action"))?;
-    // It is for this code to set, in its place.
+    // Set by this code instead.
     context
         .set_ctl_nnp(false)
         .map_err(library("no_new_privs"))?;
     let mut i386 = false;
     for arch in profile.architectures().iter().flatten() {
         let Some(arch) = architecture(*arch) else {
-            // Of other machines: profiles list them all.
+            // Profiles list all architectures; others are skipped.
             continue;
         };
         i386 |= arch == ScmpArch::X86;
@@ -172,7 +173,7 @@ pub fn allow_only(calls: &[libc::c_long]) -> Filter {
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, SeccompError> {
     let number = || {
-        // As every runtime has it: EPERM unless the profile says otherwise.
+        // EPERM unless the profile says otherwise, as in every runtime.
         let number = errno.unwrap_or(libc::EPERM.unsigned_abs());
         u16::try_from(number)
             .map_err(|_| SeccompError::Invalid(format!("errnoRet {number} is more than 65535")))
@@ -226,7 +227,7 @@ fn note_last(name: &str, last: &mut [u32; 2]) {
     }
 }
 
-/// A rule for a system call libseccomp does not know; none for a name nobody knows.
+/// A rule for a system call that libseccomp does not know; none for an unknown name.
 fn by_number(
     name: &str,
     action: ScmpAction,
@@ -326,7 +327,7 @@ fn flags(profile: &LinuxSeccomp) -> Result<u32, SeccompError> {
     let mut flags: libc::c_ulong = 0;
     for flag in profile.flags().iter().flatten() {
         flags |= match flag {
-            // One thread is all there is.
+            // There is only one thread.
             LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => {
@@ -404,7 +405,7 @@ fn prologue(
     last: [u32; 2],
     i386: bool,
 ) -> Vec<u64> {
-    // Who allows what is not named has nothing against the future.
+    // A profile that allows by default also allows newer system calls.
     let unknown = matches!(
         default,
         ScmpAction::Errno(_) | ScmpAction::KillProcess | ScmpAction::KillThread | ScmpAction::Trap

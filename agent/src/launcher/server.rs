@@ -5,22 +5,21 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{DumpableBehavior, Signal};
+use rustix::process::Signal;
 
 use super::fork::{self, Fork};
-use super::message::{self, Answer, ChildStdio, Failure, FailureKind, PidNamespace, Request};
+use super::message::{
+    self, ChildStdio, Failure, FailureKind, PidNamespace, Reply, Request, Response,
+};
 use super::worker::{internal, not_running};
-use super::{create, exec, holder};
+use super::{exec_process, first_process, pause};
 use crate::process::kill_new;
-
-/// What a worker has to show: its answer, and descriptors for the agent.
-pub type Answered = (Answer, Vec<OwnedFd>);
 
 /// Forks the launcher and gives the agent's end of the socket to it. It ends when that end closes,
 /// and is killed if the agent dies first.
 ///
 /// # Errors
-/// The kernel's answer.
+/// If the kernel refuses.
 ///
 /// # Safety
 /// The calling process must have one thread only, see [`fork::fork`].
@@ -31,7 +30,7 @@ pub unsafe fn spawn() -> Result<OwnedFd, Errno> {
         SocketFlags::CLOEXEC,
         None,
     )?;
-    // SAFETY: passed on to the caller.
+    // SAFETY: by this function's contract the calling process has one thread.
     match unsafe { fork::fork()? } {
         Fork::Parent(_) => Ok(ours),
         Fork::Child => {
@@ -45,10 +44,10 @@ pub unsafe fn spawn() -> Result<OwnedFd, Errno> {
 fn serve(socket: OwnedFd) {
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let _ = rustix::thread::set_name(c"bulkhead-launch");
-    // Nor are the processes it makes, until they are somebody else's: nobody in a container may
-    // look at them or stop them on their way (CVE-2016-9962).
-    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    // Without the launcher the pod can start nothing any more: spare it. Workers undo this.
+    // The processes it makes inherit this until they execute the container's command.
+    let _ = fork::close_to_others();
+    // Without the launcher the pod cannot start anything: the OOM killer should spare it. Workers
+    // undo this.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     fork::reap_children_automatically(true);
     let mut byte = [0; 1];
@@ -59,7 +58,7 @@ fn serve(socket: OwnedFd) {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(_) => return,
         };
-        // SAFETY: this process was forked from one with one thread, and has made none.
+        // SAFETY: the launcher is a fork of a process with one thread (`spawn`), and makes no threads.
         match unsafe { fork::fork() } {
             Ok(Fork::Parent(_)) => {}
             Ok(Fork::Child) => {
@@ -72,11 +71,11 @@ fn serve(socket: OwnedFd) {
                 let failure = Failure::new(
                     FailureKind::Internal,
                     format!(
-                        "forking in the launcher failed: {error}; the guest is out of memory or processes"
+                        "forking in the launcher: {error} (is the guest out of memory or processes?)"
                     ),
                 );
                 if let Some(socket) = fds.get(1) {
-                    let _ = answer(socket, &Answer::Failed(failure), &[]);
+                    let _ = answer(socket, &Response::Failed(failure), &[]);
                 }
             }
         }
@@ -90,29 +89,26 @@ fn work(fds: Vec<OwnedFd>) {
         return;
     };
     let (answered, fds) =
-        carry_out(payload, fds).unwrap_or_else(|failure| (Answer::Failed(failure), Vec::new()));
+        carry_out(payload, fds).unwrap_or_else(|failure| (Response::Failed(failure), Vec::new()));
     let sent = answer(&socket, &answered, &fds);
-    if let (Err(_), Answer::Started { pid, .. }) = (sent, answered) {
-        // The agent gave up waiting: what it does not know must not run.
+    if let (Err(_), Response::Started { pid, .. }) = (sent, answered) {
+        // The agent gave up waiting: a process that it does not know must not run.
         kill_new(pid);
     }
 }
 
-fn answer(socket: &OwnedFd, answer: &Answer, fds: &[OwnedFd]) -> io::Result<()> {
+fn answer(socket: &OwnedFd, answer: &Response, fds: &[OwnedFd]) -> io::Result<()> {
     let number = match answer {
-        Answer::Started { pid, .. } => *pid,
-        Answer::Failed(_) => 0,
+        Response::Started { pid, .. } => *pid,
+        Response::Failed(_) => 0,
     };
-    // Without memory for the words the agent still learns that there was an answer.
+    // Without memory for the response the agent still learns that there was one.
     let payload = message::pack(answer).ok();
     let fds = payload.iter().chain(fds).map(AsFd::as_fd);
     message::send(socket, &number.to_ne_bytes(), &fds.collect::<Vec<_>>())
 }
 
-fn carry_out(
-    payload: OwnedFd,
-    mut fds: impl Iterator<Item = OwnedFd>,
-) -> Result<Answered, Failure> {
+fn carry_out(payload: OwnedFd, mut fds: impl Iterator<Item = OwnedFd>) -> Result<Reply, Failure> {
     let request: Request =
         message::unpack(payload).map_err(|error| internal("reading the agent's request", error))?;
     let mut next = || {
@@ -138,12 +134,12 @@ fn carry_out(
         Request::Create(request) => {
             let joined = request.pids == PidNamespace::Joined;
             let pids = joined.then(|| handles.next()).flatten();
-            create::run(&request, stdio, handles.next(), pids)
+            first_process::run(&request, stdio, handles.next(), pids)
         }
         Request::Exec(request) => match handles.next() {
-            Some(target) => exec::run(&request, stdio, target),
+            Some(target) => exec_process::run(&request, stdio, target),
             None => Err(not_running()),
         },
-        Request::PidHolder(map) => holder::run(map.as_ref()),
+        Request::Pause(map) => pause::run(map.as_ref()),
     }
 }

@@ -1,5 +1,5 @@
-//! Makes the guest's devices be what the model says, by netlink. Repeatable: what is there and not
-//! wanted goes, what is there and wanted stays.
+//! Configures the guest's devices to match the model, by netlink. Repeatable: what the model does
+//! not have is removed, what it has stays.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -60,7 +60,7 @@ fn link_of(message: &LinkMessage) -> Link {
 /// Sets interfaces, routes and neighbours to exactly what is given.
 ///
 /// # Errors
-/// The first thing that fails; a repetition goes on from there.
+/// For the first step that fails; calling again continues from there.
 pub async fn apply(network: &Network) -> Result<(), NetError> {
     let handle = connect()?;
     let links: Vec<_> = handle
@@ -286,7 +286,7 @@ fn route_message(route: &Route, index: u32) -> RouteMessage {
     message
 }
 
-/// What tells two routes apart for the kernel: table, destination, metric.
+/// What identifies a route for the kernel: table, destination, metric.
 fn key(message: &RouteMessage) -> (u32, AddressFamily, Option<RouteAttribute>, u8, u32) {
     let destination = message
         .attributes

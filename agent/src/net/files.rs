@@ -107,7 +107,7 @@ pub fn write_hosts(
 /// one.
 ///
 /// # Errors
-/// When it cannot be read or written.
+/// If it cannot be read or written.
 pub fn copy_hosts(from: &Path, directory: &Path) -> Result<(), NetError> {
     let text = match fs::read_to_string(from) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_say_what_was_given_and_nothing_else() {
+    fn files_have_what_was_given_and_nothing_else() {
         let dns = Dns {
             servers: vec!["10.96.0.10".into()],
             searches: vec!["default.svc".into(), "svc".into()],

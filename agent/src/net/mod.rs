@@ -11,14 +11,14 @@ use std::path::PathBuf;
 /// Why the network could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
-    /// What is asked makes no sense.
+    /// An invalid field.
     #[error("{field} {value:?}: {expected}")]
     Invalid {
         /// Which field of the request.
         field: &'static str,
-        /// What it said.
+        /// Its value.
         value: String,
-        /// What it may say.
+        /// What it may be.
         expected: &'static str,
     },
     /// No device has that MAC address.
@@ -31,22 +31,24 @@ pub enum NetError {
     #[error("interface {0:?} is not one of the network's interfaces")]
     UnknownInterface(String),
     /// The kernel refused.
-    #[error("{what} failed: {error}")]
+    #[error("{what}")]
     Netlink {
         /// What was attempted.
         what: String,
         /// The kernel's answer.
+        #[source]
         error: rtnetlink::Error,
     },
     /// The netlink socket could not be opened.
-    #[error("opening a netlink socket failed: {0}")]
-    Socket(std::io::Error),
+    #[error("opening a netlink socket")]
+    Socket(#[source] std::io::Error),
     /// A file could not be written.
-    #[error("writing {} failed: {error}", path.display())]
+    #[error("writing {}", path.display())]
     File {
         /// Which.
         path: PathBuf,
         /// Why.
+        #[source]
         error: std::io::Error,
     },
     /// A sysctl name that is none.
@@ -55,13 +57,14 @@ pub enum NetError {
     )]
     BadSysctl(String),
     /// A parameter the kernel does not have, or a value it does not take.
-    #[error("sysctl {name} = {value:?} is refused by the guest's kernel: {error}")]
+    #[error("setting the sysctl {name} to {value:?}")]
     Sysctl {
         /// Which.
         name: String,
         /// What it was to be.
         value: String,
         /// The kernel's answer.
+        #[source]
         error: std::io::Error,
     },
 }

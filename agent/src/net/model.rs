@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_networks_are_refused() {
         let broken: [fn(&mut agent::Network); 8] = [
             |n| n.interfaces[0].mac = "02:00:00:00:00".into(),
             |n| n.interfaces[0].mac = "02:00:00:00:00:+1".into(),

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_become_files() {
+    fn sysctl_names_map_to_files() {
         let file = |name| path(name).map(|path| path.display().to_string()).ok();
         assert_eq!(
             file("net.core.somaxconn").unwrap(),
@@ -81,7 +81,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_name_leads_out(name in "[a-z./]{0,20}") {
+        fn no_sysctl_name_leaves_proc_sys(name in "[a-z./]{0,20}") {
             if let Ok(path) = path(&name) {
                 prop_assert!(path.starts_with("/proc/sys"));
                 prop_assert!(path.components().all(|c| c != std::path::Component::ParentDir));

@@ -3,10 +3,12 @@
 //! No descriptors here.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+
+use crate::mutex::lock;
 
 /// How much unacknowledged output one stream may hold.
 pub const CAPACITY: usize = 1 << 20;
@@ -71,8 +73,7 @@ pub struct StreamBuffer {
 
 impl StreamBuffer {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every critical section leaves the counts consistent, so a poisoned lock is usable.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// How many bytes may be pushed now.

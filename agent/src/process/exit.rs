@@ -1,5 +1,6 @@
 //! How a process ended, and how others learn of it.
 
+use rustix::process::Signal;
 use tokio::sync::watch;
 
 use crate::clock;
@@ -13,12 +14,30 @@ pub enum ExitStatus {
     Signal(i32),
 }
 
+/// What a death by a signal adds to its number (POSIX, sh, exit status).
+const SIGNAL_BASE: i32 = 128;
+
+impl ExitStatus {
+    /// 0 to 255 as a shell counts: a death by signal is 128 + the signal.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => code & 0xff,
+            Self::Signal(signal) => SIGNAL_BASE + signal,
+        }
+    }
+
+    /// Whether SIGKILL ended it, or a command of the shell that it was.
+    pub fn is_kill(self) -> bool {
+        self.code() == SIGNAL_BASE + Signal::KILL.as_raw()
+    }
+}
+
 /// The end of a process, as the daemon hears of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
     /// Code or signal.
     pub status: ExitStatus,
-    /// The kernel killed it for want of memory.
+    /// The OOM killer ended it.
     pub oom_killed: bool,
     /// CLOCK_REALTIME when it was reaped.
     pub finished_at_unix_ns: i64,
@@ -34,12 +53,9 @@ impl Exit {
         }
     }
 
-    /// 0 to 255 as a shell counts: a death by signal is 128 + the signal.
+    /// Its [`ExitStatus::code`].
     pub fn code(&self) -> i32 {
-        match self.status {
-            ExitStatus::Code(code) => code & 0xff,
-            ExitStatus::Signal(signal) => 128 + signal,
-        }
+        self.status.code()
     }
 
     /// The signal that ended it, 0 if none did.
@@ -95,7 +111,7 @@ impl ExitWatch {
         self.0.borrow().exit
     }
 
-    /// Returns once the process is dead (or nobody can tell any more).
+    /// Returns once the process is dead (or its watcher is gone).
     pub async fn wait_raw(&mut self) {
         let _ = self.0.wait_for(|state| state.dead).await;
     }
@@ -107,5 +123,25 @@ impl ExitWatch {
             .await
             .ok()
             .and_then(|state| state.exit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sigkill_is_recognised_as_signal_and_as_shell_exit_code() {
+        assert!(ExitStatus::Signal(9).is_kill());
+        assert!(ExitStatus::Code(137).is_kill());
+        for other in [
+            ExitStatus::Signal(15),
+            ExitStatus::Code(9),
+            ExitStatus::Code(143),
+            ExitStatus::Code(0),
+        ] {
+            assert!(!other.is_kill(), "{other:?}");
+        }
+        assert_eq!(ExitStatus::Signal(9).code(), 137);
     }
 }

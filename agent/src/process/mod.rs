@@ -8,7 +8,7 @@ pub mod reaper;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -21,39 +21,42 @@ use self::buffer::StreamBuffer;
 use self::exit::ExitWatch;
 use self::pump::{Input, Kind, Output};
 use crate::launcher::message::ChildStdio;
-use crate::launcher::terminal;
+use crate::mutex::lock;
 use crate::null;
+use crate::poll::wait_readable;
 
 /// What can go wrong with a process that runs.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// A pipe for a standard stream could not be made or watched.
     #[error(
-        "making the standard streams of a process failed: {0}; the guest is out of descriptors or memory"
+        "making the standard streams of a process (is the guest out of descriptors or memory?)"
     )]
     Streams(#[source] std::io::Error),
     /// The signal number is none.
     #[error("signal {0} is not a Linux signal (1 to 64)")]
     BadSignal(u32),
     /// The kernel refused the signal.
-    #[error("sending signal {signal} to process {pid} failed: {error}")]
+    #[error("sending signal {signal} to process {pid}")]
     Signal {
         /// The process.
         pid: i32,
         /// The signal.
         signal: i32,
         /// The kernel's answer.
+        #[source]
         error: Errno,
     },
-    /// Resizing what is no terminal.
+    /// Resizing a process without a terminal.
     #[error("process {0} has no terminal to resize: it was started without tty")]
     NoTerminal(i32),
     /// The kernel refused the size.
-    #[error("resizing the terminal of process {pid} failed: {error}")]
+    #[error("resizing the terminal of process {pid}")]
     Resize {
         /// The process.
         pid: i32,
         /// The kernel's answer.
+        #[source]
         error: Errno,
     },
 }
@@ -83,7 +86,7 @@ impl Streams {
     /// Pipes for a process without a terminal: the agent's ends, and the process's.
     ///
     /// # Errors
-    /// When the guest is out of descriptors.
+    /// If the guest is out of descriptors.
     pub fn pipes(stdin: bool) -> Result<(Self, ChildStdio), ProcessError> {
         let pipe = || {
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
@@ -138,7 +141,7 @@ impl Process {
     /// `terminal` is the master its launcher sent.
     ///
     /// # Errors
-    /// When a descriptor cannot be watched.
+    /// If a descriptor cannot be watched.
     pub fn new(
         pid: i32,
         streams: Streams,
@@ -211,8 +214,7 @@ impl Process {
     /// Standard output and standard error of a process whose output is read directly: both the
     /// first time, then none. With a terminal there is only the first.
     pub fn take_output(&self) -> (Option<Output>, Option<Output>) {
-        let taken =
-            std::mem::take(&mut *self.direct.lock().unwrap_or_else(PoisonError::into_inner));
+        let taken = std::mem::take(&mut *lock(&self.direct));
         let mut taken = taken.into_iter();
         (taken.next(), taken.next())
     }
@@ -222,24 +224,23 @@ impl Process {
         self.pid
     }
 
-    /// What it is for the kernel, whoever has its number later; `None` if it was gone at once.
+    /// Its pidfd, which stays its own when the pid is reused; `None` if it was gone at once.
     pub fn pidfd(&self) -> Option<&OwnedFd> {
         self.pidfd.as_ref()
     }
 
     /// Whether it runs; a zombie does not.
     pub fn is_alive(&self) -> bool {
-        // What cannot be told is taken for alive.
+        // If that cannot be found out, it counts as alive.
         let ended = |pidfd| has_ended(pidfd).unwrap_or(false);
         self.pidfd.as_ref().is_some_and(|pidfd| !ended(pidfd))
     }
 
-    /// Sends a signal. A process that is gone is no error.
+    /// Sends a signal; to a process that has exited, nothing.
     ///
     /// # Errors
-    /// For a number that is no signal, or when the kernel refuses.
-    pub fn signal(&self, number: u32) -> Result<(), ProcessError> {
-        let signal = parse_signal(number)?;
+    /// If the kernel refuses.
+    pub fn signal(&self, signal: Signal) -> Result<(), ProcessError> {
         let Some(pidfd) = self.pidfd.as_ref().filter(|_| self.exit.get().is_none()) else {
             return Ok(());
         };
@@ -279,9 +280,9 @@ impl Process {
         self.terminal.is_some()
     }
 
-    /// Stops the pumps: what is not read by now is given up.
+    /// Stops the pumps; output that is not read by now is lost.
     pub fn stop_pumps(&self) {
-        let pumps = std::mem::take(&mut *self.pumps.lock().unwrap_or_else(PoisonError::into_inner));
+        let pumps = std::mem::take(&mut *lock(&self.pumps));
         for pump in pumps {
             pump.abort();
         }
@@ -299,17 +300,17 @@ impl Drop for Process {
 /// Whether a process has ended: its descriptor is readable then (pidfd_open(2)).
 ///
 /// # Errors
-/// The kernel's; nothing is known then.
+/// If the kernel refuses; nothing is known then.
 pub fn has_ended(pidfd: &OwnedFd) -> io::Result<bool> {
-    match terminal::wait_readable(pidfd, Duration::ZERO) {
+    match wait_readable(pidfd, Duration::ZERO) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Kills a process that was just made and cannot be kept, by its number: nobody has reaped it. Numbers
-/// that mean others (kill(2)) and that of the agent are passed over.
+/// Kills a process that was just made and cannot be kept, by its pid: it is not reaped yet, so the
+/// pid is still its own. Pids with a special meaning (kill(2)) and PID 1 are ignored.
 pub fn kill_new(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid).filter(|_| pid > 1) {
         let _ = rustix::process::kill_process(pid, Signal::KILL);
@@ -319,7 +320,7 @@ pub fn kill_new(pid: i32) {
 /// The signal of a number from outside.
 ///
 /// # Errors
-/// For a number that is no signal.
+/// For a number that is not a signal.
 pub fn parse_signal(number: u32) -> Result<Signal, ProcessError> {
     let bad = ProcessError::BadSignal(number);
     let raw = i32::try_from(number)

@@ -12,9 +12,9 @@ use tokio::io::unix::AsyncFd;
 
 use super::buffer::StreamBuffer;
 use super::exit::ExitWatch;
-use crate::{clock, watched};
+use crate::{async_fd, clock};
 
-/// The most that is read at once.
+/// The most bytes read at once.
 const READ_SIZE: usize = 64 * 1024;
 /// More than a terminal can hold that was written and not read (twice 8 KiB in the pair's buffers,
 /// pty.c, and 4 KiB in the line discipline).
@@ -34,9 +34,9 @@ pub enum Kind {
 enum Left {
     /// The process lives: whatever it writes.
     Open,
-    /// It is dead, and left at most so many bytes. More than that comes from somebody else, who
-    /// could go on for ever. However long the reader takes, they are there; nothing else is waited
-    /// for.
+    /// It is dead, and left at most so many bytes. Anything beyond comes from another process,
+    /// which could write for ever. They stay available however slow the reader is; nothing else is
+    /// waited for.
     Bytes(u64),
     /// Nothing.
     Nothing,
@@ -59,7 +59,7 @@ impl Output {
     /// Takes the descriptor, which is set non-blocking.
     ///
     /// # Errors
-    /// When the descriptor cannot be watched.
+    /// If the descriptor cannot be watched.
     pub fn new(fd: OwnedFd, kind: Kind, exit: ExitWatch) -> io::Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let other_end = match kind {
@@ -69,14 +69,14 @@ impl Output {
         };
         Ok(Self {
             _other_end: other_end,
-            fd: watched::readable(fd)?,
+            fd: async_fd::readable(fd)?,
             kind,
             exit,
             left: Left::Open,
         })
     }
 
-    /// Returns when [`read`](Self::read) has something to say, or might.
+    /// Returns when [`read`](Self::read) may find something.
     pub async fn ready(&mut self) {
         match self.left {
             Left::Open => {
@@ -112,7 +112,7 @@ impl Output {
         let mut read =
             |fd: &OwnedFd| Ok(rustix::io::read(fd, rustix::buffer::spare_capacity(into))?);
         let read: io::Result<usize> = match self.left {
-            // All there is is there: what the runtime knows of the pipe may be older.
+            // Everything is in the pipe by now; the runtime's readiness may be outdated.
             Left::Bytes(_) => read(self.fd.get_ref()),
             _ => self.fd.try_io(Interest::READABLE, read),
         };
@@ -125,7 +125,7 @@ impl Output {
             (Err(error), left) => {
                 let hung_up = error.raw_os_error() == Some(Errno::IO.raw_os_error());
                 if matches!(left, Left::Open) && !(hung_up && self.kind == Kind::Terminal) {
-                    tracing::warn!(%error, "reading a process's output failed: it ends here");
+                    tracing::warn!(%error, "reading a process's output failed; the rest is lost");
                 }
                 *left = Left::Nothing;
             }
@@ -164,16 +164,16 @@ impl Input {
     /// Takes the descriptor, which is set non-blocking.
     ///
     /// # Errors
-    /// When the descriptor cannot be watched.
+    /// If the descriptor cannot be watched.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
         Ok(Self {
-            fd: watched::watch(fd, Interest::WRITABLE)?,
+            fd: async_fd::watch(fd, Interest::WRITABLE)?,
         })
     }
 
-    /// Writes all of `data`, waiting while the process does not read. The answer is how much got
-    /// there: less than all when the process closed its input or died.
+    /// Writes all of `data`, waiting while the process does not read. Returns how many bytes were
+    /// written: fewer than all if the process closed its input or died.
     pub async fn write(&self, data: &[u8], exit: &mut ExitWatch) -> usize {
         let mut written = 0;
         while let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty()) {
@@ -238,14 +238,14 @@ mod tests {
 
     #[tokio::test]
     #[allow(clippy::disallowed_methods)] // a reader that is slow, not a wait for anything
-    async fn what_the_dead_have_written_waits_for_a_slow_reader() {
+    async fn output_of_a_dead_process_waits_for_a_slow_reader() {
         for held in [false, true] {
             let (master, slave) = terminal();
             let (dead, exit) = exit::channel();
             let mut output = Output::new(master, Kind::Terminal, exit).unwrap();
             let filled = fill(&slave);
             assert!(filled > 4096, "{filled} bytes fit into a terminal");
-            // A background process keeps the terminal, or nobody does.
+            // With and without a background process that keeps the terminal.
             let kept = held.then_some(slave);
             dead.dead();
             output.ready().await;
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_writes_on_does_not_keep_the_dead_alive() {
+    async fn another_writer_does_not_keep_the_stream_of_a_dead_process_open() {
         for kind in [Kind::Terminal, Kind::Pipe] {
             let (ours, theirs) = match kind {
                 Kind::Terminal => terminal(),

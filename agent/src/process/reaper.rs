@@ -1,19 +1,20 @@
 //! Collects every dead child. As PID 1 (or subreaper) the agent inherits all orphans of the guest,
-//! so there is one place that waits, and everybody else asks it.
+//! so one place waits, and everything else asks it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::process::{WaitOptions, WaitStatus};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::exit::ExitStatus;
+use crate::mutex::lock;
 
 #[derive(Debug, Default)]
 struct Inner {
     awaited: HashMap<i32, oneshot::Sender<ExitStatus>>,
-    // Ends of processes nobody has asked for yet. Kept only while a launch is under way: a short
+    // Ends of processes that are not awaited yet. Kept only while a launch is under way: a short
     // process can be dead before the launcher's answer with its pid is read.
     early: HashMap<i32, ExitStatus>,
     launches: usize,
@@ -39,7 +40,7 @@ impl Drop for LaunchGuard {
 
 impl Reaper {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Announces that a process is about to be started.
@@ -53,7 +54,7 @@ impl Reaper {
         let (sender, receiver) = oneshot::channel();
         let mut inner = self.lock();
         match inner.early.remove(&pid) {
-            // The receiver is in our hands, so this cannot fail.
+            // This cannot fail: the receiver is held here.
             Some(status) => drop(sender.send(status)),
             None => drop(inner.awaited.insert(pid, sender)),
         }
@@ -63,7 +64,7 @@ impl Reaper {
     fn dead(&self, pid: i32, status: ExitStatus) {
         let mut inner = self.lock();
         match inner.awaited.remove(&pid) {
-            // Nobody listening any more is fine: the process is reaped all the same.
+            // The receiver may be gone; the process is reaped all the same.
             Some(sender) => drop(sender.send(status)),
             None if inner.launches > 0 => drop(inner.early.insert(pid, status)),
             None => {}
@@ -72,7 +73,7 @@ impl Reaper {
 
     /// Waits for every child that is dead now.
     pub fn sweep(&self) {
-        // ECHILD ends the loop too: there is nobody to wait for.
+        // ECHILD, no children at all, ends the loop too.
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let Some(status) = convert(status) {
                 self.dead(pid.as_raw_nonzero().get(), status);
@@ -80,7 +81,7 @@ impl Reaper {
         }
     }
 
-    /// Reaps for ever.
+    /// Reaps until the agent ends.
     pub async fn run(self, mut children: Signal) {
         loop {
             self.sweep();
@@ -93,7 +94,7 @@ impl Reaper {
     /// Subscribes to SIGCHLD; do this before the first child can die.
     ///
     /// # Errors
-    /// When the handler cannot be installed.
+    /// If the handler cannot be installed.
     pub fn subscribe() -> std::io::Result<Signal> {
         signal(SignalKind::child())
     }
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_before_the_question_is_kept_while_a_launch_is_under_way() {
+    fn an_exit_before_it_is_awaited_is_kept_during_a_launch() {
         let reaper = Reaper::default();
         let guard = reaper.launching();
         reaper.dead(42, ExitStatus::Code(3));
@@ -120,7 +121,7 @@ mod tests {
         reaper.dead(43, ExitStatus::Code(0));
         drop(guard);
         assert!(reaper.lock().early.is_empty());
-        // Without a launch, strangers are forgotten at once.
+        // Without a launch under way, unknown processes are forgotten at once.
         reaper.dead(44, ExitStatus::Signal(9));
         assert!(reaper.lock().early.is_empty());
     }

@@ -1,4 +1,4 @@
-//! Calls about containers that need more than passing on.
+//! Calls about containers that do more than delegate.
 
 use bulkhead_proto::agent;
 

@@ -1,4 +1,4 @@
-//! What happens to containers, as it happens.
+//! Events of containers, as they happen.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tonic::Status;
 
 use super::container::exit;
 use crate::container::Containers;
-use crate::container::events::What;
+use crate::container::event_log::EventKind;
 
 /// Events from a sequence number on, for as long as the daemon listens.
 pub fn events(
@@ -21,9 +21,9 @@ pub fn events(
         Some((event.clone(), (containers, event.sequence + 1)))
     });
     Box::pin(events.map(|event| {
-        let what = match event.what {
-            What::Exited(end) => agent::event::What::Exited(exit(&end)),
-            What::Oom { time_unix_ns } => agent::event::What::Oom(agent::Oom { time_unix_ns }),
+        let what = match event.kind {
+            EventKind::Exited(end) => agent::event::What::Exited(exit(&end)),
+            EventKind::Oom { time_unix_ns } => agent::event::What::Oom(agent::Oom { time_unix_ns }),
         };
         Ok(agent::Event {
             sequence: event.sequence,

@@ -1,20 +1,19 @@
-//! The ResizeGuest call: processors, and the look for a memory device the VMM has plugged. What
-//! the guest's kernel does with that device goes on by itself; the VMM knows how far it is.
+//! The ResizeGuest call: processors, and the look for a memory device the VMM has plugged. The
+//! guest's kernel then brings up that device by itself; the VMM knows how far it is.
 
 use std::path::Path;
 
 use bulkhead_proto::agent::{ResizeGuestRequest, ResizeGuestResponse};
 
-use super::Agent;
-use super::sandbox::SandboxError;
-use crate::container::ContainerError;
-use crate::{cpus, disk, stats};
+use super::agent::Agent;
+use super::error::SandboxError;
+use crate::{blocking, cpus, disk, stats};
 
 impl Agent {
     /// Brings processors online or offline.
     ///
     /// # Errors
-    /// The kernel's; what was changed before stays changed, and the call can be repeated.
+    /// If the kernel refuses; what was changed before stays changed, and the call can be repeated.
     pub(super) async fn resize(
         &self,
         request: ResizeGuestRequest,
@@ -27,7 +26,7 @@ impl Agent {
         }
         // One at a time, and not while the sandbox is being set up.
         let _sandbox = self.0.sandbox.lock().await;
-        let work = tokio::task::spawn_blocking(move || {
+        blocking::run(move || {
             if request.rescan {
                 disk::rescan()?;
             }
@@ -35,8 +34,8 @@ impl Agent {
                 cpus::online(Path::new(cpus::SYSFS), request.online_cpus)?;
             }
             Ok::<_, SandboxError>(())
-        });
-        work.await.map_err(|_| ContainerError::Cancelled)??;
+        })
+        .await?;
         let guest = stats::guest(self.containers().paths.cgroup_root());
         Ok(ResizeGuestResponse {
             online_cpus: guest.online_cpus,

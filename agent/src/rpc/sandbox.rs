@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use bulkhead_proto::agent::{
@@ -10,67 +10,17 @@ use bulkhead_proto::agent::{
 };
 use rustix::mount::MountFlags;
 
-use super::Agent;
+use super::agent::{Agent, Sandbox};
+use super::error::SandboxError;
 use crate::container::ContainerError;
-use crate::cpus::{self, CpuError};
 use crate::disk::{DEFAULT_DEADLINE, DiskError, Filesystem};
 use crate::net::{NetError, apply, files, model, sysctl};
 use crate::userns::IdMap;
-use crate::{clock, host, init};
+use crate::{blocking, clock, cpus, host, init};
 
 const DEFAULT_SHM_BYTES: u64 = 64 << 20;
 /// Linux's own limit (HOST_NAME_MAX).
 const MAX_HOSTNAME: usize = 64;
-
-/// What can go wrong with the guest as a whole.
-#[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
-    /// Network, files, sysctls.
-    #[error(transparent)]
-    Net(#[from] NetError),
-    /// The scratch disk.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// The processors.
-    #[error(transparent)]
-    Cpu(#[from] CpuError),
-    /// The shared PID namespace.
-    #[error(transparent)]
-    Container(#[from] ContainerError),
-    /// A field that makes no sense.
-    #[error("{field}: {expected}")]
-    Invalid {
-        /// Which.
-        field: &'static str,
-        /// What it may be.
-        expected: &'static str,
-    },
-    /// The kernel refused.
-    #[error("{what} failed: {error}")]
-    System {
-        /// What was attempted.
-        what: &'static str,
-        /// The kernel's answer.
-        error: rustix::io::Errno,
-    },
-    /// A file.
-    #[error("{what} {} failed: {error}", path.display())]
-    File {
-        /// What was attempted.
-        what: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-}
-
-/// What is remembered of the sandbox between calls.
-#[derive(Debug, Default)]
-pub struct Sandbox {
-    hostname: String,
-    extra_hosts: Vec<String>,
-}
 
 /// The answer to Hello.
 pub fn hello() -> HelloResponse {
@@ -201,10 +151,11 @@ impl Agent {
             if host.is_some() {
                 return Ok(());
             }
-            let bring_up = move || cpus::online(Path::new(cpus::SYSFS), request.online_cpus);
-            tokio::task::spawn_blocking(bring_up)
-                .await
-                .map_err(|_| ContainerError::Cancelled)??;
+            blocking::run(move || {
+                cpus::online(Path::new(cpus::SYSFS), request.online_cpus)?;
+                Ok::<_, SandboxError>(())
+            })
+            .await?;
             tracing::debug!("setup: processors");
             Ok(())
         };
@@ -222,17 +173,17 @@ impl Agent {
 
             Ok(())
         };
-        let holder = async {
+        let shared = async {
             match user_namespace {
                 Some(map) => self.containers().set_user_namespace(map).await?,
                 None if request.shared_pid_namespace => {
-                    self.containers().pid_holder().await?;
+                    self.containers().shared_namespaces().await?;
                 }
                 None => {}
             }
             Ok(())
         };
-        futures::try_join!(scratch, processors, net, holder).map(drop)
+        futures::try_join!(scratch, processors, net, shared).map(drop)
     }
 
     /// Sets the network to what is given.
@@ -263,7 +214,7 @@ impl Agent {
     /// Waits for disks and mounts them.
     ///
     /// # Errors
-    /// When one does not come in time or cannot be mounted.
+    /// If one does not appear in time or cannot be mounted.
     pub(super) async fn attach_disks(&self, request: AddDisksRequest) -> Result<(), DiskError> {
         let deadline = match request.timeout_ms {
             0 => DEFAULT_DEADLINE,

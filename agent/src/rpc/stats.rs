@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bulkhead_proto::agent::{ContainerStats, StatsResponse};
 
+use crate::blocking;
 use crate::container::{Container, ContainerError, Containers};
-use crate::stats::{self, cgroup, processes, usage::Usage};
+use crate::stats::{self, cgroup_stats, processes, usage::Usage};
 
 /// Collects numbers for the given containers, or for all.
 ///
@@ -30,8 +31,8 @@ pub async fn collect(
         let written = usage.of(&container.id, &container.rootfs.upper()).await;
         let container = Arc::clone(container);
         // A walk over the processes of a busy container takes its time.
-        let read = tokio::task::spawn_blocking(move || one(&container, written, detailed));
-        answers.push(read.await.map_err(|_| ContainerError::Cancelled)?);
+        let read = move || Ok::<_, ContainerError>(one(&container, written, detailed));
+        answers.push(blocking::run(read).await?);
     }
     if ids.is_empty() {
         usage.retain(|id| wanted.iter().any(|container| container.id == id));
@@ -47,7 +48,7 @@ pub async fn collect(
 
 fn one(container: &Container, written: (u64, u64), detailed: bool) -> ContainerStats {
     let pids = processes::of_cgroup(&container.cgroup);
-    let mut figures = cgroup::container(&container.id, &container.cgroup, written);
+    let mut figures = cgroup_stats::container(&container.id, &container.cgroup, written);
     for io in &mut figures.io {
         io.device = stats::device_name(io.major, io.minor);
     }

@@ -2,7 +2,7 @@
 
 use tonic::{Code, Status};
 
-use super::sandbox::SandboxError;
+use super::error::SandboxError;
 use crate::apparmor::AppArmorError;
 use crate::container::ContainerError;
 use crate::container::cgroup::CgroupError;
@@ -13,11 +13,12 @@ use crate::launcher::LaunchError;
 use crate::launcher::message::{Failure, FailureKind};
 use crate::net::NetError;
 use crate::process::ProcessError;
+use crate::report::report;
 use crate::volumes::VolumeError;
-use crate::volumes::anonymous::AnonymousError;
+use crate::volumes::error::AnonymousError;
 
-fn status(code: Code, error: &impl std::error::Error) -> Status {
-    Status::new(code, error.to_string())
+fn status(code: Code, error: &(dyn std::error::Error + 'static)) -> Status {
+    Status::new(code, report(error))
 }
 
 /// Containers and processes.
@@ -44,7 +45,9 @@ pub fn of_sandbox(error: SandboxError) -> Status {
         SandboxError::Invalid { .. } => Code::InvalidArgument,
         // The guest's kernel may refuse to let a processor go.
         SandboxError::Cpu(_) => Code::FailedPrecondition,
-        SandboxError::System { .. } | SandboxError::File { .. } => Code::Internal,
+        SandboxError::System { .. } | SandboxError::File { .. } | SandboxError::EndedEarly(_) => {
+            Code::Internal
+        }
     };
     status(code, &error)
 }
@@ -113,7 +116,7 @@ fn disk_code(error: &DiskError) -> Code {
         | DiskError::NotOnHost { .. } => Code::InvalidArgument,
         DiskError::Missing { .. } => Code::DeadlineExceeded,
         DiskError::InUse { .. } => Code::FailedPrecondition,
-        DiskError::Cancelled => Code::Unavailable,
+        DiskError::EndedEarly(_) => Code::Unavailable,
         DiskError::Scan { .. } | DiskError::Mount { .. } | DiskError::Release { .. } => {
             Code::Internal
         }
@@ -150,7 +153,7 @@ fn volume_code(error: &VolumeError) -> Code {
         },
         VolumeError::Disk(error) => disk_code(error),
         VolumeError::Rootfs(_) => Code::Internal,
-        VolumeError::Cancelled => Code::Unavailable,
+        VolumeError::EndedEarly(_) => Code::Unavailable,
     }
 }
 

@@ -1,8 +1,9 @@
-//! What containers and the guest use, from cgroup and proc files: `cgroup` has one container's
+//! What containers and the guest use, from cgroup and proc files: `cgroup_stats` has one container's
 //! figures, `processes` what its processes hold, `usage` its writable layer, `text` the formats.
 
-pub mod cgroup;
+pub mod cgroup_stats;
 pub mod processes;
+pub mod read;
 pub mod text;
 pub mod usage;
 
@@ -10,18 +11,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use bulkhead_proto::agent::{Filesystem, GuestStats, InterfaceStats, Psi};
+use bulkhead_proto::agent::{Filesystem, GuestStats, InterfaceStats};
 
+use self::read::{psi, read};
 use crate::clock;
 use crate::host::{Network, Pod};
-
-fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(path).unwrap_or_default()
-}
-
-fn psi(path: impl AsRef<Path>) -> Option<Psi> {
-    text::psi(&fs::read_to_string(path).ok()?)
-}
 
 /// The file system a path is on.
 pub fn filesystem(path: &Path) -> Option<Filesystem> {
@@ -47,7 +41,7 @@ pub fn device_name(major: u32, minor: u32) -> String {
 
 /// A whole pod's use on the host: of memory, what is not available is what it works with.
 pub fn on_host(pod: &Pod) -> GuestStats {
-    let whole = cgroup::container("", &pod.cgroup, (0, 0));
+    let whole = cgroup_stats::container("", &pod.cgroup, (0, 0));
     let host = guest(&pod.cgroup_root);
     GuestStats {
         cpu_usage_ns: whole.cpu_usage_ns,

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processes_of_nested_cgroups_count_and_sockets_are_told_apart() {
+    fn processes_of_nested_cgroups_count_and_sockets_are_counted_separately() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("inner")).unwrap();
         fs::write(dir.path().join("cgroup.procs"), "7\n8\n").unwrap();

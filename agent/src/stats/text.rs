@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_words() {
+    fn kernel_formats_are_parsed() {
         assert_eq!(value("anon 5\ninactive_file 7\n", "inactive_file"), Some(7));
         assert_eq!(value("MemTotal:  99 kB\n", "MemTotal:"), Some(99));
         let psi = psi("some avg10=1.50 avg60=0.00 avg300=0.00 total=12\n\
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_are_nothing() {
+    fn malformed_text_yields_nothing() {
         assert_eq!(psi("garbage"), None);
         assert_eq!(value("anon x", "anon"), None);
         assert_eq!(process_count(""), 0);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_and_lists() {
+    fn limits_and_lists_are_parsed() {
         assert_eq!(cpu_max("max 50000\n"), (0, 50_000));
         assert_eq!(cpu_max(""), (0, 100_000));
         let limits = "Limit  Soft Limit  Hard Limit  Units\nMax open files  1024  4096  files\n";

@@ -4,8 +4,10 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use crate::mutex::lock;
 
 /// How old a remembered answer may be.
 const FRESH: Duration = Duration::from_secs(10);
@@ -40,8 +42,8 @@ impl Usage {
         self.lock().retain(|id, _| known(id));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Counted>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Counted>> {
+        lock(&self.0)
     }
 }
 

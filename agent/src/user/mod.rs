@@ -1,5 +1,5 @@
-//! Who a container's process is: the image's words for a user against the image's own files. The
-//! image is hostile: its files may be links out of the root, devices, or gigabytes.
+//! Who a container's process is: the image's user resolved in the image's own files. The image is
+//! hostile: its files may be links out of the root, devices, or gigabytes.
 
 pub mod database;
 
@@ -28,19 +28,21 @@ pub enum UserError {
     #[error("unable to find group {0}: no matching entries in group file")]
     UnknownGroup(String),
     /// A file of the image cannot be used.
-    #[error("the image's {file}: {error}")]
+    #[error("reading the image's {file}")]
     File {
         /// Which file.
         file: &'static str,
         /// Why.
+        #[source]
         error: io::Error,
     },
     /// The root file system cannot be opened.
-    #[error("opening the container's root {} failed: {error}", path.display())]
+    #[error("opening the container's root {}", path.display())]
     Root {
         /// Where.
         path: PathBuf,
         /// Why.
+        #[source]
         error: Errno,
     },
 }
@@ -107,7 +109,7 @@ fn open_in(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno>
 /// they can only be in fields that are not compared.
 fn read_text(root: &OwnedFd, file: &'static str) -> Result<String, UserError> {
     let failed = |error: io::Error| UserError::File { file, error };
-    // NONBLOCK: a fifo must not hold us.
+    // NONBLOCK: opening a fifo must not block.
     let fd = match open_in(root, Path::new(file), OFlags::RDONLY | OFlags::NONBLOCK) {
         Ok(fd) => fd,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
@@ -188,6 +190,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::report::report;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbad line\n\
         www-data:x:33:33:www:/var/www:/usr/sbin/nologin\nweb:x:1000:1000::/home/web:/bin/sh\n";
@@ -203,11 +206,11 @@ mod tests {
     fn numbers(user: &User) -> Result<(u32, u32, Vec<u32>), String> {
         resolve_in(user, PASSWD, GROUP)
             .map(|identity| (identity.user.uid, identity.user.gid, identity.user.gids))
-            .map_err(|error| error.to_string())
+            .map_err(|error| report(&error))
     }
 
     #[test]
-    fn names_and_numbers() {
+    fn users_are_resolved_by_name_and_by_number() {
         assert_eq!(numbers(&user("")), Ok((0, 0, vec![0, 4])));
         assert_eq!(numbers(&user("www-data")), Ok((33, 33, vec![33])));
         assert_eq!(numbers(&user("1000")), Ok((1000, 1000, vec![1000, 33, 4])));
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_that_changes_nothing_is_nobodys() {
+    fn the_id_that_means_no_change_is_refused() {
         let passwd = "all:x:4294967295:5::/:\ngroup:x:7:4294967295::/:\nweb:x:7:8::/:\n";
         let group = "none:x:4294967295:web\n";
         assert!(resolve_in(&user("all"), passwd, group).is_err());
@@ -242,11 +245,11 @@ mod tests {
     }
 
     #[test]
-    fn files_of_the_kernel_are_not_read() {
+    fn files_of_kernel_file_systems_are_not_read() {
         let root = open_root(Path::new("/")).unwrap();
         for file in ["proc/version", "sys/kernel/uevent_seqnum"] {
             let error = read_text(&root, file).unwrap_err();
-            assert!(error.to_string().contains("of the kernel ("), "{error}");
+            assert!(report(&error).contains("of the kernel ("), "{error}");
         }
     }
 
@@ -269,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn homes_are_those_of_the_passwd_file_that_is_there() {
+    fn the_home_comes_from_the_current_passwd_file() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(home(root.path(), 0), "/");
         std::fs::create_dir(root.path().join("etc")).unwrap();

@@ -13,53 +13,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
-use super::VolumeError;
-use super::tree::{self, Limits, TreeError};
+use super::error::{AnonymousError, VolumeError};
+use super::tree::{self, Limits};
 use crate::userns::{IdMap, outside};
 
 /// A rename anywhere on the machine makes the kernel give up a path with `..` (openat2(2), EAGAIN).
 const ATTEMPTS: u32 = 100;
-
-/// Why an anonymous volume cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum AnonymousError {
-    /// Something else is there.
-    #[error(
-        "the image asks for a volume on {}: the image has no directory there, but a file at that \
-         path or above it", destination.display()
-    )]
-    NoDirectory {
-        /// Where.
-        destination: PathBuf,
-    },
-    /// The image's directory cannot be found.
-    #[error("the image asks for a volume on {}: looking that up in the image failed: {error}", destination.display())]
-    Resolve {
-        /// Where.
-        destination: PathBuf,
-        /// Why.
-        error: Errno,
-    },
-    /// The image's content cannot be copied.
-    #[error("copying what the image has at {} into its volume: {error}", destination.display())]
-    Copy {
-        /// Where.
-        destination: PathBuf,
-        /// Why.
-        error: TreeError,
-    },
-    /// There is no room for it.
-    #[error(
-        "copying what the image has at {} into its volume: the pod's scratch disk is full ({error})",
-        destination.display()
-    )]
-    Full {
-        /// Where.
-        destination: PathBuf,
-        /// At what.
-        error: TreeError,
-    },
-}
 
 /// Makes the directory of the volume at `destination` of the container whose mounted root file system
 /// is `root`, at `place`, which is new. If the image has a directory there, its content, owner and
@@ -67,7 +26,7 @@ pub enum AnonymousError {
 /// pod's user namespace, if there is a `map`.
 ///
 /// # Errors
-/// When the image has something else there, or the scratch disk is full. What was made of the volume
+/// If the image has something else there, or the scratch disk is full. What was made of the volume
 /// stays where it is, for the container's scratch directory to be removed with.
 pub fn make(
     root: &Path,
@@ -140,7 +99,7 @@ fn find(root: &Path, destination: &Path) -> Result<Option<OwnedFd>, VolumeError>
     }
 }
 
-/// A new directory that nobody else looks into, opened.
+/// Creates a directory that only the agent can look into, and opens it.
 fn new_directory(path: &Path) -> Result<OwnedFd, VolumeError> {
     std::fs::DirBuilder::new()
         .mode(0o700)
@@ -160,6 +119,8 @@ fn file<E: Into<io::Error>>(what: &'static str, path: &Path) -> impl Fn(E) -> Vo
 }
 
 #[cfg(test)]
-mod model;
+mod fixture;
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -1,6 +1,6 @@
-//! Copies of volumes in the layout of the kubelet's AtomicWriter, brought into line with the host's
-//! by the same steps, so that whoever watches one with inotify sees what they would see on a node:
-//! a new directory, `..data` turned to it by a rename, links made and removed, the old one gone.
+//! Copies of volumes in the layout of the kubelet's AtomicWriter, updated by the same steps, so
+//! that a program that watches one with inotify sees what it would see on a node: a new directory,
+//! `..data` switched to it by a rename, links made and removed, the old directory removed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -16,7 +16,12 @@ use bulkhead_proto::agent::put_volume_request::{Entry, Header, Part};
 use bulkhead_proto::agent::{Ownership, PutVolumeRequest};
 use futures::{Stream, StreamExt};
 
-use super::{VolumeError, Volumes, blocking, check_name};
+use tokio::sync::Mutex;
+
+use super::error::VolumeError;
+use super::place::check_name;
+use crate::blocking;
+use crate::paths::Paths;
 
 const DATA: &str = "..data";
 /// Where the link is made before it takes the other's place.
@@ -24,8 +29,13 @@ const DATA_NEW: &str = "..data_tmp";
 const MAX_BYTES: usize = 20 << 20;
 const MAX_ENTRIES: usize = 8_192;
 
-/// What was brought last, by its digest.
-pub type Copies = HashMap<String, u64>;
+/// The pod's copies of volumes.
+#[derive(Debug)]
+pub struct Copies {
+    paths: Paths,
+    // By name: the digest of what was copied last. Held over a copy, so that there is one at a time.
+    digests: Mutex<HashMap<String, u64>>,
+}
 
 /// One volume, whole.
 #[derive(Debug, Default, PartialEq)]
@@ -34,10 +44,18 @@ pub struct Content {
     entries: Vec<Entry>,
 }
 
-impl Volumes {
-    /// The path of a volume that was brought.
-    pub(super) async fn copied(&self, name: &str) -> Result<PathBuf, VolumeError> {
-        if self.copied.lock().await.contains_key(name) {
+impl Copies {
+    /// None yet.
+    pub(super) fn new(paths: Paths) -> Self {
+        Self {
+            paths,
+            digests: Mutex::default(),
+        }
+    }
+
+    /// The path of a volume that was copied.
+    pub(super) async fn path(&self, name: &str) -> Result<PathBuf, VolumeError> {
+        if self.digests.lock().await.contains_key(name) {
             return Ok(self.paths.copied(name));
         }
         Err(VolumeError::Invalid {
@@ -47,7 +65,7 @@ impl Volumes {
         })
     }
 
-    /// Brings a volume into line. The answer is whether anything was changed.
+    /// Updates a volume to what the daemon sends. Returns whether anything changed.
     ///
     /// # Errors
     /// For a malformed stream, or when the guest's memory is full; the volume is as it was then.
@@ -60,12 +78,12 @@ impl Volumes {
         let mut hasher = DefaultHasher::new();
         digest(&content, &mut hasher);
         let digest = hasher.finish();
-        let mut copies = self.copied.lock().await;
-        if copies.get(&name) == Some(&digest) {
+        let mut digests = self.digests.lock().await;
+        if digests.get(&name) == Some(&digest) {
             return Ok(false);
         }
         let at = self.paths.copied(&name);
-        blocking(move || {
+        blocking::run(move || {
             apply(&at, &content).map_err(|error| VolumeError::File {
                 what: "bringing the copied volume into line at",
                 path: at,
@@ -73,7 +91,7 @@ impl Volumes {
             })
         })
         .await?;
-        copies.insert(name, digest);
+        digests.insert(name, digest);
         Ok(true)
     }
 }
@@ -91,7 +109,8 @@ async fn receive<E>(
     let mut first = true;
     let mut bytes = 0usize;
     while let Some(part) = parts.next().await {
-        let part = part.map_err(|_| invalid("put_volume", b"", "the stream broke"))?;
+        let part =
+            part.map_err(|_| invalid("put_volume", b"", "the stream must not end with an error"))?;
         match part.part {
             Some(Part::Header(header)) if first => {
                 check_name("header.name", &header.name)?;
@@ -309,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_turns_as_the_kubelets_does() {
+    fn a_copy_is_updated_as_the_kubelet_updates_volumes() {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("v");
         apply(&at, &content("..1", &[("a", "1"), ("b", "1")])).unwrap();
@@ -344,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn names_that_escape_the_volume_are_refused() {
         assert!(received(parts(content("..1", &[("a", "1")]))).is_ok());
         assert!(received(Vec::new()).is_err());
         for data in ["..", "..data", "x", "..a/b", ""] {
@@ -367,7 +386,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_applied_is_what_is_there(
+        fn an_applied_copy_has_exactly_its_content(
             turns in prop::collection::vec(
                 ("\\.\\.[0-9]{1}", prop::collection::btree_map("[a-d]", "[x-z]{0,3}", 0..4)), 1..6)
         ) {

@@ -7,16 +7,17 @@ use std::path::{Path, PathBuf};
 use bulkhead_proto::agent::{ImageVolume, ImpliedDirectories};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::{VolumeError, place};
+use super::error::VolumeError;
+use super::place;
 use crate::container::implied;
 use crate::container::rootfs::Rootfs;
 use crate::userns::IdMap;
 
-/// Stacks the image at `root`, its owners seen through the user namespace, and gives the path of what of it is wanted; a part is mounted at
-/// `placed`.
+/// Stacks the image at `root`, its owners mapped through the user namespace, and returns the path
+/// of the requested part; a part other than the whole is mounted at `placed`.
 ///
 /// # Errors
-/// When the scratch disk is full, the kernel refuses, or the image has no such part.
+/// If the scratch disk is full, the kernel refuses, or the image has no such part.
 pub fn mount(
     image: &ImageVolume,
     layers: &[PathBuf],
@@ -44,7 +45,7 @@ pub fn mount(
     implied::adopt(
         &root,
         layers,
-        &by_place(&image.layers, &image.implied_directories),
+        &by_layer(&image.layers, &image.implied_directories),
         users.map(|(_, map)| map),
     )?;
     let part = Path::new(&image.sub_path);
@@ -66,8 +67,8 @@ pub fn mount(
     Ok(placed)
 }
 
-/// The paths by the place of their layer. A layer nobody asked for has none.
-pub fn by_place(
+/// The paths by the index of their layer. Layers that the request does not have are left out.
+pub fn by_layer(
     layers: &[String],
     implied: &[ImpliedDirectories],
 ) -> HashMap<usize, HashSet<Vec<u8>>> {

@@ -10,14 +10,15 @@ use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 
-use super::{VolumeError, place};
+use super::error::VolumeError;
+use super::place;
 use crate::huge_pages;
 
-/// Mounts the volume at `at` if it is not, and gives the path of what of it is wanted; a part of it
-/// is mounted at `placed`.
+/// Mounts the volume at `at` if it is not mounted, and returns the path of the requested part; a
+/// part other than the whole is mounted at `placed`.
 ///
 /// # Errors
-/// When the kernel refuses, or the part leads out.
+/// If the kernel refuses, or the part leads out of the volume.
 pub fn mount(volume: &MemoryVolume, at: &Path, placed: PathBuf) -> Result<PathBuf, VolumeError> {
     if !is_mounted(at) {
         place::make_directory(at)?;
@@ -130,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_made_or_found_and_never_outside() {
+    fn a_sub_path_is_made_or_found_and_stays_inside_the_volume() {
         let dir = tempfile::tempdir().unwrap();
         let own = Ownership {
             mode: 0o2770,

@@ -1,5 +1,5 @@
 //! Places in the guest's own tree: directories and files to mount on, device nodes, and parts of
-//! volumes that are mounted there so that they have a path nobody can change. Blocks.
+//! volumes that are mounted there so that they have a path that no container can change. Blocks.
 
 use std::fs;
 use std::io;
@@ -13,16 +13,32 @@ use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount,
 };
 
-use super::VolumeError;
+use super::error::VolumeError;
 use crate::host;
-use crate::launcher::root::mounts;
+use crate::launcher::root::detached;
+use crate::names::is_name;
 use crate::paths::Paths;
 use crate::userns;
+
+/// Refuses what is not a name; it becomes part of paths.
+///
+/// # Errors
+/// [`VolumeError::Invalid`].
+pub fn check_name(field: &'static str, name: &str) -> Result<(), VolumeError> {
+    if is_name(name, 64) {
+        return Ok(());
+    }
+    Err(VolumeError::Invalid {
+        field,
+        value: name.chars().take(100).collect(),
+        allowed: "1 to 64 characters of A-Z a-z 0-9 . _ -",
+    })
+}
 
 /// Makes a directory and those above it.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn make_directory(path: &Path) -> Result<(), VolumeError> {
     fs::create_dir_all(path).map_err(|error| VolumeError::File {
         what: "making",
@@ -46,7 +62,7 @@ fn make(place: &Path, directory: bool) -> io::Result<()> {
 /// Opens for reading.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn open(path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(
         path,
@@ -58,12 +74,12 @@ pub fn open(path: &Path) -> Result<OwnedFd, Errno> {
 /// Mounts an open file or directory at a place made for it.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn mount(source: impl AsFd, place: &Path) -> Result<(), VolumeError> {
     let steps = || -> io::Result<()> {
         let mode = rustix::fs::fstat(&source)?.st_mode;
         make(place, FileType::from_raw_mode(mode) == FileType::Directory)?;
-        let tree = mounts::clone(&source, false)?;
+        let tree = detached::clone(&source, false)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         Ok(move_mount(&tree, "", CWD, place, flags)?)
     };
@@ -79,7 +95,7 @@ pub fn mount(source: impl AsFd, place: &Path) -> Result<(), VolumeError> {
 /// which gives and takes.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn of_host(volume: &HostVolume, place: PathBuf) -> Result<PathBuf, VolumeError> {
     let source = PathBuf::from(&volume.path);
     if volume.propagation() == Propagation::FromHost {
@@ -92,7 +108,7 @@ pub fn of_host(volume: &HostVolume, place: PathBuf) -> Result<PathBuf, VolumeErr
         let plain = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let source = openat2(CWD, &source, flags, Mode::empty(), plain)?;
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
-        Ok((mounts::clone(&source, true)?, kind))
+        Ok((detached::clone(&source, true)?, kind))
     };
     let steps = || -> io::Result<()> {
         let both = volume.propagation() == Propagation::Both;
@@ -121,7 +137,7 @@ pub fn of_host(volume: &HostVolume, place: PathBuf) -> Result<PathBuf, VolumeErr
 /// Mounts what is at `source` at a place made for it, its owners seen through a user namespace.
 ///
 /// # Errors
-/// The kernel's: EINVAL for a file system that cannot do this.
+/// If the kernel refuses: EINVAL for a file system that cannot do this.
 pub fn mount_mapped(
     source: PathBuf,
     place: PathBuf,
@@ -143,7 +159,7 @@ pub fn mount_mapped(
 /// Makes a block device node.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn make_node(
     path: &Path,
     (major, minor): (u32, u32),
@@ -156,7 +172,7 @@ pub fn make_node(
     let steps = || -> Result<(), Errno> {
         let device = rustix::fs::makedev(major, minor);
         rustix::fs::mknodat(CWD, path, FileType::BlockDevice, mode, device)?;
-        // Whatever the umask is.
+        // Independent of the umask.
         rustix::fs::chmod(path, mode)?;
         let (uid, gid) = (Uid::from_raw(ownership.uid), Gid::from_raw(ownership.gid));
         rustix::fs::chown(path, Some(uid), Some(gid))
@@ -168,10 +184,10 @@ pub fn make_node(
     })
 }
 
-/// Takes down what was made for one container. What is mounted is let go of, not looked into.
+/// Removes what was made for one container. Mounts are detached, not entered.
 ///
 /// # Errors
-/// The first that would not go.
+/// For the first that cannot be removed; the rest is removed.
 pub fn clear(paths: &Paths, id: &str) -> Result<(), VolumeError> {
     let mut first = None;
     for directory in [paths.placed(id), paths.images(id)] {
@@ -210,7 +226,8 @@ pub fn clear(paths: &Paths, id: &str) -> Result<(), VolumeError> {
 
 fn take_down(path: &Path) -> Result<(), VolumeError> {
     let steps = || -> io::Result<()> {
-        // What is below must not go on the host too, if it is one of the host's own.
+        // For one of the host's own mounts: what is mounted below it must not be unmounted on the
+        // host.
         let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         match mount_change(path, alone) {
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
@@ -220,7 +237,7 @@ fn take_down(path: &Path) -> Result<(), VolumeError> {
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
-        // Empty places: nothing that is still mounted can be removed by these.
+        // Neither call can remove anything that is still mounted.
         if fs::symlink_metadata(path)?.is_dir() {
             fs::remove_dir(path)
         } else {

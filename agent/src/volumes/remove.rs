@@ -18,8 +18,8 @@ struct Level {
     pending: Vec<CString>,
 }
 
-/// Removes `path` and all that is below it; links are removed, not followed, and mounts not entered.
-/// Nothing there is no error.
+/// Removes `path` and all that is below it; links are removed, not followed, and mounts not
+/// entered. A path that does not exist is not an error.
 ///
 /// # Errors
 /// The first thing that would not go.
@@ -48,7 +48,7 @@ pub fn tree(path: &Path) -> io::Result<()> {
             break;
         };
         let up = rustix::fs::openat(&here, c"..", flags, Mode::empty())?;
-        // Nobody is there to move it; one who has is not to lead us elsewhere.
+        // If it was moved, the removal must not continue elsewhere.
         if id(&up)? != above.id {
             return Err(Errno::STALE.into());
         }
@@ -58,7 +58,7 @@ pub fn tree(path: &Path) -> io::Result<()> {
     std::fs::remove_dir(path)
 }
 
-/// Removes what is no directory, and remembers the others.
+/// Removes everything but directories, and remembers those.
 fn empty(directory: &OwnedFd, name: CString) -> io::Result<Level> {
     let mut pending = Vec::new();
     for entry in Dir::read_from(directory)? {
@@ -78,7 +78,7 @@ fn empty(directory: &OwnedFd, name: CString) -> io::Result<Level> {
     })
 }
 
-/// The answer is whether it was no directory.
+/// Returns whether it was something else than a directory.
 fn unlink(directory: &OwnedFd, name: &CStr) -> io::Result<bool> {
     match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(true),
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tree_deeper_than_a_path_and_the_descriptors_goes() {
+    fn a_tree_deeper_than_path_max_and_open_files_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("tree");
         fs::create_dir(&root).unwrap();

@@ -1,6 +1,6 @@
-//! Unix sockets of the host in the guest: the agent listens, and each connection goes on to a port
-//! of the host, where the daemon connects it to the real socket. First the agent says a token there
-//! that nobody else in the guest knows: the way to the real socket is the mounted one alone.
+//! Unix sockets of the host in the guest: the agent listens, and forwards each connection to a port
+//! of the host, where the daemon connects it to the real socket. The agent first sends a token that
+//! nothing else in the guest knows, so the mounted socket is the only way to the real one.
 
 use std::collections::HashMap;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -11,17 +11,19 @@ use std::time::Duration;
 use bulkhead_proto::agent::{Ownership, SocketVolume};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
-use super::{VolumeError, Volumes, place};
+use super::error::VolumeError;
+use super::place;
 use crate::clock;
+use crate::paths::Paths;
 
 /// Connections of one socket at one time; more wait.
 const MAX_CONNECTIONS: usize = 256;
 /// Of these, connections on their way to the daemon, which closes the oldest when too many have not
-/// said their token yet (runtime: volumes/bridge.rs).
+/// sent their token yet (runtime: volumes/bridge.rs).
 const MAX_OPENING: usize = 32;
 /// For the daemon to accept and the token to go.
 const OPENING_DEADLINE: Duration = Duration::from_secs(60);
@@ -30,9 +32,12 @@ const TOKEN: usize = 32;
 
 type Token = [u8; TOKEN];
 
-/// The sockets the agent listens on, by name.
-#[derive(Debug, Default)]
-pub(super) struct Sockets(HashMap<String, Listening>);
+/// The sockets the agent listens on.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    paths: Paths,
+    by_name: Mutex<HashMap<String, Listening>>,
+}
 
 struct Listening {
     ownership: Ownership,
@@ -46,14 +51,22 @@ impl std::fmt::Debug for Listening {
     }
 }
 
-impl Volumes {
-    /// Listens for a socket, once for the pod, and gives its path.
-    pub(super) async fn socket(&self, socket: &SocketVolume) -> Result<PathBuf, VolumeError> {
+impl Sockets {
+    /// None yet.
+    pub(super) fn new(paths: Paths) -> Self {
+        Self {
+            paths,
+            by_name: Mutex::default(),
+        }
+    }
+
+    /// Listens on a socket, once for the pod, and gives its path.
+    pub(super) async fn listen(&self, socket: &SocketVolume) -> Result<PathBuf, VolumeError> {
         let path = self.paths.socket(&socket.name);
         let token = token(socket)?;
         let ownership = socket.ownership.unwrap_or_default();
-        let mut sockets = self.sockets.lock().await;
-        match sockets.0.get_mut(&socket.name) {
+        let mut by_name = self.by_name.lock().await;
+        match by_name.get_mut(&socket.name) {
             Some(listening) => {
                 // It is the host's: who may use it there may have changed since, and the daemon
                 // makes a token for each time that the pod begins to use it.
@@ -71,7 +84,7 @@ impl Volumes {
                     ownership,
                     token: sender,
                 };
-                sockets.0.insert(socket.name.clone(), listening);
+                by_name.insert(socket.name.clone(), listening);
             }
         }
         Ok(path)
@@ -111,7 +124,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Vol
     move |error| VolumeError::File { what, path, error }
 }
 
-/// As long as the pod.
+/// Serves for the life of the pod.
 async fn serve(listener: UnixListener, port: u32, token: watch::Receiver<Token>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let opening = Arc::new(Semaphore::new(MAX_OPENING));
@@ -146,7 +159,7 @@ async fn pass(
     let turn = opening.acquire().await.map_err(std::io::Error::other)?;
     let opened = async {
         let mut outer = VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port)).await?;
-        say(&mut outer, token).await?;
+        send_token(&mut outer, token).await?;
         Ok::<_, std::io::Error>(outer)
     };
     let mut outer = timeout(OPENING_DEADLINE, opened).await??;
@@ -154,8 +167,8 @@ async fn pass(
     join(&mut inner, &mut outer).await
 }
 
-/// The token of now, not of when the program connected: the daemon knows no other.
-async fn say(
+/// The current token, not that of when the program connected: the daemon knows no other.
+async fn send_token(
     outer: &mut (impl AsyncWrite + Unpin),
     token: &watch::Receiver<Token>,
 ) -> std::io::Result<()> {
@@ -175,7 +188,6 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::paths::Paths;
 
     fn volume(token: &[u8], mode: u32) -> SocketVolume {
         SocketVolume {
@@ -191,36 +203,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_mounted_again_has_the_owner_mode_and_token_of_now() {
+    async fn a_socket_mounted_again_gets_the_new_owner_mode_and_token() {
         let directory = tempfile::tempdir().unwrap();
-        let volumes = Volumes::new(Paths::new(directory.path()));
-        let path = volumes.socket(&volume(&[1; TOKEN], 0o600)).await.unwrap();
+        let sockets = Sockets::new(Paths::new(directory.path()));
+        let path = sockets.listen(&volume(&[1; TOKEN], 0o600)).await.unwrap();
         let mode = || std::fs::metadata(&path).unwrap().mode() & 0o7777;
         assert_eq!(mode(), 0o600);
         let inode = std::fs::metadata(&path).unwrap().ino();
-        let said = volumes.sockets.lock().await.0["s"].token.subscribe();
+        let token = sockets.by_name.lock().await["s"].token.subscribe();
         // By another container, or after the host's socket was made anew.
-        let again = volumes.socket(&volume(&[2; TOKEN], 0o660)).await.unwrap();
+        let again = sockets.listen(&volume(&[2; TOKEN], 0o660)).await.unwrap();
         assert_eq!((again, mode()), (path.clone(), 0o660));
         assert_eq!(std::fs::metadata(&path).unwrap().ino(), inode);
         let mut bytes = Vec::new();
-        say(&mut bytes, &said).await.unwrap();
+        send_token(&mut bytes, &token).await.unwrap();
         assert_eq!(bytes, [2; TOKEN]);
         // In no message.
-        assert!(!format!("{volumes:?}").contains("2, 2"));
+        assert!(!format!("{sockets:?}").contains("2, 2"));
     }
 
     #[tokio::test]
     async fn a_token_has_32_bytes() {
         let directory = tempfile::tempdir().unwrap();
-        let volumes = Volumes::new(Paths::new(directory.path()));
+        let sockets = Sockets::new(Paths::new(directory.path()));
         for length in [0, 1, 31, 33, 64] {
-            let refused = volumes.socket(&volume(&vec![7; length], 0o600)).await;
+            let refused = sockets.listen(&volume(&vec![7; length], 0o600)).await;
             assert!(
                 matches!(refused, Err(VolumeError::Invalid { .. })),
                 "{length}"
             );
         }
-        assert!(!volumes.paths.socket("s").exists());
+        assert!(!sockets.paths.socket("s").exists());
     }
 }

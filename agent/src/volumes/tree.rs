@@ -4,19 +4,20 @@
 //!
 //! Not here: which directory is copied and where to ([`super::anonymous`]).
 
-mod file;
+mod content;
+pub mod error;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
 
-use self::file::{Buffers, times};
+use self::content::{Buffers, times};
+pub use self::error::TreeError;
+use self::error::{Failure, step};
 
 /// Of a path in an error.
 const LONGEST_PATH: usize = 1024;
@@ -40,43 +41,6 @@ impl Default for Limits {
             names: 16 << 20,
         }
     }
-}
-
-/// Why a tree cannot be copied.
-#[derive(Debug, thiserror::Error)]
-pub enum TreeError {
-    /// The kernel refused a step.
-    #[error("{step} {path:?} failed: {error}")]
-    Step {
-        /// Which.
-        step: &'static str,
-        /// On what, below the directory that is copied.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-    /// It is larger than any use has been seen for.
-    #[error("it has more than {allowed} {what}")]
-    TooLarge {
-        /// What it has too many of.
-        what: &'static str,
-        /// How many there may be.
-        allowed: u64,
-    },
-}
-
-impl TreeError {
-    /// Whether the file system that is copied to is full.
-    pub fn is_full(&self) -> bool {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
-        matches!(self, Self::Step { error, .. } if matches!(error.kind(), StorageFull | QuotaExceeded))
-    }
-}
-
-/// What failed, before the path is known.
-struct Failure {
-    step: &'static str,
-    error: io::Error,
 }
 
 /// A directory on the way down.
@@ -151,11 +115,11 @@ impl Walk<'_> {
             pending: Vec::new(),
         });
         let entries = Dir::read_from(&self.source)
-            .map_err(of("reading the directory"))
+            .map_err(step("reading the directory"))
             .map_err(|failure| self.at(c"", failure))?;
         for entry in entries {
             let entry = entry
-                .map_err(of("reading the directory"))
+                .map_err(step("reading the directory"))
                 .map_err(|failure| self.at(c"", failure))?;
             let name = entry.file_name();
             if name == c"." || name == c".." {
@@ -194,16 +158,16 @@ impl Walk<'_> {
     /// Copies an entry, unless it is a directory, which is the answer.
     fn entry(&mut self, name: &CStr) -> Result<bool, Failure> {
         let stat = rustix::fs::statat(&self.source, name, AtFlags::SYMLINK_NOFOLLOW)
-            .map_err(of("looking at"))?;
+            .map_err(step("looking at"))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         match kind {
             FileType::Directory => return Ok(true),
             FileType::RegularFile => self.file(name)?,
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(&self.source, name, Vec::new())
-                    .map_err(of("reading the link"))?;
+                    .map_err(step("reading the link"))?;
                 rustix::fs::symlinkat(target.as_c_str(), &self.copy, name)
-                    .map_err(of("making the link"))?;
+                    .map_err(step("making the link"))?;
                 self.own(name, &stat)?;
             }
             // Docker and containerd copy them too. Who may open a device is the device filter's to say.
@@ -213,19 +177,19 @@ impl Walk<'_> {
             | FileType::BlockDevice => {
                 let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
                 rustix::fs::mknodat(&self.copy, name, kind, mode, stat.st_rdev)
-                    .map_err(of("making the node"))?;
+                    .map_err(step("making the node"))?;
                 self.own(name, &stat)?;
                 // For an access list, which it may have from its directory.
                 let open = |directory| open_entry(directory, name, OFlags::PATH);
-                let source = open(&self.source).map_err(of("opening"))?;
-                let copy = open(&self.copy).map_err(of("opening the copy of"))?;
+                let source = open(&self.source).map_err(step("opening"))?;
+                let copy = open(&self.copy).map_err(step("opening the copy of"))?;
                 self.buffers.extended(source.as_fd(), copy.as_fd())?;
                 // Whatever the umask is; and an owner's change takes bits away.
                 rustix::fs::chmodat(&self.copy, name, mode, AtFlags::empty())
-                    .map_err(of("setting the mode of"))?;
+                    .map_err(step("setting the mode of"))?;
             }
             FileType::Unknown => {
-                return Err(of("finding out the type of")(Errno::INVAL));
+                return Err(step("finding out the type of")(Errno::INVAL));
             }
         }
         Ok(false)
@@ -236,18 +200,18 @@ impl Walk<'_> {
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         rustix::fs::chownat(&self.copy, name, Some(uid), Some(gid), flags)
-            .map_err(of("setting the owner of"))?;
+            .map_err(step("setting the owner of"))?;
         rustix::fs::utimensat(&self.copy, name, &times(stat), flags)
-            .map_err(of("setting the times of"))
+            .map_err(step("setting the times of"))
     }
 
     fn file(&mut self, name: &CStr) -> Result<(), Failure> {
-        // NONBLOCK: should it be a fifo after all, it does not hold us.
+        // NONBLOCK: opening a fifo must not block.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        let source = open_entry(&self.source, name, flags).map_err(of("opening"))?;
+        let source = open_entry(&self.source, name, flags).map_err(step("opening"))?;
         let stat = stat(&source)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(of("opening")(Errno::STALE));
+            return Err(step("opening")(Errno::STALE));
         }
         if stat.st_nlink < 2 {
             let copy = create(self.copy.as_fd(), name)?;
@@ -261,13 +225,13 @@ impl Walk<'_> {
                 Ok(()) => return Ok(()),
                 // As many as the file system can have: the next ones share another copy.
                 Err(Errno::MLINK) => {}
-                Err(error) => return Err(of("linking")(error)),
+                Err(error) => return Err(step("linking")(error)),
             }
         }
         let place = CString::new(self.entries.to_string()).unwrap_or_default();
         let copy = create(self.links, &place)?;
         self.buffers.fill(source, &stat, copy)?;
-        linked(self, &place).map_err(of("linking"))?;
+        linked(self, &place).map_err(step("linking"))?;
         self.linked.insert(id(&stat), place);
         Ok(())
     }
@@ -282,9 +246,9 @@ impl Walk<'_> {
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let open = || -> Result<_, Failure> {
-            let source = open_entry(&self.source, &name, flags).map_err(of("opening"))?;
-            rustix::fs::mkdirat(&self.copy, &name, Mode::RWXU).map_err(of("making"))?;
-            let copy = open_entry(&self.copy, &name, flags).map_err(of("opening the copy of"))?;
+            let source = open_entry(&self.source, &name, flags).map_err(step("opening"))?;
+            rustix::fs::mkdirat(&self.copy, &name, Mode::RWXU).map_err(step("making"))?;
+            let copy = open_entry(&self.copy, &name, flags).map_err(step("opening the copy of"))?;
             Ok((source, copy))
         };
         (self.source, self.copy) = open().map_err(|failure| self.at(&name, failure))?;
@@ -305,15 +269,15 @@ impl Walk<'_> {
             let up = |fd: &OwnedFd| rustix::fs::openat(fd, c"..", flags, Mode::empty());
             let both = || -> Result<_, Errno> { Ok((up(&self.source)?, up(&self.copy)?)) };
             (self.source, self.copy) = both()
-                .map_err(of("going up from"))
+                .map_err(step("going up from"))
                 .map_err(|failure| self.at(c"", failure))?;
         }
         self.levels.pop();
-        // Nobody should have moved them; one who has is not to lead us elsewhere.
+        // If they were moved, the copy must not continue elsewhere.
         if let Some(level) = self.levels.last() {
             let ids = || Ok((stat_id(&self.source)?, stat_id(&self.copy)?));
             if ids().map_err(|failure| self.at(c"", failure))? != (id(&level.stat), level.copy) {
-                let moved = of("going back to, which was moved:")(Errno::STALE);
+                let moved = step("going back to, which was moved:")(Errno::STALE);
                 return Err(self.at(c"", moved));
             }
         }
@@ -343,13 +307,6 @@ impl Walk<'_> {
     }
 }
 
-fn of<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> Failure {
-    move |error| Failure {
-        step,
-        error: error.into(),
-    }
-}
-
 fn open_entry(directory: &OwnedFd, name: &CStr, flags: OFlags) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let inside = ResolveFlags::BENEATH
@@ -362,11 +319,11 @@ fn open_entry(directory: &OwnedFd, name: &CStr, flags: OFlags) -> Result<OwnedFd
 fn create(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Failure> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;
-    rustix::fs::openat(directory, name, flags, mode).map_err(of("making"))
+    rustix::fs::openat(directory, name, flags, mode).map_err(step("making"))
 }
 
 fn stat(fd: &OwnedFd) -> Result<Stat, Failure> {
-    rustix::fs::fstat(fd).map_err(of("looking at"))
+    rustix::fs::fstat(fd).map_err(step("looking at"))
 }
 
 fn stat_id(fd: &OwnedFd) -> Result<Id, Failure> {

@@ -97,6 +97,27 @@ pub fn obstacle() -> Option<&'static str> {
     None
 }
 
+/// An agent, or the test's end (and a line that says why) where it cannot run; with `setup`, for a pod
+/// that is set up.
+#[allow(unused_macros)] // each test program uses a part
+macro_rules! agent {
+    () => {
+        match common::TestAgent::start().await {
+            Some(agent) => agent,
+            None => return,
+        }
+    };
+    (setup) => {
+        match common::TestAgent::start().await {
+            Some(mut agent) => {
+                agent.setup().await;
+                agent
+            }
+            None => return,
+        }
+    };
+}
+
 impl TestAgent {
     /// An agent, or `None` (and a line that says why) where tests of containers cannot run.
     pub async fn start() -> Option<Self> {
@@ -195,6 +216,16 @@ impl TestAgent {
             ..DeleteContainerRequest::default()
         };
         self.client.delete_container(request).await.unwrap();
+    }
+
+    /// Sends a signal to a container's first process, or to an exec.
+    pub async fn signal(&mut self, id: &str, exec: &str, signal: u32) {
+        let request = SignalProcessRequest {
+            process: Some(process(id, exec)),
+            signal,
+            all: false,
+        };
+        self.client.signal_process(request).await.unwrap();
     }
 
     /// Runs a container to its end: output, errors, exit.
@@ -313,6 +344,29 @@ pub async fn collect(mut session: UnixStream, acknowledge: bool) -> (Vec<u8>, Ve
             }
         }
     }
+}
+
+/// What is left of a session, to the exit: the output of both streams as it comes.
+pub async fn rest(mut session: UnixStream) -> (Vec<u8>, Exit) {
+    let mut output = Vec::new();
+    loop {
+        let (next, body) = frame(&mut session).await;
+        match next {
+            Frame::Alive => {}
+            Frame::Output(_) => output.extend_from_slice(&body),
+            Frame::Exit(_) => return (output, session::message(&body).unwrap()),
+        }
+    }
+}
+
+/// What `seq 1 TO` writes, with an end of line.
+pub fn numbers(to: u32, end: &str) -> String {
+    (1..=to).map(|n| format!("{n}{end}")).collect()
+}
+
+/// A container's cgroup.
+pub fn cgroup(container: &str) -> PathBuf {
+    PathBuf::from("/sys/fs/cgroup/bulkhead").join(container)
 }
 
 /// A client, tried until the agent answers.

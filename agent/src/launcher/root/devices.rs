@@ -1,5 +1,5 @@
-//! Device nodes: those every container has, and those it was given. In a /dev that is a volume
-//! nothing is made: it is somebody else's.
+//! Device nodes: those every container has, and those it was given. Nothing is created in a /dev
+//! that is a volume.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -8,8 +8,10 @@ use oci_spec::runtime::LinuxDeviceType;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
+use super::detached;
+use super::error::RootError;
+use super::plan::Plan;
 use super::resolve::{self, Make};
-use super::{Plan, RootError, mounts};
 
 /// Links in /dev (OCI runtime spec, config-linux, default devices).
 const LINKS: [(&str, &str); 6] = [
@@ -47,7 +49,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> RootError {
     }
 }
 
-/// A /dev that is no volume.
+/// A /dev that is not a volume.
 #[derive(Debug)]
 pub struct OwnDev {
     dev: OwnedFd,
@@ -55,8 +57,8 @@ pub struct OwnDev {
     pub null: OwnedFd,
 }
 
-/// Fills a new file system for /dev with what lies directly in it. By its own descriptor: where the
-/// image has put /dev does not matter.
+/// Fills a new file system for /dev with links and default nodes, by its own descriptor: it does
+/// not matter where the image's /dev leads.
 pub(super) fn fill(dev: OwnedFd, plan: Plan<'_>) -> Result<OwnDev, RootError> {
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, &dev, name)
@@ -151,8 +153,8 @@ fn place(parent: &OwnedFd, name: &Path, node: &Node, own_users: bool) -> Result<
     rustix::fs::chownat(parent, name, Some(owner.0), Some(owner.1), flags)
 }
 
-/// A user namespace may not make nodes: the agent's own of the same name is shown, if it is the same
-/// device.
+/// Device nodes cannot be made in a user namespace: the agent's own of the same name is
+/// bind-mounted, if it is the same device.
 fn bind(parent: &OwnedFd, name: &Path, node: &Node) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let source = rustix::fs::open(&node.path, flags, Mode::empty())?;
@@ -173,14 +175,14 @@ fn bind(parent: &OwnedFd, name: &Path, node: &Node) -> Result<(), Errno> {
     )?);
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let target = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-    mounts::attach(mounts::clone(&source, false)?, &target)
+    detached::attach(detached::clone(&source, false)?, &target)
 }
 
 /// Shows a terminal as `console` in the container's own /dev.
 pub(super) fn console(own: &OwnDev, terminal: impl AsFd) -> Result<(), RootError> {
     let steps = || -> Result<(), Errno> {
         let target = resolve::open_or_make(&own.dev, Path::new("console"), Make::File)?;
-        mounts::attach(mounts::clone(terminal, false)?, &target)
+        detached::attach(detached::clone(terminal, false)?, &target)
     };
     steps().map_err(failed("showing the terminal at", Path::new("/dev/console")))
 }

@@ -1,4 +1,4 @@
-//! What of a container's root is hidden or read-only: paths of procfs and sysfs, as CRI asks
+//! Paths of a container's root that are hidden or read-only, mostly of procfs and sysfs
 //! (LinuxContainerSecurityContext masked_paths, readonly_paths).
 
 use std::os::fd::OwnedFd;
@@ -7,7 +7,8 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{RootError, mounts, resolve};
+use super::error::RootError;
+use super::{detached, resolve};
 use crate::mount_attr::{self, Change};
 
 /// The device number of /dev/null.
@@ -21,7 +22,7 @@ fn failed(what: &'static str, path: &str) -> impl FnOnce(Errno) -> RootError {
     }
 }
 
-/// What is there at a path; a kernel or an image without it has nothing to hide.
+/// Opens what is at a path; `None` if there is nothing to hide.
 fn target(root: &OwnedFd, path: &str, flags: OFlags) -> Result<Option<OwnedFd>, Errno> {
     match resolve::open(root, Path::new(path), OFlags::PATH | flags) {
         Ok(target) => Ok(Some(target)),
@@ -33,14 +34,14 @@ fn target(root: &OwnedFd, path: &str, flags: OFlags) -> Result<Option<OwnedFd>, 
 /// Makes paths read-only, with what is mounted below.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
     for path in paths {
         let steps = || -> Result<(), Errno> {
             let Some(target) = target(root, path, OFlags::empty())? else {
                 return Ok(());
             };
-            let tree = mounts::clone(&target, true)?;
+            let tree = detached::clone(&target, true)?;
             let change = Change {
                 set: mount_attr::RDONLY
                     | mount_attr::NOSUID
@@ -50,19 +51,19 @@ pub fn read_only(root: &OwnedFd, paths: &[String]) -> Result<(), RootError> {
                 ..Change::default()
             };
             mount_attr::change(&tree, change)?;
-            mounts::attach(&tree, &target)
+            detached::attach(&tree, &target)
         };
         steps().map_err(failed("making read-only", path))?;
     }
     Ok(())
 }
 
-/// Hides paths: a directory under an empty one, everything else under a null device, `own` being that
-/// of the container's own /dev. In a user namespace that is the agent's, whose mode and owner nobody
-/// in there can change.
+/// Hides paths: a directory under an empty one, everything else under a null device, `own` being
+/// that of the container's own /dev. In a user namespace it is the agent's, whose mode and owner
+/// cannot be changed from inside.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn hide(root: &OwnedFd, paths: &[String], own: Option<&OwnedFd>) -> Result<(), RootError> {
     if paths.is_empty() {
         return Ok(());
@@ -84,10 +85,10 @@ pub fn hide(root: &OwnedFd, paths: &[String], own: Option<&OwnedFd>) -> Result<(
             };
             let mode = rustix::fs::fstat(&target)?.st_mode;
             let cover = if FileType::from_raw_mode(mode) == FileType::Directory {
-                mounts::empty()?
+                detached::empty()?
             } else {
                 // The device is read and written all the same; its mode and owner stay.
-                let null = mounts::clone(null, false)?;
+                let null = detached::clone(null, false)?;
                 let change = Change {
                     set: mount_attr::RDONLY | mount_attr::NOSUID | mount_attr::NOEXEC,
                     ..Change::default()
@@ -95,14 +96,14 @@ pub fn hide(root: &OwnedFd, paths: &[String], own: Option<&OwnedFd>) -> Result<(
                 mount_attr::change(&null, change)?;
                 null
             };
-            mounts::attach(&cover, &target)
+            detached::attach(&cover, &target)
         };
         steps().map_err(failed("hiding", path))?;
     }
     Ok(())
 }
 
-/// The agent's own: what a volume has at /dev/null is anything.
+/// The agent's own null device: a volume may have anything at /dev/null.
 fn null() -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let null = rustix::fs::open("/dev/null", flags, Mode::empty())?;

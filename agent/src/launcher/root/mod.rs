@@ -1,19 +1,21 @@
 //! The container's root: its mounts, device nodes, what is hidden, and the change into it. All of
 //! it runs in the container's process, in a mount namespace of its own, with root's privileges and
-//! an image nobody vouches for: paths of the image are resolved by [`resolve`] alone.
+//! an untrusted image: paths of the image are resolved by [`resolve`] alone.
 //!
 //! Not here: stacking the layers (`container::rootfs`), the process itself (`launcher::finish`).
 
+pub mod detached;
 pub mod devices;
+pub mod error;
 pub mod masks;
 pub mod mounts;
 pub mod options;
+pub mod plan;
 pub mod resolve;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -21,112 +23,13 @@ use rustix::mount::{
     open_tree, unmount,
 };
 
+use self::error::RootError;
+use self::plan::Plan;
 use self::resolve::Make;
 use crate::mount_attr::{self, Change};
 
-/// Why a container has no root: which step, on what, and the kernel's answer.
-#[derive(Debug, thiserror::Error)]
-pub enum RootError {
-    /// A step on a path of the image.
-    #[error("{what} {}: {}", path.display(), words(*error))]
-    Path {
-        /// The step.
-        what: &'static str,
-        /// The path in the container.
-        path: PathBuf,
-        /// The kernel's answer.
-        error: Errno,
-    },
-    /// The image and the volume are of different kinds.
-    #[error("mounting the volume on {}: the image has a {has} at {}, and the volume is a {is}", path.display(), path.display())]
-    Kind {
-        /// The path in the container.
-        path: PathBuf,
-        /// What is there.
-        has: &'static str,
-        /// What the volume is.
-        is: &'static str,
-    },
-    /// A file is where the way to a mount point leads through.
-    #[error("mounting the volume on {}: the image has a file at {}", path.display(), at.display())]
-    InTheWay {
-        /// The path in the container.
-        path: PathBuf,
-        /// Where the file is.
-        at: PathBuf,
-    },
-    /// A mount in procfs, which would let a container lie about the kernel to itself and to tools.
-    #[error("mounting on {}: it is inside /proc, where only files such as /proc/cpuinfo may be mounted", .0.display())]
-    InProc(PathBuf),
-    /// What procfs or sysfs, or a volume in its place, is to be mounted on is a link.
-    #[error("mounting {kind} on {}: the image has a symbolic link there or above it; it must be a plain directory", path.display())]
-    Linked {
-        /// The file system.
-        kind: &'static str,
-        /// The path in the container.
-        path: PathBuf,
-    },
-    /// The source of a mount.
-    #[error("mounting on {}: opening its source {}: {}", path.display(), source_path.display(), words(*error))]
-    Source {
-        /// The path in the container.
-        path: PathBuf,
-        /// The source.
-        source_path: PathBuf,
-        /// The kernel's answer.
-        error: Errno,
-    },
-    /// The kernel refused a file system.
-    #[error("mounting {kind} on {}: {step}: {}{log}", path.display(), words(*error))]
-    FileSystem {
-        /// Its type.
-        kind: String,
-        /// The path in the container.
-        path: PathBuf,
-        /// Which step.
-        step: String,
-        /// The kernel's answer.
-        error: Errno,
-        /// The kernel's words, if it had any.
-        log: String,
-    },
-    /// A step that concerns no path of the image.
-    #[error("{what}: {}", words(*error))]
-    Step {
-        /// The step.
-        what: &'static str,
-        /// The kernel's answer.
-        error: Errno,
-    },
-}
-
-/// An answer of the kernel as users search for it: without the number.
-pub fn words(error: Errno) -> String {
-    let text = std::io::Error::from(error).to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters.next().map_or_else(String::new, |first| {
-        first.to_lowercase().chain(letters).collect()
-    })
-}
-
 fn step<T>(what: &'static str, result: Result<T, Errno>) -> Result<T, RootError> {
     result.map_err(|error| RootError::Step { what, error })
-}
-
-/// What the root is made from.
-#[derive(Debug, Clone, Copy)]
-pub struct Plan<'a> {
-    /// Mounts, devices, what is hidden.
-    pub spec: &'a Spec,
-    /// Where the layers are stacked.
-    pub rootfs: &'a Path,
-    /// Below this nobody but the agent makes names.
-    pub base: &'a Path,
-    /// The container is in a user namespace of its own, which may not make device nodes.
-    pub own_users: bool,
-    /// The working directory, made if it is missing.
-    pub directory: &'a Path,
 }
 
 /// The root before the change into it.
@@ -141,7 +44,7 @@ pub struct Built {
 /// Makes the root, from the caller's new mount namespace.
 ///
 /// # Errors
-/// The first step that fails. The mount namespace is of no use then.
+/// For the first step that fails; the mount namespace is useless then.
 pub fn build(plan: Plan<'_>) -> Result<Built, RootError> {
     let list = plan.spec.mounts().as_deref().unwrap_or_default();
     // Sources first: what they share with the host's mounts they keep.
@@ -154,7 +57,7 @@ pub fn build(plan: Plan<'_>) -> Result<Built, RootError> {
     let root = attach_root(plan.rootfs)?;
     let own_dev = mounts::attach_all(&root, list, sources, plan)?;
     devices::make(&root, plan, own_dev.as_ref())?;
-    // Its failure shows when the process enters it, at the start.
+    // If it fails, the process fails to enter it at the start.
     let _ = resolve::open_or_make(&root, plan.directory, Make::Directory);
     let linux = plan.spec.linux().as_ref();
     let paths = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
@@ -205,13 +108,13 @@ impl Built {
     /// Changes into it. Nothing of the tree before is left in the namespace.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn enter(&self) -> Result<(), RootError> {
         step("entering the root", rustix::process::fchdir(&self.root))?;
-        // The old root ends up on top of the new one (pivot_root(2)), and is taken off.
+        // The old root ends up on top of the new one (pivot_root(2)), and is unmounted.
         step("pivot_root", rustix::process::pivot_root(".", "."))?;
         step(
-            "letting go of the old root",
+            "unmounting the old root",
             unmount(".", UnmountFlags::DETACH),
         )?;
         step("entering /", rustix::process::chdir("/"))
@@ -220,7 +123,7 @@ impl Built {
     /// Shows a terminal at /dev/console, unless /dev is a volume.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn console(&self, terminal: impl AsFd) -> Result<(), RootError> {
         match &self.own_dev {
             Some(own) => devices::console(own, terminal),
@@ -228,10 +131,10 @@ impl Built {
         }
     }
 
-    /// Makes it read-only, if it shall be: after all that is made in it.
+    /// Makes it read-only if the spec says so, after everything is made in it.
     ///
     /// # Errors
-    /// The kernel's.
+    /// If the kernel refuses.
     pub fn seal(&self) -> Result<(), RootError> {
         if !self.read_only {
             return Ok(());
@@ -244,19 +147,5 @@ impl Built {
             "making the root read-only",
             mount_attr::change(&self.root, change),
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_kernels_words_are_those_users_know() {
-        assert_eq!(words(Errno::NOENT), "no such file or directory");
-        assert_eq!(words(Errno::NOTDIR), "not a directory");
-        assert_eq!(words(Errno::ACCESS), "permission denied");
-        assert_eq!(words(Errno::NOEXEC), "exec format error");
-        assert_eq!(words(Errno::TOOBIG), "argument list too long");
     }
 }

@@ -1,27 +1,29 @@
 //! The mounts of a container, by the new mount API: each is made detached, gets its attributes, and
 //! is attached to an open directory or file of the root.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 
 use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
 };
 
-use super::devices::OwnDev;
+use super::detached::{attach, clone};
+use super::devices::{self, OwnDev};
+use super::error::RootError;
 use super::options::{self, Options};
+use super::plan::Plan;
 use super::resolve::{self, Make};
-use super::{Plan, RootError};
 use crate::mount_attr;
 
 /// What statfs says of a procfs (linux/magic.h).
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
-/// What may be mounted in procfs: what tells a container how much of the machine is its own (lxcfs),
-/// and no other file.
+/// What may be mounted in procfs: the files that show a container its share of the machine (lxcfs),
+/// and no others.
 const IN_PROC: [&str; 10] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -88,8 +90,8 @@ fn open_source(path: &Path, recursive: bool, base: &Path) -> Result<Source, Errn
     })
 }
 
-/// Attaches all mounts, in the order of `list`. The answer is the container's own /dev, if it has one;
-/// one that is a volume is nobody's to fill.
+/// Attaches all mounts, in the order of `list`. Returns the container's own /dev, if it has one; a
+/// /dev that is a volume is left alone.
 ///
 /// # Errors
 /// The first mount that cannot be made.
@@ -113,7 +115,7 @@ pub fn attach_all(
             None => {
                 let made = attach_file_system(root, mount, &options)?;
                 if clean(at) == Path::new("/dev") && mount.typ().as_deref() == Some("tmpfs") {
-                    own_dev = Some(super::devices::fill(made, plan)?);
+                    own_dev = Some(devices::fill(made, plan)?);
                 }
             }
         }
@@ -174,8 +176,8 @@ fn attach_source(
     attach(&source.tree, &target).map_err(failed("mounting on"))
 }
 
-/// Through a link somebody else could turn, what is hidden in procfs and sysfs could be shown again:
-/// whatever is mounted at their places, and they themselves anywhere, want a plain directory.
+/// A link that a container can change could expose what is hidden in procfs and sysfs: whatever is
+/// mounted at /proc and /sys, and procfs and sysfs anywhere, need a plain directory.
 fn refuse_links(
     root: &OwnedFd,
     at: &Path,
@@ -199,7 +201,7 @@ fn refuse_links(
         Err(Errno::LOOP | Errno::NOTDIR) => {
             let mode = rustix::fs::fstat(target).map_err(failed)?.st_mode;
             if FileType::from_raw_mode(mode) != FileType::Directory {
-                // A file there is refused, or not, as one anywhere is.
+                // A file there is treated like a file anywhere.
                 return Ok(());
             }
             Err(RootError::Linked {
@@ -211,7 +213,7 @@ fn refuse_links(
     }
 }
 
-/// Where the file is that a mount point's path leads through.
+/// Finds the file that a mount point's path leads through.
 fn in_the_way(root: &OwnedFd, at: &Path) -> RootError {
     let file = at.ancestors().skip(1).find(|above| {
         let found = resolve::open(root, above, OFlags::PATH).and_then(rustix::fs::fstat);
@@ -248,29 +250,6 @@ fn is_root_of_proc(root: &OwnedFd, target: &OwnedFd) -> bool {
         .unwrap_or(false)
 }
 
-/// A detached mount of what is open, with what is mounted below if `recursive`.
-///
-/// # Errors
-/// The kernel's.
-pub fn clone(of: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    open_tree(of, "", flags)
-}
-
-/// Attaches a detached mount to what is open.
-///
-/// # Errors
-/// The kernel's.
-pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<(), Errno> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(tree, "", target, "", flags)
-}
-
 fn attach_file_system(
     root: &OwnedFd,
     mount: &Mount,
@@ -278,7 +257,7 @@ fn attach_file_system(
 ) -> Result<OwnedFd, RootError> {
     let at = mount.destination();
     let kind = match mount.typ().as_deref().unwrap_or_default() {
-        // The guest and the nodes have version 2 alone.
+        // Guests and nodes have version 2 only.
         "cgroup" => "cgroup2",
         kind => kind,
     };
@@ -352,23 +331,6 @@ fn make(kind: &str, source: Option<&Path>, options: &Options) -> Result<OwnedFd,
     })
 }
 
-/// A tmpfs that holds nothing and takes nothing.
-///
-/// # Errors
-/// The kernel's.
-pub fn empty() -> Result<OwnedFd, Errno> {
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_set_string(&context, "size", "4k")?;
-    fsconfig_set_string(&context, "nr_inodes", "1")?;
-    fsconfig_set_string(&context, "mode", "0755")?;
-    fsconfig_create(&context)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -395,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_at_proc_and_sys_asks_for_plain_directories() {
+    fn mounts_at_proc_and_sys_need_plain_directories() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("other/below")).unwrap();
         fs::create_dir(dir.path().join("proc")).unwrap();
@@ -410,7 +372,7 @@ mod tests {
         for good in ["/proc", "/proc/", "/data", "/sys/below", "/file"] {
             assert!(refused(good, None).is_none(), "{good}");
         }
-        // A file is no link; what cannot be mounted on it is refused with other words.
+        // A file is not a link; what cannot be mounted on it is refused with another message.
         fs::remove_dir(dir.path().join("proc")).unwrap();
         fs::write(dir.path().join("proc"), "").unwrap();
         assert!(refused("/proc", None).is_none());

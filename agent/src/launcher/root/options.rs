@@ -27,7 +27,7 @@ pub struct Options {
     pub propagation: u64,
     /// Whether propagation concerns those below as well.
     pub propagation_recursive: bool,
-    /// What the file system itself is told: `key` or `key=value`.
+    /// Options for the file system itself: `key` or `key=value`.
     pub data: Vec<String>,
 }
 
@@ -56,7 +56,7 @@ pub fn parse<'a>(options: impl IntoIterator<Item = &'a str>) -> Options {
                 parsed.bind = true;
                 parsed.recursive = true;
             }
-            // What a mount is without being told, and what mount(8) alone understands.
+            // The defaults of a mount, and options for mount(8) alone.
             "defaults" | "" | "async" | "auto" | "noauto" | "nouser" | "_netdev" => {}
             data => parsed.data.push(data.to_owned()),
         }
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_told_apart() {
+    fn options_are_split_into_attributes_propagation_and_data() {
         let all = [
             "rbind",
             "ro",
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_counts() {
+    fn the_last_of_contradicting_options_wins() {
         assert_eq!(parse(["ro", "rw"]).own.set, 0);
         assert_eq!(parse(["rw", "ro"]).own, parse(["ro"]).own);
         let access = parse(["noatime", "strictatime"]).own;

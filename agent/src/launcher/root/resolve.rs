@@ -33,7 +33,7 @@ pub enum Make {
 /// Opens what is at a path.
 ///
 /// # Errors
-/// The kernel's.
+/// If the kernel refuses.
 pub fn open(root: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     openat2(root, path, flags, INSIDE)
 }
@@ -41,7 +41,7 @@ pub fn open(root: impl AsFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errn
 /// Opens a directory to mount on that the image must not have turned into a link, nor one above it.
 ///
 /// # Errors
-/// The kernel's; ELOOP for a link.
+/// If the kernel refuses; ELOOP for a link.
 pub fn open_plain(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     openat2(root, path, flags, INSIDE | ResolveFlags::NO_SYMLINKS)
@@ -72,7 +72,7 @@ fn openat2(
 /// A link that leads to nothing is followed to where it leads in the root.
 ///
 /// # Errors
-/// The kernel's: ENOTDIR if a file is in the way, EROFS, ENOSPC; ELOOP for too many links.
+/// If the kernel refuses: ENOTDIR if a file is in the way, EROFS, ENOSPC; ELOOP for too many links.
 pub fn open_or_make(root: impl AsFd, path: &Path, make: Make) -> Result<OwnedFd, Errno> {
     // "/file/" is a file here, as in a pod's manifest; to the kernel it would be a directory.
     let path = &path.components().collect::<PathBuf>();
@@ -82,8 +82,8 @@ pub fn open_or_make(root: impl AsFd, path: &Path, make: Make) -> Result<OwnedFd,
     }
 }
 
-/// One step after the other. `done` has no link in it, as far as nobody changes it meanwhile: then
-/// a step fails, or leads elsewhere inside the root.
+/// One step after the other. `done` has no link in it, unless it is changed meanwhile: then a step
+/// fails, or leads elsewhere inside the root.
 fn walk(root: impl AsFd, path: &Path, make: Make) -> Result<OwnedFd, Errno> {
     let mut done = PathBuf::new();
     let mut ahead = VecDeque::new();

@@ -113,7 +113,7 @@ fn conditions_on_arguments_hold() {
 }
 
 #[test]
-fn a_profile_that_allows_what_it_does_not_name_is_left_so() {
+fn a_profile_that_allows_by_default_stays_so() {
     let filter = filter(
         r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
            {"names":["mseal","mount"],"action":"SCMP_ACT_ERRNO"}]}"#,
@@ -127,7 +127,7 @@ fn a_profile_that_allows_what_it_does_not_name_is_left_so() {
 }
 
 #[test]
-fn a_profile_may_name_nothing() {
+fn a_profile_without_rules_is_accepted() {
     let filter = filter(r#"{"defaultAction":"SCMP_ACT_ERRNO"}"#);
     assert_eq!(answer_to(&filter, 0), EPERM);
     // An architecture that is not named.
@@ -135,7 +135,7 @@ fn a_profile_may_name_nothing() {
 }
 
 #[test]
-fn a_process_of_the_agents_own_may_do_what_is_listed() {
+fn an_allow_list_allows_nothing_else() {
     let filter = allow_only(&[libc::SYS_pause, libc::SYS_exit_group]);
     for (call, answer) in [
         (libc::SYS_pause, ALLOW),
@@ -148,7 +148,7 @@ fn a_process_of_the_agents_own_may_do_what_is_listed() {
 }
 
 #[test]
-fn what_cannot_be_carried_out_is_refused() {
+fn unsupported_profiles_are_refused() {
     for json in [
         r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#,
         r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":70000}"#,
@@ -166,7 +166,7 @@ fn what_cannot_be_carried_out_is_refused() {
 
 proptest! {
     #[test]
-    fn every_program_answers(
+    fn every_path_through_a_program_returns(
         names in prop::collection::vec(
             prop_oneof![Just("read"), Just("mseal"), Just("listns"), Just("uprobe"), Just("open")], 0..5),
         allow in any::<bool>(), deny in any::<bool>(),

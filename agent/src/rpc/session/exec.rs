@@ -11,11 +11,12 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::input::feed;
-use super::{answer, opened, refuse};
+use super::reply::{answer, opened, refuse};
 use crate::clock;
 use crate::container::Containers;
 use crate::process::Process;
 use crate::process::pump::Output;
+use crate::report::Report;
 use crate::rpc::container::exit;
 use crate::rpc::status;
 
@@ -34,8 +35,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let (container, exec) = (request.container_id.clone(), request.exec_id.clone());
-    // Starting goes on to its end even if the daemon goes away, so that the process is known and
-    // can be forgotten.
+    // Starting completes even if the daemon disconnects, so that the process is known and can be
+    // deleted.
     let starting = {
         let containers = Arc::clone(&containers);
         tokio::spawn(async move { containers.run_exec(request).await })
@@ -47,7 +48,7 @@ where
             return Ok(());
         }
     };
-    let forget = Forget {
+    let deleted = DeleteOnDrop {
         containers,
         container,
         exec,
@@ -62,32 +63,36 @@ where
         std::future::pending::<()>().await;
     };
     let result = tokio::select! {
-        result = tell(process, &mut write, &shut) => result,
+        result = send_output(process, &mut write, &shut) => result,
         () = fed => Ok(()),
     };
-    drop(forget);
+    drop(deleted);
     result
 }
 
 /// Forgets an exec when its session is over, however that ended; one that still runs is killed with
 /// all that it started.
-struct Forget {
+struct DeleteOnDrop {
     containers: Arc<Containers>,
     container: String,
     exec: String,
 }
 
-impl Drop for Forget {
+impl Drop for DeleteOnDrop {
     fn drop(&mut self) {
         if let Err(error) = self.containers.delete_exec(&self.container, &self.exec) {
-            tracing::warn!(%error, "an exec could not be ended");
+            tracing::warn!(error = %Report(&error), "an exec could not be killed");
         }
     }
 }
 
 /// Output to its end, then the exit. Read from the process's own pipes into the frame that is sent:
-/// what nobody reads stays in the pipe and holds the process up.
-async fn tell<S>(process: &Process, write: &mut WriteHalf<S>, shut: &Notify) -> io::Result<()>
+/// a slow reader leaves the output in the pipe, which blocks the process.
+async fn send_output<S>(
+    process: &Process,
+    write: &mut WriteHalf<S>,
+    shut: &Notify,
+) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite,
 {
@@ -139,7 +144,7 @@ where
         }
         write.write_all(&Frame::Alive.header()).await?;
     };
-    let end = end.ok_or_else(|| io::Error::other("the process was given up without an exit"))?;
+    let end = end.ok_or_else(|| io::Error::other("the agent lost track of the process"))?;
     write.write_all(&session::exit(&exit(&end))).await?;
     write.shutdown().await
 }

@@ -10,13 +10,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Status;
 
-use super::{answer, opened, refuse};
+use super::reply::{answer, opened, refuse};
 
 /// For a connection to the pod's own loopback address.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 const READ_SIZE: usize = 64 * 1024;
 
-/// Carries bytes both ways until both ends have said all.
+/// Copies bytes both ways until both ends are closed.
 pub async fn serve<S>(mut stream: S, to: Forward) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -38,7 +38,9 @@ async fn connect(port: u32) -> Result<TcpStream, Status> {
     let port = u16::try_from(port)
         .ok()
         .filter(|port| *port > 0)
-        .ok_or_else(|| Status::invalid_argument(format!("{port} is no TCP port (1 to 65535)")))?;
+        .ok_or_else(|| {
+            Status::invalid_argument(format!("{port} is not a TCP port (1 to 65535)"))
+        })?;
     let mut last = io::Error::from(io::ErrorKind::TimedOut);
     for address in [
         IpAddr::from(Ipv4Addr::LOCALHOST),
@@ -50,7 +52,7 @@ async fn connect(port: u32) -> Result<TcpStream, Status> {
                 let _ = stream.set_nodelay(true);
                 return Ok(stream);
             }
-            // The first address's answer tells more: a pod without IPv6 has none at all.
+            // The error of the first address says more: a pod without IPv6 has no ::1 at all.
             Ok(Err(error)) if address.is_ipv4() => last = error,
             Ok(Err(_)) | Err(_) => {}
         }

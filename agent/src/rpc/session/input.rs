@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf};
 use tonic::Status;
 
-use super::{answer, opened, refuse};
+use super::reply::{answer, opened, refuse};
 use crate::container::{AnyProcess, Containers};
 use crate::process::Process;
 use crate::rpc::status;

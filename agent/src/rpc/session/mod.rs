@@ -7,22 +7,25 @@ mod exec;
 mod forward;
 mod input;
 mod output;
+mod reply;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_proto::agent::SessionRequest;
 use bulkhead_proto::agent::session_request::What;
-use bulkhead_proto::agent::{SessionRequest, SessionResponse};
 use bulkhead_proto::session::{self, MAX_REQUEST};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::time::timeout;
-use tonic::{Code, Status};
+use tonic::Status;
 
+use self::reply::refuse;
 use crate::container::Containers;
 
 /// For the whole request to come: the daemon writes it in one go.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+
 /// Serves a session whose first bytes (the magic) have been read.
 pub async fn serve<S>(mut stream: S, containers: Arc<Containers>)
 where
@@ -41,7 +44,7 @@ where
         Some(What::Input(process)) => input::serve(stream, &containers, process).await,
         Some(What::Forward(to)) => forward::serve(stream, to).await,
         None => {
-            let status = Status::invalid_argument("a session that asks for nothing");
+            let status = Status::invalid_argument("the session request is empty");
             return refuse(stream, &status).await;
         }
     };
@@ -57,23 +60,4 @@ async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Sessio
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
     session::message(&body).map_err(io::Error::other)
-}
-
-async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, status: &Status) -> io::Result<()> {
-    let response = SessionResponse {
-        code: i32::from(status.code()).unsigned_abs(),
-        message: status.message().chars().take(4096).collect(),
-    };
-    stream.write_all(&session::answer(&response)).await?;
-    stream.flush().await
-}
-
-async fn refuse<S: AsyncWrite + Unpin>(mut stream: S, status: &Status) {
-    // A daemon that went away needs no answer.
-    let _ = answer(&mut stream, status).await;
-    let _ = stream.shutdown().await;
-}
-
-fn opened() -> Status {
-    Status::new(Code::Ok, "")
 }

@@ -1,5 +1,5 @@
-//! The output of a container's own process, which is kept until it is acknowledged: another session
-//! goes on where one was cut off.
+//! The output of a container's own process, which is kept until it is acknowledged: the next
+//! session continues where the last was cut off.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use bulkhead_proto::session::{self, ACKNOWLEDGEMENT, FRAME_HEADER, Frame, MAX_FR
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tonic::Status;
 
-use super::{answer, opened, refuse};
+use super::reply::{answer, opened, refuse};
 use crate::container::Containers;
 use crate::process::Process;
 use crate::process::buffer::{Piece, Read, StreamBuffer};
@@ -40,7 +40,7 @@ where
     answer(&mut stream, &opened()).await?;
     let (read, write) = tokio::io::split(stream);
     tokio::select! {
-        told = tell(process, &request, write) => told,
+        sent = send_output(process, &request, write) => sent,
         gone = acknowledge(read, process) => gone,
     }
 }
@@ -86,7 +86,7 @@ where
     }
 }
 
-async fn tell<S>(
+async fn send_output<S>(
     process: &Process,
     request: &OutputRequest,
     mut write: WriteHalf<S>,
@@ -130,7 +130,7 @@ where
         }
     }
     let end = process.exit.clone().wait().await;
-    let end = end.ok_or_else(|| io::Error::other("the process was given up without an exit"))?;
+    let end = end.ok_or_else(|| io::Error::other("the agent lost track of the process"))?;
     write.write_all(&session::exit(&exit(&end))).await?;
     write.shutdown().await
 }

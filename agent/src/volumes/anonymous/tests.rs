@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 
@@ -7,58 +7,14 @@ use rustix::fs::{FileType, XattrFlags};
 use rustix::mount::MountFlags;
 use rustix::thread::UnshareFlags;
 
-use super::model::attributes;
+use super::fixture::{Case, attributes, is_root, names};
 use super::*;
+use crate::report::report;
 use crate::userns::Range;
 use crate::volumes::remove;
 
-/// A root to be with a volume at /data, and the place of the volume.
-pub(super) struct Case {
-    pub(super) dir: tempfile::TempDir,
-}
-
-impl Case {
-    pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("root")).unwrap();
-        Self { dir }
-    }
-
-    pub(super) fn root(&self) -> PathBuf {
-        self.dir.path().join("root")
-    }
-
-    fn place(&self) -> PathBuf {
-        self.dir.path().join("volume-0")
-    }
-
-    pub(super) fn make(&self, destination: &str) -> Result<PathBuf, VolumeError> {
-        make(&self.root(), Path::new(destination), self.place(), None)
-    }
-}
-
-impl Drop for Case {
-    fn drop(&mut self) {
-        // Some are too deep for the temporary directory's own removal.
-        let _ = remove::tree(&self.root());
-        let _ = remove::tree(&self.place());
-    }
-}
-
-/// Only root can give files away.
-pub(super) fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
 fn mode(path: &Path) -> u32 {
     path.symlink_metadata().unwrap().mode() & 0o7777
-}
-
-pub(super) fn names(directory: &Path) -> Vec<OsString> {
-    let entries = fs::read_dir(directory).unwrap();
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-    names.sort();
-    names
 }
 
 /// Makes directories within each other.
@@ -72,7 +28,7 @@ pub(crate) fn dig(root: &Path, depth: usize) {
 }
 
 #[test]
-fn without_a_directory_in_the_image_it_is_empty_and_roots() {
+fn without_a_directory_in_the_image_the_volume_is_empty_and_owned_by_root() {
     if !is_root() {
         return;
     }
@@ -99,7 +55,7 @@ fn without_a_directory_in_the_image_it_is_empty_and_roots() {
 }
 
 #[test]
-fn a_link_is_followed_in_the_root_and_never_out_of_it() {
+fn links_are_followed_inside_the_root_only() {
     if !is_root() {
         return;
     }
@@ -145,7 +101,7 @@ fn a_file_at_its_path_is_an_error_that_names_it() {
             error,
             VolumeError::Anonymous(AnonymousError::NoDirectory { .. })
         ));
-        let text = error.to_string();
+        let text = report(&error);
         assert!(text.contains(path) && text.contains("file"), "{text}");
     }
     symlink("loop", case.root().join("loop")).unwrap();
@@ -161,7 +117,7 @@ fn a_file_at_its_path_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_tree_deeper_than_a_path_and_the_descriptors_is_copied() {
+fn a_tree_deeper_than_path_max_and_open_files_is_copied() {
     let case = Case::new();
     let data = case.root().join("data");
     fs::create_dir(&data).unwrap();
@@ -179,7 +135,7 @@ fn a_tree_deeper_than_a_path_and_the_descriptors_is_copied() {
 }
 
 #[test]
-fn what_is_too_large_is_refused() {
+fn trees_beyond_the_limits_are_refused() {
     let case = Case::new();
     let data = case.root().join("data");
     fs::create_dir(&data).unwrap();
@@ -216,7 +172,7 @@ fn what_is_too_large_is_refused() {
         match (result, words) {
             (Ok(()), None) => {}
             (Err(error), Some(words)) => {
-                assert!(error.to_string().contains(words), "{error}");
+                assert!(report(&error).contains(words), "{error}");
             }
             other => panic!("{other:?}"),
         }
@@ -275,7 +231,7 @@ fn as_many_hard_links_as_a_file_can_have_are_kept() {
 }
 
 #[test]
-fn owners_capabilities_and_devices_are_kept_and_overlays_marks_are_not() {
+fn owners_capabilities_and_devices_are_kept_and_overlayfs_attributes_are_not() {
     if !is_root() {
         return;
     }
@@ -328,10 +284,11 @@ fn owners_capabilities_and_devices_are_kept_and_overlays_marks_are_not() {
     assert_eq!(mode(&made.join("null")), 0o642);
 }
 
-/// Runs where mounts are seen by nobody else.
+/// Runs in a mount namespace of its own.
 fn among_own_mounts(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(|| {
-        // SAFETY: the root, the working directory and the mounts of this thread alone.
+        // SAFETY: only CLONE_FILES could make descriptors invalid; NEWNS gives this thread a root, a
+        // working directory and mounts of its own.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
         let flags = rustix::mount::MountPropagationFlags::PRIVATE
             | rustix::mount::MountPropagationFlags::REC;
@@ -342,7 +299,7 @@ fn among_own_mounts(test: impl FnOnce() + Send + 'static) {
 }
 
 #[test]
-fn a_full_disk_is_told() {
+fn a_full_disk_is_reported_as_such() {
     if !is_root() {
         return;
     }
@@ -362,7 +319,7 @@ fn a_full_disk_is_told() {
         for path in ["/big", "/many"] {
             let place = scratch.join("volume-0");
             let error = make(&case.root(), Path::new(path), place.clone(), None).unwrap_err();
-            let text = error.to_string();
+            let text = report(&error);
             assert!(
                 matches!(error, VolumeError::Anonymous(AnonymousError::Full { .. })),
                 "{text}"
@@ -417,7 +374,7 @@ fn a_mount_in_the_root_is_not_entered_and_an_overlay_on_the_copy_works() {
 }
 
 #[test]
-fn stacked_layers_are_copied_as_they_are_seen() {
+fn stacked_layers_are_copied_as_the_merged_view() {
     if !is_root() {
         return;
     }
@@ -438,7 +395,7 @@ fn stacked_layers_are_copied_as_they_are_seen() {
         fs::write(low.join("both/low"), "").unwrap();
         fs::write(high.join("both/high"), "").unwrap();
         fs::hard_link(low.join("one"), low.join("both/two")).unwrap();
-        // overlayfs's mark of a file that is no more.
+        // overlayfs's whiteout: a file that was removed.
         let gone = high.join("gone");
         rustix::fs::mknodat(CWD, gone, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
         rootfs.mount(&layers).unwrap();

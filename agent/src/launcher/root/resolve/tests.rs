@@ -170,7 +170,7 @@ proptest! {
 }
 
 #[test]
-fn a_dangling_link_is_made_where_it_leads() {
+fn the_target_of_a_dangling_link_is_made() {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir(root.path().join("etc")).unwrap();
     for (link, target) in [
@@ -191,7 +191,7 @@ fn a_dangling_link_is_made_where_it_leads() {
 }
 
 #[test]
-fn a_plain_directory_is_no_link_on_any_step() {
+fn a_plain_directory_has_no_link_on_its_path() {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir_all(root.path().join("real/proc")).unwrap();
     symlink("/real", root.path().join("linked")).unwrap();
@@ -204,7 +204,7 @@ fn a_plain_directory_is_no_link_on_any_step() {
 }
 
 #[test]
-fn magic_links_lead_nowhere() {
+fn magic_links_are_not_followed() {
     let root = root_of(Path::new("/"));
     let flags = OFlags::PATH;
     assert_eq!(
@@ -215,7 +215,7 @@ fn magic_links_lead_nowhere() {
 }
 
 #[test]
-fn circles_end() {
+fn link_loops_end() {
     let root = tempfile::tempdir().unwrap();
     symlink("b", root.path().join("a")).unwrap();
     symlink("a", root.path().join("b")).unwrap();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, mount, mount_move};
 
-use super::InitError;
+use super::error::InitError;
 
 struct Mount {
     what: &'static str,

@@ -10,25 +10,29 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
+use super::errno::errno_text;
 use super::finish::{self, Identity};
-use super::message::{Answer, ChildStdio, CreateRequest, Failure, FailureKind, PidNamespace, User};
-use super::root::{self, words};
+use super::message::{
+    ChildStdio, CreateRequest, Failure, FailureKind, PidNamespace, Reply, Response, User,
+};
+use super::root::error::RootError;
+use super::root::{self, plan};
 use super::seccomp::{self, Filter};
-use super::server::Answered;
-use super::worker::{self, Child, FirstWord, Plan, internal};
-use super::{fork, holder, terminal};
+use super::worker::{self, Child, Plan, internal};
+use super::{fork, pty};
+use crate::report::report;
 use crate::user::{self, UserError};
 
 /// Builds the container.
 ///
 /// # Errors
-/// Why it cannot be; its cgroup may still have a dying process.
+/// If it cannot be built; a dying process may be left in its cgroup.
 pub fn run(
     request: &CreateRequest,
     stdio: Option<ChildStdio>,
     users: Option<&OwnedFd>,
     pids: Option<&OwnedFd>,
-) -> Result<Answered, Failure> {
+) -> Result<Reply, Failure> {
     let process = request.spec.process().as_ref();
     let process = process.ok_or_else(|| invalid("the spec has no process"))?;
     let profile = request
@@ -37,7 +41,7 @@ pub fn run(
         .as_ref()
         .and_then(|l| l.seccomp().as_ref());
     let filter = profile.map(seccomp::compile).transpose();
-    let filter = filter.map_err(|error| invalid(&error.to_string()))?;
+    let filter = filter.map_err(|error| invalid(&report(&error)))?;
     let wanted = agent::User::decode(request.user.as_slice())
         .map_err(|error| internal("reading the container's user", error))?;
 
@@ -55,19 +59,19 @@ pub fn run(
         namespaces,
         keep: &keep,
         enter: &|| enter(users, pids),
-        run: &|child| match be(request, &wanted, filter.as_ref(), child) {
+        run: &|child| match run_process(request, &wanted, filter.as_ref(), child) {
             Ok(never) => match never {},
             Err(failure) => failure,
         },
     })?;
-    if let (Some(stdio), Some(user)) = (&copies, &started.word.user) {
+    if let (Some(stdio), Some(user)) = (&copies, &started.ready.user) {
         worker::give(stdio, user, request.users.as_ref())?;
     }
     let mut fds = vec![started.status, started.go, started.page];
-    fds.extend(started.terminal);
-    let answer = Answer::Started {
+    fds.extend(started.ready.terminal);
+    let answer = Response::Started {
         pid: started.pid.as_raw_nonzero().get(),
-        user: started.word.user,
+        user: started.ready.user,
         filter,
     };
     Ok((answer, fds))
@@ -89,11 +93,12 @@ fn copy(stdio: &ChildStdio) -> Result<ChildStdio, Failure> {
     })
 }
 
-/// The namespaces that hold for children: the user namespace first, which then owns the others.
+/// Joins the namespaces that take effect for children: the user namespace first, which then owns
+/// the others.
 fn enter(users: Option<BorrowedFd<'_>>, pids: Option<BorrowedFd<'_>>) -> Result<(), Failure> {
     let join = |namespace: BorrowedFd<'_>, kind, what: &'static str| {
         move_into_link_name_space(namespace, Some(kind))
-            .map_err(|error| internal(what, words(error)))
+            .map_err(|error| internal(what, errno_text(error)))
     };
     if let Some(users) = users {
         join(
@@ -101,8 +106,8 @@ fn enter(users: Option<BorrowedFd<'_>>, pids: Option<BorrowedFd<'_>>) -> Result<
             LinkNameSpaceType::User,
             "joining the pod's user namespace",
         )?;
-        holder::become_root()
-            .map_err(|error| internal("becoming the user namespace's root", words(error)))?;
+        fork::become_root()
+            .map_err(|error| internal("becoming the user namespace's root", errno_text(error)))?;
     }
     if let Some(pids) = pids {
         join(
@@ -115,7 +120,7 @@ fn enter(users: Option<BorrowedFd<'_>>, pids: Option<BorrowedFd<'_>>) -> Result<
 }
 
 /// The container's process.
-fn be(
+fn run_process(
     request: &CreateRequest,
     wanted: &agent::User,
     filter: Option<&Filter>,
@@ -132,11 +137,12 @@ fn be(
         // Its root is the cgroup that was joined before.
         own |= UnshareFlags::NEWCGROUP;
     }
-    // SAFETY: the process has one thread, and neither flag concerns descriptors.
+    // SAFETY: only CLONE_FILES could make descriptors of this process invalid; NEWNS and NEWCGROUP do
+    // not touch them, and the process has no other thread.
     unsafe { rustix::thread::unshare_unsafe(own) }
-        .map_err(|error| internal("making the container's namespaces", words(error)))?;
+        .map_err(|error| internal("making the container's namespaces", errno_text(error)))?;
     rustix::process::umask(Mode::empty());
-    let built = root::build(root::Plan {
+    let built = root::build(plan::Plan {
         spec: &request.spec,
         rootfs: &request.rootfs,
         base: &request.base,
@@ -154,12 +160,12 @@ fn be(
         None
     };
     built.seal().map_err(refused)?;
-    let word = FirstWord::of(known.map(|user| User {
+    let user = known.map(|user| User {
         uid: user.uid,
         gid: user.gid,
         gids: user.gids.clone(),
-    }));
-    child.say(word, master.as_ref().map(AsFd::as_fd))?;
+    });
+    child.send_ready(user, master.as_ref().map(AsFd::as_fd))?;
     drop((master, built));
     if !wait_for_start(&child)? {
         // Deleted before it was started.
@@ -168,25 +174,25 @@ fn be(
     Err(start(request, identity, filter, &child))
 }
 
-fn refused(error: root::RootError) -> Failure {
-    Failure::new(FailureKind::InvalidSpec, error.to_string())
+fn refused(error: RootError) -> Failure {
+    Failure::new(FailureKind::InvalidSpec, report(&error))
 }
 
 fn take_terminal(built: &root::Built, uid: u32) -> Result<OwnedFd, Failure> {
-    let (master, slave) = terminal::open(uid)
-        .map_err(|error| internal("opening a terminal in the container", error))?;
+    let (master, slave) =
+        pty::open(uid).map_err(|error| internal("opening a terminal in the container", error))?;
     built.console(&slave).map_err(refused)?;
     finish::set_terminal(slave.as_fd())?;
     Ok(master)
 }
 
-/// Whether the start came, and not the end of whoever could give it.
+/// Waits for the start; false if the agent's end of the pipe closed instead.
 fn wait_for_start(child: &Child) -> Result<bool, Failure> {
     loop {
         match rustix::io::read(&child.go, &mut [0; 1][..]) {
             Ok(length) => return Ok(length == 1),
             Err(Errno::INTR) => {}
-            Err(error) => return Err(internal("waiting for the start", words(error))),
+            Err(error) => return Err(internal("waiting for the start", errno_text(error))),
         }
     }
 }
@@ -199,12 +205,12 @@ fn start(
 ) -> Failure {
     let identity = match identity {
         Ok(identity) => identity,
-        Err(error) => return invalid(&error.to_string()),
+        Err(error) => return invalid(&report(&error)),
     };
     if let Some(map) = &request.users
         && let Err(error) = map.check(&identity.user)
     {
-        return invalid(&error.to_string());
+        return invalid(&report(&error));
     }
     let Some(process) = request.spec.process() else {
         return invalid("the spec has no process");

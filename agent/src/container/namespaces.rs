@@ -1,6 +1,6 @@
-//! The namespaces that the containers of a pod share, as the agent has them: by descriptor. Containers
-//! can end the process that was their first (reboot(2) in its PID namespace, ptrace(2)), and its
-//! number may then be anybody's. Making that process is the launcher's business.
+//! The namespaces that the containers of a pod share, by descriptor. Containers can end the pause
+//! process, which was their first (reboot(2) in its PID namespace, ptrace(2)), and its number may then
+//! be reused. Making that process is the launcher's business (`launcher::pause`).
 
 use std::fs::File;
 use std::io;
@@ -12,19 +12,19 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::process::has_ended;
 
-/// The first process of the pod's shared PID namespace, and what it keeps.
+/// The pod's pause process, and the namespaces that live as long as it does.
 #[derive(Debug)]
-pub struct Holder {
+pub struct SharedNamespaces {
     process: OwnedFd,
     pids: OwnedFd,
     users: OwnedFd,
 }
 
-impl Holder {
+impl SharedNamespaces {
     /// Takes the namespaces of a process that the launcher has just made.
     ///
     /// # Errors
-    /// The kernel's; ESRCH if it has ended meanwhile.
+    /// If the kernel refuses; ESRCH if it has ended meanwhile.
     pub fn of(pid: i32) -> io::Result<Self> {
         let number = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
         let process = rustix::process::pidfd_open(number, PidfdFlags::empty())?;
@@ -40,7 +40,7 @@ impl Holder {
     /// Whether it has ended: no process can begin in a PID namespace whose first has.
     ///
     /// # Errors
-    /// The kernel's; nothing is known then.
+    /// If the kernel refuses; nothing is known then.
     pub fn has_ended(&self) -> io::Result<bool> {
         has_ended(&self.process)
     }
@@ -48,7 +48,7 @@ impl Holder {
     /// The PID namespace.
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// If no descriptor is left.
     pub fn pids(&self) -> io::Result<OwnedFd> {
         self.pids.try_clone()
     }
@@ -56,7 +56,7 @@ impl Holder {
     /// The user namespace.
     ///
     /// # Errors
-    /// When no descriptor is left.
+    /// If no descriptor is left.
     pub fn users(&self) -> io::Result<OwnedFd> {
         self.users.try_clone()
     }
@@ -65,17 +65,17 @@ impl Holder {
 /// Opens a namespace of the process behind `process`; `pid` is its number, which may have been reused.
 ///
 /// # Errors
-/// The kernel's; ESRCH if the process has ended.
+/// If the kernel refuses; ESRCH if the process has ended.
 pub fn namespace(pid: i32, process: &OwnedFd, kind: &str) -> io::Result<OwnedFd> {
     let file = File::open(format!("/proc/{pid}/ns/{kind}"))?;
-    // Still alive, so the number was its own when the file was opened.
+    // Still alive, so the pid was its own when the file was opened.
     if has_ended(process)? {
         return Err(Errno::SRCH.into());
     }
     Ok(file.into())
 }
 
-/// A path that leads to what is open, for this process alone and as long as it is open.
+/// A path to an open descriptor, for this process and as long as it is open.
 pub fn path_of(open: &OwnedFd) -> PathBuf {
     format!("/proc/self/fd/{}", open.as_raw_fd()).into()
 }
@@ -87,19 +87,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_taken_of_a_process_that_has_ended() {
+    fn namespaces_of_an_ended_process_are_refused() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = child.id().try_into().unwrap();
-        let holder = Holder::of(pid).unwrap();
-        assert!(!holder.has_ended().unwrap());
-        assert!(holder.pids().is_ok() && path_of(&holder.users().unwrap()).exists());
+        let shared = SharedNamespaces::of(pid).unwrap();
+        assert!(!shared.has_ended().unwrap());
+        assert!(shared.pids().is_ok() && path_of(&shared.users().unwrap()).exists());
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(holder.has_ended().unwrap());
-        // Its number may be anybody's now; here it is that of this very process.
+        assert!(shared.has_ended().unwrap());
+        // Its pid may be reused now; here by this very process.
         let own = std::process::id().try_into().unwrap();
-        let error = namespace(own, &holder.process, "pid").unwrap_err();
+        let error = namespace(own, &shared.process, "pid").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(Errno::SRCH.raw_os_error()));
-        assert!(Holder::of(pid).is_err());
+        assert!(SharedNamespaces::of(pid).is_err());
     }
 }

@@ -6,27 +6,26 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::Errno;
-use rustix::process::Signal;
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 use super::capabilities::Sets;
+use super::errno::errno_text;
 use super::finish::{self, Identity};
-use super::message::{Answer, ChildStdio, ExecRequest, Failure, User};
-use super::root::words;
-use super::server::Answered;
-use super::worker::{self, Child, FirstWord, Plan, internal, not_running};
-use super::{holder, terminal};
+use super::message::{ChildStdio, ExecRequest, Failure, Reply, Response, User};
+use super::worker::{self, Child, Plan, internal, not_running};
+use super::{fork, pty};
+use crate::process::kill_new;
 use crate::user;
 
 /// Runs the process.
 ///
 /// # Errors
-/// Why it cannot run; it is dead or dying then.
+/// If it cannot run; it is dead or dying then.
 pub fn run(
     request: &ExecRequest,
     stdio: Option<ChildStdio>,
     target: &OwnedFd,
-) -> Result<Answered, Failure> {
+) -> Result<Reply, Failure> {
     let mut cgroups = vec![worker::open_cgroup(&request.cgroup)?];
     cgroups.extend(where_the_first_is(request));
     if let Some(stdio) = &stdio {
@@ -49,31 +48,31 @@ pub fn run(
         namespaces: 0,
         keep: &keep,
         enter: &|| enter(target, own_users, writes_cgroups),
-        run: &|child| match be(request, child, writes_cgroups) {
+        run: &|child| match run_process(request, child, writes_cgroups) {
             Ok(never) => match never {},
             Err(failure) => failure,
         },
     })?;
     let failure = match worker::wait_for_end(&started.status) {
-        Ok(told) => worker::outcome(&told, &started.page)
-            .map_err(|error| internal("reading the outcome", words(error)))?,
+        Ok(report) => worker::outcome(&report, &started.page)
+            .map_err(|error| internal("reading the outcome", errno_text(error)))?,
         Err(error) => Some(internal("waiting for execve", error)),
     };
     if let Some(failure) = failure {
-        let _ = rustix::process::kill_process(started.pid, Signal::KILL);
+        kill_new(started.pid.as_raw_nonzero().get());
         return Err(failure);
     }
-    let answer = Answer::Started {
+    let answer = Response::Started {
         pid: started.pid.as_raw_nonzero().get(),
         user: None,
         filter: None,
     };
-    Ok((answer, started.terminal.into_iter().collect()))
+    Ok((answer, started.ready.terminal.into_iter().collect()))
 }
 
-/// The container may have moved its processes into cgroups of its own (systemd does), so that its
-/// own may hold none: then the exec goes where the first process is (cgroup v2, no internal
-/// processes).
+/// The container may have moved its processes into cgroups of its own (systemd does), and then its
+/// own cgroup may not have any (cgroup v2, no internal processes): the exec goes where the first
+/// process is.
 fn where_the_first_is(request: &ExecRequest) -> Option<OwnedFd> {
     let own = fs::read_to_string(format!("/proc/{}/cgroup", request.target_pid)).ok()?;
     let below = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -103,20 +102,20 @@ fn enter(target: &OwnedFd, own_users: bool, writes_cgroups: bool) -> Result<(), 
         if error == Errno::SRCH {
             not_running()
         } else {
-            internal("entering the container", words(error))
+            internal("entering the container", errno_text(error))
         }
     })?;
     if own_users {
         // The terminal, and what the process makes before it changes to its user, must have an
         // owner that exists in there.
-        holder::become_root()
-            .map_err(|error| internal("becoming the container's root", words(error)))?;
+        fork::become_root()
+            .map_err(|error| internal("becoming the container's root", errno_text(error)))?;
     }
     Ok(())
 }
 
 /// The container's process.
-fn be(
+fn run_process(
     request: &ExecRequest,
     mut child: Child,
     writes_cgroups: bool,
@@ -125,11 +124,12 @@ fn be(
     finish::new_session()?;
     if !writes_cgroups {
         // Its own cgroup is the root of what it sees, as the container's is for the container:
-        // programs that look up their limits by /proc/self/cgroup find them. One that may write
-        // the container's cgroups sees all of them.
-        // SAFETY: the process has one thread, and the flag concerns no descriptors.
+        // programs that look up their limits by /proc/self/cgroup find them. A process that may
+        // write the container's cgroups sees all of them.
+        // SAFETY: only CLONE_FILES could make descriptors of this process invalid; NEWCGROUP does not
+        // touch them, and the process has no other thread.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) }
-            .map_err(|error| internal("making a cgroup namespace", words(error)))?;
+            .map_err(|error| internal("making a cgroup namespace", errno_text(error)))?;
     }
     let master = match child.stdio.take() {
         Some(stdio) => {
@@ -137,13 +137,13 @@ fn be(
             None
         }
         None => {
-            let (master, slave) = terminal::open(user.uid())
+            let (master, slave) = pty::open(user.uid())
                 .map_err(|error| internal("opening a terminal in the container", error))?;
             finish::set_terminal(slave.as_fd())?;
             Some(master)
         }
     };
-    child.say(FirstWord::default(), master.as_ref().map(AsFd::as_fd))?;
+    child.send_ready(None, master.as_ref().map(AsFd::as_fd))?;
     drop(master);
     let who = Identity {
         uid: user.uid(),

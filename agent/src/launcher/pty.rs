@@ -1,35 +1,15 @@
 //! Terminals of containers, opened inside of them: their /dev is not to be trusted.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::OwnedFd;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 
 /// What statfs says of a devpts (linux/magic.h).
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
 /// Device number of the multiplexer, the same in every devpts instance.
 const PTMX: (u32, u32) = (5, 2);
-
-/// Waits until a descriptor can be read, at most for `deadline`.
-///
-/// # Errors
-/// TimedOut, or the kernel's answer.
-pub fn wait_readable(fd: impl AsFd, deadline: Duration) -> io::Result<()> {
-    let timeout = Timespec::try_from(deadline).map_err(|_| io::ErrorKind::InvalidInput)?;
-    loop {
-        let mut polled = [PollFd::new(&fd, PollFlags::IN)];
-        match rustix::event::poll(&mut polled, Some(&timeout)) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
 
 /// Refuses what is not the master of a terminal.
 ///
@@ -57,7 +37,7 @@ pub fn check_master(master: &OwnedFd) -> io::Result<()> {
 /// user.
 ///
 /// # Errors
-/// When the container has no devpts at /dev/pts.
+/// If the container has no devpts at /dev/pts.
 pub fn open(uid: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     // Not /dev/ptmx: the image or a process of the container may have put anything there.
     let master = rustix::fs::open(

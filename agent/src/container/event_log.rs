@@ -2,22 +2,23 @@
 //! remembered.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
 use crate::clock;
+use crate::mutex::lock;
 use crate::process::exit::Exit;
 
 /// How many events are remembered.
 pub const KEPT: usize = 4096;
 
-/// What happened.
+/// A kind of event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum EventKind {
     /// The container's first process ended.
     Exited(Exit),
-    /// The kernel killed something in it, and it lives.
+    /// The OOM killer ended a process in it, and it lives on.
     Oom {
         /// CLOCK_REALTIME when it was noticed.
         time_unix_ns: i64,
@@ -29,10 +30,10 @@ pub enum What {
 pub struct Event {
     /// From 1 on, without gaps.
     pub sequence: u64,
-    /// To whom.
+    /// Which container.
     pub container: String,
-    /// What.
-    pub what: What,
+    /// What happened to it.
+    pub kind: EventKind,
 }
 
 #[derive(Debug, Default)]
@@ -43,23 +44,23 @@ struct Inner {
 
 /// The record of events.
 #[derive(Debug, Default)]
-pub struct Events {
+pub struct EventLog {
     inner: Mutex<Inner>,
     added: Notify,
 }
 
-impl Events {
+impl EventLog {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
-    fn push(&self, container: &str, what: What) {
+    fn push(&self, container: &str, kind: EventKind) {
         let mut inner = self.lock();
         inner.last += 1;
         let event = Event {
             sequence: inner.last,
             container: container.to_owned(),
-            what,
+            kind,
         };
         inner.events.push_back(event);
         if inner.events.len() > KEPT {
@@ -71,14 +72,14 @@ impl Events {
 
     /// A container's first process ended.
     pub fn exited(&self, container: &str, exit: Exit) {
-        self.push(container, What::Exited(exit));
+        self.push(container, EventKind::Exited(exit));
     }
 
-    /// Something in a living container was killed for want of memory.
+    /// The OOM killer ended a process of a container that lives on.
     pub fn oom(&self, container: &str) {
         self.push(
             container,
-            What::Oom {
+            EventKind::Oom {
                 time_unix_ns: clock::realtime_ns(),
             },
         );
@@ -107,8 +108,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_late_listener_hears_what_is_remembered() {
-        let events = Events::default();
+    async fn a_late_listener_gets_the_remembered_events() {
+        let events = EventLog::default();
         for _ in 0..KEPT + 2 {
             events.oom("c");
         }

@@ -1,27 +1,30 @@
-//! The first process of the PID namespace a pod's containers share, and of their user namespace,
-//! where the pod has one: it reaps, and its life keeps both. Runs in a worker.
+//! The pause process: the first of the PID namespace that a pod's containers share, and of their user
+//! namespace where the pod has one. It reaps, and both namespaces live as long as it does. Runs in a
+//! worker.
 //!
-//! Containers see it, and one with CAP_SYS_PTRACE may do with it what it likes: so it has an empty
-//! root, no capabilities, no descriptors, and a filter that lets it wait and nothing else.
+//! Containers see it, and one with CAP_SYS_PTRACE controls it: so it has an empty root, no
+//! capabilities, no descriptors, and a seccomp filter that allows it to wait and nothing else.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{Gid, Mode, OFlags, Uid};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{DumpableBehavior, Pid, Signal};
+use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
 use super::capabilities::Sets;
+use super::errno::errno_text;
+use super::finish;
 use super::fork::{self, Fork};
-use super::message::{Answer, Failure, FailureKind};
-use super::root::{mounts, words};
+use super::message::{Failure, FailureKind, Reply, Response};
+use super::root::detached;
 use super::seccomp::{self, Filter};
-use super::server::Answered;
-use super::{finish, terminal};
+use crate::poll::wait_readable;
+use crate::process::kill_new;
 use crate::userns::IdMap;
 
 /// A few system calls.
@@ -30,15 +33,15 @@ const DEADLINE: Duration = Duration::from_secs(30);
 fn failed(what: &str, error: impl std::fmt::Display) -> Failure {
     Failure::new(
         FailureKind::Internal,
-        format!("{what} for the pod's namespaces failed: {error}"),
+        format!("{what} for the pod's namespaces: {error}"),
     )
 }
 
 /// Starts it.
 ///
 /// # Errors
-/// When the kernel refuses; nothing is left then.
-pub fn run(map: Option<&IdMap>) -> Result<Answered, Failure> {
+/// If the kernel refuses; nothing is left then.
+pub fn run(map: Option<&IdMap>) -> Result<Reply, Failure> {
     // The user namespace first in effect: it then owns the PID namespace, whose /proc the
     // containers could not mount otherwise.
     let namespaces = match map {
@@ -52,7 +55,8 @@ pub fn run(map: Option<&IdMap>) -> Result<Answered, Failure> {
         None,
     )
     .map_err(|error| failed("making a socket", error))?;
-    // SAFETY: a worker has one thread.
+    // SAFETY: this runs in a worker, which is a fork of the single-threaded launcher and makes no
+    // threads.
     match unsafe { fork::fork_into(namespaces) }.map_err(|error| failed("forking", error))? {
         Fork::Child => {
             drop(ours);
@@ -62,7 +66,7 @@ pub fn run(map: Option<&IdMap>) -> Result<Answered, Failure> {
             drop(theirs);
             match introduce(pid, map, &ours) {
                 Ok(()) => Ok((
-                    Answer::Started {
+                    Response::Started {
                         pid: pid.as_raw_nonzero().get(),
                         user: None,
                         filter: None,
@@ -70,7 +74,7 @@ pub fn run(map: Option<&IdMap>) -> Result<Answered, Failure> {
                     Vec::new(),
                 )),
                 Err(failure) => {
-                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                    kill_new(pid.as_raw_nonzero().get());
                     Err(failure)
                 }
             }
@@ -78,7 +82,7 @@ pub fn run(map: Option<&IdMap>) -> Result<Answered, Failure> {
     }
 }
 
-/// What only a process outside can do, and the wait until the child is what it shall be.
+/// The part that only a process outside can do, then waits until the child is ready.
 fn introduce(pid: Pid, map: Option<&IdMap>, socket: &OwnedFd) -> Result<(), Failure> {
     let proc = format!("/proc/{}", pid.as_raw_nonzero());
     let write = |file: &str, text: &str| {
@@ -91,14 +95,14 @@ fn introduce(pid: Pid, map: Option<&IdMap>, socket: &OwnedFd) -> Result<(), Fail
         write("gid_map", &map.gids.line())?;
     }
     rustix::io::write(socket, b"g").map_err(|error| failed("releasing the process", error))?;
-    terminal::wait_readable(socket.as_fd(), DEADLINE)
+    wait_readable(socket.as_fd(), DEADLINE)
         .map_err(|error| failed("waiting for the process", error))?;
-    let mut told = [0; 256];
-    match rustix::io::read(socket, &mut told[..]) {
+    let mut report = [0; 256];
+    match rustix::io::read(socket, &mut report[..]) {
         Ok(1) => Ok(()),
         Ok(0) => Err(failed("making the process", "it ended before it reported")),
         Ok(length) => {
-            let text = told.get(..length).unwrap_or_default();
+            let text = report.get(..length).unwrap_or_default();
             Err(failed("making the process", String::from_utf8_lossy(text)))
         }
         Err(error) => Err(failed("waiting for the process", error)),
@@ -114,18 +118,19 @@ fn hold(socket: OwnedFd, own_users: bool) -> ! {
     if !matches!(rustix::io::read(&socket, &mut [0; 1][..]), Ok(1)) {
         fork::exit(1);
     }
-    // Also what the filter needs, which is loaded last.
+    // Also sets no_new_privs, without which the filter cannot be loaded.
     let failed = match withdraw(own_users) {
         Ok(()) => rustix::io::write(&socket, b"r").is_err(),
         Err((step, error)) => {
-            let _ = rustix::io::write(&socket, format!("{step}: {}", words(error)).as_bytes());
+            let _ = rustix::io::write(&socket, format!("{step}: {}", errno_text(error)).as_bytes());
             true
         }
     };
     if failed {
         fork::exit(1);
     }
-    // SAFETY: this process never uses a descriptor again; the socket's owner never drops it.
+    // SAFETY: from here on this process uses no descriptor, and it never returns, so that no owner of
+    // one is dropped.
     unsafe {
         libc::close_range(0, u32::MAX, 0);
     }
@@ -133,42 +138,43 @@ fn hold(socket: OwnedFd, own_users: bool) -> ! {
         fork::exit(1);
     }
     loop {
-        // SAFETY: waits for a signal; none has a handler.
+        // SAFETY: pause(2) takes no argument; every signal has its default disposition, which runs no
+        // code.
         unsafe {
             libc::pause();
         }
     }
 }
 
-/// Leaves everything that could be of use to somebody.
+/// Gives up everything that a container could use.
 fn withdraw(own_users: bool) -> Result<(), (&'static str, Errno)> {
     let step = |what| move |error| (what, error);
     if own_users {
-        become_root().map_err(step("becoming root in it"))?;
+        fork::become_root().map_err(step("becoming root in it"))?;
     }
-    // SAFETY: the process has one thread, and the flag concerns no descriptors.
+    // SAFETY: only CLONE_FILES could make descriptors of this process invalid; NEWNS does not touch
+    // them, and the process has no other thread.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
         .map_err(step("making a mount namespace"))?;
     let alone = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     mount_change("/", alone).map_err(step("separating its mounts"))?;
-    // Any directory will do to put the empty one on; it is gone with the rest.
-    let empty = mounts::empty().map_err(step("making an empty root"))?;
+    // Any directory serves as the mount point; it goes with the old root.
+    let empty = detached::empty().map_err(step("making an empty root"))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let place = rustix::fs::open("/proc", flags, Mode::empty()).map_err(step("opening /proc"))?;
-    mounts::attach(&empty, &place).map_err(step("attaching the empty root"))?;
+    detached::attach(&empty, &place).map_err(step("attaching the empty root"))?;
     rustix::process::fchdir(&empty).map_err(step("entering the empty root"))?;
     rustix::process::pivot_root(".", ".").map_err(step("pivot_root"))?;
-    unmount(".", UnmountFlags::DETACH).map_err(step("letting go of the old root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(step("unmounting the old root"))?;
     let none = Sets::of(None);
     none.limit().map_err(step("limiting the capabilities"))?;
     rustix::thread::set_no_new_privs(true).map_err(step("setting no_new_privs"))?;
     none.take(false)
         .map_err(step("dropping the capabilities"))?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(step("closing it to others"))
+    fork::close_to_others().map_err(step("closing it to others"))
 }
 
-/// What an empty loop of pause needs; everything else is refused.
+/// Allows what a loop around pause(2) needs and nothing else.
 fn only_waiting() -> Filter {
     let calls = [
         libc::SYS_pause,
@@ -177,17 +183,4 @@ fn only_waiting() -> Filter {
         libc::SYS_exit_group,
     ];
     seccomp::allow_only(&calls)
-}
-
-/// Becomes root of the user namespace that was entered.
-///
-/// # Errors
-/// The kernel's.
-pub(super) fn become_root() -> Result<(), Errno> {
-    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
-    rustix::thread::set_thread_groups(&[])?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    // A change of user makes a process what fs.suid_dumpable says (proc_sys_fs(5)).
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }

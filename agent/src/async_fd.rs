@@ -1,4 +1,4 @@
-//! Descriptors that tasks wait for.
+//! Descriptors that tasks wait for. Threads and processes without the runtime use `poll`.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 /// written.
 ///
 /// # Errors
-/// When the guest is out of memory, or the descriptor is a file that cannot be waited for.
+/// If the guest is out of memory, or the descriptor is a file that cannot be waited for.
 pub fn watch(fd: impl Into<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     let fd = fd.into();
     // SAFETY: an OwnedFd keeps its descriptor open for as long as it lives, and always gives the
@@ -21,7 +21,7 @@ pub fn watch(fd: impl Into<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<O
 /// Like [`watch`] for a descriptor that is read, which becomes non-blocking.
 ///
 /// # Errors
-/// As [`watch`].
+/// As for [`watch`].
 pub fn readable(fd: impl Into<OwnedFd>) -> io::Result<AsyncFd<OwnedFd>> {
     let fd = fd.into();
     rustix::io::ioctl_fionbio(&fd, true)?;

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use bulkhead_proto::agent::{ContainerStats, HugePages};
 
-use super::{psi, read, text};
+use super::read::{psi, read};
+use super::text;
 use crate::clock;
 
 /// Use and limits. `written` is the container's writable layer, in bytes and inodes.
 pub fn container(id: &str, cgroup: &Path, written: (u64, u64)) -> ContainerStats {
     let file = |name: &str| read(cgroup.join(name));
-    // "max" is no limit, and no number.
+    // "max" means unlimited, and does not parse.
     let number = |name: &str| file(name).trim().parse().unwrap_or(0);
     let (memory, events, cpu) = (file("memory.stat"), file("memory.events"), file("cpu.stat"));
     let in_memory = |key| text::value(&memory, key).unwrap_or(0);
@@ -94,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cgroups_files_become_figures() {
+    fn cgroup_files_become_figures() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         write("memory.current", "1000\n");

@@ -9,9 +9,9 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{Gid, Mode, SeekFrom, Stat, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::{Failure, of};
+use super::error::{Failure, step};
 
-/// What is no zero of this length is written; the rest becomes holes.
+/// Blocks of this length that are all zeros become holes; the others are written.
 const BLOCK: usize = 4096;
 const ZERO: [u8; BLOCK] = [0; BLOCK];
 const BUFFER: usize = 32 * BLOCK;
@@ -55,11 +55,11 @@ impl Buffers {
         copy: BorrowedFd<'_>,
     ) -> Result<(), Failure> {
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-        rustix::fs::fchown(copy, Some(uid), Some(gid)).map_err(of("setting the owner of"))?;
+        rustix::fs::fchown(copy, Some(uid), Some(gid)).map_err(step("setting the owner of"))?;
         self.extended(source, copy)?;
         let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-        rustix::fs::fchmod(copy, mode).map_err(of("setting the mode of"))?;
-        rustix::fs::futimens(copy, &times(stat)).map_err(of("setting the times of"))
+        rustix::fs::fchmod(copy, mode).map_err(step("setting the mode of"))?;
+        rustix::fs::futimens(copy, &times(stat)).map_err(step("setting the times of"))
     }
 
     /// The extended attributes. By the descriptors' names in /proc, as those of what is opened without
@@ -75,7 +75,7 @@ impl Buffers {
         let length = match rustix::fs::listxattr(&source, &mut self.attributes[..]) {
             Ok(length) => length,
             Err(Errno::NOTSUP) => return Ok(()),
-            Err(error) => return Err(of(reading)(error)),
+            Err(error) => return Err(step(reading)(error)),
         };
         let list = self.attributes.get(..length).unwrap_or_default();
         for name in list.split_inclusive(|byte| *byte == 0) {
@@ -88,13 +88,13 @@ impl Buffers {
             let length = match rustix::fs::getxattr(&source, name, &mut self.value[..]) {
                 Ok(length) => length,
                 Err(Errno::NODATA) => continue,
-                Err(error) => return Err(of(reading)(error)),
+                Err(error) => return Err(step(reading)(error)),
             };
             let value = self.value.get(..length).unwrap_or_default();
             match rustix::fs::setxattr(&copy, name, value, XattrFlags::empty()) {
                 // A file system that has none of this kind.
                 Ok(()) | Err(Errno::NOTSUP) => {}
-                Err(error) => return Err(of("setting the extended attributes of")(error)),
+                Err(error) => return Err(step("setting the extended attributes of")(error)),
             }
         }
         Ok(())
@@ -113,11 +113,11 @@ fn is_copied(name: &[u8]) -> bool {
         .contains(&name)
 }
 
-/// Copies what is no hole and not zero. In user space: the kernel copies by itself within one file
-/// system only (copy_file_range(2), since Linux 5.19), and an overlay is another one than what is
-/// below it.
+/// Copies data that is neither a hole nor zeros. In user space: the kernel copies by itself within
+/// one file system only (copy_file_range(2), since Linux 5.19), and an overlay is another one than
+/// what is below it.
 fn content(source: &File, copy: &File, size: u64, buffer: &mut [u8]) -> Result<(), Failure> {
-    let (reading, writing) = (of("reading"), of("writing"));
+    let (reading, writing) = (step("reading"), step("writing"));
     let mut at = 0;
     while at < size {
         at = match rustix::fs::seek(source, SeekFrom::Data(at)) {

@@ -1,6 +1,6 @@
-//! What happens when a process ends: its exit is recorded, a memory kill told apart, and for a
-//! container's first process the rest of its cgroup is killed. What an exec leaves running is left
-//! alone; its cgroup is removed behind the last of it.
+//! What happens when a process ends: its exit is recorded, with whether the OOM killer caused it,
+//! and after a container's first process the rest of its cgroup is killed. What an exec leaves
+//! running is left alone; the exec's cgroup is removed once it is empty.
 
 use std::io;
 use std::path::Path;
@@ -11,10 +11,11 @@ use tokio::io::Interest;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::exec::ExecCgroup;
+use super::execs::ExecCgroup;
 use super::{Container, Containers, cgroup};
+use crate::async_fd;
 use crate::process::exit::{Exit, ExitSender, ExitStatus};
-use crate::watched;
+use crate::report::Report;
 
 /// How long the processes of a killed exec may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(5);
@@ -38,15 +39,10 @@ pub fn first_process(
         let Ok(status) = end.await else { return };
         watcher.abort();
         sender.dead();
-        // A shell says of a command that was killed: 128 + 9.
-        let killed = matches!(
-            status,
-            ExitStatus::Signal(libc::SIGKILL) | ExitStatus::Code(137)
-        );
-        let exit = Exit::now(status, killed && cgroup::oom_kills(&cgroup) > 0);
+        let exit = Exit::now(status, status.is_kill() && cgroup::oom_kills(&cgroup) > 0);
         // With a PID namespace of its own the kernel has done this already.
         if let Err(error) = cgroup::kill(&cgroup) {
-            tracing::warn!(%error, "what a container left running was not killed");
+            tracing::warn!(error = %Report(&error), "processes left in a container's cgroup were not killed");
         }
         sender.exited(exit);
         containers.events.exited(&id, exit);
@@ -65,15 +61,15 @@ pub fn exec(
         if let Ok(status) = end.await {
             let exit = Exit::now(status, false);
             sender.dead();
-            // Who had it killed is told when all of it is gone.
+            // A kill is reported as done once all of the exec is gone.
             if let Some(killed) = cgroup.as_ref().filter(|cgroup| cgroup.is_killed()) {
                 let deadline = Instant::now() + KILL_DEADLINE;
                 if let Err(error) = cgroup::wait_empty(&killed.path, deadline).await {
-                    tracing::warn!(%error, "a killed exec is still running");
+                    tracing::warn!(error = %Report(&error), "processes of a killed exec are still running");
                 }
             }
             sender.exited(exit);
-            // The news goes out first: the next step is the kernel's, and takes a while.
+            // Report first: removing the cgroup takes the kernel a while.
             tokio::task::yield_now().await;
         }
         if let Some(cgroup) = cgroup {
@@ -82,32 +78,32 @@ pub fn exec(
     });
 }
 
-/// Removes an exec's cgroup once nobody is left in it.
+/// Removes an exec's cgroup once it is empty.
 pub async fn remove_exec_cgroup(path: &Path, mut closing: watch::Receiver<bool>) {
-    // Whoever keeps moving processes into it, as root of a privileged container can, keeps it until
-    // the container goes.
+    // Root of a privileged container can keep moving processes into it; then it stays until the
+    // container is deleted.
     for _ in 0..REMOVALS {
         match std::fs::remove_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(%error, path = %path.display(), "an exec's cgroup stays");
+                tracing::warn!(%error, path = %path.display(), "an exec's cgroup could not be removed");
                 return;
             }
             _ => return,
         }
         let emptied = tokio::select! {
             emptied = cgroup::emptied(path) => emptied,
-            // An error says that the container is gone, which is the same.
+            // An error means that the container is gone, which is the same.
             _ = closing.wait_for(|closing| *closing) => return,
         };
-        // What is left are cgroups that the exec itself made below its own.
+        // The exec may have made cgroups below its own.
         if let Err(error) = emptied.and_then(|()| cgroup::remove(path)) {
-            tracing::debug!(%error, "an exec's cgroup is not free yet");
+            tracing::debug!(error = %Report(&error), "an exec's cgroup is not free yet");
         }
     }
 }
 
-/// Announces memory kills in a container that survives them.
+/// Reports OOM kills in a container that survives them.
 async fn memory_kills(containers: Arc<Containers>, container: std::sync::Weak<Container>) {
     let Some(path) = container
         .upgrade()
@@ -119,7 +115,7 @@ async fn memory_kills(containers: Arc<Containers>, container: std::sync::Weak<Co
         return;
     };
     // The kernel marks the file POLLPRI when its text changes (cgroup-v2.rst).
-    let Ok(watch) = watched::watch(file, Interest::PRIORITY) else {
+    let Ok(watch) = async_fd::watch(file, Interest::PRIORITY) else {
         return;
     };
     let mut seen = cgroup::oom_kills(&path);
@@ -131,7 +127,7 @@ async fn memory_kills(containers: Arc<Containers>, container: std::sync::Weak<Co
         let now = cgroup::oom_kills(&path);
         if now > seen {
             seen = now;
-            // If its first process was the victim, its exit tells, and this task is ended.
+            // If the first process was the victim, its exit says so, and this task is aborted.
             tokio::task::yield_now().await;
             let Some(container) = container.upgrade() else {
                 return;

@@ -49,7 +49,7 @@ impl Loop {
     /// Puts a file behind a free device.
     ///
     /// # Errors
-    /// When there is no such file, or no loop device to be had.
+    /// If there is no such file, or no free loop device.
     pub fn attach(file: &Path, read_only: bool) -> io::Result<Self> {
         let backing = OpenOptions::new().read(true).write(!read_only).open(file)?;
         let control = OpenOptions::new()
@@ -58,7 +58,7 @@ impl Loop {
             .open("/dev/loop-control")
             .map_err(|error| named("opening /dev/loop-control", &error))?;
         for _ in 0..TRIES {
-            // SAFETY: the request takes no argument.
+            // SAFETY: LOOP_CTL_GET_FREE takes no argument; the descriptor is open.
             let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
             if number < 0 {
                 return Err(named(
@@ -121,7 +121,8 @@ fn configure(device: &File, backing: RawFd, read_only: bool) -> io::Result<()> {
         },
         reserved: [0; 8],
     };
-    // SAFETY: the kernel reads a loop_config at the pointer, and `Config` is laid out as one.
+    // SAFETY: LOOP_CONFIGURE reads a loop_config at the pointer; `Config` is laid out as one and lives
+    // over the call.
     if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -133,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_structures_are_as_long_as_the_kernels() {
+    fn structures_have_the_kernels_sizes() {
         assert_eq!(size_of::<Info>(), 232);
         assert_eq!(size_of::<Config>(), 304);
     }

@@ -1,0 +1,93 @@
+//! What can go wrong with disks.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::blocking::EndedEarly;
+
+/// What can go wrong with disks.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A malformed serial.
+    #[error(
+        "disk serial {0:?} is not 1 to 20 characters of A-Z a-z 0-9 . _ - (virtio 1.2 §5.2.6.1)"
+    )]
+    BadSerial(String),
+    /// A file system the agent does not mount.
+    #[error("disk {serial}: file system {filesystem:?} is not \"erofs\", \"ext4\" or empty")]
+    BadFilesystem {
+        /// The disk.
+        serial: String,
+        /// What was asked.
+        filesystem: String,
+    },
+    /// It did not appear in time.
+    #[error("disks {} did not appear within {} ms; did the VMM attach them?", missing.join(", "), waited.as_millis())]
+    Missing {
+        /// Their serials.
+        missing: Vec<String>,
+        /// The deadline.
+        waited: Duration,
+    },
+    /// Looking for disks failed.
+    #[error("looking for disks in {what}")]
+    Scan {
+        /// Where.
+        what: &'static str,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// Mounting failed.
+    #[error("mounting disk {serial} ({device}, {filesystem}) at {}", target.display())]
+    Mount {
+        /// The disk.
+        serial: String,
+        /// Its device.
+        device: String,
+        /// As what.
+        filesystem: &'static str,
+        /// Where.
+        target: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        error: io::Error,
+    },
+    /// Unmounting or unplugging failed.
+    #[error("releasing disk {serial}: {what}")]
+    Release {
+        /// The disk.
+        serial: String,
+        /// The step.
+        what: &'static str,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// Still needed.
+    #[error("disk {serial} is in use by {users} containers; delete them first")]
+    InUse {
+        /// The disk.
+        serial: String,
+        /// How many.
+        users: usize,
+    },
+    /// Devices are waited for in a guest only.
+    #[error(
+        "disks {} are named without a file: a pod on the host cannot have disks", serials.join(", ")
+    )]
+    NoDevices {
+        /// Which.
+        serials: Vec<String>,
+    },
+    /// Files are mounted on the host only.
+    #[error("disk {serial} is named with a file: a guest has no files of the host")]
+    NotOnHost {
+        /// Which.
+        serial: String,
+    },
+    /// Blocking work did not return.
+    #[error(transparent)]
+    EndedEarly(#[from] EndedEarly),
+}

@@ -1,0 +1,51 @@
+//! What the calls work on.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use crate::container::Containers;
+use crate::stats::usage::Usage;
+
+/// Everything the calls work on.
+#[derive(Debug, Clone)]
+pub struct Agent(pub(super) Arc<State>);
+
+/// What all clones of an [`Agent`] share.
+#[derive(Debug)]
+pub(super) struct State {
+    containers: Arc<Containers>,
+    pub(super) sandbox: tokio::sync::Mutex<Sandbox>,
+    pub(super) usage: Usage,
+    // Notified once PowerOff was answered.
+    pub(super) power_off: Notify,
+}
+
+impl Agent {
+    /// An agent over these containers.
+    pub fn new(containers: Arc<Containers>) -> Self {
+        Self(Arc::new(State {
+            containers,
+            sandbox: tokio::sync::Mutex::default(),
+            usage: Usage::default(),
+            power_off: Notify::new(),
+        }))
+    }
+
+    /// Returns when a daemon has had the agent powered off.
+    pub async fn wait_power_off(&self) {
+        self.0.power_off.notified().await;
+    }
+
+    /// What sessions work on.
+    pub fn containers(&self) -> &Arc<Containers> {
+        &self.0.containers
+    }
+}
+
+/// What is remembered of the sandbox between calls.
+#[derive(Debug, Default)]
+pub struct Sandbox {
+    pub(super) hostname: String,
+    pub(super) extra_hosts: Vec<String>,
+}
