@@ -117,9 +117,9 @@ if [ $# = 0 ]; then
     say "unit and property tests, on this machine"
     watched "$results/unit.log" 1500 cargo test --locked --workspace --no-fail-fast -- --show-output || failed=1
     say "the same in two test hosts, where they need cgroup v2 or a Linux guest"
-    watched "$results/vmm.log" 1500 vmm/tests/in-host.sh "$bin" &
+    watched "$results/vmm.log" 1500 tests/in-host.sh vmm "$bin" &
     vmm=$!
-    watched "$results/agent.log" 1500 agent/tests/in-host.sh "$bin" || failed=1
+    watched "$results/agent.log" 1500 tests/in-host.sh agent "$bin" || failed=1
     wait $vmm || failed=1
     outcomes "$results/unit.log" "$results/vmm.log" "$results/agent.log" >"$results/outcomes"
     count() { grep -cE "^($1) " "$results/outcomes"; }
