@@ -4,6 +4,7 @@
 # the agent's own tests, then the end-to-end tests, then critest, the CRI's own validation suite.
 # Where the machine has KVM of its own, there is one host and it is the machine. Closes with one
 # line: N passed, N failed, N skipped.
+# With filters only what those tests need is built and booted.
 #
 #   run.sh [FILTER…]     only the end-to-end tests whose name contains a filter; critest where a
 #                        filter is `critest`, or `critest:PART` for its specs whose `RUN: SPEC`
@@ -110,16 +111,26 @@ say "building what a node runs"
 bin=$(packaging/build.sh fast) || die "the build failed"
 say "building the tests' programs"
 cargo build --locked --profile fast -p bulkhead-tests >&2 || die "the tests do not build"
+mkdir "$results/claims" "$results/program"
+program=$results/program/bulkhead-tests
+cp "$CARGO_TARGET_DIR/fast/bulkhead-tests" "$program"
 registry=$(tests/images/registry.sh "$CARGO_TARGET_DIR/fast/bulkhead-test-images") || die "no test images"
-go_tools=$(tests/go-tools.sh) || die "no crictl and critest"
+# crictl and critest take minutes to build where the cache lacks them: for the tests that call them.
+go_tools=
+if [ -n "$("$program" --list-crictl "$@")" ]; then
+    go_tools=$(tests/go-tools.sh) || die "no crictl and critest"
+fi
+export BULKHEAD_BIN_DIR=$bin BULKHEAD_REGISTRY=$registry BULKHEAD_GO_TOOLS=$go_tools
+listed=$("$program" --list "$@" | wc -l)
+[ "$listed" != 0 ] || die "no test's name contains: $*"
 
 if [ $# = 0 ]; then
     say "unit and property tests, on this machine"
     watched "$results/unit.log" 1500 cargo test --locked --workspace --no-fail-fast -- --show-output || failed=1
     say "the same in two test hosts, where they need cgroup v2 or a Linux guest"
-    watched "$results/vmm.log" 1500 vmm/tests/in-host.sh "$bin" &
+    watched "$results/vmm.log" 1500 tests/in-host.sh vmm "$bin" &
     vmm=$!
-    watched "$results/agent.log" 1500 agent/tests/in-host.sh "$bin" || failed=1
+    watched "$results/agent.log" 1500 tests/in-host.sh agent "$bin" || failed=1
     wait $vmm || failed=1
     outcomes "$results/unit.log" "$results/vmm.log" "$results/agent.log" >"$results/outcomes"
     count() { grep -cE "^($1) " "$results/outcomes"; }
@@ -133,18 +144,17 @@ if [ $# = 0 ]; then
 fi
 
 say "end-to-end tests and critest"
-export BULKHEAD_BIN_DIR=$bin BULKHEAD_REGISTRY=$registry BULKHEAD_GO_TOOLS=$go_tools
 nodes=2
 grep -qwE 'vmx|svm' /proc/cpuinfo && nodes=1
+# No more hosts than tests: two that boot side by side take as long again.
+[ $nodes -le "$listed" ] || nodes=$listed
 # The nodes share the list of tests: each takes the next that no other has taken.
-mkdir "$results/claims" "$results/program"
-cp "$CARGO_TARGET_DIR/fast/bulkhead-tests" "$results/program/"
 pids=()
 for node in $(seq $nodes); do
     mkdir -p "$results/$node"
     tests/host/run.sh --timeout 3600 --share "$results/$node" --share "$results/claims" \
-        --copy "$bin" --copy "$go_tools" --copy "$results/program" --ro "$registry" -- \
-        "$results/program/bulkhead-tests" --node "$node" --claims "$results/claims" --results "$results/$node" "$@" \
+        --copy "$bin" ${go_tools:+--copy "$go_tools"} --copy "$results/program" --ro "$registry" -- \
+        "$program" --node "$node" --claims "$results/claims" --results "$results/$node" "$@" \
         </dev/null > >(tee "$results/$node.log" | sed -u "s|^|[$node] |") 2>&1 &
     pids+=($!)
 done
@@ -163,7 +173,6 @@ for node in $(seq $nodes); do
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 done
 # A test nobody took ran nowhere.
-listed=$("$results/program/bulkhead-tests" --list "$@" | wc -l)
 taken=$(find "$results/claims" -mindepth 1 | wc -l)
 if [ "$taken" != "$listed" ]; then
     say "$listed end-to-end tests and batches of critest were to run, and $taken did"

@@ -13,7 +13,7 @@ build_packages=(build-essential pkg-config curl ca-certificates git
     bc flex bison libelf-dev libssl-dev cpio kmod zstd xz-utils rsync
     libseccomp-dev e2fsprogs iproute2 linux-source-6.12)
 test_packages=(docker-registry containernetworking-plugins skopeo busybox-static iptables nftables
-    erofs-utils jq dpkg-dev util-linux ethtool attr libcap2-bin apparmor sudo)
+    erofs-utils jq dpkg-dev util-linux ethtool attr libcap2-bin apparmor sudo unzip)
 
 # The emulator is only for machines without virtualization hardware.
 if ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
@@ -38,25 +38,53 @@ install_missing() {
     [ $status = 0 ] || die "apt-get could not install: ${missing[*]}"
 }
 
-rust_wanted=1.90
 newer() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
 
+# The compiler that everything here is tested with, as Cargo.toml says.
+rust_wanted=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$(dirname "$0")/../Cargo.toml")
 install_rust() {
     export PATH="$HOME/.cargo/bin:$PATH"
-    if command -v cargo >/dev/null && newer $rust_wanted "$(cargo --version | cut -d' ' -f2)"; then return 0; fi
-    say "installing Rust by rustup (Debian's is too old: $rust_wanted or newer is needed)"
-    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy >&2 \
-        || die "no Rust $rust_wanted: install it from https://rustup.rs and call again"
+    local version=
+    command -v cargo >/dev/null && version=$(cargo --version | cut -d' ' -f2)
+    case $version in
+    "$rust_wanted" | "$rust_wanted".*) return 0 ;;
+    esac
+    if [ -n "$version" ] && newer "$rust_wanted" "$version"; then
+        say "Rust $version is here; Bulkhead is tested with $rust_wanted, and another clippy may say other things"
+        return 0
+    fi
+    say "installing Rust $rust_wanted by rustup (${version:-none} is here)"
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
+        sh -s -- -y --profile minimal --default-toolchain "$rust_wanted" -c rustfmt -c clippy >&2 ||
+        die "no Rust $rust_wanted: install it from https://rustup.rs and call again"
 }
 
+# Go as its own command fetches it: a module of the proxy that crictl comes from, too. The sum is of a
+# copy that `go mod download golang.org/toolchain@…` verified against Go's checksum database.
 go_wanted=1.25
+go_version=1.26.8
+go_sha256=30c2b1bf7dcc88d3eb0a1364e47ddd9128edb3110a30e8a0ef61cd5856b31de7
 install_go() {
     export PATH="/usr/local/go/bin:$PATH"
     if command -v go >/dev/null && newer $go_wanted "$(go env GOVERSION | sed 's/^go//')"; then return 0; fi
-    local version=1.26.0
-    say "installing Go $version to /usr/local/go (for crictl; Debian's is too old)"
-    curl -sSfL "https://go.dev/dl/go$version.linux-amd64.tar.gz" | tar -C /usr/local -xz \
-        || die "no Go $go_wanted: install it from https://go.dev/dl and call again"
+    local work sum module=golang.org/toolchain@v0.0.1-go$go_version.linux-amd64
+    local url=https://proxy.golang.org/${module/@/\/@v\/}.zip
+    say "installing Go $go_version to /usr/local/go (for crictl; Debian's is too old)"
+    work=$(mktemp -d /usr/local/go.XXXXXX)
+    # shellcheck disable=SC2064 # the value of now
+    trap "rm -rf '$work'" EXIT
+    curl -sSfL "$url" -o "$work/go.zip" || die "no Go $go_wanted or newer: install it to /usr/local/go and call again"
+    sum=$(sha256sum <"$work/go.zip" | cut -d' ' -f1)
+    [ "$sum" = $go_sha256 ] || die "$url has the SHA-256 sum $sum, not $go_sha256: it is not what was checked; nothing was installed"
+    unzip -q "$work/go.zip" -d "$work"
+    # What the go command does with it: a module has neither modes nor modules in it.
+    chmod -R u=rwX,go=rX "$work/$module"
+    chmod 755 "$work/$module"/bin/* "$work/$module"/pkg/tool/*/*
+    find "$work/$module" -name _go.mod -execdir mv {} go.mod \;
+    rm -rf /usr/local/go
+    mv "$work/$module" /usr/local/go
+    rm -rf "$work"
+    trap - EXIT
 }
 
 case "${1:-}" in

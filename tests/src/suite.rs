@@ -41,6 +41,19 @@ pub struct Test {
     pub run: for<'a> fn(&'a mut Context) -> Running<'a>,
     /// After this it has failed.
     pub limit: Duration,
+    /// Whether it calls crictl, whose first build takes minutes.
+    pub crictl: bool,
+}
+
+impl Test {
+    /// The same test, which calls crictl.
+    #[must_use]
+    pub fn with_crictl(self) -> Self {
+        Self {
+            crictl: true,
+            ..self
+        }
+    }
 }
 
 impl std::fmt::Debug for Test {
@@ -63,6 +76,7 @@ macro_rules! test {
             name: concat!($theme, "::", stringify!($function)),
             run: |context| Box::pin($function(context)),
             limit: $limit,
+            crictl: false,
         }
     };
 }

@@ -1,7 +1,7 @@
 //! Every device with a Linux guest: what the disks hold, a hundred vsock streams, frames over a
 //! tap with and without vhost-net, memory that comes back, and all of it again after a restore.
 //!
-//! Needs KVM that runs Linux and root. `vmm/tests/in-host.sh` builds the guest's program, and
+//! Needs KVM that runs Linux and root. `tests/in-host.sh` builds the guest's program, and
 //! runs this in the test host; without `BULKHEAD_GUEST_KERNEL` and `BULKHEAD_DEVICE_GUEST` the
 //! tests say that they are skipped.
 #![allow(
@@ -82,7 +82,7 @@ fn linux() -> Option<Guest> {
     let path = |name| std::env::var_os(name).map(PathBuf::from);
     let (Some(kernel), Some(init)) = (path("BULKHEAD_GUEST_KERNEL"), path("BULKHEAD_DEVICE_GUEST"))
     else {
-        eprintln!("skipped: needs a guest kernel and program (vmm/tests/in-host.sh)");
+        eprintln!("skipped: needs a guest kernel and program (tests/in-host.sh)");
         return None;
     };
     if !is_root() {

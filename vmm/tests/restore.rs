@@ -1,5 +1,5 @@
 //! Pods that start as copies: one snapshot of a Linux with the real agent, restored twice at
-//! once, in jails. `vmm/tests/in-host.sh` brings kernel and initramfs.
+//! once, in jails. `tests/in-host.sh` brings kernel and initramfs.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -95,7 +95,7 @@ fn two_copies_of_one_snapshot_run_at_once_and_both_agents_answer() {
         path("BULKHEAD_GUEST_KERNEL"),
         path("BULKHEAD_AGENT_INITRAMFS"),
     ) else {
-        eprintln!("skipped: needs a guest kernel and the agent (vmm/tests/in-host.sh)");
+        eprintln!("skipped: needs a guest kernel and the agent (tests/in-host.sh)");
         return;
     };
     if !is_root() {

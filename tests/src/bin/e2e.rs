@@ -1,5 +1,6 @@
-//! The end-to-end tests and critest: `bulkhead-tests [--list] [--node N] [--claims DIR]
-//! [--results DIR] [FILTER…]`, as root in the test host (tests/run.sh does all that).
+//! The end-to-end tests and critest: `bulkhead-tests [--node N] [--claims DIR] [--results DIR]
+//! [FILTER…]`, as root in the test host (tests/run.sh does all that). `--list` prints the names of the
+//! tests instead, `--list-crictl` of those that call crictl or are critest's.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, path::PathBuf, process::ExitCode};
@@ -14,11 +15,12 @@ fn main() -> ExitCode {
         results: PathBuf::from("/tmp/bulkhead-results"),
     };
     let tests = cases::all();
-    let mut list = false;
+    let (mut list, mut only_crictl) = (false, false);
     let mut args = env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--list" => list = true,
+            "--list-crictl" => (list, only_crictl) = (true, true),
             "--node" => match args.next().and_then(|number| number.parse().ok()) {
                 Some(number) => plan.node = number,
                 None => return usage(),
@@ -48,8 +50,15 @@ fn main() -> ExitCode {
     if list {
         if let Some(plan) = conformance::without(&plan) {
             for test in suite::chosen(&tests, &plan) {
-                println!("{}", test.name);
+                if test.crictl || !only_crictl {
+                    println!("{}", test.name);
+                }
             }
+        }
+        if only_crictl && conformance::wanted(&plan) {
+            // Its specs are not known without it.
+            println!("critest");
+            return ExitCode::SUCCESS;
         }
         return match runtime.block_on(conformance::claims(&plan)) {
             Ok(claims) => {
@@ -92,6 +101,8 @@ async fn both(tests: &[suite::Test], plan: &suite::Plan) -> Result<suite::Sums, 
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: bulkhead-tests [--list] [--node N] [--claims DIR] [--results DIR] [FILTER…]");
+    eprintln!(
+        "usage: bulkhead-tests [--list|--list-crictl] [--node N] [--claims DIR] [--results DIR] [FILTER…]"
+    );
     ExitCode::from(2)
 }

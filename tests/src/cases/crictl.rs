@@ -13,7 +13,7 @@ use crate::{
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        test!("crictl", the_whole_life_cycle),
+        test!("crictl", the_whole_life_cycle).with_crictl(),
         test!("crictl", bulkhead_itself_runs_pulls_and_lists),
     ]
 }

@@ -14,7 +14,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(1200);
 
 pub(super) fn tests() -> Vec<Test> {
-    vec![test!("docs", every_command_works, LIMIT)]
+    vec![test!("docs", every_command_works, LIMIT).with_crictl()]
 }
 
 async fn every_command_works(_context: &mut Context) -> Outcome {

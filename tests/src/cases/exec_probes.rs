@@ -24,7 +24,8 @@ pub(super) fn tests() -> Vec<Test> {
         test!(
             "exec_probes",
             a_background_process_does_not_hold_the_exec_up
-        ),
+        )
+        .with_crictl(),
         test!("exec_probes", many_probes_leave_nothing),
         test!("exec_probes", a_slow_client_sees_the_end_of_a_terminal),
     ]

@@ -22,10 +22,7 @@ use crate::{
 };
 
 pub(super) fn tests() -> Vec<Test> {
-    vec![test!(
-        "stats",
-        a_pods_figures_are_true_everywhere_they_are_told
-    )]
+    vec![test!("stats", a_pods_figures_are_true_everywhere_they_are_told).with_crictl()]
 }
 
 const MIB: u64 = 1 << 20;

@@ -28,7 +28,7 @@ use crate::{
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        test!("streaming", crictl_does_everything_by_both_transports),
+        test!("streaming", crictl_does_everything_by_both_transports).with_crictl(),
         test!("streaming", streams_are_whole_end_and_leave_nothing),
         test!("streaming", attached_clients_see_everything_or_are_let_go),
     ]

@@ -85,6 +85,12 @@ fn focuses(plan: &Plan) -> Option<Vec<String>> {
     (!focuses.is_empty()).then_some(focuses)
 }
 
+/// Whether critest is asked for.
+#[must_use]
+pub fn wanted(plan: &Plan) -> bool {
+    focuses(plan).is_some()
+}
+
 /// The plan without its filters for critest; `None` if nothing else is asked for.
 #[must_use]
 pub fn without(plan: &Plan) -> Option<Plan> {
