@@ -7,10 +7,10 @@ use super::metrics::BalloonMetrics;
 use super::pages::give_back;
 use super::persist::{SavedBalloon, VERSION};
 use super::request::{MAX_PAGES, runs};
-use crate::devices::buffers::{Segments, gather};
-use crate::devices::ring::{Active, BUDGET};
 use crate::event_loop::EventSet;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::virtio::iovec::{IoVecs, gather};
+use crate::virtio::queue::{Active, BUDGET};
 
 /// virtio 1.2 §5.5.3
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
@@ -28,8 +28,8 @@ pub struct BalloonDevice {
     active: Option<Active>,
     quiesced: bool,
     actual: [u8; 4],
-    readable: Segments,
-    writable: Segments,
+    readable: IoVecs,
+    writable: IoVecs,
     metrics: BalloonMetrics,
 }
 
@@ -96,8 +96,8 @@ impl BalloonDevice {
 /// Gives the pages in a list back. `scratch` is used up.
 fn inflate(
     mem: &crate::memory::GuestMemory,
-    list: &Segments,
-    scratch: &mut Segments,
+    list: &IoVecs,
+    scratch: &mut IoVecs,
     metrics: &mut BalloonMetrics,
 ) {
     let mut bytes = [0u8; MAX_PAGES * 4];

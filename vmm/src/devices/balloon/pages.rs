@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::devices::buffers::Segments;
+use crate::virtio::iovec::IoVecs;
 
 /// The host's page size on the one architecture there is.
 const HOST_PAGE: usize = 4096;
@@ -17,7 +17,7 @@ const HOST_PAGE: usize = 4096;
 ///
 /// # Safety
 /// The guest memory the ranges were taken from is still mapped, privately.
-pub unsafe fn give_back(ranges: &Segments) -> io::Result<u64> {
+pub unsafe fn give_back(ranges: &IoVecs) -> io::Result<u64> {
     let mut given = 0;
     for piece in ranges.pieces() {
         let base = piece.iov_base.addr();

@@ -19,9 +19,9 @@ use super::metrics::BlockMetrics;
 use super::persist::{self, SavedBlock};
 use super::request::{Disk, MAX_RANGE_SECTORS, SECTOR};
 use super::running::Running;
-use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+use crate::virtio::queue::Active;
 
 /// Entries of one queue.
 const QUEUE_SIZE: u16 = 256;

@@ -12,8 +12,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::uring::UringEngine;
 use super::worker::WorkerEngine;
-use crate::devices::buffers::Segments;
 use crate::memory::GuestMemory;
+use crate::virtio::iovec::IoVecs;
 
 /// The most jobs in flight per disk.
 pub const MAX_JOBS: usize = 128;
@@ -112,7 +112,7 @@ impl Engine {
         &mut self,
         job: u16,
         operation: Operation,
-        data: &Segments,
+        data: &IoVecs,
     ) -> io::Result<()> {
         match self {
             // SAFETY: the caller's promise, passed on.

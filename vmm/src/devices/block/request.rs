@@ -11,7 +11,7 @@ use virtio_bindings::virtio_blk::{
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemory;
 
-use crate::devices::buffers::{BufferError, GuestByte, Segments, gather};
+use crate::virtio::iovec::{BufferError, GuestByte, IoVecs, gather};
 
 /// The unit of all positions and sizes in requests (virtio 1.2 §5.2.4), whatever the block size.
 pub const SECTOR: u64 = 512;
@@ -122,7 +122,7 @@ pub struct Request {
     /// What to do, or why not.
     pub action: Result<Action, Refusal>,
     /// Where the data comes from or goes to; empty for actions without data.
-    pub data: Segments,
+    pub data: IoVecs,
     /// Where the status goes.
     pub status: GuestByte,
 }
@@ -137,7 +137,7 @@ impl Request {
         mem: &M,
         disk: &Disk,
     ) -> Result<Request, Malformed> {
-        let (mut readable, mut writable) = (Segments::new(), Segments::new());
+        let (mut readable, mut writable) = (IoVecs::new(), IoVecs::new());
         gather(chain, mem, &mut readable, &mut writable)?;
         let status = writable.pop_byte().ok_or(Malformed::NoStatus)?;
         let mut header = [0u8; HEADER];
@@ -161,7 +161,7 @@ impl Request {
         let data = match action {
             Ok(Action::Read { .. } | Action::GetId) => writable,
             Ok(Action::Write { .. }) => readable,
-            _ => Segments::new(),
+            _ => IoVecs::new(),
         };
         Ok(Request {
             action,

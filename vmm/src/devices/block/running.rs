@@ -5,8 +5,8 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use super::engine::{Completion, Engine, MAX_JOBS, Operation};
 use super::metrics::BlockMetrics;
 use super::request::{Action, Disk, Request, STATUS_IOERR, STATUS_OK};
-use crate::devices::buffers::{GuestByte, Segments};
-use crate::devices::ring::{Active, BUDGET};
+use crate::virtio::iovec::{GuestByte, IoVecs};
+use crate::virtio::queue::{Active, BUDGET};
 
 /// A request the engine works on.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ struct Job {
     head: u16,
     operation: Operation,
     /// What is still to be moved.
-    data: Segments,
+    data: IoVecs,
     total: usize,
     status: GuestByte,
 }
@@ -78,7 +78,7 @@ impl Running {
             let Some(ring) = self.active.rings.get_mut(position) else {
                 return;
             };
-            ring.silence(&self.active.mem);
+            ring.disable_notification(&self.active.mem);
             let mut progress = false;
             loop {
                 let Some(number) = self.number() else {
@@ -102,7 +102,7 @@ impl Running {
             let Some(ring) = self.active.rings.get_mut(position) else {
                 return;
             };
-            if !ring.listen(&self.active.mem) || !progress {
+            if !ring.enable_notification(&self.active.mem) || !progress {
                 return;
             }
         }

@@ -11,7 +11,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::engine::{Completion, MAX_JOBS, Operation};
-use crate::devices::buffers::Segments;
+use crate::virtio::iovec::IoVecs;
 
 /// One ring and the file its jobs are for.
 pub struct UringEngine {
@@ -61,11 +61,11 @@ impl UringEngine {
         &mut self,
         job: u16,
         operation: Operation,
-        data: &Segments,
+        data: &IoVecs,
     ) -> io::Result<()> {
         let fd = types::Fd(self.file.as_raw_fd());
         let pieces = data.pieces();
-        // `Segments` holds at most MAX_PIECES.
+        // `IoVecs` holds at most MAX_PIECES.
         let count = u32::try_from(pieces.len()).unwrap_or(0);
         let entry: squeue::Entry = match operation {
             Operation::Read { offset } => opcode::Readv::new(fd, pieces.as_ptr(), count)

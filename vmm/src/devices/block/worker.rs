@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::engine::{Completion, MAX_JOBS, Operation};
-use crate::devices::buffers::Segments;
 use crate::memory::GuestMemory;
+use crate::virtio::iovec::IoVecs;
 
 /// The thread needs little: system calls and a few frames.
 const STACK: usize = 64 << 10;
@@ -77,7 +77,7 @@ impl WorkerEngine {
         &mut self,
         job: u16,
         operation: Operation,
-        data: &Segments,
+        data: &IoVecs,
     ) -> io::Result<()> {
         let pieces = data.pieces();
         self.jobs

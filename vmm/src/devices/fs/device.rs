@@ -6,9 +6,9 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
 use super::persist::{SavedFs, VERSION};
 use super::workers::Workers;
-use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::virtio::queue::Active;
 
 /// The queue for FORGET, and the one for requests: a MiB of data in pages, and what is around it,
 /// fits into one chain even where the driver has no indirect descriptors.

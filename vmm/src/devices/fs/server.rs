@@ -17,7 +17,7 @@ use super::metrics::FsMetrics;
 use super::nodes::{Handle, Handles, Node, Nodes, Origin};
 use super::reply::{self, Writer};
 use super::request::{Header, MAX_MESSAGE, Request, WRITE_HEAD, wants_answer};
-use crate::devices::buffers::Segments;
+use crate::virtio::iovec::IoVecs;
 
 /// The most bytes of one READ or WRITE: 256 pages, the most the guest's kernel puts in a request.
 pub const MAX_WRITE: u32 = 1 << 20;
@@ -36,10 +36,10 @@ pub struct Limits {
 #[derive(Debug, Default)]
 pub struct Scratch {
     /// The message's pieces.
-    pub readable: Segments,
+    pub readable: IoVecs,
     /// The answer's pieces.
-    pub writable: Segments,
-    front: Segments,
+    pub writable: IoVecs,
+    front: IoVecs,
     message: Vec<u8>,
     /// The answer after its header.
     pub(super) out: Vec<u8>,
@@ -230,7 +230,7 @@ impl Server {
         &self,
         header: &Header,
         outcome: Outcome,
-        front: &Segments,
+        front: &IoVecs,
         scratch: &mut Scratch,
     ) -> usize {
         let payload = match outcome {

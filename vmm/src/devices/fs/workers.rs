@@ -13,10 +13,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::server::{Scratch, Server};
-use crate::devices::buffers::gather;
-use crate::devices::ring::Active;
 use crate::memory::GuestMemory;
 use crate::virtio::device::QueueState;
+use crate::virtio::iovec::gather;
+use crate::virtio::queue::Active;
 
 /// How many threads.
 const THREADS: usize = 4;
@@ -357,13 +357,13 @@ impl Session {
                 let ring = self.active.rings.get_mut(position)?;
                 let Some(chain) = ring.pop(&self.mem) else {
                     // A ring whose index is nonsense says for ever that there is something.
-                    if ring.listen(&self.mem) && std::mem::take(&mut again) {
+                    if ring.enable_notification(&self.mem) && std::mem::take(&mut again) {
                         continue;
                     }
                     break;
                 };
                 let head = chain.head_index();
-                ring.silence(&self.mem);
+                ring.disable_notification(&self.mem);
                 scratch.readable.clear();
                 scratch.writable.clear();
                 let (readable, writable) = (&mut scratch.readable, &mut scratch.writable);

@@ -11,11 +11,11 @@ use super::persist::{SavedMem, VERSION};
 use super::region::{BLOCK, Region};
 use super::request::{REQUEST, Request, Response};
 use crate::devices::balloon::give_back;
-use crate::devices::buffers::{Segments, gather};
-use crate::devices::ring::{Active, BUDGET};
 use crate::event_loop::EventSet;
 use crate::memory::GuestMemory;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::virtio::iovec::{IoVecs, gather};
+use crate::virtio::queue::{Active, BUDGET};
 
 /// virtio 1.2 §5.15: memory device.
 const VIRTIO_ID_MEM: u32 = 24;
@@ -36,8 +36,8 @@ pub struct MemDevice {
     handle: MemHandle,
     active: Option<Active>,
     quiesced: bool,
-    readable: Segments,
-    writable: Segments,
+    readable: IoVecs,
+    writable: IoVecs,
     metrics: MemMetrics,
 }
 
@@ -49,8 +49,8 @@ impl MemDevice {
             handle,
             active: None,
             quiesced: false,
-            readable: Segments::new(),
-            writable: Segments::new(),
+            readable: IoVecs::new(),
+            writable: IoVecs::new(),
             metrics: MemMetrics::default(),
         }
     }
@@ -114,8 +114,8 @@ impl MemDevice {
 fn serve(
     mem: &GuestMemory,
     handle: &MemHandle,
-    readable: &mut Segments,
-    writable: &Segments,
+    readable: &mut IoVecs,
+    writable: &IoVecs,
     metrics: &mut MemMetrics,
 ) -> usize {
     let mut bytes = [0u8; REQUEST];
@@ -151,7 +151,7 @@ fn serve(
 }
 
 /// Gives a range back to the host. `scratch` is used up.
-fn free(mem: &GuestMemory, range: Range<u64>, scratch: &mut Segments, metrics: &mut MemMetrics) {
+fn free(mem: &GuestMemory, range: Range<u64>, scratch: &mut IoVecs, metrics: &mut MemMetrics) {
     let mut start = range.start;
     while start < range.end {
         let len = (range.end - start).min(PIECE);

@@ -16,9 +16,9 @@ use super::metrics::NetMetrics;
 use super::persist::{SavedNet, VERSION};
 use super::tap::Tap;
 use super::vhost::Vhost;
-use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::virtio::queue::Active;
 
 /// To the guest, from the guest (virtio 1.2 §5.1.2).
 const RX: u16 = 0;

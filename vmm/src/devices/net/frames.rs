@@ -13,8 +13,8 @@ use virtio_bindings::virtio_net::{
 use super::header::{self, HEADER, MAX_FRAME, NUM_BUFFERS};
 use super::metrics::NetMetrics;
 use super::tap::Tap;
-use crate::devices::buffers::{MAX_PIECES, Segments, gather};
-use crate::devices::ring::{Active, BUDGET};
+use crate::virtio::iovec::{IoVecs, MAX_PIECES, gather};
+use crate::virtio::queue::{Active, BUDGET};
 
 /// A chain of the receive ring that waits for a frame.
 #[derive(Debug, Clone, Copy)]
@@ -41,11 +41,11 @@ pub enum Rx {
 #[derive(Debug)]
 pub struct Frames {
     waiting: VecDeque<Waiting>,
-    buffers: Segments,
+    buffers: IoVecs,
     mergeable: bool,
     needed: usize,
-    readable: Segments,
-    writable: Segments,
+    readable: IoVecs,
+    writable: IoVecs,
 }
 
 impl Frames {
@@ -56,7 +56,7 @@ impl Frames {
         let large = has(VIRTIO_NET_F_GUEST_TSO4) || has(VIRTIO_NET_F_GUEST_TSO6);
         Frames {
             waiting: VecDeque::new(),
-            buffers: Segments::new(),
+            buffers: IoVecs::new(),
             mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
             // virtio 1.2 §5.1.6.3.1 has the driver provide this much.
             needed: if large {
@@ -64,8 +64,8 @@ impl Frames {
             } else {
                 HEADER + header::ETHERNET + usize::from(mtu)
             },
-            readable: Segments::new(),
-            writable: Segments::new(),
+            readable: IoVecs::new(),
+            writable: IoVecs::new(),
         }
     }
 
@@ -73,7 +73,7 @@ impl Frames {
     pub fn give_back(&mut self, active: &mut Active, position: usize) {
         if let Some(ring) = active.rings.get_mut(position) {
             for _ in 0..self.waiting.len() {
-                ring.unpop();
+                ring.undo_pop();
             }
         }
         self.waiting.clear();
@@ -119,7 +119,7 @@ impl Frames {
     ) -> Rx {
         let mut moved = false;
         if let Some(ring) = active.rings.get_mut(position) {
-            ring.silence(&active.mem);
+            ring.disable_notification(&active.mem);
         }
         let mut ended = Rx::Again;
         for _ in 0..BUDGET {
@@ -127,7 +127,7 @@ impl Frames {
                 let more = active
                     .rings
                     .get_mut(position)
-                    .is_some_and(|r| r.listen(&active.mem));
+                    .is_some_and(|r| r.enable_notification(&active.mem));
                 // Buffers may have come just before notifications were on.
                 if !more || !self.stock(active, position, metrics) {
                     metrics.rx_starved += 1;
@@ -218,8 +218,8 @@ impl Frames {
 
 /// Checks one frame and writes it to the tap. Frames the tap does not take are lost, as on a wire.
 fn send(
-    packet: &mut Segments,
-    list: &mut Segments,
+    packet: &mut IoVecs,
+    list: &mut IoVecs,
     features: u64,
     tap: &Tap,
     metrics: &mut NetMetrics,

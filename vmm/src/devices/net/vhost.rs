@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::devices::ring::{Active, Ring};
 use crate::memory::GuestMemory;
+use crate::virtio::queue::{Active, Ring};
 
 // linux/vhost.h
 const VHOST_GET_FEATURES: libc::Ioctl = 0x8008_af00_u32 as libc::Ioctl;

@@ -5,10 +5,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use super::metrics::RngMetrics;
 use super::persist::{SavedRng, VERSION};
 use super::request::{MAX_BYTES, served};
-use crate::devices::buffers::{Segments, gather};
-use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::virtio::iovec::{IoVecs, gather};
+use crate::virtio::queue::Active;
 
 const QUEUE_SIZES: [u16; 1] = [64];
 /// Requests per turn; a guest that wants more has to wait for its turn.
@@ -19,8 +19,8 @@ const BUDGET: usize = 16;
 pub struct RngDevice {
     active: Option<Active>,
     quiesced: bool,
-    readable: Segments,
-    writable: Segments,
+    readable: IoVecs,
+    writable: IoVecs,
     metrics: RngMetrics,
 }
 

@@ -17,7 +17,7 @@ use super::packet::{
     HEADER, HOST_CID, Header, MAX_PAYLOAD, Op, SHUTDOWN_BOTH, SHUTDOWN_RCV, SHUTDOWN_SEND,
     TYPE_STREAM,
 };
-use crate::devices::buffers::Segments;
+use crate::virtio::iovec::IoVecs;
 
 /// The two ports that name a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -207,7 +207,7 @@ impl Connection {
     }
 
     /// Handles a packet of the guest for this connection.
-    pub fn receive(&mut self, op: Op, header: &Header, payload: &mut Segments) -> Verdict {
+    pub fn receive(&mut self, op: Op, header: &Header, payload: &mut IoVecs) -> Verdict {
         self.learn(header);
         match (op, self.state) {
             (Op::Rst, _) => Verdict::Ended,
@@ -246,7 +246,7 @@ impl Connection {
         }
     }
 
-    fn take_data(&mut self, payload: &mut Segments) -> Verdict {
+    fn take_data(&mut self, payload: &mut IoVecs) -> Verdict {
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let held = self.received.wrapping_sub(self.forwarded);
         if self.guest_shutdown & SHUTDOWN_SEND != 0
@@ -320,7 +320,7 @@ impl Connection {
     }
 
     /// Puts what the host did not take into the backlog; the credit check has bounded it.
-    fn keep(&mut self, payload: &mut Segments) {
+    fn keep(&mut self, payload: &mut IoVecs) {
         let start = self.backlog.len();
         self.backlog.resize(start + payload.len(), 0);
         let (first, second) = self.backlog.as_mut_slices();
@@ -362,12 +362,7 @@ impl Connection {
 
     /// Writes the next packet for the guest into `buffer`, which has room for a header and more.
     /// `scratch` is for its own use.
-    pub fn fill(
-        &mut self,
-        guest_cid: u64,
-        buffer: &Segments,
-        scratch: &mut Segments,
-    ) -> Option<Sent> {
+    pub fn fill(&mut self, guest_cid: u64, buffer: &IoVecs, scratch: &mut IoVecs) -> Option<Sent> {
         let mut header = Header {
             src_cid: HOST_CID,
             dst_cid: guest_cid,
@@ -394,8 +389,8 @@ impl Connection {
 
     fn next_op(
         &mut self,
-        buffer: &Segments,
-        scratch: &mut Segments,
+        buffer: &IoVecs,
+        scratch: &mut IoVecs,
         flags: &mut u32,
         data: &mut usize,
     ) -> Option<Op> {
@@ -431,7 +426,7 @@ impl Connection {
     }
 
     /// Reads from the host straight into the guest's buffer.
-    fn read(&mut self, buffer: &Segments, scratch: &mut Segments) -> Option<usize> {
+    fn read(&mut self, buffer: &IoVecs, scratch: &mut IoVecs) -> Option<usize> {
         scratch.clear();
         scratch.append(buffer).ok()?;
         scratch.advance(HEADER);

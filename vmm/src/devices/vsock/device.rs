@@ -9,13 +9,13 @@ use vm_memory::{Bytes, GuestAddress};
 use super::muxer::Muxer;
 use super::packet::HEADER;
 use super::persist::{SavedVsock, VERSION};
-use crate::devices::buffers::{Segments, gather};
-use crate::devices::ring::{Active, BUDGET, Ring};
 use crate::event_loop::EventSet;
 use crate::memory::GuestMemory;
 use crate::virtio::device::{
     Activation, DeviceError, Interrupt, SavedDevice, VirtioDevice, read_saved,
 };
+use crate::virtio::iovec::{IoVecs, gather};
+use crate::virtio::queue::{Active, BUDGET, Ring};
 
 /// Towards the guest, from the guest, events (virtio 1.2 §5.10.2).
 const RX: u16 = 0;
@@ -93,8 +93,8 @@ pub struct VsockDevice {
     transport_reset: TransportReset,
     /// Packets of the guest wait for room for our refusals.
     tx_waits: bool,
-    readable: Segments,
-    writable: Segments,
+    readable: IoVecs,
+    writable: IoVecs,
 }
 
 impl VsockDevice {
@@ -120,8 +120,8 @@ impl VsockDevice {
             quiesced: false,
             transport_reset: TransportReset::Settled,
             tx_waits: false,
-            readable: Segments::new(),
-            writable: Segments::new(),
+            readable: IoVecs::new(),
+            writable: IoVecs::new(),
         })
     }
 
@@ -163,7 +163,7 @@ impl VsockDevice {
         self.tx_waits = false;
         let mut taken = 0;
         loop {
-            ring.silence(&active.mem);
+            ring.disable_notification(&active.mem);
             let before = taken;
             while taken < BUDGET && !self.muxer.must_wait() {
                 let Some(chain) = ring.pop(&active.mem) else {
@@ -189,7 +189,7 @@ impl VsockDevice {
                 ring.kick_self();
                 break;
             }
-            if !ring.listen(&active.mem) || taken == before {
+            if !ring.enable_notification(&active.mem) || taken == before {
                 break;
             }
         }
@@ -210,7 +210,7 @@ impl VsockDevice {
             return;
         };
         let mut given = 0;
-        ring.silence(&active.mem);
+        ring.disable_notification(&active.mem);
         while self.muxer.has_news() {
             if given >= BUDGET {
                 ring.kick_self();
@@ -218,11 +218,11 @@ impl VsockDevice {
             }
             let Some(chain) = ring.pop(&active.mem) else {
                 // No buffers: ask for a kick when there are some, unless they came just now.
-                if ring.listen(&active.mem) {
-                    ring.silence(&active.mem);
+                if ring.enable_notification(&active.mem) {
+                    ring.disable_notification(&active.mem);
                     match ring.pop(&active.mem) {
                         Some(_) => {
-                            ring.unpop();
+                            ring.undo_pop();
                             continue;
                         }
                         None => break,
@@ -247,7 +247,7 @@ impl VsockDevice {
                     given += 1;
                 }
                 None => {
-                    ring.unpop();
+                    ring.undo_pop();
                     break;
                 }
             }
@@ -277,7 +277,7 @@ impl VsockDevice {
             return;
         };
         let mut chain = ring.pop(mem);
-        if chain.is_none() && ring.listen(mem) {
+        if chain.is_none() && ring.enable_notification(mem) {
             chain = ring.pop(mem);
         }
         let Some(chain) = chain else {

@@ -25,7 +25,7 @@ use super::handshake::Handshake;
 use super::metrics::VsockMetrics;
 use super::packet::{BadPacket, HEADER, HOST_CID, Header, Op, TYPE_STREAM, check};
 use super::sockets::{connect, port_path, spare};
-use crate::devices::buffers::Segments;
+use crate::virtio::iovec::IoVecs;
 
 /// The most connections and handshakes together.
 pub const MAX_PEERS: usize = 512;
@@ -86,7 +86,7 @@ pub struct Muxer {
     refusals: VecDeque<Header>,
     next_id: u64,
     next_port: u32,
-    scratch: Segments,
+    scratch: IoVecs,
     pub(super) metrics: VsockMetrics,
 }
 
@@ -137,7 +137,7 @@ impl Muxer {
             refusals: VecDeque::new(),
             next_id: FIRST_PEER,
             next_port: FIRST_PORT,
-            scratch: Segments::new(),
+            scratch: IoVecs::new(),
             metrics: VsockMetrics::default(),
         })
     }
@@ -288,7 +288,7 @@ impl Muxer {
     /// Handles a packet of the guest; `packet` is the whole chain's readable part.
     ///
     /// The caller keeps guest memory mapped during the call.
-    pub fn receive(&mut self, packet: &mut Segments) {
+    pub fn receive(&mut self, packet: &mut IoVecs) {
         let mut bytes = [0u8; HEADER];
         // SAFETY: the caller's promise.
         if unsafe { packet.copy_out(&mut bytes) } < HEADER {
@@ -333,7 +333,7 @@ impl Muxer {
         }
     }
 
-    fn deliver(&mut self, id: u64, op: Op, header: &Header, payload: &mut Segments) {
+    fn deliver(&mut self, id: u64, op: Op, header: &Header, payload: &mut IoVecs) {
         let Some(Peer::Connection(c)) = self.peers.get_mut(&id) else {
             return;
         };
@@ -411,7 +411,7 @@ impl Muxer {
     /// long it is; `None` when there is nothing to say after all.
     ///
     /// The caller keeps guest memory mapped during the call.
-    pub fn fill(&mut self, buffer: &Segments) -> Option<usize> {
+    pub fn fill(&mut self, buffer: &IoVecs) -> Option<usize> {
         if let Some(header) = self.refusals.pop_front() {
             // SAFETY: the caller's promise.
             unsafe { buffer.copy_in(&header.to_bytes()) };

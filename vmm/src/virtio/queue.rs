@@ -36,7 +36,7 @@ impl Ring {
     }
 
     /// Gives the chain taken last back, to be offered again.
-    pub fn unpop(&mut self) {
+    pub fn undo_pop(&mut self) {
         let back = self.queue.next_avail().wrapping_sub(1);
         self.queue.set_next_avail(back);
     }
@@ -55,12 +55,12 @@ impl Ring {
     }
 
     /// Asks for no kicks while the device works the ring anyway.
-    pub fn silence(&mut self, mem: &GuestMemory) {
+    pub fn disable_notification(&mut self, mem: &GuestMemory) {
         let _ = self.queue.disable_notification(mem);
     }
 
     /// Asks for kicks again; true when chains came meanwhile and the ring must be looked at.
-    pub fn listen(&mut self, mem: &GuestMemory) -> bool {
+    pub fn enable_notification(&mut self, mem: &GuestMemory) -> bool {
         self.queue.enable_notification(mem).unwrap_or(false)
     }
 
@@ -85,7 +85,7 @@ impl Ring {
         for _ in 0..=2 * u32::from(self.queue.size()) {
             match self.pop(mem) {
                 Some(chain) => found = wanted(chain),
-                None if self.listen(mem) => {}
+                None if self.enable_notification(mem) => {}
                 None => break,
             }
             if found {
@@ -209,7 +209,7 @@ impl Active {
         };
         let mut taken = 0;
         loop {
-            ring.silence(mem);
+            ring.disable_notification(mem);
             let before = taken;
             while taken < budget {
                 let Some(chain) = ring.pop(mem) else {
@@ -224,7 +224,7 @@ impl Active {
                 ring.kick_self();
                 break;
             }
-            if !ring.listen(mem) || taken == before {
+            if !ring.enable_notification(mem) || taken == before {
                 break;
             }
         }

@@ -1,7 +1,7 @@
 //! Descriptor chains turned into checked pieces of guest memory that system calls can take.
 //!
 //! [`gather`] walks a chain the guest wrote, checks every address and length against guest
-//! memory, and leaves host pointers in two [`Segments`]: what the device reads and what it
+//! memory, and leaves host pointers in two [`IoVecs`]: what the device reads and what it
 //! writes. Devices hand these to `readv`, `writev` and io_uring, so data is never copied through
 //! the VMM. What a request means is the devices' own business, not this module's.
 
@@ -59,7 +59,7 @@ impl GuestByte {
 /// It does not keep the mapping alive: methods that touch the memory are unsafe, and their caller
 /// (a device, which holds its `GuestMemory` from activation to reset) vouches for it.
 #[derive(Debug, Default)]
-pub struct Segments {
+pub struct IoVecs {
     iov: Vec<libc::iovec>,
     /// Pieces before this one are used up.
     first: usize,
@@ -67,13 +67,13 @@ pub struct Segments {
 }
 
 // SAFETY: only addresses; see the type's description for who may follow them.
-unsafe impl Send for Segments {}
+unsafe impl Send for IoVecs {}
 
-impl Segments {
+impl IoVecs {
     /// No pieces.
     #[must_use]
     pub const fn new() -> Self {
-        Segments {
+        IoVecs {
             iov: Vec::new(),
             first: 0,
             len: 0,
@@ -146,7 +146,7 @@ impl Segments {
     ///
     /// # Errors
     /// When there would be too many.
-    pub fn append(&mut self, other: &Segments) -> Result<(), BufferError> {
+    pub fn append(&mut self, other: &IoVecs) -> Result<(), BufferError> {
         if self.pieces().len() + other.pieces().len() > MAX_PIECES {
             return Err(BufferError::TooManyPieces);
         }
@@ -181,7 +181,7 @@ impl Segments {
     }
 
     /// Moves up to `n` bytes from the front to `front`, which is cleared before.
-    pub fn take_front(&mut self, n: usize, front: &mut Segments) {
+    pub fn take_front(&mut self, n: usize, front: &mut IoVecs) {
         front.clear();
         for piece in self.pieces() {
             let take = piece.iov_len.min(n - front.len);
@@ -295,7 +295,7 @@ impl Segments {
         unsafe { self.readv_first(fd, MAX_PIECES) }
     }
 
-    /// As [`Segments::readv`], using the first `count` pieces only.
+    /// As [`IoVecs::readv`], using the first `count` pieces only.
     ///
     /// # Errors
     /// The system call's.
@@ -335,7 +335,7 @@ impl Segments {
         &self,
         fd: BorrowedFd<'_>,
         header: &[u8],
-        list: &mut Segments,
+        list: &mut IoVecs,
     ) -> io::Result<usize> {
         list.clear();
         list.iov.push(libc::iovec {
@@ -413,8 +413,8 @@ impl Segments {
 pub fn gather<M: GuestMemory>(
     chain: DescriptorChain<&M>,
     mem: &M,
-    readable: &mut Segments,
-    writable: &mut Segments,
+    readable: &mut IoVecs,
+    writable: &mut IoVecs,
 ) -> Result<(), BufferError> {
     let mut seen_writable = false;
     for descriptor in chain {
@@ -454,14 +454,14 @@ mod tests {
     fn chain_of(
         mem: &GuestMemoryMmap<()>,
         descriptors: &[(u64, u32, u16)],
-    ) -> Result<(Segments, Segments), BufferError> {
+    ) -> Result<(IoVecs, IoVecs), BufferError> {
         let queue = MockSplitQueue::new(mem, 16);
         let raw: Vec<_> = descriptors
             .iter()
             .map(|&(addr, len, flags)| RawDescriptor::from(Descriptor::new(addr, len, flags, 0)))
             .collect();
         let chain = queue.build_desc_chain(&raw).unwrap();
-        let (mut readable, mut writable) = (Segments::new(), Segments::new());
+        let (mut readable, mut writable) = (IoVecs::new(), IoVecs::new());
         gather(chain, mem, &mut readable, &mut writable).map(|()| (readable, writable))
     }
 
@@ -537,7 +537,7 @@ mod tests {
             front in 0usize..1300, keep in 0usize..1300,
         ) {
             let mem = memory();
-            let mut segments = Segments::new();
+            let mut segments = IoVecs::new();
             for (i, len) in lens.iter().enumerate() {
                 let addr = GuestAddress(0x8000 + 0x1000 * i as u64);
                 segments.push(&mem, addr, *len, Permissions::Read).unwrap();
