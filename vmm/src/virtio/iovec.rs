@@ -1,20 +1,32 @@
-//! Descriptor chains turned into checked pieces of guest memory that system calls can take.
+//! Guest memory as lists of checked pieces that system calls can take.
 //!
-//! [`gather`] walks a chain the guest wrote, checks every address and length against guest
-//! memory, and leaves host pointers in two [`IoVecs`]: what the device reads and what it
-//! writes. Devices hand these to `readv`, `writev` and io_uring, so data is never copied through
-//! the VMM. What a request means is the devices' own business, not this module's.
+//! [`Buffers::gather`] walks a chain the guest wrote, checks every address and length against
+//! guest memory, and leaves two [`IoVecs`]: what the device reads and what it writes. Devices
+//! hand these to `readv`, `writev` and io_uring, so data is never copied through the VMM.
+//!
+//! An [`IoVecs`] borrows the guest memory its pieces are in, so that all it offers is safe. Work
+//! that outlives the call it came with (a disk's requests, a network card's receive buffers) has
+//! [`HeldIoVecs`], which keep the memory mapped themselves. This module and the io_uring engine
+//! are the only ones that pass guest addresses to the kernel. What a request means is the
+//! devices' own business, not this module's.
 
 use std::io;
+use std::marker::PhantomData;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr;
+use std::sync::Arc;
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{GuestAddress, GuestMemory, Permissions};
+use vm_memory::{GuestAddress, GuestMemory as Memory, Permissions, VolatileSlice};
 
-/// The most pieces one chain may have: what one `readv` takes (`IOV_MAX`), less room for a header
+use crate::memory::GuestMemory;
+
+/// The most pieces one list may have: what one `readv` takes (`IOV_MAX`), less room for a header
 /// of the device's own.
 pub const MAX_PIECES: usize = 1000;
+
+/// The host's page size on the one architecture there is.
+const HOST_PAGE: usize = 4096;
 
 /// Why a chain cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,41 +47,26 @@ pub enum BufferError {
     TooManyPieces,
 }
 
-/// One byte of guest memory.
-#[derive(Debug, Clone, Copy)]
-pub struct GuestByte(*mut u8);
-
-// SAFETY: a plain address; all accesses are unsafe and name their conditions.
-unsafe impl Send for GuestByte {}
-
-impl GuestByte {
-    /// Stores `value`.
-    ///
-    /// # Safety
-    /// The guest memory it was taken from is still mapped.
-    pub unsafe fn write(self, value: u8) {
-        // SAFETY: checked against the mapping by `gather`, still mapped by the caller's promise;
-        // volatile, as the guest may look at it meanwhile.
-        unsafe { ptr::write_volatile(self.0, value) };
-    }
-}
-
-/// Pieces of guest memory, in order, as host addresses. Reusable: clearing keeps the allocation.
+/// Pieces of guest memory, in order, as host addresses.
 ///
-/// It does not keep the mapping alive: methods that touch the memory are unsafe, and their caller
-/// (a device, which holds its `GuestMemory` from activation to reset) vouches for it.
+/// Invariant: every piece is part of a guest memory that stays mapped for `'m`. `push` is where
+/// pieces come from; everything else only cuts or copies them. No reference into guest memory
+/// ever exists, as the guest writes there at any time: whoever copies sees some mix of old and
+/// new bytes.
 #[derive(Debug, Default)]
-pub struct IoVecs {
+pub struct IoVecs<'m> {
     iov: Vec<libc::iovec>,
     /// Pieces before this one are used up.
     first: usize,
     len: usize,
+    memory: PhantomData<&'m ()>,
 }
 
-// SAFETY: only addresses; see the type's description for who may follow them.
-unsafe impl Send for IoVecs {}
+// SAFETY: the pieces are addresses in a mapping that all threads share and that no `&` or `&mut`
+// ever points into; which thread follows them makes no difference.
+unsafe impl Send for IoVecs<'_> {}
 
-impl IoVecs {
+impl<'m> IoVecs<'m> {
     /// No pieces.
     #[must_use]
     pub const fn new() -> Self {
@@ -77,14 +74,32 @@ impl IoVecs {
             iov: Vec::new(),
             first: 0,
             len: 0,
+            memory: PhantomData,
         }
     }
 
-    /// Forgets all pieces.
+    /// Drops all pieces, and keeps the allocation.
     pub fn clear(&mut self) {
         self.iov.clear();
         self.first = 0;
         self.len = 0;
+    }
+
+    /// An empty list with this one's allocation, for pieces of another memory.
+    #[must_use]
+    pub fn recycle<'n>(mut self) -> IoVecs<'n> {
+        self.clear();
+        self.relabel()
+    }
+
+    /// The same pieces under another lifetime. The caller sees to the type's invariant.
+    fn relabel<'n>(self) -> IoVecs<'n> {
+        IoVecs {
+            iov: self.iov,
+            first: self.first,
+            len: self.len,
+            memory: PhantomData,
+        }
     }
 
     /// Total bytes.
@@ -109,9 +124,9 @@ impl IoVecs {
     ///
     /// # Errors
     /// When it is not all guest memory, or there are too many pieces.
-    pub fn push<M: GuestMemory>(
+    pub fn push<M: Memory>(
         &mut self,
-        mem: &M,
+        mem: &'m M,
         addr: GuestAddress,
         len: u32,
         access: Permissions,
@@ -133,12 +148,12 @@ impl IoVecs {
                 iov_base: slice.ptr_guard_mut().as_ptr().cast(),
                 iov_len: slice.len(),
             });
+            self.len = self.len.saturating_add(slice.len());
             got = got.saturating_add(slice.len());
         }
         if got != count {
             return Err(outside);
         }
-        self.len = self.len.saturating_add(got);
         Ok(())
     }
 
@@ -146,7 +161,7 @@ impl IoVecs {
     ///
     /// # Errors
     /// When there would be too many.
-    pub fn append(&mut self, other: &IoVecs) -> Result<(), BufferError> {
+    pub fn append(&mut self, other: &IoVecs<'m>) -> Result<(), BufferError> {
         if self.pieces().len() + other.pieces().len() > MAX_PIECES {
             return Err(BufferError::TooManyPieces);
         }
@@ -181,7 +196,7 @@ impl IoVecs {
     }
 
     /// Moves up to `n` bytes from the front to `front`, which is cleared before.
-    pub fn take_front(&mut self, n: usize, front: &mut IoVecs) {
+    pub fn take_front(&mut self, n: usize, front: &mut IoVecs<'m>) {
         front.clear();
         for piece in self.pieces() {
             let take = piece.iov_len.min(n - front.len);
@@ -213,71 +228,55 @@ impl IoVecs {
         }
     }
 
-    /// Takes the last byte off.
-    pub fn pop_byte(&mut self) -> Option<GuestByte> {
-        let piece = self.iov.last()?;
-        if self.len == 0 || piece.iov_len == 0 {
-            return None;
-        }
-        let byte = piece.iov_base.cast::<u8>().wrapping_add(piece.iov_len - 1);
-        self.truncate(self.len - 1);
-        Some(GuestByte(byte))
+    /// The pieces as views whose copies are safe.
+    fn slices(&self) -> impl Iterator<Item = VolatileSlice<'m>> {
+        self.pieces().iter().map(|piece| {
+            // SAFETY: the type's invariant: so many bytes at this address are guest memory, which
+            // is mapped for 'm and is only ever reached by volatile access or by the kernel.
+            unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) }
+        })
     }
 
-    /// Copies from the start of the pieces into `out`; the number of bytes copied.
-    ///
-    /// # Safety
-    /// The guest memory they were taken from is still mapped.
-    pub unsafe fn copy_out(&self, out: &mut [u8]) -> usize {
+    /// Copies from the start of the pieces to `out`; the number of bytes copied.
+    pub fn copy_to(&self, out: &mut [u8]) -> usize {
         let mut rest = out;
         let mut done = 0;
-        for piece in self.pieces() {
+        for slice in self.slices() {
+            let n = slice.copy_to(rest);
+            done += n;
+            rest = rest.get_mut(n..).unwrap_or_default();
             if rest.is_empty() {
                 break;
             }
-            let n = rest.len().min(piece.iov_len);
-            let (now, later) = rest.split_at_mut(n);
-            // SAFETY: the piece was checked against the mapping, which still stands; `now` is
-            // ours and as long. The guest may write meanwhile: then we see some mix of bytes.
-            unsafe { ptr::copy_nonoverlapping(piece.iov_base.cast::<u8>(), now.as_mut_ptr(), n) };
-            done += n;
-            rest = later;
         }
         done
     }
 
     /// Copies `data` to the start of the pieces; the number of bytes copied.
-    ///
-    /// # Safety
-    /// The guest memory they were taken from is still mapped.
-    pub unsafe fn copy_in(&self, data: &[u8]) -> usize {
-        // SAFETY: the caller's promise.
-        unsafe { self.copy_in_at(0, data) }
+    pub fn copy_from(&self, data: &[u8]) -> usize {
+        self.write_at(0, data)
     }
 
     /// Copies `data` to the pieces from byte `offset` on; the number of bytes copied.
-    ///
-    /// # Safety
-    /// The guest memory they were taken from is still mapped.
-    pub unsafe fn copy_in_at(&self, offset: usize, data: &[u8]) -> usize {
+    pub fn write_at(&self, offset: usize, data: &[u8]) -> usize {
         let mut skip = offset;
         let mut rest = data;
         let mut done = 0;
-        for piece in self.pieces() {
+        for slice in self.slices() {
             if rest.is_empty() {
                 break;
             }
-            if skip >= piece.iov_len {
-                skip -= piece.iov_len;
+            let Some(room) = slice.len().checked_sub(skip).filter(|room| *room > 0) else {
+                skip -= slice.len();
                 continue;
+            };
+            let (now, later) = rest.split_at(rest.len().min(room));
+            // `skip` is inside the slice: there is room behind it.
+            if let Ok(slice) = slice.offset(skip) {
+                slice.copy_from(now);
             }
-            let n = rest.len().min(piece.iov_len - skip);
-            let (now, later) = rest.split_at(n);
-            let to = piece.iov_base.cast::<u8>().wrapping_add(skip);
-            // SAFETY: as in `copy_out`, the other way round; `skip + n` is inside the piece.
-            unsafe { ptr::copy_nonoverlapping(now.as_ptr(), to, n) };
             skip = 0;
-            done += n;
+            done += now.len();
             rest = later;
         }
         done
@@ -287,65 +286,54 @@ impl IoVecs {
     ///
     /// # Errors
     /// The system call's.
-    ///
-    /// # Safety
-    /// The guest memory they were taken from is still mapped.
-    pub unsafe fn readv(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
-        // SAFETY: the caller's promise.
-        unsafe { self.readv_first(fd, MAX_PIECES) }
+    pub fn readv(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        self.readv_first(fd, MAX_PIECES)
     }
 
     /// As [`IoVecs::readv`], using the first `count` pieces only.
     ///
     /// # Errors
     /// The system call's.
-    ///
-    /// # Safety
-    /// The guest memory they were taken from is still mapped.
-    pub unsafe fn readv_first(&self, fd: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
+    pub fn readv_first(&self, fd: BorrowedFd<'_>, count: usize) -> io::Result<usize> {
         let (ptr, all) = self.raw();
         let count = libc::c_int::try_from(count).map_or(all, |n| n.min(all));
-        // SAFETY: `pieces` are checked, mapped ranges, at most IOV_MAX of them.
-        let n = unsafe { libc::readv(fd.as_raw_fd(), ptr, count) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        // SAFETY: a list of ours with at least `count` entries, each (the type's invariant) guest
+        // memory that is mapped for longer than the call and that the kernel may write.
+        moved(unsafe { libc::readv(fd.as_raw_fd(), ptr, count) })
     }
 
     /// Writes the pieces to `fd` with one `writev`.
     ///
     /// # Errors
     /// The system call's.
-    ///
-    /// # Safety
-    /// The guest memory they were taken from is still mapped.
-    pub unsafe fn writev(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+    pub fn writev(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let (ptr, count) = self.raw();
-        // SAFETY: as in `readv`.
-        let n = unsafe { libc::writev(fd.as_raw_fd(), ptr, count) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        // SAFETY: a list of ours with `count` entries, each guest memory that is mapped for longer
+        // than the call (the type's invariant), which the kernel only reads.
+        moved(unsafe { libc::writev(fd.as_raw_fd(), ptr, count) })
     }
 
-    /// Writes `header`, which is ours, and then the pieces with one `writev`. `list` is scratch.
+    /// Writes `header`, which is not the guest's, and then the pieces with one `writev`. `list` is
+    /// scratch.
     ///
     /// # Errors
     /// The system call's.
-    ///
-    /// # Safety
-    /// The guest memory they were taken from is still mapped.
-    pub unsafe fn writev_after(
+    pub fn writev_after(
         &self,
         fd: BorrowedFd<'_>,
         header: &[u8],
-        list: &mut IoVecs,
+        list: &mut IoVecs<'m>,
     ) -> io::Result<usize> {
         list.clear();
         list.iov.push(libc::iovec {
             iov_base: header.as_ptr().cast_mut().cast(),
             iov_len: header.len(),
         });
+        // One more than MAX_PIECES is still below IOV_MAX.
         list.iov.extend_from_slice(self.pieces());
-        // SAFETY: the header lives through the call, the kernel only reads it; the rest is the
-        // caller's promise. One more than MAX_PIECES is still below IOV_MAX.
-        let result = unsafe { list.writev(fd) };
+        // For this call the list has a piece that is no guest memory: it is only read, and the
+        // piece is gone before `header` is.
+        let result = list.writev(fd);
         list.clear();
         result
     }
@@ -354,46 +342,67 @@ impl IoVecs {
     ///
     /// # Errors
     /// The system call's.
-    ///
-    /// # Safety
-    /// The guest memory they were taken from is still mapped.
-    pub unsafe fn send(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+    pub fn send(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
         let pieces = self.pieces();
         // SAFETY: plain data, for which zeroes are a valid value.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = pieces.as_ptr().cast_mut();
         message.msg_iovlen = pieces.len();
-        // SAFETY: as in `readv`; the kernel only reads the list and the pieces.
-        let n = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        // SAFETY: a message without address or control data; its list is ours and as long as it
+        // says, and each entry is guest memory that is mapped for longer than the call (the type's
+        // invariant). The kernel only reads list and pieces.
+        moved(unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) })
     }
 
     /// Fills the pieces from `fd`, from byte `offset` of it on, with one `preadv`.
     ///
     /// # Errors
     /// The system call's.
-    ///
-    /// # Safety
-    /// The guest memory they were taken from is still mapped.
-    pub unsafe fn preadv(&self, fd: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
+    pub fn preadv(&self, fd: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
         let (ptr, count) = self.raw();
-        // SAFETY: as in `readv`.
-        let n = unsafe { libc::preadv(fd.as_raw_fd(), ptr, count, offset) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        // SAFETY: a list of ours with `count` entries, each guest memory that is mapped for longer
+        // than the call (the type's invariant) and that the kernel may write.
+        moved(unsafe { libc::preadv(fd.as_raw_fd(), ptr, count, offset) })
     }
 
-    /// Writes the pieces to `fd`, from byte `offset` of it on, with one `pwritev`.
+    /// Writes the pieces to `fd`, from byte `offset` of it on, with one `pwritev2`; `flags` are
+    /// its `RWF_*`.
     ///
     /// # Errors
     /// The system call's.
-    ///
-    /// # Safety
-    /// The guest memory they were taken from is still mapped.
-    pub unsafe fn pwritev(&self, fd: BorrowedFd<'_>, offset: i64) -> io::Result<usize> {
+    pub fn pwritev(&self, fd: BorrowedFd<'_>, offset: i64, flags: i32) -> io::Result<usize> {
         let (ptr, count) = self.raw();
-        // SAFETY: as in `readv`.
-        let n = unsafe { libc::pwritev(fd.as_raw_fd(), ptr, count, offset) };
-        usize::try_from(n).map_err(|_| io::Error::last_os_error())
+        // SAFETY: a list of ours with `count` entries, each guest memory that is mapped for longer
+        // than the call (the type's invariant), which the kernel only reads.
+        moved(unsafe { libc::pwritev2(fd.as_raw_fd(), ptr, count, offset, flags) })
+    }
+
+    /// Gives whole host pages in the pieces back to the host; the bytes given back.
+    ///
+    /// The guest then finds zeroes there, or, where a snapshot's file is mapped, what the snapshot
+    /// had.
+    ///
+    /// # Errors
+    /// The system's, for the first piece it refuses.
+    pub fn discard(&self) -> io::Result<u64> {
+        let mut given = 0;
+        for piece in self.pieces() {
+            let base = piece.iov_base.addr();
+            let start = base.next_multiple_of(HOST_PAGE);
+            let end = base.saturating_add(piece.iov_len) & !(HOST_PAGE - 1);
+            let Some(len) = end.checked_sub(start).filter(|len| *len > 0) else {
+                continue;
+            };
+            let at = piece.iov_base.with_addr(start);
+            // SAFETY: whole pages inside one piece, which is mapped guest memory (the type's
+            // invariant). They stay mapped; only their content changes, as it may at any time: no
+            // reference into guest memory exists.
+            if unsafe { libc::madvise(at, len, libc::MADV_DONTNEED) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            given += len as u64;
+        }
+        Ok(given)
     }
 
     fn raw(&self) -> (*const libc::iovec, libc::c_int) {
@@ -406,29 +415,106 @@ impl IoVecs {
     }
 }
 
-/// Walks `chain` and appends what it names to `readable` and `writable`.
-///
-/// # Errors
-/// See [`BufferError`]; the lists then hold what came before the bad descriptor.
-pub fn gather<M: GuestMemory>(
-    chain: DescriptorChain<&M>,
-    mem: &M,
-    readable: &mut IoVecs,
-    writable: &mut IoVecs,
-) -> Result<(), BufferError> {
-    let mut seen_writable = false;
-    for descriptor in chain {
-        if descriptor.is_write_only() {
-            seen_writable = true;
-            writable.push(mem, descriptor.addr(), descriptor.len(), Permissions::Write)?;
-        } else {
-            if seen_writable {
-                return Err(BufferError::ReadableAfterWritable);
-            }
-            readable.push(mem, descriptor.addr(), descriptor.len(), Permissions::Read)?;
+/// What a system call that moves data returned.
+fn moved(n: isize) -> io::Result<usize> {
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// What one chain names.
+#[derive(Debug, Default)]
+pub struct Buffers<'m> {
+    /// What the device reads.
+    pub readable: IoVecs<'m>,
+    /// What the device writes.
+    pub writable: IoVecs<'m>,
+}
+
+impl<'m> Buffers<'m> {
+    /// Empty ones with the allocations of these, for chains in another memory.
+    #[must_use]
+    pub fn recycle<'n>(self) -> Buffers<'n> {
+        Buffers {
+            readable: self.readable.recycle(),
+            writable: self.writable.recycle(),
         }
     }
-    Ok(())
+
+    /// Walks `chain`; the lists then hold what it names, and nothing else. The answer is where in
+    /// guest memory the last writable byte is, when there is one.
+    ///
+    /// # Errors
+    /// See [`BufferError`]; the lists then hold what came before the bad descriptor.
+    pub fn gather<C>(
+        &mut self,
+        chain: DescriptorChain<C>,
+        mem: &'m C::Target,
+    ) -> Result<Option<GuestAddress>, BufferError>
+    where
+        C: Deref + Clone,
+        C::Target: Memory + Sized,
+    {
+        self.readable.clear();
+        self.writable.clear();
+        let mut seen_writable = false;
+        let mut last = None;
+        for descriptor in chain {
+            let (addr, len) = (descriptor.addr(), descriptor.len());
+            if descriptor.is_write_only() {
+                seen_writable = true;
+                self.writable.push(mem, addr, len, Permissions::Write)?;
+                if let Some(before) = len.checked_sub(1) {
+                    last = Some(GuestAddress(addr.0.saturating_add(u64::from(before))));
+                }
+            } else {
+                if seen_writable {
+                    return Err(BufferError::ReadableAfterWritable);
+                }
+                self.readable.push(mem, addr, len, Permissions::Read)?;
+            }
+        }
+        Ok(last)
+    }
+}
+
+/// An [`IoVecs`] with its own hold on the memory its pieces are in: for work that outlives the
+/// call it came with.
+#[derive(Debug)]
+pub struct HeldIoVecs {
+    /// Pieces of `mem`, or of memory that is never unmapped. 'static is not for others to see:
+    /// `with` and `get` give them the lifetime of their borrow of `self`.
+    list: IoVecs<'static>,
+    mem: Arc<GuestMemory>,
+}
+
+impl HeldIoVecs {
+    /// No pieces yet.
+    #[must_use]
+    pub fn new(mem: Arc<GuestMemory>) -> Self {
+        HeldIoVecs {
+            list: IoVecs::new(),
+            mem,
+        }
+    }
+
+    /// Lets `f` work on the list with the memory held. It must do so for any lifetime, so all it
+    /// can put into the list are pieces of this memory.
+    pub fn with<R>(&mut self, f: impl for<'m> FnOnce(&'m GuestMemory, &mut IoVecs<'m>) -> R) -> R {
+        let mut list = std::mem::take(&mut self.list).relabel();
+        let result = f(&self.mem, &mut list);
+        self.list = list.relabel();
+        result
+    }
+
+    /// The list.
+    #[must_use]
+    pub fn get(&self) -> &IoVecs<'_> {
+        &self.list
+    }
+
+    /// Drops up to `n` bytes from the front.
+    pub fn advance(&mut self, n: usize) {
+        self.list.advance(n);
+    }
 }
 
 #[cfg(test)]
@@ -451,18 +537,18 @@ mod tests {
         .unwrap()
     }
 
-    fn chain_of(
-        mem: &GuestMemoryMmap<()>,
+    fn chain_of<'m>(
+        mem: &'m GuestMemoryMmap<()>,
         descriptors: &[(u64, u32, u16)],
-    ) -> Result<(IoVecs, IoVecs), BufferError> {
+    ) -> Result<(Buffers<'m>, Option<GuestAddress>), BufferError> {
         let queue = MockSplitQueue::new(mem, 16);
         let raw: Vec<_> = descriptors
             .iter()
             .map(|&(addr, len, flags)| RawDescriptor::from(Descriptor::new(addr, len, flags, 0)))
             .collect();
         let chain = queue.build_desc_chain(&raw).unwrap();
-        let (mut readable, mut writable) = (IoVecs::new(), IoVecs::new());
-        gather(chain, mem, &mut readable, &mut writable).map(|()| (readable, writable))
+        let mut buffers = Buffers::default();
+        buffers.gather(chain, mem).map(|last| (buffers, last))
     }
 
     #[test]
@@ -470,34 +556,32 @@ mod tests {
         let mem = memory();
         mem.write_slice(b"hello ", GuestAddress(0x8000)).unwrap();
         mem.write_slice(b"world", GuestAddress(0x20_0000)).unwrap();
-        let (readable, mut writable) = chain_of(
+        let (mut buffers, last) = chain_of(
             &mem,
             &[
                 (0x8000, 6, 0),
                 (0x20_0000, 5, 0),
                 (0x9000, 3, WRITE),
                 (0xa000, 2, WRITE),
+                (0xb000, 0, WRITE),
             ],
         )
         .unwrap();
         let mut text = [0u8; 32];
-        // SAFETY: `mem` lives to the end of the test.
-        let n = unsafe { readable.copy_out(&mut text) };
+        let n = buffers.readable.copy_to(&mut text);
         assert_eq!(&text[..n], b"hello world");
-        let status = writable.pop_byte().unwrap();
-        assert_eq!(writable.len(), 4);
-        writable.advance(1);
-        // SAFETY: as above.
-        unsafe {
-            status.write(7);
-            assert_eq!(writable.copy_in(b"abcdef"), 3);
-        }
+        assert_eq!(last, Some(GuestAddress(0xa001)));
+        buffers.writable.truncate(4);
+        buffers.writable.advance(1);
+        assert_eq!(buffers.writable.copy_from(b"abcdef"), 3);
+        assert_eq!(buffers.writable.write_at(1, b"B"), 1);
+        assert_eq!(buffers.writable.write_at(3, b"no room"), 0);
         let mut at = [0u8; 3];
         mem.read_slice(&mut at, GuestAddress(0x9000)).unwrap();
-        assert_eq!(&at, b"\0ab");
+        assert_eq!(&at, b"\0aB");
         let mut at = [0u8; 2];
         mem.read_slice(&mut at, GuestAddress(0xa000)).unwrap();
-        assert_eq!(&at, b"c\x07");
+        assert_eq!(&at, b"c\0");
     }
 
     #[test]
@@ -530,6 +614,38 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_held_list_keeps_its_memory_mapped() {
+        let mem = Arc::new(memory());
+        mem.write_slice(b"still here", GuestAddress(0x8000))
+            .unwrap();
+        let mut held = HeldIoVecs::new(Arc::clone(&mem));
+        held.with(|mem, list| list.push(mem, GuestAddress(0x8000), 10, Permissions::Read))
+            .unwrap();
+        drop(mem);
+        held.advance(6);
+        let mut text = [0u8; 4];
+        assert_eq!(held.get().copy_to(&mut text), 4);
+        assert_eq!(&text, b"here");
+    }
+
+    #[test]
+    fn only_whole_pages_are_given_back() {
+        let mem = memory();
+        mem.write_slice(&[7; 0x3000], GuestAddress(0x8000)).unwrap();
+        let mut list = IoVecs::new();
+        for (addr, len) in [(0x8800, 0x1000), (0x9800, 0x1800)] {
+            list.push(&mem, GuestAddress(addr), len, Permissions::Write)
+                .unwrap();
+        }
+        assert_eq!(list.discard().unwrap(), 0x1000);
+        let at = |addr| mem.read_obj::<u8>(GuestAddress(addr)).unwrap();
+        assert_eq!(
+            [at(0x8fff), at(0x9fff), at(0xa000), at(0xafff)],
+            [7, 7, 0, 0]
+        );
+    }
+
     proptest! {
         #[test]
         fn advance_and_truncate_keep_the_sum(
@@ -558,8 +674,9 @@ mod tests {
             let mem = memory();
             let descriptors: Vec<_> =
                 raw.iter().map(|&(a, l, f)| (a, l, f & WRITE)).collect();
-            if let Ok((readable, writable)) = chain_of(&mem, &descriptors) {
-                prop_assert!(readable.len() + writable.len() <= 0x10_1000 * descriptors.len());
+            if let Ok((buffers, _)) = chain_of(&mem, &descriptors) {
+                let total = buffers.readable.len() + buffers.writable.len();
+                prop_assert!(total <= 0x10_1000 * descriptors.len());
             }
         }
     }

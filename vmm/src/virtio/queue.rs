@@ -5,6 +5,7 @@
 //! switched on, so that no kick is lost (virtio 1.2 §2.7.10).
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::event_loop::{EventSet, Registrar};
 use crate::memory::GuestMemory;
 use crate::virtio::device::{Activation, Interrupt, QueueState};
+use crate::virtio::iovec::{BufferError, Buffers};
 
 /// The most chains a device takes from one ring before it lets other devices have the thread.
 pub const BUDGET: usize = 256;
@@ -33,6 +35,14 @@ impl Ring {
     /// The next chain the driver offers. A broken ring offers none.
     pub fn pop<'m>(&mut self, mem: &'m GuestMemory) -> Option<DescriptorChain<&'m GuestMemory>> {
         self.queue.pop_descriptor_chain(mem)
+    }
+
+    /// As [`Ring::pop`]; the chain holds guest memory itself.
+    pub fn pop_held(
+        &mut self,
+        mem: &Arc<GuestMemory>,
+    ) -> Option<DescriptorChain<Arc<GuestMemory>>> {
+        self.queue.pop_descriptor_chain(Arc::clone(mem))
     }
 
     /// Gives the chain taken last back, to be offered again.
@@ -112,8 +122,8 @@ impl Ring {
 /// The state of a device between activation and reset.
 #[derive(Debug)]
 pub struct Active {
-    /// Guest RAM.
-    pub mem: GuestMemory,
+    /// Guest RAM, shared with work that outlives a call.
+    pub mem: Arc<GuestMemory>,
     /// Negotiated feature bits.
     pub features: u64,
     /// How to interrupt the driver.
@@ -131,7 +141,7 @@ impl Active {
     #[must_use]
     pub fn new(activation: Activation) -> Self {
         Active {
-            mem: activation.mem,
+            mem: Arc::new(activation.mem),
             features: activation.features,
             interrupt: activation.interrupt,
             events: activation.events,
@@ -195,20 +205,41 @@ impl Active {
         }
     }
 
-    /// Works the ring at `position`: `serve` gets each chain with the queue's index and says how many
-    /// bytes it wrote. After `budget` chains the rest waits for the ring's next turn.
-    pub fn drain(
-        &mut self,
+    /// Works the ring at `position`: `serve` gets what each chain names, with the queue's index,
+    /// and says how many bytes it wrote. After `budget` chains the rest waits for the ring's next
+    /// turn.
+    pub fn drain<'m>(
+        &'m mut self,
         position: usize,
         budget: usize,
-        mut serve: impl FnMut(&GuestMemory, u16, DescriptorChain<&GuestMemory>) -> usize,
+        spare: &mut Buffers<'static>,
+        mut serve: impl FnMut(&'m GuestMemory, u16, Result<&mut Buffers<'m>, BufferError>) -> usize,
     ) {
-        let (mem, interrupt) = (&self.mem, self.interrupt.as_ref());
+        self.drain_while(position, budget, spare, |mem, index, buffers| {
+            ControlFlow::Continue(serve(mem, index, buffers))
+        });
+    }
+
+    /// As [`Active::drain`], until `serve` breaks. Kicks stay off then: the caller comes back by
+    /// itself.
+    pub fn drain_while<'m>(
+        &'m mut self,
+        position: usize,
+        budget: usize,
+        spare: &mut Buffers<'static>,
+        mut serve: impl FnMut(
+            &'m GuestMemory,
+            u16,
+            Result<&mut Buffers<'m>, BufferError>,
+        ) -> ControlFlow<usize, usize>,
+    ) {
+        let (mem, interrupt) = (&*self.mem, self.interrupt.as_ref());
         let Some(ring) = self.rings.get_mut(position) else {
             return;
         };
+        let mut buffers = std::mem::take(spare).recycle();
         let mut taken = 0;
-        loop {
+        'rounds: loop {
             ring.disable_notification(mem);
             let before = taken;
             while taken < budget {
@@ -216,9 +247,14 @@ impl Active {
                     break;
                 };
                 let head = chain.head_index();
-                let written = serve(mem, ring.index, chain);
+                let gathered = buffers.gather(chain, mem);
+                let served = serve(mem, ring.index, gathered.map(|_| &mut buffers));
+                let (ControlFlow::Continue(written) | ControlFlow::Break(written)) = served;
                 ring.push(mem, head, u32::try_from(written).unwrap_or(0));
                 taken += 1;
+                if served.is_break() {
+                    break 'rounds;
+                }
             }
             if taken >= budget {
                 ring.kick_self();
@@ -231,6 +267,7 @@ impl Active {
         if taken > 0 {
             ring.notify(mem, interrupt);
         }
+        *spare = buffers.recycle();
     }
 
     /// The saved form of the rings.

@@ -4,12 +4,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{GuestAddress, Permissions};
 
 use super::metrics::BalloonMetrics;
-use super::pages::give_back;
 use super::persist::{SavedBalloon, VERSION};
 use super::request::{MAX_PAGES, runs};
 use crate::event_loop::EventSet;
+use crate::memory::GuestMemory;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
-use crate::virtio::iovec::{IoVecs, gather};
+use crate::virtio::iovec::Buffers;
 use crate::virtio::queue::{Active, BUDGET};
 
 /// virtio 1.2 §5.5.3
@@ -28,8 +28,7 @@ pub struct BalloonDevice {
     active: Option<Active>,
     quiesced: bool,
     actual: [u8; 4],
-    readable: IoVecs,
-    writable: IoVecs,
+    spare: Buffers<'static>,
     metrics: BalloonMetrics,
 }
 
@@ -59,28 +58,24 @@ impl BalloonDevice {
     fn process(&mut self, position: usize) {
         let BalloonDevice {
             active: Some(active),
-            readable,
-            writable,
+            spare,
             metrics,
             ..
         } = self
         else {
             return;
         };
-        active.drain(position, BUDGET, |mem, index, chain| {
-            readable.clear();
-            writable.clear();
-            if gather(chain, mem, readable, writable).is_err() {
+        active.drain(position, BUDGET, spare, |mem, index, buffers| {
+            let Ok(buffers) = buffers else {
                 metrics.malformed += 1;
                 return 0;
-            }
+            };
             match index {
-                INFLATE => inflate(mem, readable, writable, metrics),
+                INFLATE => inflate(mem, buffers, metrics),
                 REPORTING => {
                     metrics.reports += 1;
-                    // SAFETY: `mem` keeps guest memory mapped; it is a private mapping (see
-                    // `memory`).
-                    match unsafe { give_back(writable) } {
+                    // The guest does not care what it finds there (no PAGE_POISON is offered).
+                    match buffers.writable.discard() {
                         Ok(bytes) => metrics.reported_bytes += bytes,
                         Err(_) => metrics.failed += 1,
                     }
@@ -93,22 +88,18 @@ impl BalloonDevice {
     }
 }
 
-/// Gives the pages in a list back. `scratch` is used up.
-fn inflate(
-    mem: &crate::memory::GuestMemory,
-    list: &IoVecs,
-    scratch: &mut IoVecs,
-    metrics: &mut BalloonMetrics,
-) {
+/// Gives the pages in a list, which is readable, back to the host.
+fn inflate<'m>(mem: &'m GuestMemory, buffers: &mut Buffers<'m>, metrics: &mut BalloonMetrics) {
     let mut bytes = [0u8; MAX_PAGES * 4];
-    // SAFETY: `mem` is borrowed, so it is mapped.
-    let n = unsafe { list.copy_out(&mut bytes) };
+    let n = buffers.readable.copy_to(&mut bytes);
+    // Nothing is answered, so the other list is free.
+    let pages = &mut buffers.writable;
     for run in runs(bytes.get(..n).unwrap_or_default()) {
-        scratch.clear();
+        pages.clear();
         let pushed = u32::try_from(run.len)
             .ok()
             .and_then(|len| {
-                scratch
+                pages
                     .push(mem, GuestAddress(run.start), len, Permissions::Write)
                     .ok()
             })
@@ -117,8 +108,7 @@ fn inflate(
             metrics.malformed += 1;
             continue;
         }
-        // SAFETY: as above; guest memory is a private mapping (see `memory`).
-        match unsafe { give_back(scratch) } {
+        match pages.discard() {
             Ok(bytes) => metrics.inflated_bytes += bytes,
             Err(_) => metrics.failed += 1,
         }

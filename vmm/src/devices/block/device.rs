@@ -2,11 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::FallocateFlags;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -231,19 +231,8 @@ impl BlockDevice {
 
 /// Whether `file` can give space back. Asked beyond its end, where nothing can be lost.
 fn punches_holes(file: &File, bytes: u64) -> bool {
-    let Ok(end) = libc::off_t::try_from(bytes) else {
-        return false;
-    };
-    // SAFETY: a call on our own descriptor.
-    let result = unsafe {
-        libc::fallocate(
-            file.as_raw_fd(),
-            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-            end,
-            4096,
-        )
-    };
-    result == 0
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, mode, bytes, 4096).is_ok()
 }
 
 /// `struct virtio_blk_config` (virtio 1.2 §5.2.4).
@@ -295,7 +284,7 @@ impl VirtioDevice for BlockDevice {
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
         let mut active = Active::new(activation);
-        let engine = Engine::start(self.engine, &self.file, &active.mem)
+        let engine = Engine::start(self.engine, &self.file)
             .map_err(|e| self.io("starting io_uring or a worker thread", e))?;
         active
             .events
@@ -362,15 +351,11 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn reset(&mut self) {
-        let drained = self.drain();
+        // Where the host's storage hangs, the engine sees to the memory that the kernel holds.
+        let _ = self.drain();
         self.quiesced = false;
         if let Some(mut running) = self.running.take() {
             running.stop_watching();
-            if drained.is_err() {
-                // The host's storage hangs and the kernel still holds our pieces: leaking them,
-                // and the guest memory with them, is all that stays sound.
-                std::mem::forget(running);
-            }
         }
     }
 

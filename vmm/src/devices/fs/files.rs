@@ -75,22 +75,19 @@ fn size(size: u32) -> usize {
 }
 
 impl Server {
-    /// # Safety
-    /// The guest memory of `scratch` is mapped until this returns.
-    pub(super) unsafe fn read(
+    pub(super) fn read(
         &self,
         handle: u64,
         at: u64,
         length: u32,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         let handle = self.handle(handle)?;
-        scratch.writable.truncate(size(length));
+        scratch.chain.writable.truncate(size(length));
         let mut total = 0;
         loop {
             let at = offset(at.saturating_add(total as u64))?;
-            // SAFETY: the caller's promise.
-            let read = unsafe { scratch.writable.preadv(handle.fd.as_fd(), at) };
+            let read = scratch.chain.writable.preadv(handle.fd.as_fd(), at);
             let read = match read {
                 Ok(read) => read,
                 // What there is so far; the guest comes back for the error.
@@ -102,8 +99,8 @@ impl Server {
             if read == 0 || !handle.origin.is_text() {
                 break;
             }
-            scratch.writable.advance(read);
-            if scratch.writable.is_empty() {
+            scratch.chain.writable.advance(read);
+            if scratch.chain.writable.is_empty() {
                 break;
             }
         }
@@ -112,27 +109,26 @@ impl Server {
         Ok(Answer::Placed(total))
     }
 
-    /// # Safety
-    /// As `read`.
-    pub(super) unsafe fn write(
+    pub(super) fn write(
         &self,
         handle: u64,
         at: u64,
         length: u32,
         kill: bool,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         let handle = self.handle(handle)?;
-        if length > MAX_WRITE || size(length) > scratch.readable.len() {
+        if length > MAX_WRITE || size(length) > scratch.chain.readable.len() {
             return Err(Errno::INVAL);
         }
         if kill && handle.writable {
             strip_set_ids(&handle.fd)?;
         }
-        scratch.readable.truncate(size(length));
-        // SAFETY: the caller's promise.
-        let written = unsafe { scratch.readable.pwritev(handle.fd.as_fd(), offset(at)?) };
-        let written = written.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        scratch.chain.readable.truncate(size(length));
+        let (data, fd) = (&scratch.chain.readable, handle.fd.as_fd());
+        let written = data
+            .pwritev(fd, offset(at)?, 0)
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         self.metrics.writes.add(1);
         self.metrics.bytes_written.add(written as u64);
         let mut w = Writer(&mut scratch.out);
@@ -144,7 +140,7 @@ impl Server {
         &self,
         node: u64,
         request: &Request<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         match *request {
             Request::Open { flags, kill } => self.open(node, flags, kill, scratch),
@@ -226,7 +222,7 @@ impl Server {
         }
     }
 
-    fn open(&self, node: u64, flags: u32, kill: bool, scratch: &mut Scratch) -> Outcome {
+    fn open(&self, node: u64, flags: u32, kill: bool, scratch: &mut Scratch<'_>) -> Outcome {
         let node = self.node(node)?;
         if node.kind != FileType::RegularFile {
             return Err(Errno::NXIO);
@@ -241,7 +237,7 @@ impl Server {
         self.keep_open(fd, how, writable, None, &node, scratch)
     }
 
-    fn open_dir(&self, node: u64, scratch: &mut Scratch) -> Outcome {
+    fn open_dir(&self, node: u64, scratch: &mut Scratch<'_>) -> Outcome {
         let node = self.node(node)?;
         if node.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
@@ -258,7 +254,7 @@ impl Server {
         writable: bool,
         position: Option<Mutex<()>>,
         node: &Node,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         let added = self.handles().add(Handle {
             fd,
@@ -272,12 +268,14 @@ impl Server {
         Ok(Answer::Out)
     }
 
-    fn read_dir(&self, handle: u64, at: u64, length: u32, scratch: &mut Scratch) -> Outcome {
+    fn read_dir(&self, handle: u64, at: u64, length: u32, scratch: &mut Scratch<'_>) -> Outcome {
         let handle = self.handle(handle)?;
         let Some(position) = &handle.position else {
             return Err(Errno::NOTDIR);
         };
-        let room = size(length).min(scratch.writable.len()).min(DIR_BYTES);
+        let room = size(length)
+            .min(scratch.chain.writable.len())
+            .min(DIR_BYTES);
         let _one = position.lock().unwrap_or_else(PoisonError::into_inner);
         rustix::fs::seek(&handle.fd, SeekFrom::Start(at))?;
         scratch.buffer.clear();

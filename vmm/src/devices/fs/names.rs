@@ -62,7 +62,7 @@ impl Server {
         &self,
         header: &Header,
         request: &Request<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         let dir = self.node(header.node)?;
         let caller = || Caller::become_one(header.uid, header.gid);
@@ -161,7 +161,7 @@ impl Server {
     }
 
     /// Answers with an entry of `dir`.
-    fn tell_of(&self, dir: &Node, name: &CStr, scratch: &mut Scratch) -> Outcome {
+    fn tell_of(&self, dir: &Node, name: &CStr, scratch: &mut Scratch<'_>) -> Outcome {
         let (fd, stat) = find(dir, name)?;
         self.tell(dir, fd, &stat, scratch)?;
         Ok(Answer::Out)
@@ -172,7 +172,7 @@ impl Server {
         dir: &Node,
         fd: OwnedFd,
         stat: &Statx,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Result<(u64, Arc<Node>), Errno> {
         let kind = FileType::from_raw_mode(u32::from(stat.stx_mode));
         let origin = if dir.same_mount(stat) {
@@ -233,7 +233,7 @@ impl Server {
         fd: OwnedFd,
         stat: &Statx,
         flags: u32,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         // The very file that is open, whatever has become of its name.
         let path = OFlags::PATH | OFlags::CLOEXEC;

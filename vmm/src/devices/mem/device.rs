@@ -10,11 +10,10 @@ use super::metrics::MemMetrics;
 use super::persist::{SavedMem, VERSION};
 use super::region::{BLOCK, Region};
 use super::request::{REQUEST, Request, Response};
-use crate::devices::balloon::give_back;
 use crate::event_loop::EventSet;
 use crate::memory::GuestMemory;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
-use crate::virtio::iovec::{IoVecs, gather};
+use crate::virtio::iovec::{Buffers, IoVecs};
 use crate::virtio::queue::{Active, BUDGET};
 
 /// virtio 1.2 §5.15: memory device.
@@ -36,8 +35,7 @@ pub struct MemDevice {
     handle: MemHandle,
     active: Option<Active>,
     quiesced: bool,
-    readable: IoVecs,
-    writable: IoVecs,
+    spare: Buffers<'static>,
     metrics: MemMetrics,
 }
 
@@ -49,8 +47,7 @@ impl MemDevice {
             handle,
             active: None,
             quiesced: false,
-            readable: IoVecs::new(),
-            writable: IoVecs::new(),
+            spare: Buffers::default(),
             metrics: MemMetrics::default(),
         }
     }
@@ -74,23 +71,19 @@ impl MemDevice {
         let MemDevice {
             handle,
             active: Some(active),
-            readable,
-            writable,
+            spare,
             metrics,
             ..
         } = self
         else {
             return;
         };
-        active.drain(0, BUDGET, |mem, _index, chain| {
-            readable.clear();
-            writable.clear();
-            if gather(chain, mem, readable, writable).is_ok() {
-                serve(mem, handle, readable, writable, metrics)
-            } else {
+        active.drain(0, BUDGET, spare, |mem, _index, buffers| {
+            let Ok(buffers) = buffers else {
                 metrics.malformed += 1;
-                0
-            }
+                return 0;
+            };
+            serve(mem, handle, buffers, metrics)
         });
     }
 
@@ -110,17 +103,15 @@ impl MemDevice {
     }
 }
 
-/// Answers one request; the bytes written. `readable` is used up.
-fn serve(
-    mem: &GuestMemory,
+/// Answers one request; the bytes written. The readable ones are used up.
+fn serve<'m>(
+    mem: &'m GuestMemory,
     handle: &MemHandle,
-    readable: &mut IoVecs,
-    writable: &IoVecs,
+    Buffers { readable, writable }: &mut Buffers<'m>,
     metrics: &mut MemMetrics,
 ) -> usize {
     let mut bytes = [0u8; REQUEST];
-    // SAFETY: `mem` is borrowed, so it is mapped.
-    let n = unsafe { readable.copy_out(&mut bytes) };
+    let n = readable.copy_to(&mut bytes);
     let request = (n == REQUEST).then(|| Request::parse(&bytes)).flatten();
     let response = match request {
         None => Response::Error,
@@ -146,12 +137,16 @@ fn serve(
         Response::Nack => metrics.refused += 1,
         Response::Error => metrics.malformed += 1,
     }
-    // SAFETY: as above.
-    unsafe { writable.copy_in(&response.to_bytes()) }
+    writable.copy_from(&response.to_bytes())
 }
 
 /// Gives a range back to the host. `scratch` is used up.
-fn free(mem: &GuestMemory, range: Range<u64>, scratch: &mut IoVecs, metrics: &mut MemMetrics) {
+fn free<'m>(
+    mem: &'m GuestMemory,
+    range: Range<u64>,
+    scratch: &mut IoVecs<'m>,
+    metrics: &mut MemMetrics,
+) {
     let mut start = range.start;
     while start < range.end {
         let len = (range.end - start).min(PIECE);
@@ -169,9 +164,7 @@ fn free(mem: &GuestMemory, range: Range<u64>, scratch: &mut IoVecs, metrics: &mu
             metrics.failed += 1;
             continue;
         }
-        // SAFETY: `mem` is borrowed, so it is mapped; guest memory is a private mapping (see
-        // `memory`).
-        match unsafe { give_back(scratch) } {
+        match scratch.discard() {
             Ok(bytes) => metrics.freed_bytes += bytes,
             Err(_) => metrics.failed += 1,
         }

@@ -290,7 +290,7 @@ impl VirtioDevice for NetDevice {
         let mover = if by_kernel {
             Mover::Kernel
         } else {
-            Mover::Own(Box::new(Frames::new(active.features, self.mtu)))
+            Mover::Own(Box::new(Frames::new(&active, self.mtu)))
         };
         self.metrics.backend = if by_kernel { "vhost" } else { "own" };
         let mut running = Running {

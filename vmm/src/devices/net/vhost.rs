@@ -153,7 +153,7 @@ impl Vhost {
             ring.queue.set_next_avail(next);
             let used = ring
                 .queue
-                .used_idx(&active.mem, std::sync::atomic::Ordering::Acquire)
+                .used_idx(&*active.mem, std::sync::atomic::Ordering::Acquire)
                 .map_err(|_| invalid("the used ring is not in guest memory"))?;
             ring.queue.set_next_used(used.0);
         }

@@ -7,7 +7,7 @@ use super::persist::{SavedRng, VERSION};
 use super::request::{MAX_BYTES, served};
 use crate::event_loop::EventSet;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
-use crate::virtio::iovec::{IoVecs, gather};
+use crate::virtio::iovec::Buffers;
 use crate::virtio::queue::Active;
 
 const QUEUE_SIZES: [u16; 1] = [64];
@@ -19,8 +19,7 @@ const BUDGET: usize = 16;
 pub struct RngDevice {
     active: Option<Active>,
     quiesced: bool,
-    readable: IoVecs,
-    writable: IoVecs,
+    spare: Buffers<'static>,
     metrics: RngMetrics,
 }
 
@@ -48,21 +47,18 @@ impl RngDevice {
     fn process(&mut self) {
         let RngDevice {
             active: Some(active),
-            readable,
-            writable,
+            spare,
             metrics,
             ..
         } = self
         else {
             return;
         };
-        active.drain(0, BUDGET, |mem, _index, chain| {
-            readable.clear();
-            writable.clear();
-            if gather(chain, mem, readable, writable).is_err() {
+        active.drain(0, BUDGET, spare, |_mem, _index, buffers| {
+            let Ok(Buffers { writable, .. }) = buffers else {
                 metrics.malformed += 1;
                 return 0;
-            }
+            };
             let mut bytes = [0u8; MAX_BYTES];
             let wanted = served(writable.len());
             let bytes = bytes.get_mut(..wanted).unwrap_or_default();
@@ -70,8 +66,7 @@ impl RngDevice {
                 metrics.failed += 1;
                 return 0;
             }
-            // SAFETY: `mem` keeps guest memory mapped.
-            let written = unsafe { writable.copy_in(bytes) };
+            let written = writable.copy_from(bytes);
             metrics.requests += 1;
             metrics.bytes += written as u64;
             written

@@ -207,7 +207,7 @@ impl Connection {
     }
 
     /// Handles a packet of the guest for this connection.
-    pub fn receive(&mut self, op: Op, header: &Header, payload: &mut IoVecs) -> Verdict {
+    pub fn receive(&mut self, op: Op, header: &Header, payload: &mut IoVecs<'_>) -> Verdict {
         self.learn(header);
         match (op, self.state) {
             (Op::Rst, _) => Verdict::Ended,
@@ -246,7 +246,7 @@ impl Connection {
         }
     }
 
-    fn take_data(&mut self, payload: &mut IoVecs) -> Verdict {
+    fn take_data(&mut self, payload: &mut IoVecs<'_>) -> Verdict {
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let held = self.received.wrapping_sub(self.forwarded);
         if self.guest_shutdown & SHUTDOWN_SEND != 0
@@ -256,8 +256,7 @@ impl Connection {
         }
         self.received = self.received.wrapping_add(len);
         while self.backlog.is_empty() && self.writable && !payload.is_empty() {
-            // SAFETY: the muxer's caller keeps guest memory mapped while it hands payload over.
-            match unsafe { payload.send(self.stream.as_fd()) } {
+            match payload.send(self.stream.as_fd()) {
                 Ok(n) => {
                     payload.advance(n);
                     self.note_forwarded(n);
@@ -320,7 +319,7 @@ impl Connection {
     }
 
     /// Puts what the host did not take into the backlog; the credit check has bounded it.
-    fn keep(&mut self, payload: &mut IoVecs) {
+    fn keep(&mut self, payload: &mut IoVecs<'_>) {
         let start = self.backlog.len();
         self.backlog.resize(start + payload.len(), 0);
         let (first, second) = self.backlog.as_mut_slices();
@@ -332,8 +331,7 @@ impl Connection {
         .into_iter()
         .flatten()
         {
-            // SAFETY: the muxer's caller keeps guest memory mapped while it hands payload over.
-            let n = unsafe { payload.copy_out(room) };
+            let n = payload.copy_to(room);
             payload.advance(n);
         }
     }
@@ -362,7 +360,12 @@ impl Connection {
 
     /// Writes the next packet for the guest into `buffer`, which has room for a header and more.
     /// `scratch` is for its own use.
-    pub fn fill(&mut self, guest_cid: u64, buffer: &IoVecs, scratch: &mut IoVecs) -> Option<Sent> {
+    pub fn fill<'m>(
+        &mut self,
+        guest_cid: u64,
+        buffer: &IoVecs<'m>,
+        scratch: &mut IoVecs<'m>,
+    ) -> Option<Sent> {
         let mut header = Header {
             src_cid: HOST_CID,
             dst_cid: guest_cid,
@@ -379,18 +382,17 @@ impl Connection {
         header.len = u32::try_from(data).unwrap_or(0);
         self.announced = self.forwarded;
         self.pending.credit_update = false;
-        // SAFETY: the muxer's caller keeps guest memory mapped while it hands buffers over.
-        unsafe { buffer.copy_in(&header.to_bytes()) };
+        buffer.copy_from(&header.to_bytes());
         Some(Sent {
             data,
             last: op == Op::Rst,
         })
     }
 
-    fn next_op(
+    fn next_op<'m>(
         &mut self,
-        buffer: &IoVecs,
-        scratch: &mut IoVecs,
+        buffer: &IoVecs<'m>,
+        scratch: &mut IoVecs<'m>,
         flags: &mut u32,
         data: &mut usize,
     ) -> Option<Op> {
@@ -426,7 +428,7 @@ impl Connection {
     }
 
     /// Reads from the host straight into the guest's buffer.
-    fn read(&mut self, buffer: &IoVecs, scratch: &mut IoVecs) -> Option<usize> {
+    fn read<'m>(&mut self, buffer: &IoVecs<'m>, scratch: &mut IoVecs<'m>) -> Option<usize> {
         scratch.clear();
         scratch.append(buffer).ok()?;
         scratch.advance(HEADER);
@@ -436,8 +438,7 @@ impl Connection {
             return None;
         }
         loop {
-            // SAFETY: the muxer's caller keeps guest memory mapped while it hands buffers over.
-            match unsafe { scratch.readv(self.stream.as_fd()) } {
+            match scratch.readv(self.stream.as_fd()) {
                 Ok(0) => break,
                 Ok(n) => {
                     self.sent = self.sent.wrapping_add(u32::try_from(n).unwrap_or(0));

@@ -1,6 +1,7 @@
 //! The vsock device as its transport sees it: three queues, one address.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -14,7 +15,7 @@ use crate::memory::GuestMemory;
 use crate::virtio::device::{
     Activation, DeviceError, Interrupt, SavedDevice, VirtioDevice, read_saved,
 };
-use crate::virtio::iovec::{IoVecs, gather};
+use crate::virtio::iovec::Buffers;
 use crate::virtio::queue::{Active, BUDGET, Ring};
 
 /// Towards the guest, from the guest, events (virtio 1.2 §5.10.2).
@@ -93,8 +94,7 @@ pub struct VsockDevice {
     transport_reset: TransportReset,
     /// Packets of the guest wait for room for our refusals.
     tx_waits: bool,
-    readable: IoVecs,
-    writable: IoVecs,
+    spare: Buffers<'static>,
 }
 
 impl VsockDevice {
@@ -120,8 +120,7 @@ impl VsockDevice {
             quiesced: false,
             transport_reset: TransportReset::Settled,
             tx_waits: false,
-            readable: IoVecs::new(),
-            writable: IoVecs::new(),
+            spare: Buffers::default(),
         })
     }
 
@@ -157,45 +156,28 @@ impl VsockDevice {
         let Some(position) = active.position(TX) else {
             return;
         };
-        let Some(ring) = active.rings.get_mut(position) else {
+        let muxer = &mut self.muxer;
+        // Taken up again when the guest has given buffers for the refusals.
+        self.tx_waits = muxer.must_wait();
+        if self.tx_waits {
             return;
-        };
-        self.tx_waits = false;
-        let mut taken = 0;
-        loop {
-            ring.disable_notification(&active.mem);
-            let before = taken;
-            while taken < BUDGET && !self.muxer.must_wait() {
-                let Some(chain) = ring.pop(&active.mem) else {
-                    break;
-                };
-                let head = chain.head_index();
-                self.readable.clear();
-                self.writable.clear();
-                match gather(chain, &active.mem, &mut self.readable, &mut self.writable) {
-                    // `active.mem` is what keeps guest memory mapped.
-                    Ok(()) => self.muxer.receive(&mut self.readable),
-                    Err(_) => self.muxer.metrics.malformed += 1,
+        }
+        active.drain_while(
+            position,
+            BUDGET,
+            &mut self.spare,
+            |_mem, _index, buffers| {
+                match buffers {
+                    Ok(packet) => muxer.receive(&mut packet.readable),
+                    Err(_) => muxer.metrics.malformed += 1,
                 }
-                ring.push(&active.mem, head, 0);
-                taken += 1;
-            }
-            if self.muxer.must_wait() {
-                // Taken up again when the guest has given buffers for the refusals.
-                self.tx_waits = true;
-                break;
-            }
-            if taken >= BUDGET {
-                ring.kick_self();
-                break;
-            }
-            if !ring.enable_notification(&active.mem) || taken == before {
-                break;
-            }
-        }
-        if taken > 0 {
-            ring.notify(&active.mem, active.interrupt.as_ref());
-        }
+                match muxer.must_wait() {
+                    true => ControlFlow::Break(0),
+                    false => ControlFlow::Continue(0),
+                }
+            },
+        );
+        self.tx_waits = self.muxer.must_wait();
     }
 
     /// Gives packets to the guest.
@@ -209,6 +191,7 @@ impl VsockDevice {
         let Some(ring) = active.rings.get_mut(position) else {
             return;
         };
+        let mut buffers = std::mem::take(&mut self.spare).recycle();
         let mut given = 0;
         ring.disable_notification(&active.mem);
         while self.muxer.has_news() {
@@ -231,17 +214,14 @@ impl VsockDevice {
                 break;
             };
             let head = chain.head_index();
-            self.readable.clear();
-            self.writable.clear();
-            let gathered = gather(chain, &active.mem, &mut self.readable, &mut self.writable);
-            if gathered.is_err() || self.writable.len() < HEADER {
+            let gathered = buffers.gather(chain, &*active.mem);
+            if gathered.is_err() || buffers.writable.len() < HEADER {
                 self.muxer.metrics.malformed += 1;
                 ring.push(&active.mem, head, 0);
                 given += 1;
                 continue;
             }
-            // `active.mem` is what keeps guest memory mapped.
-            match self.muxer.fill(&self.writable) {
+            match self.muxer.fill(&buffers.writable) {
                 Some(len) => {
                     ring.push(&active.mem, head, u32::try_from(len).unwrap_or(0));
                     given += 1;
@@ -255,6 +235,7 @@ impl VsockDevice {
         if given > 0 {
             ring.notify(&active.mem, active.interrupt.as_ref());
         }
+        self.spare = buffers.recycle();
     }
 
     /// Tells a restored driver that its connections are gone, and once it has ended them, of the new

@@ -86,7 +86,7 @@ pub struct Muxer {
     refusals: VecDeque<Header>,
     next_id: u64,
     next_port: u32,
-    scratch: IoVecs,
+    scratch: IoVecs<'static>,
     pub(super) metrics: VsockMetrics,
 }
 
@@ -286,12 +286,9 @@ impl Muxer {
     }
 
     /// Handles a packet of the guest; `packet` is the whole chain's readable part.
-    ///
-    /// The caller keeps guest memory mapped during the call.
-    pub fn receive(&mut self, packet: &mut IoVecs) {
+    pub fn receive(&mut self, packet: &mut IoVecs<'_>) {
         let mut bytes = [0u8; HEADER];
-        // SAFETY: the caller's promise.
-        if unsafe { packet.copy_out(&mut bytes) } < HEADER {
+        if packet.copy_to(&mut bytes) < HEADER {
             self.metrics.malformed += 1;
             return;
         }
@@ -333,7 +330,7 @@ impl Muxer {
         }
     }
 
-    fn deliver(&mut self, id: u64, op: Op, header: &Header, payload: &mut IoVecs) {
+    fn deliver(&mut self, id: u64, op: Op, header: &Header, payload: &mut IoVecs<'_>) {
         let Some(Peer::Connection(c)) = self.peers.get_mut(&id) else {
             return;
         };
@@ -409,18 +406,27 @@ impl Muxer {
 
     /// Writes the next packet for the guest into `buffer` (at least a header long), and says how
     /// long it is; `None` when there is nothing to say after all.
-    ///
-    /// The caller keeps guest memory mapped during the call.
-    pub fn fill(&mut self, buffer: &IoVecs) -> Option<usize> {
+    pub fn fill(&mut self, buffer: &IoVecs<'_>) -> Option<usize> {
         if let Some(header) = self.refusals.pop_front() {
-            // SAFETY: the caller's promise.
-            unsafe { buffer.copy_in(&header.to_bytes()) };
+            buffer.copy_from(&header.to_bytes());
             self.metrics.packets_to_guest += 1;
             return Some(HEADER);
         }
         if self.held {
             return None;
         }
+        let mut scratch = std::mem::take(&mut self.scratch).recycle();
+        let len = self.fill_from_ready(buffer, &mut scratch);
+        self.scratch = scratch.recycle();
+        len
+    }
+
+    /// As `fill`, of the connections with something for the guest.
+    fn fill_from_ready<'m>(
+        &mut self,
+        buffer: &IoVecs<'m>,
+        scratch: &mut IoVecs<'m>,
+    ) -> Option<usize> {
         // Each has one turn: one with data that a buffer without room for any cannot take goes back
         // into the queue, and a guest that gives such buffers must not keep this thread.
         for _ in 0..self.ready.len() {
@@ -434,7 +440,7 @@ impl Muxer {
             if c.state == State::Draining {
                 continue;
             }
-            let sent = c.fill(self.cid, buffer, &mut self.scratch);
+            let sent = c.fill(self.cid, buffer, scratch);
             if c.told_all() && c.deadline.is_none() {
                 c.deadline = Some(Instant::now() + CLOSE);
                 self.keep_time();
