@@ -16,6 +16,7 @@ pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod platform;
+pub mod poll;
 pub mod process;
 pub mod timing;
 pub mod vcpu;

@@ -20,6 +20,7 @@ use crate::machine::{Machine, MachineError, MemoryMap, Resources};
 use crate::timing::Timing;
 use bulkhead_contract::exit::{Reason, Report};
 use bulkhead_contract::vmm::{Config, ErrorKind, Failure, Started};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 /// A configuration is some KiB.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -128,9 +129,8 @@ fn outer(pid: i32, report: &[u8]) -> Result<Side, StartError> {
     if report == OK {
         return Ok(Side::Outer { pid });
     }
-    let mut status = 0;
-    // SAFETY: a valid pointer; the child has closed its end only by ending.
-    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    // The child has closed its end only by ending.
+    let _ = waitpid(Pid::from_raw(pid), WaitOptions::empty());
     match serde_json::from_slice(report) {
         Ok(failure) => Err(StartError::Reported(failure)),
         Err(_) => Err(StartError::Died),

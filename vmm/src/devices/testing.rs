@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::event_loop::{EventLoop, EventSet, Handler, Registrar};
 use crate::memory::GuestMemory;
+use crate::poll::{poll, readable};
 use crate::virtio::device::{Activation, ActiveQueue, Interrupt, QueueState, VirtioDevice};
 
 /// Guest RAM of a test.
@@ -169,14 +170,11 @@ impl DriverQueue {
             if let Some(done) = self.take() {
                 return Some(done);
             }
-            let left = deadline.checked_duration_since(Instant::now())?;
-            let mut fd = libc::pollfd {
-                fd: std::os::fd::AsRawFd::as_raw_fd(&self.call),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            // SAFETY: one valid pollfd.
-            unsafe { libc::poll(&raw mut fd, 1, i32::try_from(left.as_millis()).unwrap() + 1) };
+            if Instant::now() >= deadline {
+                return None;
+            }
+            let call = std::os::fd::AsRawFd::as_raw_fd(&self.call);
+            poll(&mut [readable(call)], Some(deadline)).unwrap();
             let _ = self.call.read();
         }
     }

@@ -1,6 +1,6 @@
 //! Users, capabilities and limits.
 
-use super::{JailError, check};
+use super::error::{JailError, check};
 
 /// What a file server needs to make files for others and keep their owners: it may change owners
 /// and modes, pass permissions (the guest's kernel has checked them), keep set-group-id bits, and

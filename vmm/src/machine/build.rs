@@ -109,14 +109,13 @@ pub(super) fn new_vcpu(vm: &Vm, id: u8, possible: u8) -> Result<kvm_ioctls::Vcpu
 pub(super) fn new_generation(mem: &memory::GuestMemory) -> Result<(), MachineError> {
     use vm_memory::Bytes;
     let mut id = [0u8; 16];
-    // SAFETY: the buffer is 16 bytes long, and so much is never cut short.
-    let n = unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) };
-    if n != 16 {
-        return Err(MachineError::Io {
+    // So few bytes are never cut short.
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|errno| {
+        MachineError::Io {
             attempted: "reading random bytes for the generation id".into(),
-            source: std::io::Error::last_os_error(),
-        });
-    }
+            source: errno.into(),
+        }
+    })?;
     mem.write_slice(&id, Vm::generation_address())
         .map_err(|source| memory::MemoryError::Read(source).into())
 }

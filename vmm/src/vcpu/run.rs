@@ -189,8 +189,7 @@ enum Next {
 
 impl Body {
     fn work(self) {
-        // SAFETY: gettid has no preconditions.
-        let tid = unsafe { libc::gettid() };
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
         self.kick.tid.store(tid, Ordering::SeqCst);
         while self.gate.leave() {
             let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,13 +7,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::job::{Completion, Job};
 use super::uring::UringEngine;
 use super::worker::WorkerEngine;
+use crate::poll::{poll, readable};
 
 /// Which engine to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -112,30 +113,13 @@ impl Engine {
     /// `TimedOut` at the deadline.
     pub fn wait(&self, deadline: Instant) -> io::Result<()> {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left == Duration::ZERO {
+            if Instant::now() >= deadline {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            let mut fd = libc::pollfd {
-                fd: self.fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            let millis = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
-            // SAFETY: one valid pollfd of ours.
-            match unsafe { libc::poll(&raw mut fd, 1, millis) } {
-                0 => {}
-                n if n > 0 => {
-                    // A job that finishes after this makes it readable again.
-                    let _ = self.event().read();
-                    return Ok(());
-                }
-                _ => {
-                    let e = io::Error::last_os_error();
-                    if e.kind() != io::ErrorKind::Interrupted {
-                        return Err(e);
-                    }
-                }
+            if poll(&mut [readable(self.fd())], Some(deadline))? > 0 {
+                // A job that finishes after this makes it readable again.
+                let _ = self.event().read();
+                return Ok(());
             }
         }
     }

@@ -14,7 +14,7 @@ fn set_uid(uid: u32) -> u32 {
 }
 
 fn set_gid(gid: u32) -> u32 {
-    // SAFETY: as above.
+    // SAFETY: no pointers; concerns this thread alone.
     unsafe { libc::setfsgid(gid) }.cast_unsigned()
 }
 

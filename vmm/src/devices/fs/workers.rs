@@ -5,10 +5,11 @@
 //! and wakes one of the others. Rings are touched under one lock, held for no system call.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use rustix::fs::Mode;
 use virtio_queue::DescriptorChain;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
@@ -258,13 +259,9 @@ impl Shared {
         if unsafe { libc::unshare(libc::CLONE_FS) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: no preconditions. The guest's kernel has applied the caller's mask already.
-        unsafe { libc::umask(0) };
-        let descriptors: &OwnedFd = &self.server.descriptors;
-        // SAFETY: a descriptor that is open.
-        if unsafe { libc::fchdir(descriptors.as_fd().as_raw_fd()) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        // The guest's kernel has applied the mask of its process already.
+        rustix::process::umask(Mode::empty());
+        rustix::process::fchdir(&self.server.descriptors)?;
         Ok(())
     }
 

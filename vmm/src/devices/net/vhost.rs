@@ -85,10 +85,12 @@ impl Vhost {
     }
 
     /// # Safety
-    /// `argument` is of the type the request reads or writes.
+    /// `T` is the structure that `request` reads or writes, or longer.
     unsafe fn ioctl<T>(&self, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
-        // SAFETY: the caller's promise.
-        if unsafe { libc::ioctl(self.fd.as_raw_fd(), request, std::ptr::from_mut(argument)) } < 0 {
+        let argument = std::ptr::from_mut(argument);
+        // SAFETY: a live, exclusive reference to what the kernel takes for this request: that `T`
+        // is that structure is this function's own precondition.
+        if unsafe { libc::ioctl(self.fd.as_raw_fd(), request, argument) } < 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(())

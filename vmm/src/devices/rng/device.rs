@@ -1,5 +1,7 @@
 //! The entropy device as its transport sees it.
 
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::metrics::RngMetrics;
@@ -79,12 +81,9 @@ impl RngDevice {
 fn random(bytes: &mut [u8]) -> bool {
     let mut rest = bytes;
     while !rest.is_empty() {
-        // SAFETY: the buffer is ours and as long as said.
-        let n =
-            unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), libc::GRND_NONBLOCK) };
-        match usize::try_from(n) {
+        match getrandom(&mut *rest, GetRandomFlags::NONBLOCK) {
             Ok(n) if n > 0 => rest = rest.get_mut(n..).unwrap_or_default(),
-            _ if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
+            Err(Errno::INTR) => {}
             _ => return false,
         }
     }
