@@ -18,6 +18,7 @@ pub mod pci;
 pub mod platform;
 pub mod poll;
 pub mod process;
+pub mod sync;
 pub mod timing;
 pub mod vcpu;
 pub mod virtio;

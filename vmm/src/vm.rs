@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
     CpuId, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC,
@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::layout;
 use crate::memory::GuestMemory;
 use crate::platform::{Gsi, MsiMessage, Platform, PlatformError};
+use crate::sync::lock;
 
 /// Routes for message-signalled interrupts; KVM has 4096 in all.
 const MAX_ROUTES: usize = 2048;
@@ -344,7 +345,7 @@ impl KvmPlatform {
     }
 
     fn release(&self, gsi: Gsi) {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = lock(&self.routes);
         let index = gsi
             .0
             .checked_sub(layout::IOAPIC_LINES)
@@ -356,7 +357,7 @@ impl KvmPlatform {
 
     /// A route for `message`: a free one that has it already, another free one, or a new one.
     fn allocate(&self, message: MsiMessage) -> Result<Gsi, PlatformError> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = lock(&self.routes);
         let free = |wanted: Option<MsiMessage>| {
             routes
                 .iter()

@@ -3,7 +3,7 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::BootError;
+use super::error::BootError;
 use crate::layout;
 use crate::memory::{self, GuestMemory};
 

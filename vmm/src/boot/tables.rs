@@ -2,7 +2,7 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::BootError;
+use super::error::BootError;
 use crate::layout;
 use crate::memory::GuestMemory;
 

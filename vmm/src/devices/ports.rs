@@ -1,11 +1,12 @@
 //! The guest's I/O ports: serial port, power-off, reset and pvpanic. All others read ones.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::serial::SerialPort;
 use crate::acpi;
 use crate::layout;
 use crate::lifecycle::Lifecycle;
+use crate::sync::lock;
 use bulkhead_contract::exit::Reason;
 
 /// pvpanic: the guest's kernel panicked.
@@ -32,7 +33,7 @@ impl Ports {
 
     /// The serial port.
     pub fn serial(&self) -> MutexGuard<'_, SerialPort> {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.serial)
     }
 
     /// The guest reads.

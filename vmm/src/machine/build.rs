@@ -6,7 +6,8 @@ use bulkhead_contract::exit::Reason;
 use bulkhead_contract::vmm::Config;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::resize::Growth;
+use super::growth::Growth;
+use super::vcpus::new_vcpu;
 use super::{Function, Machine, MachineError, Resources, State, install};
 use crate::acpi;
 use crate::boot;
@@ -20,7 +21,7 @@ use crate::memory;
 use crate::pci::PciBus;
 use crate::timing::Timing;
 use crate::vcpu::gate::Gate;
-use crate::vcpu::{self, Bus, VcpuError, VcpuThread, cpuid};
+use crate::vcpu::{self, Bus, VcpuThread};
 use crate::virtio::pci::{Machine as TransportMachine, VirtioPci};
 use crate::vm::Vm;
 
@@ -91,18 +92,6 @@ impl Machine {
         parts.timing.mark("devices_ready");
         parts.into_machine(None, growth)
     }
-}
-
-/// A vCPU of `possible` that the guest may have in the end, as after power-on.
-pub(super) fn new_vcpu(vm: &Vm, id: u8, possible: u8) -> Result<kvm_ioctls::VcpuFd, MachineError> {
-    let fd = vm.create_vcpu(id)?;
-    let leaves = cpuid::for_vcpu(vm.supported_cpuid(), id, possible, vm.has_tsc_deadline());
-    fd.set_cpuid2(&leaves).map_err(|source| VcpuError::Kvm {
-        vcpu: id,
-        attempted: "setting CPUID",
-        source,
-    })?;
-    Ok(fd)
 }
 
 /// Writes a generation id nobody had before.

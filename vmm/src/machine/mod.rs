@@ -1,24 +1,30 @@
 //! The live machine: what the configuration becomes, and everything that can be asked of it.
 //!
-//! `resources` takes the descriptors, `build` makes a machine that boots, `resize` adds to one that
-//! runs, `snapshot` writes one down and makes one that goes on. One thread works on a machine at a time (the control
-//! thread); vCPU threads and the I/O thread run beside it.
+//! `resources` takes the descriptors, `build` makes a machine that boots, `vcpus` its vCPUs;
+//! `resize` adds to one that runs what `growth` says it may have, `snapshot` saves one and makes one
+//! that continues, `metrics` counts. One thread works on a machine at a time (the control thread);
+//! vCPU threads and the I/O thread run beside it.
 
 mod build;
 mod error;
+mod growth;
+mod memory_map;
 mod metrics;
 mod resize;
 mod resources;
 mod snapshot;
+mod vcpus;
 
 use std::fs::File;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use self::growth::Growth;
 use crate::event_loop::EventLoop;
 use crate::lifecycle::Lifecycle;
+use crate::sync::lock;
 use crate::timing::Timing;
 use crate::vcpu::gate::{Gate, Wanted};
 use crate::vcpu::{Bus, VcpuError, VcpuThread};
@@ -26,7 +32,7 @@ use crate::virtio::pci::{Machine as TransportMachine, VirtioPci};
 use crate::vm::Vm;
 
 pub use error::MachineError;
-pub use metrics::MemoryMap;
+pub use memory_map::MemoryMap;
 pub use resources::{Resources, Source, take};
 
 /// How long vCPU threads may take to leave the guest. They need microseconds; this is for a
@@ -70,7 +76,7 @@ pub struct Machine {
     /// Interrupts the guest about a new generation id, once it runs.
     generation: Option<vmm_sys_util::eventfd::EventFd>,
     /// What can be added to it.
-    growth: resize::Growth,
+    growth: Growth,
     timing: Arc<Timing>,
 }
 
@@ -85,10 +91,6 @@ fn install(
     bus.pci.insert(address, Arc::clone(&function) as Arc<_>)?;
     functions.push(function);
     Ok(())
-}
-
-fn lock(function: &Function) -> MutexGuard<'_, VirtioPci> {
-    function.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Machine {

@@ -6,7 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use bulkhead_contract::vmm::{Config, Fs};
 use rustix::fs::{Mode, OFlags};
 
-use super::MachineError;
+use super::error::MachineError;
 use crate::devices::balloon::BalloonDevice;
 use crate::devices::block::{BlockConfig, BlockDevice, EngineKind};
 use crate::devices::fs::{FsConfig, FsDevice, Limits, Server, Workers};

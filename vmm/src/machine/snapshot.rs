@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::build::{Parts, new_generation};
-use super::resize::Growth;
-use super::{Machine, MachineError, Resources, Source, State, lock};
+use super::growth::Growth;
+use super::{Machine, MachineError, Resources, Source, State};
 use crate::devices::serial::SavedSerial;
 use crate::layout;
 use crate::memory;
+use crate::sync::lock;
 use crate::timing::Timing;
 use crate::vcpu::state::{self, SavedVcpu};
 use crate::virtio::pci::{SavedFunction, VirtioPci};

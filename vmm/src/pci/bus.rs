@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
 use crate::layout;
+use crate::sync::lock;
 
 /// Functions per slot.
 const FUNCTIONS: u8 = 8;
@@ -90,13 +91,9 @@ impl fmt::Debug for PciBus {
     }
 }
 
-fn lock(function: &Function) -> MutexGuard<'_, dyn PciFunction + 'static> {
-    function.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl PciBus {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The lowest free address whose slot the guest would look into: function 0 of a slot is

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::sync::lock;
+
 /// What the threads should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -58,7 +60,7 @@ impl Gate {
 
     /// Changes what is wanted. The caller kicks the threads after this.
     pub fn want(&self, wanted: Wanted) {
-        let _out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let _out = lock(&self.out);
         self.wanted.store(wanted as u8, Ordering::SeqCst);
         self.changed.notify_all();
     }
@@ -66,7 +68,7 @@ impl Gate {
     /// A thread waits to be let out; false means it should end.
     #[must_use]
     pub fn leave(&self) -> bool {
-        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = lock(&self.out);
         loop {
             match self.wanted() {
                 Wanted::Run => {
@@ -86,7 +88,7 @@ impl Gate {
 
     /// A thread is back.
     pub fn enter(&self) {
-        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = lock(&self.out);
         *out = out.saturating_sub(1);
         self.changed.notify_all();
     }
@@ -97,7 +99,7 @@ impl Gate {
     /// How many threads are still out when `limit` has passed.
     pub fn wait_all_in(&self, limit: Duration) -> Result<(), usize> {
         let deadline = Instant::now() + limit;
-        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = lock(&self.out);
         while *out > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -3,17 +3,18 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use bulkhead_contract::exit::Reason;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::VcpuError;
+use super::error::VcpuError;
 use super::gate::{Gate, Wanted};
 use crate::devices::ports::Ports;
 use crate::lifecycle::Lifecycle;
 use crate::pci::PciBus;
+use crate::sync::lock;
 
 /// A vCPU thread needs little: the exits are shallow.
 const STACK: usize = 256 * 1024;
@@ -151,7 +152,7 @@ impl VcpuThread {
 
     /// The vCPU, for a reader of its state. Blocks while it runs: pause first.
     pub fn fd(&self) -> MutexGuard<'_, VcpuFd> {
-        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.fd)
     }
 
     /// Makes the thread look at its gate.
@@ -192,7 +193,7 @@ impl Body {
         let tid = rustix::thread::gettid().as_raw_nonzero().get();
         self.kick.tid.store(tid, Ordering::SeqCst);
         while self.gate.leave() {
-            let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut fd = lock(&self.fd);
             let ended = self.run_until_kicked(&mut fd);
             drop(fd);
             self.gate.enter();

@@ -5,12 +5,14 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::FallocateFlags;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::job::{Completion, Job, MAX_JOBS, Operation};
+
+use crate::sync::lock;
 
 /// The thread needs little: system calls and a few frames.
 const STACK: usize = 64 << 10;
@@ -45,10 +47,7 @@ impl WorkerEngine {
             .spawn(move || {
                 while let Ok(job) = inbox.recv() {
                     let result = run(&file, &job);
-                    report
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push(Completion { job, result });
+                    lock(&report).push(Completion { job, result });
                     // Fails only when the counter is full, and then it is readable anyway.
                     let _ = signal.write(1);
                 }
@@ -65,7 +64,7 @@ impl WorkerEngine {
 
     /// See [`super::engine::Engine::reap`].
     pub fn reap(&mut self, done: &mut Vec<Completion>) {
-        done.append(&mut self.done.lock().unwrap_or_else(PoisonError::into_inner));
+        done.append(&mut lock(&self.done));
     }
 
     /// Written after each job.

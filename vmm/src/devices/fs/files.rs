@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
@@ -12,6 +12,8 @@ use super::nodes::{self, Handle, Node, Origin};
 use super::reply::{self, Writer};
 use super::request::Request;
 use super::server::{Answer, MAX_WRITE, Outcome, Scratch, Server, stat};
+
+use crate::sync::lock;
 
 /// What is read of a directory at one time.
 const DIR_BYTES: usize = 32 << 10;
@@ -276,7 +278,7 @@ impl Server {
         let room = size(length)
             .min(scratch.chain.writable.len())
             .min(DIR_BYTES);
-        let _one = position.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = lock(&position);
         rustix::fs::seek(&handle.fd, SeekFrom::Start(at))?;
         scratch.buffer.clear();
         scratch.buffer.reserve(DIR_BYTES);

@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
@@ -17,6 +17,7 @@ use super::metrics::FsMetrics;
 use super::nodes::{Handle, Handles, Node, Nodes, Origin};
 use super::reply::{self, Writer};
 use super::request::{Header, MAX_MESSAGE, Request, WRITE_HEAD, wants_answer};
+use crate::sync::lock;
 use crate::virtio::iovec::{Buffers, IoVecs};
 
 /// The most bytes of one READ or WRITE: 256 pages, the most the guest's kernel puts in a request.
@@ -91,10 +92,6 @@ const STAT: StatxFlags = StatxFlags::BASIC_STATS
 /// All there is to know of the file behind a descriptor.
 pub(super) fn stat(fd: impl AsFd) -> Result<Statx, Errno> {
     rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, STAT)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The name of a descriptor in /proc/self/fd.

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::server::{Scratch, Server};
 use crate::memory::GuestMemory;
+use crate::sync::lock;
 use crate::virtio::device::QueueState;
 use crate::virtio::queue::Active;
 
@@ -218,7 +219,7 @@ impl Drop for Workers {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn watch(&self, fd: &EventFd) -> io::Result<()> {

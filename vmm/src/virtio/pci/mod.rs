@@ -6,9 +6,10 @@
 mod common;
 mod interrupt;
 mod persist;
+mod saved;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -24,8 +25,9 @@ use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::msix::{self, Msix};
 use crate::pci::{Address, PciFunction};
 use crate::platform::{Platform, PlatformError};
+use crate::sync::lock;
 
-pub use persist::{SavedFunction, TransportRestoreError};
+pub use saved::{SavedFunction, TransportRestoreError};
 
 /// The BAR: common configuration, ISR, device configuration, doorbells, MSI-X table, pending.
 const BAR_SIZE: u32 = 0x8000;
@@ -92,10 +94,6 @@ impl Handler for EventHandler {
     fn on_event(&self, token: u32, events: EventSet) {
         lock(&self.0).on_event(token, events);
     }
-}
-
-fn lock(device: &SharedDevice) -> MutexGuard<'_, Box<dyn VirtioDevice>> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One virtio device on the bus.
