@@ -1,5 +1,7 @@
 //! The balloon as its transport sees it.
 
+use std::borrow::Cow;
+
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{GuestAddress, Permissions};
 
@@ -132,13 +134,9 @@ impl VirtioDevice for BalloonDevice {
         1 << VIRTIO_BALLOON_F_REPORTING
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
         // num_pages, which stays zero, then actual.
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let space = [0; ACTUAL].iter().chain(&self.actual);
-        for (to, from) in data.iter_mut().zip(space.skip(offset)) {
-            *to = *from;
-        }
+        Cow::Owned([[0; ACTUAL], self.actual].concat())
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -191,18 +189,12 @@ impl VirtioDevice for BalloonDevice {
     }
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
-        let state = serde_json::to_value(SavedBalloon {
+        let state = SavedBalloon {
             version: VERSION,
             actual: u32::from_le_bytes(self.actual),
-        })
-        .map_err(|e| DeviceError::Device {
-            device: self.id().to_owned(),
-            source: Box::new(e),
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
-        })
+        };
+        let queues = self.active.as_ref().map(Active::save).unwrap_or_default();
+        SavedDevice::new(self.id(), &state, queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

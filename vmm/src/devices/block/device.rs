@@ -1,5 +1,6 @@
 //! The disk as its transport sees it: configuration space, rings, jobs in flight.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -275,11 +276,8 @@ impl VirtioDevice for BlockDevice {
         self.features
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.config.iter().skip(offset)) {
-            *to = *from;
-        }
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -361,24 +359,11 @@ impl VirtioDevice for BlockDevice {
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
         if self.running.is_some() && !self.quiesced {
-            return Err(DeviceError::WrongState {
-                device: self.id.clone(),
-                attempted: "saving",
-                state: "running",
-            });
+            return Err(DeviceError::not_quiesced(&self.id));
         }
-        let state = serde_json::to_value(self.saved()).map_err(|e| DeviceError::Device {
-            device: self.id.clone(),
-            source: Box::new(e),
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self
-                .running
-                .as_ref()
-                .map(|r| r.active.save())
-                .unwrap_or_default(),
-        })
+        let active = self.running.as_ref().map(|r| &r.active);
+        let queues = active.map(Active::save).unwrap_or_default();
+        SavedDevice::new(&self.id, &self.saved(), queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

@@ -1,5 +1,6 @@
 //! The file server as its transport sees it: a tag and two queues. The work is in `workers`.
 
+use std::borrow::Cow;
 use std::io;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
@@ -130,11 +131,8 @@ impl VirtioDevice for FsDevice {
         0
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.config.iter().skip(offset)) {
-            *to = *from;
-        }
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -169,30 +167,22 @@ impl VirtioDevice for FsDevice {
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
         if self.workers.is_active() && !self.quiesced {
-            return Err(DeviceError::WrongState {
-                device: ID.to_owned(),
-                attempted: "saving",
-                state: "running",
-            });
+            return Err(DeviceError::not_quiesced(ID));
         }
-        let failed = |source| DeviceError::Device {
-            device: ID.to_owned(),
-            source,
-        };
         let server = self.workers.server();
         let (nodes, handles) = server.holds();
         if (nodes, handles) != (0, 0) {
-            return Err(failed(Box::new(FsError::Held { nodes, handles })));
+            return Err(DeviceError::Device {
+                device: ID.to_owned(),
+                source: Box::new(FsError::Held { nodes, handles }),
+            });
         }
-        let saved = SavedFs {
+        let state = SavedFs {
             version: VERSION,
             tag: self.tag.clone(),
             mounted: server.is_ready(),
         };
-        Ok(SavedDevice {
-            state: serde_json::to_value(saved).map_err(|e| failed(Box::new(e)))?,
-            queues: self.workers.save(),
-        })
+        SavedDevice::new(ID, &state, self.workers.save())
     }
 
     fn metrics(&self) -> serde_json::Value {

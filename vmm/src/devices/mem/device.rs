@@ -1,5 +1,6 @@
 //! The memory device as its transport sees it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
@@ -26,8 +27,6 @@ const QUEUE_SIZES: [u16; 1] = [64];
 const POKE: u32 = 1000;
 /// How much is given back to the host in one go: pieces carry 32-bit lengths.
 const PIECE: u64 = 1 << 30;
-/// Bytes of configuration space (§5.15.4).
-const CONFIG: usize = 56;
 
 /// The device.
 #[derive(Debug)]
@@ -188,9 +187,9 @@ impl VirtioDevice for MemDevice {
         1 << VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
         let region = self.handle.region();
-        // block_size, node_id and padding, addr, region_size, usable_region_size, plugged_size,
+        // virtio 1.2 §5.15.4: block_size, node_id and padding, addr, region_size, usable_region_size, plugged_size,
         // requested_size.
         let fields = [
             BLOCK,
@@ -201,14 +200,7 @@ impl VirtioDevice for MemDevice {
             region.plugged(),
             region.requested(),
         ];
-        let mut space = [0u8; CONFIG];
-        for (to, field) in space.as_chunks_mut::<8>().0.iter_mut().zip(fields) {
-            *to = field.to_le_bytes();
-        }
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(space.iter().skip(offset)) {
-            *to = *from;
-        }
+        Cow::Owned(fields.into_iter().flat_map(u64::to_le_bytes).collect())
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -259,21 +251,15 @@ impl VirtioDevice for MemDevice {
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
         let region = self.handle.region();
-        let state = serde_json::to_value(SavedMem {
+        let state = SavedMem {
             version: VERSION,
             addr: region.addr(),
             size: region.size(),
             requested: region.requested(),
             plugged: region.runs(),
-        })
-        .map_err(|e| DeviceError::Device {
-            device: self.id().to_owned(),
-            source: Box::new(e),
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
-        })
+        };
+        let queues = self.active.as_ref().map(Active::save).unwrap_or_default();
+        SavedDevice::new(self.id(), &state, queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

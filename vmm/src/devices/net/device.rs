@@ -1,5 +1,6 @@
 //! The network device as its transport sees it: one pair of queues, one tap.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -264,11 +265,8 @@ impl VirtioDevice for NetDevice {
         self.features
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.config.iter().skip(offset)) {
-            *to = *from;
-        }
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -390,29 +388,16 @@ impl VirtioDevice for NetDevice {
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
         if self.running.is_some() && !self.quiesced {
-            return Err(DeviceError::WrongState {
-                device: self.id.clone(),
-                attempted: "saving",
-                state: "running",
-            });
+            return Err(DeviceError::not_quiesced(&self.id));
         }
-        let saved = SavedNet {
+        let state = SavedNet {
             version: VERSION,
             features: self.features,
             queue_size: self.queue_sizes.first().copied().unwrap_or(0),
         };
-        let state = serde_json::to_value(saved).map_err(|e| DeviceError::Device {
-            device: self.id.clone(),
-            source: Box::new(e),
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self
-                .running
-                .as_ref()
-                .map(|r| r.active.save())
-                .unwrap_or_default(),
-        })
+        let active = self.running.as_ref().map(|r| &r.active);
+        let queues = active.map(Active::save).unwrap_or_default();
+        SavedDevice::new(&self.id, &state, queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

@@ -107,8 +107,6 @@ impl VirtioDevice for RngDevice {
         0
     }
 
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
-
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
         let mut active = Active::new(activation);
         active.watch().map_err(|source| DeviceError::Io {
@@ -146,16 +144,8 @@ impl VirtioDevice for RngDevice {
     }
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
-        let state = serde_json::to_value(SavedRng { version: VERSION }).map_err(|e| {
-            DeviceError::Device {
-                device: self.id().to_owned(),
-                source: Box::new(e),
-            }
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
-        })
+        let queues = self.active.as_ref().map(Active::save).unwrap_or_default();
+        SavedDevice::new(self.id(), &SavedRng { version: VERSION }, queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

@@ -1,5 +1,6 @@
 //! The vsock device as its transport sees it: three queues, one address.
 
+use std::borrow::Cow;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -331,12 +332,8 @@ impl VirtioDevice for VsockDevice {
         0
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let cid = self.cid.to_le_bytes();
-        for (to, from) in data.iter_mut().zip(cid.iter().skip(offset)) {
-            *to = *from;
-        }
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.cid.to_le_bytes().to_vec())
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -420,19 +417,13 @@ impl VirtioDevice for VsockDevice {
     }
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
-        let state = serde_json::to_value(SavedVsock {
+        let state = SavedVsock {
             version: VERSION,
             cid: self.cid,
             next_port: self.muxer.next_port(),
-        })
-        .map_err(|e| DeviceError::Device {
-            device: self.id().to_owned(),
-            source: Box::new(e),
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
-        })
+        };
+        let queues = self.active.as_ref().map(Active::save).unwrap_or_default();
+        SavedDevice::new(self.id(), &state, queues)
     }
 
     fn metrics(&self) -> serde_json::Value {
