@@ -12,6 +12,6 @@ pub mod serial;
 pub mod vsock;
 
 #[cfg(test)]
-mod hostile;
+mod random_driver;
 #[cfg(test)]
 pub(crate) mod testing;

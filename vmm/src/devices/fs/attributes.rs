@@ -9,7 +9,7 @@ use super::files::strip_set_ids;
 use super::nodes::Node;
 use super::reply::{self, Writer};
 use super::request::{MAX_XATTR, Request, SetAttr, SetTime};
-use super::server::{Answer, Outcome, Scratch, Server, name_of, stat};
+use super::server::{Outcome, Payload, Scratch, Server, name_of, stat};
 
 /// The one name space the guest reaches. `security.` and `trusted.` would mean something to the
 /// host's kernel, `system.` (ACLs) is checked by the guest's, which was not told that there are any.
@@ -76,7 +76,7 @@ impl Server {
             }
             _ => return Err(Errno::NOSYS),
         }
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 
     fn stat_of(

@@ -11,7 +11,7 @@ use super::abi;
 use super::nodes::{self, Handle, Node, Origin};
 use super::reply::{self, Writer};
 use super::request::Request;
-use super::server::{Answer, MAX_WRITE, Outcome, Scratch, Server, stat};
+use super::server::{MAX_WRITE, Outcome, Payload, Scratch, Server, stat};
 
 use crate::sync::lock;
 
@@ -108,7 +108,7 @@ impl Server {
         }
         self.metrics.reads.add(1);
         self.metrics.bytes_read.add(total as u64);
-        Ok(Answer::Placed(total))
+        Ok(Payload::Placed(total))
     }
 
     pub(super) fn write(
@@ -135,7 +135,7 @@ impl Server {
         self.metrics.bytes_written.add(written as u64);
         let mut w = Writer(&mut scratch.out);
         w.u32(u32::try_from(written).unwrap_or(0)).u32(0);
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 
     pub(super) fn on_file(
@@ -150,14 +150,14 @@ impl Server {
             Request::Release { handle } => {
                 let gone = self.handles().remove(handle)?;
                 drop(gone);
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::Flush { handle } => {
                 let handle = self.handle(handle)?;
                 if handle.writable {
                     flush(rustix::io::fcntl_dupfd_cloexec(&handle.fd, 3)?)?;
                 }
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::Fsync { handle, data_only } => {
                 let handle = self.handle(handle)?;
@@ -165,7 +165,7 @@ impl Server {
                     true => rustix::fs::fdatasync(&handle.fd)?,
                     false => rustix::fs::fsync(&handle.fd)?,
                 }
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::ReadDir {
                 handle,
@@ -181,7 +181,7 @@ impl Server {
                 let handle = self.handle(handle)?;
                 let mode = FallocateFlags::from_bits_retain(mode);
                 rustix::fs::fallocate(&handle.fd, mode, offset, length)?;
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::Lseek {
                 handle,
@@ -197,7 +197,7 @@ impl Server {
                 };
                 let found = rustix::fs::seek(&handle.fd, to)?;
                 Writer(&mut scratch.out).u64(found);
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::CopyRange {
                 handle,
@@ -217,7 +217,7 @@ impl Server {
                 )?;
                 let mut w = Writer(&mut scratch.out);
                 w.u32(u32::try_from(copied).unwrap_or(0)).u32(0);
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::SyncFs => self.sync_all(),
             _ => Err(Errno::NOSYS),
@@ -267,7 +267,7 @@ impl Server {
         });
         let handle = added.inspect_err(|_| self.metrics.limited.add(1))?;
         reply::open(&mut Writer(&mut scratch.out), handle, how);
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 
     fn read_dir(&self, handle: u64, at: u64, length: u32, scratch: &mut Scratch<'_>) -> Outcome {
@@ -300,7 +300,7 @@ impl Server {
             let ino = nodes::ino(handle.device, entry.ino());
             reply::dirent(&mut w, ino, entry.next_entry_cookie(), kind, name);
         }
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 
     /// The guest's kernel asks once for its one file system, which here are several.
@@ -310,7 +310,7 @@ impl Server {
             let fd = self.reopen(&node, OFlags::RDONLY)?;
             rustix::fs::syncfs(&fd)?;
         }
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 }
 

@@ -44,6 +44,4 @@ pub use server::{Limits, Server};
 pub use workers::Workers;
 
 #[cfg(test)]
-mod hostile;
-#[cfg(test)]
 mod tests;

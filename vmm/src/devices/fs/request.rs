@@ -86,7 +86,7 @@ pub enum Request<'a> {
     Forget {
         count: u64,
     },
-    BatchForget(Forgets<'a>),
+    BatchForget(BatchForget<'a>),
     GetAttr {
         handle: Option<u64>,
     },
@@ -204,9 +204,9 @@ pub enum Request<'a> {
 
 /// The pairs of node and count of a BATCH_FORGET.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Forgets<'a>(&'a [u8]);
+pub struct BatchForget<'a>(&'a [u8]);
 
-impl Iterator for Forgets<'_> {
+impl Iterator for BatchForget<'_> {
     type Item = (u64, u64);
 
     fn next(&mut self) -> Option<(u64, u64)> {
@@ -309,7 +309,7 @@ impl<'a> Request<'a> {
                 let count = usize::try_from(r.u32()?).map_err(|_| Errno::INVAL)?;
                 r.skip(4)?;
                 let bytes = count.checked_mul(16).ok_or(Errno::INVAL)?;
-                Request::BatchForget(Forgets(r.take(bytes)?))
+                Request::BatchForget(BatchForget(r.take(bytes)?))
             }
             op::GETATTR => Request::GetAttr {
                 handle: flagged_handle(&mut r)?,

@@ -75,14 +75,14 @@ pub struct Server {
 }
 
 /// What an answer consists of.
-pub(super) enum Answer {
+pub(super) enum Payload {
     /// What is in `Scratch::out`.
     Out,
     /// So many bytes, in guest memory already.
     Placed(usize),
 }
 
-pub(super) type Outcome = Result<Answer, Errno>;
+pub(super) type Outcome = Result<Payload, Errno>;
 
 /// What is asked of every file.
 const STAT: StatxFlags = StatxFlags::BASIC_STATS
@@ -208,12 +208,12 @@ impl Server {
         scratch: &Scratch<'_>,
     ) -> usize {
         let payload = match outcome {
-            Ok(Answer::Placed(n)) => Ok(n),
-            Ok(Answer::Out) if scratch.out.len() <= scratch.chain.writable.len() => {
+            Ok(Payload::Placed(n)) => Ok(n),
+            Ok(Payload::Out) if scratch.out.len() <= scratch.chain.writable.len() => {
                 Ok(scratch.chain.writable.copy_from(&scratch.out))
             }
             // The guest gave too little room for the answer it asked for.
-            Ok(Answer::Out) => Err(Errno::INVAL.raw_os_error()),
+            Ok(Payload::Out) => Err(Errno::INVAL.raw_os_error()),
             Err(errno) => Err(errno.raw_os_error()),
         };
         if payload.is_err() {
@@ -244,20 +244,20 @@ impl Server {
             } => self.init(major, minor, max_readahead, flags, scratch),
             Request::Destroy => {
                 self.clear();
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
-            Request::Interrupt => Ok(Answer::Out),
+            Request::Interrupt => Ok(Payload::Out),
             Request::Forget { count } => {
                 let gone = self.nodes().forget(node, count);
                 drop(gone);
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::BatchForget(forgets) => {
                 for (node, count) in forgets {
                     let gone = self.nodes().forget(node, count);
                     drop(gone);
                 }
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::Read {
                 handle,
@@ -334,7 +334,7 @@ impl Server {
             MAX_WRITE,
             MAX_PAGES,
         );
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 }
 

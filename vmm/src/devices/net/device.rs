@@ -89,7 +89,7 @@ pub enum NetError {
 
 /// Who moves the frames of an active device.
 #[derive(Debug)]
-enum Mover {
+enum Backend {
     Own(Box<Frames>),
     Kernel,
 }
@@ -97,7 +97,7 @@ enum Mover {
 #[derive(Debug)]
 struct Running {
     active: Active,
-    mover: Mover,
+    backend: Backend,
     rx: usize,
     tx: usize,
     /// The tap is in the event loop.
@@ -229,7 +229,7 @@ impl Running {
     }
 
     fn receive(&mut self, tap: &Tap, metrics: &mut NetMetrics) {
-        let Mover::Own(frames) = &mut self.mover else {
+        let Backend::Own(frames) = &mut self.backend else {
             return;
         };
         let ended = frames.receive(&mut self.active, self.rx, tap, metrics);
@@ -285,15 +285,15 @@ impl VirtioDevice for NetDevice {
             .vhost
             .as_mut()
             .is_some_and(|v| v.start(&active, self.tap.fd()).is_ok());
-        let mover = if by_kernel {
-            Mover::Kernel
+        let backend = if by_kernel {
+            Backend::Kernel
         } else {
-            Mover::Own(Box::new(Frames::new(&active, self.mtu)))
+            Backend::Own(Box::new(Frames::new(&active, self.mtu)))
         };
         self.metrics.backend = if by_kernel { "vhost" } else { "own" };
         let mut running = Running {
             active,
-            mover,
+            backend,
             rx,
             tx,
             watching_tap: false,
@@ -324,7 +324,7 @@ impl VirtioDevice for NetDevice {
         if token == TAP || position == running.rx {
             running.receive(&self.tap, &mut self.metrics);
         } else if position == running.tx
-            && let Mover::Own(frames) = &mut running.mover
+            && let Backend::Own(frames) = &mut running.backend
         {
             frames.transmit(
                 &mut running.active,
@@ -342,13 +342,13 @@ impl VirtioDevice for NetDevice {
         if self.quiesced {
             return Ok(());
         }
-        let done = match (&mut running.mover, self.vhost.as_mut()) {
-            (Mover::Own(frames), _) => {
+        let done = match (&mut running.backend, self.vhost.as_mut()) {
+            (Backend::Own(frames), _) => {
                 frames.give_back(&mut running.active, running.rx);
                 running.watch_tap(&self.tap, false)
             }
-            (Mover::Kernel, Some(vhost)) => vhost.stop(&mut running.active),
-            (Mover::Kernel, None) => Ok(()),
+            (Backend::Kernel, Some(vhost)) => vhost.stop(&mut running.active),
+            (Backend::Kernel, None) => Ok(()),
         };
         done.map_err(|e| self.io("stopping vhost-net", e))?;
         self.quiesced = true;
@@ -362,10 +362,10 @@ impl VirtioDevice for NetDevice {
         let Some(running) = self.running.as_mut() else {
             return Ok(());
         };
-        let done = match (&running.mover, self.vhost.as_mut()) {
-            (Mover::Own(_), _) => running.watch_tap(&self.tap, true),
-            (Mover::Kernel, Some(vhost)) => vhost.start(&running.active, self.tap.fd()),
-            (Mover::Kernel, None) => Ok(()),
+        let done = match (&running.backend, self.vhost.as_mut()) {
+            (Backend::Own(_), _) => running.watch_tap(&self.tap, true),
+            (Backend::Kernel, Some(vhost)) => vhost.start(&running.active, self.tap.fd()),
+            (Backend::Kernel, None) => Ok(()),
         };
         running.active.kick_all();
         done.map_err(|e| self.io("starting vhost-net again", e))
@@ -376,8 +376,8 @@ impl VirtioDevice for NetDevice {
         self.quiesced = false;
         if let Some(mut running) = self.running.take() {
             let _ = running.watch_tap(&self.tap, false);
-            if let (Mover::Kernel, Some(vhost), false) =
-                (&running.mover, self.vhost.as_mut(), stopped)
+            if let (Backend::Kernel, Some(vhost), false) =
+                (&running.backend, self.vhost.as_mut(), stopped)
             {
                 let _ = vhost.stop(&mut running.active);
             }

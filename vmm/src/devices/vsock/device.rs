@@ -243,7 +243,7 @@ impl VsockDevice {
     /// ones. Those that the driver hears of before would be ended with the old.
     fn process_event(&mut self) {
         if self.transport_reset == TransportReset::Due {
-            self.tell_reset();
+            self.send_reset_event();
         }
         if self.has_taken_reset() {
             self.transport_reset = TransportReset::Settled;
@@ -254,7 +254,7 @@ impl VsockDevice {
     }
 
     /// Writes the event into the driver's next buffer.
-    fn tell_reset(&mut self) {
+    fn send_reset_event(&mut self) {
         let Some((mem, interrupt, ring)) = event_ring(&mut self.active) else {
             return;
         };
