@@ -80,7 +80,7 @@ impl ControlError {
 /// The kind of a machine's failure.
 #[must_use]
 pub fn machine_kind(error: &MachineError) -> ErrorKind {
-    use crate::boot::BootError;
+    use crate::arch::x86_64::boot::BootError;
     use crate::pci::PciError;
     use crate::virtio::pci::TransportError;
     match error {

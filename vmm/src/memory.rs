@@ -13,7 +13,7 @@ use vm_memory::{
     MemoryRegionAddress,
 };
 
-use crate::layout;
+use crate::arch::x86_64::layout;
 
 /// The guest's RAM as every part of the VMM holds it: a cheap clone of one set of mappings.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::layout;
+use crate::arch::x86_64::layout;
 use crate::memory::GuestMemory;
 use crate::platform::{Gsi, MsiMessage, Platform, PlatformError};
 use crate::sync::lock;

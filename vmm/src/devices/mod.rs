@@ -6,7 +6,6 @@ pub mod console;
 pub mod fs;
 pub mod mem;
 pub mod net;
-pub mod ports;
 pub mod rng;
 pub mod serial;
 pub mod vsock;

@@ -9,13 +9,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::growth::Growth;
 use super::vcpus::new_vcpu;
 use super::{Function, Machine, MachineError, Resources, State, install};
-use crate::acpi;
-use crate::boot;
+use crate::arch::x86_64::ports::Ports;
+use crate::arch::x86_64::{acpi, boot, entry, layout};
 use crate::devices::console::ConsoleLog;
-use crate::devices::ports::Ports;
 use crate::devices::serial::{SavedSerial, SerialPort};
 use crate::event_loop::EventLoop;
-use crate::layout;
 use crate::lifecycle::Lifecycle;
 use crate::memory;
 use crate::pci::PciBus;
@@ -63,7 +61,7 @@ impl Machine {
             .kernel
             .take()
             .ok_or_else(|| MachineError::Mismatch("a boot needs a kernel".into()))?;
-        let entry = boot::load(
+        let start = boot::load(
             &mem,
             &mut kernel,
             resources.initramfs.as_mut(),
@@ -79,7 +77,7 @@ impl Machine {
         for id in 0..config.vcpus {
             let fd = new_vcpu(&parts.vm, id, config.possible_vcpus())?;
             if id == 0 {
-                vcpu::entry::set_up(&fd, id, entry)?;
+                entry::set_up(&fd, id, start)?;
             }
             parts.add_vcpu(id, fd)?;
         }

@@ -14,12 +14,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::build::{Parts, new_generation};
 use super::growth::Growth;
 use super::{Machine, MachineError, Resources, Source, State};
+use crate::arch::x86_64::layout;
+use crate::arch::x86_64::vcpu_state::{self, SavedVcpu};
 use crate::devices::serial::SavedSerial;
-use crate::layout;
 use crate::memory;
 use crate::sync::lock;
 use crate::timing::Timing;
-use crate::vcpu::state::{self, SavedVcpu};
 use crate::virtio::pci::{SavedFunction, VirtioPci};
 use crate::vm::{SavedVm, Vm};
 
@@ -55,7 +55,7 @@ impl Machine {
         let vcpus = self
             .vcpus
             .iter()
-            .map(|vcpu| state::save(&vcpu.fd(), vcpu.id(), &msr_list))
+            .map(|vcpu| vcpu_state::save(&vcpu.fd(), vcpu.id(), &msr_list))
             .collect::<Result<Vec<_>, _>>()?;
         let functions = self
             .functions

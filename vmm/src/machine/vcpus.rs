@@ -1,7 +1,8 @@
 //! Making vCPUs, for a boot and for a machine that grows.
 
 use super::error::MachineError;
-use crate::vcpu::{VcpuError, cpuid};
+use crate::arch::x86_64::cpuid;
+use crate::vcpu::VcpuError;
 use crate::vm::Vm;
 
 /// A vCPU of `possible` that the guest may have in the end, as after power-on.

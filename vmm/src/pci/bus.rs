@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
-use crate::layout;
+use crate::arch::x86_64::layout;
 use crate::sync::lock;
 
 /// Functions per slot.

@@ -11,7 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::error::VcpuError;
 use super::gate::{Gate, Wanted};
-use crate::devices::ports::Ports;
+use crate::arch::x86_64::ports::Ports;
 use crate::lifecycle::Lifecycle;
 use crate::pci::PciBus;
 use crate::sync::lock;

@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 };
 
 use super::SLEEP_TYPE_S5;
-use crate::layout;
+use crate::arch::x86_64::layout;
 
 /// Everything below `\_SB_` and the S5 package.
 pub(super) fn body() -> Vec<u8> {

@@ -7,7 +7,7 @@ mod dsdt;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::layout;
+use crate::arch::x86_64::layout;
 use crate::memory::GuestMemory;
 
 const OEM_ID: [u8; 6] = *b"BLKHD ";

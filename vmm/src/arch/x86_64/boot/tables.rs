@@ -3,7 +3,7 @@
 use vm_memory::{Bytes, GuestAddress};
 
 use super::error::BootError;
-use crate::layout;
+use crate::arch::x86_64::layout;
 use crate::memory::GuestMemory;
 
 /// Present, writable.

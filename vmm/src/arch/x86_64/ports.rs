@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::serial::SerialPort;
-use crate::acpi;
-use crate::layout;
+use crate::arch::x86_64::acpi;
+use crate::arch::x86_64::layout;
+use crate::devices::serial::SerialPort;
 use crate::lifecycle::Lifecycle;
 use crate::sync::lock;
 use bulkhead_contract::exit::Reason;

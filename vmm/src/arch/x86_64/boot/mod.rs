@@ -3,7 +3,7 @@
 //! The kernel is an ELF vmlinux, entered by the 64-bit boot protocol of Linux
 //! (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"): there is no firmware and no
 //! decompressor, and the CPU starts in long mode with identity page tables. The registers that
-//! go with it are in `vcpu::entry`.
+//! go with it are in `super::entry`.
 
 mod error;
 mod params;
@@ -15,7 +15,7 @@ use std::io::{Read, Seek, SeekFrom};
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::layout;
+use crate::arch::x86_64::layout;
 use crate::memory::GuestMemory;
 
 pub use error::BootError;
