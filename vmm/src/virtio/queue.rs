@@ -106,6 +106,39 @@ impl Ring {
         found
     }
 
+    /// Takes the chains there are, until `take` breaks; the number taken. The driver is asked for no
+    /// kicks meanwhile, and for kicks again when no chain is left. After `budget` chains the rest
+    /// waits for the ring's next turn. When `take` breaks, kicks stay off: the caller comes back by
+    /// itself.
+    pub fn drain<'m>(
+        &mut self,
+        mem: &'m GuestMemory,
+        budget: usize,
+        mut take: impl FnMut(&mut Ring, DescriptorChain<&'m GuestMemory>) -> ControlFlow<()>,
+    ) -> usize {
+        let mut taken = 0;
+        loop {
+            self.disable_notification(mem);
+            let before = taken;
+            while taken < budget {
+                let Some(chain) = self.pop(mem) else {
+                    break;
+                };
+                taken += 1;
+                if take(self, chain).is_break() {
+                    return taken;
+                }
+            }
+            if taken >= budget {
+                self.kick_self();
+                return taken;
+            }
+            if !self.enable_notification(mem) || taken == before {
+                return taken;
+            }
+        }
+    }
+
     /// Makes the event loop deliver this ring's kick again, later.
     pub fn kick_self(&self) {
         // Fails only when the counter is full, and then the descriptor is readable anyway.
@@ -220,8 +253,7 @@ impl Active {
         });
     }
 
-    /// As [`Active::drain`], until `serve` breaks. Kicks stay off then: the caller comes back by
-    /// itself.
+    /// As [`Active::drain`], until `serve` breaks; see [`Ring::drain`].
     pub fn drain_while<'m>(
         &'m mut self,
         position: usize,
@@ -238,32 +270,17 @@ impl Active {
             return;
         };
         let mut buffers = std::mem::take(spare).recycle();
-        let mut taken = 0;
-        'rounds: loop {
-            ring.disable_notification(mem);
-            let before = taken;
-            while taken < budget {
-                let Some(chain) = ring.pop(mem) else {
-                    break;
-                };
-                let head = chain.head_index();
-                let gathered = buffers.gather(chain, mem);
-                let served = serve(mem, ring.index, gathered.map(|_| &mut buffers));
-                let (ControlFlow::Continue(written) | ControlFlow::Break(written)) = served;
-                ring.push(mem, head, u32::try_from(written).unwrap_or(0));
-                taken += 1;
-                if served.is_break() {
-                    break 'rounds;
-                }
+        let taken = ring.drain(mem, budget, |ring, chain| {
+            let head = chain.head_index();
+            let gathered = buffers.gather(chain, mem);
+            let served = serve(mem, ring.index, gathered.map(|_| &mut buffers));
+            let (ControlFlow::Continue(written) | ControlFlow::Break(written)) = served;
+            ring.push(mem, head, u32::try_from(written).unwrap_or(0));
+            match served {
+                ControlFlow::Continue(_) => ControlFlow::Continue(()),
+                ControlFlow::Break(_) => ControlFlow::Break(()),
             }
-            if taken >= budget {
-                ring.kick_self();
-                break;
-            }
-            if !ring.enable_notification(mem) || taken == before {
-                break;
-            }
-        }
+        });
         if taken > 0 {
             ring.notify(mem, interrupt);
         }

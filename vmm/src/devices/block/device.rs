@@ -225,7 +225,7 @@ impl BlockDevice {
             if running.idle() {
                 return Ok(());
             }
-            running.engine.wait(deadline)?;
+            running.wait(deadline)?;
         }
     }
 }

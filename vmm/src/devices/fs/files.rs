@@ -278,7 +278,7 @@ impl Server {
         let room = size(length)
             .min(scratch.chain.writable.len())
             .min(DIR_BYTES);
-        let _one = lock(&position);
+        let _one = lock(position);
         rustix::fs::seek(&handle.fd, SeekFrom::Start(at))?;
         scratch.buffer.clear();
         scratch.buffer.reserve(DIR_BYTES);
