@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs in the test host what of the VMM's tests needs a Linux guest (devices.rs, restore.rs) or a
+# Runs in the test host what of the VMM's tests needs a Linux guest (devices, restore.rs) or a
 # vhost-net (the unit tests of the network device): `vmm/tests/in-host.sh DIST [FILTER…]`, DIST as
 # packaging/build.sh prints it. The test programs are cargo's usual ones, the VMM is DIST's.
 set -euo pipefail
