@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest a client may wait for the guest to follow a resize.
 const MAX_WAIT_MS: u32 = 600_000;
 
-/// Why serving cannot go on, or a request was not understood.
+/// Why serving ended, or a request was not understood.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The socket could not be made.

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn two_handlers_are_told_apart() {
+    fn events_reach_the_handler_they_are_for() {
         let looper = EventLoop::new().unwrap();
         let (tx, rx) = mpsc::channel();
         let fds: Vec<_> = (0..2u32)

@@ -38,7 +38,7 @@ enum StartError {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Control(#[from] ControlError),
-    #[error("the VMM died while it started, without a word")]
+    #[error("the VMM died during start-up and left no report; see its log")]
     Died,
     #[error("{}", .0.message)]
     Reported(Failure),
@@ -143,7 +143,7 @@ const OK: &[u8] = b"ok";
 fn inner(config: &Config, null: &File, mut report: UnixStream, timing: &Arc<Timing>) -> Reason {
     match set_up(config, null, timing) {
         Ok((mut machine, server)) => {
-            // When nobody listens any more the caller is gone, and the VM goes on without it.
+            // When nobody reads it any more the caller is gone, and the VM runs on without it.
             let _ = report.write_all(OK);
             drop(report);
             run(config, &mut machine, server)

@@ -28,7 +28,7 @@ pub const FIRST_ADDED_SLOT: u32 = 8;
 /// Why the virtual machine could not be made, saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// The descriptor is no KVM, or one of another age.
+    /// The descriptor is not /dev/kvm, or its API version is unknown.
     #[error("the KVM descriptor answers API version {0}, {KVM_API_VERSION} is wanted")]
     Api(i32),
     /// KVM lacks something.

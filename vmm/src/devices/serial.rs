@@ -15,8 +15,8 @@ use super::console::ConsoleLog;
 /// Why the port could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SerialError {
-    /// A saved form that is no state of a serial port.
-    #[error("the saved serial port is not possible: {0}")]
+    /// The saved form is not the state of a serial port.
+    #[error("the saved serial port is invalid: {0}")]
     BadSavedForm(String),
     /// No descriptor is left.
     #[error("making the serial port: {0}")]
@@ -74,10 +74,10 @@ impl SerialPort {
         SerialPort(Serial::new(InterruptLine(line), LogWriter(log)))
     }
 
-    /// A port that goes on where `saved` stopped.
+    /// A port that continues where `saved` stopped.
     ///
     /// # Errors
-    /// When the saved form is not possible.
+    /// When the saved form is invalid.
     pub fn restore(
         line: EventFd,
         log: ConsoleLog,

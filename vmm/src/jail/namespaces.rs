@@ -83,7 +83,7 @@ pub fn fork(jail: Option<&Jail>, all_ids: bool) -> Result<Child, JailError> {
     }
 }
 
-/// Maps the child's ids, lets it go on and reads its report.
+/// Maps the child's ids, lets it continue and reads its report.
 fn lead(
     pid: i32,
     jail: Option<&Jail>,
@@ -101,7 +101,9 @@ fn lead(
         write_proc(pid, "uid_map", &map(jail.uid))?;
         write_proc(pid, "gid_map", &map(jail.gid))?;
     }
-    child.write_all(&[1]).or_failed("letting the child go on")?;
+    child
+        .write_all(&[1])
+        .or_failed("letting the child continue")?;
     child
         .set_read_timeout(Some(START_LIMIT))
         .or_failed("setting a time limit")?;

@@ -92,7 +92,7 @@ impl Machine {
     }
 }
 
-/// Writes a generation id nobody had before.
+/// Writes a new, unique generation id.
 pub(super) fn new_generation(mem: &memory::GuestMemory) -> Result<(), MachineError> {
     use vm_memory::Bytes;
     let mut id = [0u8; 16];

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guest_memory_is_told_from_the_rest() {
+    fn guest_memory_is_counted_apart_from_the_rest() {
         let text = "1000-3000 rw-p 00000000 00:00 0 \nSize: 8 kB\nRss:  8 kB\n\
                     7f00000-7f02000 rw-p 00000000 00:00 0 [heap]\nRss:  4 kB\nVmFlags: rd wr\n";
         assert_eq!(sum(text, &[(0x1000, 0x3000)]), (8192, 4096));

@@ -108,7 +108,7 @@ impl Machine {
     /// Stops vCPUs and devices, so that nothing changes any more.
     ///
     /// # Errors
-    /// When something does not stop in time; the machine then goes on.
+    /// When something does not stop in time; the machine then keeps running.
     pub fn pause(&mut self) -> Result<(), MachineError> {
         if self.state == State::Paused {
             return Ok(());
@@ -117,7 +117,7 @@ impl Machine {
         self.stop_vcpus(Wanted::Pause)?;
         let quiesced = self.functions.iter().try_for_each(|f| lock(f).quiesce());
         if let Err(error) = quiesced {
-            // Half-stopped is worse than running: the devices that stopped go on.
+            // Half-stopped is worse than running: the devices that stopped are started again.
             for function in &self.functions {
                 lock(function).resume()?;
             }
@@ -131,7 +131,7 @@ impl Machine {
     /// Undoes a pause.
     ///
     /// # Errors
-    /// When a device cannot go on, which leaves the machine paused.
+    /// When a device cannot resume, which leaves the machine paused.
     pub fn resume(&mut self) -> Result<(), MachineError> {
         if self.state == State::Running {
             return Ok(());
@@ -152,7 +152,7 @@ impl Machine {
     /// Adds a disk and says where it is.
     ///
     /// # Errors
-    /// When there is one of this id, no slot, or the file is no disk.
+    /// When there is one of this id, no slot, or the file cannot be a disk.
     pub fn attach_disk(
         &mut self,
         id: &str,

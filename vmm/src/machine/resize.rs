@@ -24,10 +24,10 @@ use crate::vm::FIRST_ADDED_SLOT;
 const SLOT: u64 = 1 << 30;
 
 impl Machine {
-    /// Makes what `resize` wants possible, and tells the guest of it.
+    /// Provides what `resize` asks for, and notifies the guest.
     ///
     /// # Errors
-    /// When the machine was not made for it, or something cannot be had. The vCPUs made before stay.
+    /// When the machine was not built for it, or the host lacks a resource. vCPUs already added stay.
     pub fn resize(&mut self, resize: &Resize) -> Result<(), MachineError> {
         self.expect(&[State::Held, State::Running, State::Paused], "resize")?;
         if let Some(vcpus) = resize.vcpus {

@@ -137,7 +137,7 @@ impl PciBus {
         inner.bars.retain(|_, (_, owner)| *owner != address);
     }
 
-    /// A guest read from the ECAM or a BAR window; all ones where nobody answers, as on a bus.
+    /// A guest read from the ECAM or a BAR window; all ones where nothing answers, as on a bus.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
             Some(Target::Config(function, offset)) => {
@@ -152,7 +152,7 @@ impl PciBus {
         }
     }
 
-    /// A guest write to the ECAM or a BAR window; ignored where nobody answers.
+    /// A guest write to the ECAM or a BAR window; ignored where nothing answers.
     pub fn write(&self, address: u64, data: &[u8]) {
         match self.find(address) {
             Some(Target::Config(function, offset)) => {

@@ -75,7 +75,7 @@ impl Msix {
     /// `count` vectors, all masked, as after a reset.
     ///
     /// # Errors
-    /// When there are no descriptors left.
+    /// When the process has no descriptors left.
     pub fn new(platform: Arc<dyn Platform>, count: u16) -> io::Result<Self> {
         let fds = (0..count)
             .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))

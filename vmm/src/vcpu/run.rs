@@ -178,7 +178,7 @@ struct Body {
     lifecycle: Arc<Lifecycle>,
 }
 
-/// Whether the thread goes on.
+/// What the thread does next.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Again,

@@ -28,7 +28,7 @@ pub const MAX_QUEUES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// A call came in a state where it has no meaning.
-    #[error("device {device}: {attempted} is not possible while it is {state}")]
+    #[error("device {device}: {attempted} while it is {state}")]
     WrongState {
         /// The device's id.
         device: String,
@@ -87,7 +87,7 @@ impl DeviceError {
     }
 }
 
-/// How a device tells the driver that something happened. Never blocks.
+/// How a device notifies the driver. Never blocks.
 ///
 /// Each MSI-X vector is an eventfd that KVM turns into an interrupt; a masked vector keeps the
 /// event in the eventfd until it is unmasked, so a signal is never lost.

@@ -331,7 +331,7 @@ impl<'m> IoVecs<'m> {
         });
         // One more than MAX_PIECES is still below IOV_MAX.
         list.iov.extend_from_slice(self.pieces());
-        // For this call the list has a piece that is no guest memory: it is only read, and the
+        // For this call the list has a piece that is not guest memory: it is only read, and the
         // piece is gone before `header` is.
         let result = list.writev(fd);
         list.clear();

@@ -51,7 +51,7 @@ impl Ring {
         self.queue.set_next_avail(back);
     }
 
-    /// Hands a chain back to the driver. A head that is no descriptor (the guest made it up) is
+    /// Hands a chain back to the driver. A head outside the table (the guest made it up) is
     /// dropped.
     pub fn push(&mut self, mem: &GuestMemory, head: u16, len: u32) {
         let _ = self.queue.add_used(mem, head, len);

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_end_is_told_apart() {
+    fn each_way_to_end_has_its_own_reason() {
         for (port, value, reason) in [
             (layout::SLEEP_CONTROL_PORT, 0x34, Reason::PowerOff),
             (layout::RESET_PORT, 1, Reason::Reboot),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_nobody_has_read_ones() {
+    fn unclaimed_ports_read_ones() {
         let dir = tempfile::tempdir().unwrap();
         let (lifecycle, ports) = ports(dir.path());
         for port in 0..=u16::MAX {

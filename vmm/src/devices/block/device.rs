@@ -64,7 +64,7 @@ pub enum BlockError {
         id: String,
     },
     /// Zero or too many queues.
-    #[error("disk {id}: {queues} queues asked for, possible are 1 to {MAX_DISK_QUEUES}")]
+    #[error("disk {id}: {queues} queues requested; a disk has 1 to {MAX_DISK_QUEUES}")]
     BadQueues {
         /// The disk.
         id: String,
@@ -81,7 +81,9 @@ pub enum BlockError {
         source: io::Error,
     },
     /// Less than one sector, or neither file nor block device.
-    #[error("disk {id}: its descriptor is no regular file or block device of at least 512 bytes")]
+    #[error(
+        "disk {id}: its descriptor must be a regular file or block device of at least 512 bytes"
+    )]
     NotADisk {
         /// The disk.
         id: String,

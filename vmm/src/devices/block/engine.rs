@@ -19,7 +19,7 @@ use crate::poll::{poll, readable};
 /// Which engine to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EngineKind {
-    /// io_uring, the worker thread when the kernel has none for us.
+    /// io_uring; the worker thread where the kernel refuses that.
     #[default]
     Auto,
     /// The worker thread.

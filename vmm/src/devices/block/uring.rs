@@ -76,7 +76,7 @@ impl UringEngine {
     /// Makes the ring.
     ///
     /// # Errors
-    /// When the kernel has none for us, or an operation we need is missing in it.
+    /// When the kernel refuses io_uring, or lacks an operation this needs.
     pub fn start(file: Arc<File>) -> io::Result<Self> {
         let entries = u32::try_from(MAX_JOBS).unwrap_or(128);
         let ring = IoUring::new(entries)?;

@@ -5,7 +5,7 @@
 
 use rustix::io::Errno;
 
-/// Asks for the present id; it is no valid one to set.
+/// Asks for the present id; it cannot be set.
 const ASK: u32 = u32::MAX;
 
 fn set_uid(uid: u32) -> u32 {
@@ -29,7 +29,7 @@ impl Caller {
     /// Becomes `uid` and `gid`.
     ///
     /// # Errors
-    /// INVAL when the guest named nobody (it does so on id-mapped mounts, where nothing is made),
+    /// INVAL when the guest named no user (it does so on id-mapped mounts, where nothing is made),
     /// PERM when this process may not.
     pub fn become_one(uid: u32, gid: u32) -> Result<Self, Errno> {
         if uid == ASK || gid == ASK {

@@ -17,8 +17,8 @@ use crate::sync::lock;
 
 /// What is read of a directory at one time.
 const DIR_BYTES: usize = 32 << 10;
-/// What one COPY_FILE_RANGE copies, so that no request holds its thread for long; the caller goes
-/// on with the rest, as copy_file_range(2) allows.
+/// What one COPY_FILE_RANGE copies, so that no request holds its thread for long; the caller
+/// copies the rest, as copy_file_range(2) allows.
 const MAX_COPY: u64 = 16 << 20;
 
 /// The flags of open(2) that mean something to a file that is open already by name. Without
@@ -38,7 +38,7 @@ pub(super) fn open_flags(flags: u32) -> Result<OFlags, Errno> {
     Ok(flags)
 }
 
-/// What the guest's kernel is told of a file that was opened. One whose size does not say how much
+/// The flags of the answer to OPEN. One whose size does not say how much
 /// can be read of it is read to its end only past the guest's page cache, which stops at the size:
 /// all of the kernel's own file systems, and whatever says 0 and is only read (files of a FUSE
 /// server on the node, such as lxcfs; a file that is really empty loses nothing by it).

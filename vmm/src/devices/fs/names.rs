@@ -78,7 +78,7 @@ impl Server {
                 let kind = FileType::from_raw_mode(mode);
                 match kind {
                     FileType::RegularFile | FileType::Fifo | FileType::Socket => {}
-                    // A whiteout of an overlay, which is no device at all.
+                    // An overlay whiteout, which is not really a device.
                     FileType::CharacterDevice if device == 0 => {}
                     _ => return Err(Errno::PERM),
                 }

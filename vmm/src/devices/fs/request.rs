@@ -272,7 +272,7 @@ impl Header {
     /// Reads it from the front of a message of which `total` bytes there are.
     ///
     /// # Errors
-    /// When the message is no message.
+    /// When the message is malformed.
     pub fn parse(message: &[u8], total: usize) -> Result<Self, Errno> {
         let mut r = Reader(message);
         let header = Header {

@@ -351,7 +351,7 @@ impl Session {
         let mem = &self.active.mem;
         for (position, ring) in self.active.rings.iter_mut().enumerate() {
             let mut chain = ring.pop_held(mem);
-            // Once more only: a ring whose index is nonsense says for ever that there is something.
+            // Once more only: a ring with an invalid index would report chains for ever.
             if chain.is_none() && ring.enable_notification(mem) {
                 chain = ring.pop_held(mem);
             }

@@ -51,7 +51,7 @@ impl MemDevice {
         }
     }
 
-    /// The region a saved form tells of.
+    /// The region of a saved form.
     ///
     /// # Errors
     /// When it is of another version, or makes no sense.

@@ -42,7 +42,7 @@ impl MemHandle {
         lock(&self.0.region)
     }
 
-    /// Changes how much is wanted, and tells the driver.
+    /// Changes how much is requested, and notifies the driver.
     pub fn request(&self, bytes: u64) {
         self.region().request(bytes);
         // Fails only when the counter is full, and then the descriptor is readable anyway.

@@ -59,7 +59,7 @@ pub enum NetError {
         /// What is wrong.
         what: &'static str,
     },
-    /// The tap is none, or not one with virtio headers.
+    /// The descriptor is not a tap with virtio headers.
     #[error("network device {id}: taking over its tap: {source}")]
     Tap {
         /// The device.
@@ -68,7 +68,7 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
-    /// The descriptor for vhost-net is none.
+    /// The descriptor is not /dev/vhost-net.
     #[error("network device {id}: asking vhost-net for its features: {source}")]
     Vhost {
         /// The device.
@@ -140,7 +140,7 @@ impl NetDevice {
             return Err(bad("the MTU is below 68"));
         }
         if !config.queue_size.is_power_of_two() || !(2..=1024).contains(&config.queue_size) {
-            return Err(bad("the queue size is no power of two from 2 to 1024"));
+            return Err(bad("the queue size must be a power of two from 2 to 1,024"));
         }
         if config.mac.first().is_none_or(|b| b & 1 == 1) {
             return Err(bad("the hardware address is a multicast one"));
@@ -280,7 +280,7 @@ impl VirtioDevice for NetDevice {
         self.tap
             .set_offloads(active.features)
             .map_err(|e| self.io("setting the offloads of its tap", e))?;
-        // A kernel that cannot take the rings is no reason to be without a network.
+        // Where the kernel cannot take the rings, the VMM moves the frames itself.
         let by_kernel = self
             .vhost
             .as_mut()

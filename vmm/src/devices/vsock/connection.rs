@@ -39,7 +39,7 @@ pub enum State {
     Draining,
 }
 
-/// What is to be told to the guest when it has a buffer for it.
+/// What goes to the guest when it has a buffer for it.
 #[derive(Debug, Default)]
 struct Pending {
     request: bool,
@@ -71,7 +71,7 @@ pub struct Connection {
     /// The host takes nothing any more.
     host_gone: bool,
     guest_shutdown: u32,
-    told_shutdown: u32,
+    sent_shutdown: u32,
     pending: Pending,
     /// Guest to host.
     buf_alloc: u32,
@@ -89,11 +89,11 @@ pub struct Connection {
 /// What became of a packet offered to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on.
+    /// The connection continues.
     Keep,
-    /// The guest has ended it, or was told that it has ended: forget it (or let it drain).
+    /// The guest has ended it, or has received its end: forget it (or let it drain).
     Ended,
-    /// The guest broke the rules: reset it.
+    /// The guest violated the protocol: reset it.
     Violation,
 }
 
@@ -120,7 +120,7 @@ impl Connection {
             host_eof: false,
             host_gone: false,
             guest_shutdown: 0,
-            told_shutdown: 0,
+            sent_shutdown: 0,
             pending: Pending::default(),
             buf_alloc,
             received: 0,
@@ -160,7 +160,7 @@ impl Connection {
         if hung_up && !self.host_gone {
             self.host_gone = true;
             if self.host_eof {
-                self.pending.shutdown |= SHUTDOWN_BOTH & !self.told_shutdown;
+                self.pending.shutdown |= SHUTDOWN_BOTH & !self.sent_shutdown;
             }
         }
     }
@@ -171,7 +171,7 @@ impl Connection {
         self.pending.request
     }
 
-    /// Whether the guest is to be told something, or data may be there for it.
+    /// Whether there is a packet, or may be data, for the guest.
     #[must_use]
     pub fn has_news(&self) -> bool {
         let p = &self.pending;
@@ -313,7 +313,7 @@ impl Connection {
                 let held = self.backlog.len();
                 self.backlog = VecDeque::new();
                 self.note_forwarded(held);
-                self.pending.shutdown |= SHUTDOWN_RCV & !self.told_shutdown;
+                self.pending.shutdown |= SHUTDOWN_RCV & !self.sent_shutdown;
             }
         }
     }
@@ -417,8 +417,8 @@ impl Connection {
         }
         let shutdown = std::mem::take(&mut self.pending.shutdown);
         if shutdown != 0 {
-            self.told_shutdown |= shutdown;
-            *flags = self.told_shutdown;
+            self.sent_shutdown |= shutdown;
+            *flags = self.sent_shutdown;
             return Some(Op::Shutdown);
         }
         if std::mem::take(&mut self.pending.credit_update) {
@@ -461,13 +461,13 @@ impl Connection {
         } else {
             SHUTDOWN_SEND
         };
-        self.pending.shutdown |= how & !self.told_shutdown;
+        self.pending.shutdown |= how & !self.sent_shutdown;
         None
     }
 
-    /// Whether the guest was told that the host is done with it, in both directions.
+    /// Whether the guest has been sent a shutdown of both directions.
     #[must_use]
-    pub fn told_all(&self) -> bool {
-        self.told_shutdown == SHUTDOWN_BOTH
+    pub fn has_sent_full_shutdown(&self) -> bool {
+        self.sent_shutdown == SHUTDOWN_BOTH
     }
 }

@@ -77,12 +77,12 @@ pub enum VsockError {
 enum TransportReset {
     /// All it has to.
     Settled,
-    /// It is to be told.
+    /// The event has not been sent yet.
     Due,
-    /// It was told in the buffer at this address, and ends all connections it has when it comes to
+    /// It was sent in the buffer at this address, and ends all connections it has when it comes to
     /// that. It gives the buffer back when it has: Linux adds it to the queue again after
     /// `virtio_vsock_event_handle`.
-    Told(GuestAddress),
+    Sent(GuestAddress),
 }
 
 /// The device.
@@ -125,8 +125,8 @@ impl VsockDevice {
         })
     }
 
-    /// Makes the device for a restored VM: the driver will be told that its connections are gone, and
-    /// hears of new ones when it has taken note.
+    /// Makes the device for a restored VM: the driver is sent the end of its connections, and
+    /// sees new ones when it has handled that.
     ///
     /// # Errors
     /// See [`VsockError`].
@@ -274,7 +274,7 @@ impl VsockDevice {
         ring.push(mem, head, if buffer.is_some() { 4 } else { 0 });
         ring.notify(mem, interrupt);
         match buffer {
-            Some(at) => self.transport_reset = TransportReset::Told(at),
+            Some(at) => self.transport_reset = TransportReset::Sent(at),
             // The next may do.
             None => ring.kick_self(),
         }
@@ -282,7 +282,7 @@ impl VsockDevice {
 
     /// Whether the driver has done what the event asks of it; if not, it kicks with the next buffer.
     fn has_taken_reset(&mut self) -> bool {
-        let TransportReset::Told(buffer) = self.transport_reset else {
+        let TransportReset::Sent(buffer) = self.transport_reset else {
             return false;
         };
         let Some((mem, _, ring)) = event_ring(&mut self.active) else {
@@ -352,7 +352,7 @@ impl VirtioDevice for VsockDevice {
             .add(self.muxer.fd(), MUXER, EventSet::IN)
             .map_err(|e| self.io("watching its sockets", e))?;
         if active.position(EVENT).is_none() {
-            // It cannot be told anything, so there is nothing to wait for.
+            // There is no way to send it the event, so there is nothing to wait for.
             self.transport_reset = TransportReset::Settled;
             self.muxer.release();
         }

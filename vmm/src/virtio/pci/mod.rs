@@ -56,7 +56,7 @@ pub type SharedDevice = Arc<Mutex<Box<dyn VirtioDevice>>>;
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The device has no queues, or too many.
-    #[error("device {device} has {queues} queues; 1 to {MAX_QUEUES} are possible")]
+    #[error("device {device} has {queues} queues; it must have 1 to {MAX_QUEUES}")]
     Queues {
         /// The device's id.
         device: String,

@@ -43,8 +43,8 @@ pub enum TransportRestoreError {
         /// What differs.
         what: &'static str,
     },
-    /// A saved ring is no ring.
-    #[error("queue {index} of the saved device {id} is not possible: {source}")]
+    /// A saved ring is invalid.
+    #[error("queue {index} of the saved device {id} is invalid: {source}")]
     Queue {
         /// The device's id.
         id: String,

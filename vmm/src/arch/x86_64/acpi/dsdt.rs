@@ -84,7 +84,7 @@ fn serial(out: &mut Vec<u8>) {
     .to_aml_bytes(out);
 }
 
-/// The port a panicking guest tells us by; Linux finds it by the id QEMU gave it.
+/// The port by which a guest reports its panic; Linux finds it by the id QEMU gave it.
 fn pvpanic(out: &mut Vec<u8>) {
     let port = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
     Device::new(

@@ -26,7 +26,7 @@ pub use tables::GDT_ENTRIES;
 /// - `console=ttyS0`: the only console; `quiet` and loglevel keep it silent unless something is
 ///   wrong, as every byte is an exit.
 /// - `reboot=t` would skip ACPI; the default uses the reset register, so nothing is given.
-/// - `panic=-1`: reboot at once, after pvpanic has told us; the VM then ends.
+/// - `panic=-1`: reboot at once, after pvpanic has reported it; the VM then ends.
 /// - `maxcpus=1`: the others are brought up by the agent.
 /// - `noreplace-smp`: a kernel that boots on one processor patches the lock prefixes out of all its
 ///   code, an eighth of its boot, and back in when the agent brings up the second.
@@ -51,7 +51,7 @@ pub fn cmdline(extra: &str) -> Result<String, BootError> {
     };
     if whole.len() + 1 > layout::CMDLINE_MAX {
         return Err(BootError::Cmdline(format!(
-            "has {} bytes, at most {} are possible",
+            "has {} bytes; the limit is {}",
             whole.len(),
             layout::CMDLINE_MAX - 1
         )));

@@ -159,14 +159,14 @@ impl Muxer {
         self.epoll.as_raw_fd()
     }
 
-    /// Whether the guest is to be told something.
+    /// Whether there are packets for the guest.
     #[must_use]
     pub fn has_news(&self) -> bool {
         !self.refusals.is_empty() || (!self.held && !self.ready.is_empty())
     }
 
     /// From now on connections are made, but the guest hears of none until [`Muxer::release`]: it
-    /// is about to end all connections it knows of. Refusals go on. Until then the guest may also
+    /// is about to end all connections it knows of. Refusals are still sent. Until then the guest may also
     /// send from `former_cid`, which it had before.
     pub fn hold(&mut self, former_cid: Option<u64>) {
         self.held = true;
@@ -441,7 +441,7 @@ impl Muxer {
                 continue;
             }
             let sent = c.fill(self.cid, buffer, scratch);
-            if c.told_all() && c.deadline.is_none() {
+            if c.has_sent_full_shutdown() && c.deadline.is_none() {
                 c.deadline = Some(Instant::now() + CLOSE);
                 self.keep_time();
             }
