@@ -28,7 +28,7 @@ pub struct FsConfig {
     pub workers: Workers,
 }
 
-/// Why the device could not be made, or not be written down.
+/// Why the device could not be made or saved.
 #[derive(Debug, thiserror::Error)]
 pub enum FsError {
     /// The tag does not fit.
@@ -39,8 +39,8 @@ pub enum FsError {
     },
     /// Files are open, and stay with this process.
     #[error(
-        "the guest holds {nodes} files of the share and has {handles} of them open; a snapshot is \
-         possible when it has unmounted the share, or uses nothing on it"
+        "the guest holds {nodes} files of the share and has {handles} of them open; unmount the share, \
+         or stop what uses it, before taking a snapshot"
     )]
     Held {
         /// Files looked up.
