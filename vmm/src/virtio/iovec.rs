@@ -53,6 +53,20 @@ pub enum BufferError {
 /// pieces come from; everything else only cuts or copies them. No reference into guest memory
 /// ever exists, as the guest writes there at any time: whoever copies sees some mix of old and
 /// new bytes.
+///
+/// A list cannot outlive the memory its pieces are in:
+///
+/// ```compile_fail,E0597
+/// use bulkhead_vmm::{memory, virtio::iovec::IoVecs};
+/// use vm_memory::{GuestAddress, Permissions};
+///
+/// let mut list = IoVecs::new();
+/// {
+///     let mem = memory::anonymous(1 << 20).unwrap();
+///     list.push(&mem, GuestAddress(0), 16, Permissions::Read).unwrap();
+/// }
+/// assert_eq!(list.len(), 16);
+/// ```
 #[derive(Debug, Default)]
 pub struct IoVecs<'m> {
     iov: Vec<libc::iovec>,
@@ -114,9 +128,15 @@ impl<'m> IoVecs<'m> {
         self.len == 0
     }
 
+    /// How many pieces there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.pieces().len()
+    }
+
     /// The pieces as system calls take them.
     #[must_use]
-    pub fn pieces(&self) -> &[libc::iovec] {
+    pub(crate) fn pieces(&self) -> &[libc::iovec] {
         self.iov.get(self.first..).unwrap_or_default()
     }
 
@@ -497,7 +517,19 @@ impl HeldIoVecs {
     }
 
     /// Lets `f` work on the list with the memory held. It must do so for any lifetime, so all it
-    /// can put into the list are pieces of this memory.
+    /// can put into the list are pieces of this memory:
+    ///
+    /// ```compile_fail,E0597
+    /// use std::sync::Arc;
+    ///
+    /// use bulkhead_vmm::{memory, virtio::iovec::HeldIoVecs};
+    /// use vm_memory::{GuestAddress, Permissions};
+    ///
+    /// let other = memory::anonymous(1 << 20).unwrap();
+    /// let mut held = HeldIoVecs::new(Arc::new(memory::anonymous(1 << 20).unwrap()));
+    /// held.with(|_, list| list.push(&other, GuestAddress(0), 16, Permissions::Read))
+    ///     .unwrap();
+    /// ```
     pub fn with<R>(&mut self, f: impl for<'m> FnOnce(&'m GuestMemory, &mut IoVecs<'m>) -> R) -> R {
         let mut list = std::mem::take(&mut self.list).relabel();
         let result = f(&self.mem, &mut list);

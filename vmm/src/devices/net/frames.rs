@@ -96,7 +96,7 @@ impl Frames {
                 let mut found = std::mem::take(spare).recycle();
                 let good = found.gather(chain, mem).is_ok() && found.writable.len() >= least;
                 let added = (good && buffers.append(&found.writable).is_ok())
-                    .then(|| (found.writable.pieces().len(), found.writable.len()));
+                    .then(|| (found.writable.count(), found.writable.len()));
                 *spare = found.recycle();
                 added
             });
