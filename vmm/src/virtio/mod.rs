@@ -3,6 +3,7 @@
 //!
 //! The devices themselves live in [`crate::devices`].
 
+pub mod buffers;
 pub mod device;
 pub mod iovec;
 pub mod pci;

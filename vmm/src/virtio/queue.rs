@@ -15,8 +15,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::event_loop::{EventSet, Registrar};
 use crate::memory::GuestMemory;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{Activation, Interrupt, QueueState};
-use crate::virtio::iovec::{BufferError, Buffers};
+use crate::virtio::iovec::BufferError;
 
 /// The most chains a device takes from one ring before it lets other devices have the thread.
 pub const BUDGET: usize = 256;

@@ -10,8 +10,8 @@ use super::persist::{SavedBalloon, VERSION};
 use super::request::{MAX_PAGES, runs};
 use crate::event_loop::EventSet;
 use crate::memory::GuestMemory;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
-use crate::virtio::iovec::Buffers;
 use crate::virtio::queue::{Active, BUDGET};
 
 /// virtio 1.2 §5.5.3

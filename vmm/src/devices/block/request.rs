@@ -11,7 +11,8 @@ use virtio_bindings::virtio_blk::{
 use virtio_queue::DescriptorChain;
 use vm_memory::{GuestAddress, GuestMemory};
 
-use crate::virtio::iovec::{BufferError, Buffers, IoVecs};
+use crate::virtio::buffers::Buffers;
+use crate::virtio::iovec::{BufferError, IoVecs};
 
 /// The unit of all positions and sizes in requests (virtio 1.2 §5.2.4), whatever the block size.
 pub const SECTOR: u64 = 512;

@@ -18,7 +18,8 @@ use super::nodes::{Handle, Handles, Node, Nodes, Origin};
 use super::reply::{self, Writer};
 use super::request::{Header, MAX_MESSAGE, Request, WRITE_HEAD, wants_answer};
 use crate::sync::lock;
-use crate::virtio::iovec::{Buffers, IoVecs};
+use crate::virtio::buffers::Buffers;
+use crate::virtio::iovec::IoVecs;
 
 /// The most bytes of one READ or WRITE: 256 pages, the most the guest's kernel puts in a request.
 pub const MAX_WRITE: u32 = 1 << 20;

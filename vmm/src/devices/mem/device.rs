@@ -13,8 +13,9 @@ use super::region::{BLOCK, Region};
 use super::request::{REQUEST, Request, Response};
 use crate::event_loop::EventSet;
 use crate::memory::GuestMemory;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
-use crate::virtio::iovec::{Buffers, IoVecs};
+use crate::virtio::iovec::IoVecs;
 use crate::virtio::queue::{Active, BUDGET};
 
 /// virtio 1.2 §5.15: memory device.

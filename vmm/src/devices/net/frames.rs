@@ -14,7 +14,8 @@ use virtio_bindings::virtio_net::{
 use super::header::{self, HEADER, MAX_FRAME, NUM_BUFFERS};
 use super::metrics::NetMetrics;
 use super::tap::Tap;
-use crate::virtio::iovec::{Buffers, HeldIoVecs, MAX_PIECES};
+use crate::virtio::buffers::Buffers;
+use crate::virtio::iovec::{HeldIoVecs, MAX_PIECES};
 use crate::virtio::queue::{Active, BUDGET};
 
 /// A chain of the receive ring that waits for a frame.

@@ -196,7 +196,9 @@ impl Vhost {
             };
         }
         table.count = u32::try_from(count).unwrap_or(0);
-        // SAFETY: reads the head and `count` regions of the table.
+        // SAFETY: reads the head and `count` regions of the table. The kernel works in these regions
+        // until the rings are taken back (`stop`) or the descriptor is closed; they stay mapped as
+        // long as the device's `Active`, which ends after that.
         unsafe { self.ioctl(VHOST_SET_MEM_TABLE, &mut table) }
     }
 
@@ -225,7 +227,8 @@ impl Vhost {
         };
         let call = active.interrupt.queue_eventfd(ring.index);
         let file = |fd: RawFd| VringFile { index, fd };
-        // SAFETY: each reads one structure of the type it is given.
+        // SAFETY: each reads one structure of the type it is given; the addresses in it are checked
+        // to be in guest memory, which the kernel reaches through its own table (`set_memory`).
         unsafe {
             self.ioctl(VHOST_SET_VRING_NUM, &mut state(size))?;
             self.ioctl(VHOST_SET_VRING_BASE, &mut state(ring.queue.next_avail()))?;

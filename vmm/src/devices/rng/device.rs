@@ -8,8 +8,8 @@ use super::metrics::RngMetrics;
 use super::persist::{SavedRng, VERSION};
 use super::request::{MAX_BYTES, served};
 use crate::event_loop::EventSet;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
-use crate::virtio::iovec::Buffers;
 use crate::virtio::queue::Active;
 
 const QUEUE_SIZES: [u16; 1] = [64];

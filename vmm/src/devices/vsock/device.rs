@@ -13,10 +13,10 @@ use super::packet::HEADER;
 use super::persist::{SavedVsock, VERSION};
 use crate::event_loop::EventSet;
 use crate::memory::GuestMemory;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{
     Activation, DeviceError, Interrupt, SavedDevice, VirtioDevice, read_saved,
 };
-use crate::virtio::iovec::Buffers;
 use crate::virtio::queue::{Active, BUDGET, Ring};
 
 /// Towards the guest, from the guest, events (virtio 1.2 §5.10.2).
