@@ -26,7 +26,7 @@ const MAX_FDS: usize = 4;
 /// The daemon is one client, or two while one version hands over to the next.
 const MAX_CONNECTIONS: usize = 8;
 /// How long the rest of a request, or the taking of an answer, may be waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest a client may wait for the guest to follow a resize.
 const MAX_WAIT_MS: u32 = 600_000;
 
@@ -241,8 +241,8 @@ fn accept(server: &mut ControlServer) {
     };
     let limits = stream
         .set_nonblocking(false)
-        .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
-        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+        .and_then(|()| stream.set_read_timeout(Some(TIMEOUT)))
+        .and_then(|()| stream.set_write_timeout(Some(TIMEOUT)));
     if limits.is_ok() && server.connections.len() + server.waiting.len() < MAX_CONNECTIONS {
         server.connections.push(stream);
     }

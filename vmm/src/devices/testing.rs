@@ -20,7 +20,7 @@ pub const RAM: usize = 16 << 20;
 /// Where buffers of a test start.
 pub const DATA: u64 = 0x10_0000;
 /// How long a test waits for anything; the machine may be slow and busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 const WRITE: u16 = 2;
 const NEXT: u16 = 1;
@@ -151,7 +151,7 @@ impl DriverQueue {
 
     /// Waits for the interrupt, as a driver does: asks for it, looks once more, sleeps.
     pub fn wait(&mut self) -> (u16, u32) {
-        self.wait_until(Instant::now() + PATIENCE)
+        self.wait_until(Instant::now() + TIMEOUT)
             .expect("the device did not answer")
     }
 

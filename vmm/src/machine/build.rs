@@ -20,7 +20,7 @@ use crate::pci::PciBus;
 use crate::timing::Timing;
 use crate::vcpu::gate::Gate;
 use crate::vcpu::{self, Bus, VcpuThread};
-use crate::virtio::pci::{Machine as TransportMachine, VirtioPci};
+use crate::virtio::pci::{TransportContext, VirtioPci};
 use crate::vm::Vm;
 
 /// The I/O thread moves data by system calls on guest memory; its own needs are small.
@@ -111,7 +111,7 @@ pub(super) fn new_generation(mem: &memory::GuestMemory) -> Result<(), MachineErr
 pub(super) struct Parts {
     pub(super) vm: Vm,
     pub(super) bus: Arc<Bus>,
-    pub(super) transport: TransportMachine,
+    pub(super) transport: TransportContext,
     pub(super) timing: Arc<Timing>,
     gate: Arc<Gate>,
     vcpus: Vec<VcpuThread>,
@@ -144,7 +144,7 @@ impl Parts {
             ports: Ports::new(port, Arc::clone(&lifecycle)),
             pci: PciBus::default(),
         });
-        let transport = TransportMachine {
+        let transport = TransportContext {
             mem: vm.memory().clone(),
             platform: Arc::new(vm.platform()?),
             events: EventLoop::new()?,

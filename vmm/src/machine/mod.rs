@@ -26,9 +26,9 @@ use crate::event_loop::EventLoop;
 use crate::lifecycle::Lifecycle;
 use crate::sync::lock;
 use crate::timing::Timing;
-use crate::vcpu::gate::{Gate, Wanted};
+use crate::vcpu::gate::{Gate, RunState};
 use crate::vcpu::{Bus, VcpuError, VcpuThread};
-use crate::virtio::pci::{Machine as TransportMachine, VirtioPci};
+use crate::virtio::pci::{TransportContext, VirtioPci};
 use crate::vm::Vm;
 
 pub use error::MachineError;
@@ -68,7 +68,7 @@ pub struct Machine {
     gate: Arc<Gate>,
     vcpus: Vec<VcpuThread>,
     functions: Vec<Function>,
-    transport: TransportMachine,
+    transport: TransportContext,
     events: EventLoop,
     io_thread: Option<JoinHandle<()>>,
     lifecycle: Arc<Lifecycle>,
@@ -114,7 +114,7 @@ impl Machine {
             return Ok(());
         }
         self.expect(&[State::Running], "pause")?;
-        self.stop_vcpus(Wanted::Pause)?;
+        self.stop_vcpus(RunState::Pause)?;
         let quiesced = self.functions.iter().try_for_each(|f| lock(f).quiesce());
         if let Err(error) = quiesced {
             // Half-stopped is worse than running: the devices that stopped are started again.
@@ -219,7 +219,7 @@ impl Machine {
     /// Ends everything: vCPUs first, then the devices, which finish what they have in hand.
     /// Returns the last console output.
     pub fn shut_down(&mut self) -> String {
-        let stopped = self.stop_vcpus(Wanted::Stop).is_ok();
+        let stopped = self.stop_vcpus(RunState::Stop).is_ok();
         if stopped {
             for vcpu in &mut self.vcpus {
                 vcpu.join();
@@ -242,21 +242,21 @@ impl Machine {
 
     fn run(&mut self) {
         self.state = State::Running;
-        self.gate.want(Wanted::Run);
+        self.gate.request(RunState::Run);
         if let Some(line) = self.generation.take() {
             // The line is edge-triggered and routed; a full counter means it is pending.
             let _ = line.write(1);
         }
     }
 
-    fn stop_vcpus(&mut self, wanted: Wanted) -> Result<(), VcpuError> {
-        self.gate.want(wanted);
+    fn stop_vcpus(&mut self, wanted: RunState) -> Result<(), VcpuError> {
+        self.gate.request(wanted);
         for vcpu in &self.vcpus {
             vcpu.kick();
         }
         self.gate.wait_all_in(PAUSE_LIMIT).map_err(|stuck| {
-            if wanted == Wanted::Pause {
-                self.gate.want(Wanted::Run);
+            if wanted == RunState::Pause {
+                self.gate.request(RunState::Run);
             }
             VcpuError::Stuck(stuck)
         })

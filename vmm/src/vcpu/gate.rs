@@ -13,7 +13,7 @@ use crate::sync::lock;
 /// What the threads should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Wanted {
+pub enum RunState {
     /// Wait in the gate.
     Pause = 0,
     /// Run the guest.
@@ -22,12 +22,12 @@ pub enum Wanted {
     Stop = 2,
 }
 
-impl Wanted {
+impl RunState {
     fn from_u8(value: u8) -> Self {
         match value {
-            0 => Wanted::Pause,
-            1 => Wanted::Run,
-            _ => Wanted::Stop,
+            0 => RunState::Pause,
+            1 => RunState::Run,
+            _ => RunState::Stop,
         }
     }
 }
@@ -35,7 +35,7 @@ impl Wanted {
 /// The gate all vCPU threads of a VM share.
 #[derive(Debug)]
 pub struct Gate {
-    wanted: AtomicU8,
+    requested: AtomicU8,
     /// How many threads are outside of the gate.
     out: Mutex<usize>,
     changed: Condvar,
@@ -44,7 +44,7 @@ pub struct Gate {
 impl Default for Gate {
     fn default() -> Self {
         Gate {
-            wanted: AtomicU8::new(Wanted::Pause as u8),
+            requested: AtomicU8::new(RunState::Pause as u8),
             out: Mutex::new(0),
             changed: Condvar::new(),
         }
@@ -52,16 +52,16 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// What is wanted now.
+    /// What the threads are to do now.
     #[must_use]
-    pub fn wanted(&self) -> Wanted {
-        Wanted::from_u8(self.wanted.load(Ordering::SeqCst))
+    pub fn requested(&self) -> RunState {
+        RunState::from_u8(self.requested.load(Ordering::SeqCst))
     }
 
-    /// Changes what is wanted. The caller kicks the threads after this.
-    pub fn want(&self, wanted: Wanted) {
+    /// Changes what the threads are to do. The caller kicks the threads after this.
+    pub fn request(&self, state: RunState) {
         let _out = lock(&self.out);
-        self.wanted.store(wanted as u8, Ordering::SeqCst);
+        self.requested.store(state as u8, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
@@ -70,13 +70,13 @@ impl Gate {
     pub fn leave(&self) -> bool {
         let mut out = lock(&self.out);
         loop {
-            match self.wanted() {
-                Wanted::Run => {
+            match self.requested() {
+                RunState::Run => {
                     *out += 1;
                     return true;
                 }
-                Wanted::Stop => return false,
-                Wanted::Pause => {
+                RunState::Stop => return false,
+                RunState::Pause => {
                     out = self
                         .changed
                         .wait(out)
@@ -130,7 +130,7 @@ mod tests {
                 std::thread::spawn(move || {
                     let mut rounds = 0;
                     while gate.leave() {
-                        while gate.wanted() == Wanted::Run {
+                        while gate.requested() == RunState::Run {
                             std::thread::yield_now();
                         }
                         rounds += 1;
@@ -140,14 +140,14 @@ mod tests {
                 })
             })
             .collect();
-        gate.want(Wanted::Run);
+        gate.request(RunState::Run);
         while *gate.out.lock().unwrap() < 3 {
             std::thread::yield_now();
         }
         assert_eq!(gate.wait_all_in(Duration::from_millis(1)), Err(3));
-        gate.want(Wanted::Pause);
+        gate.request(RunState::Pause);
         gate.wait_all_in(Duration::from_secs(10)).unwrap();
-        gate.want(Wanted::Stop);
+        gate.request(RunState::Stop);
         for thread in threads {
             assert_eq!(thread.join().unwrap(), 1);
         }

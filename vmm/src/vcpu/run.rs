@@ -10,7 +10,7 @@ use bulkhead_contract::exit::Reason;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::error::VcpuError;
-use super::gate::{Gate, Wanted};
+use super::gate::{Gate, RunState};
 use crate::arch::x86_64::ports::Ports;
 use crate::lifecycle::Lifecycle;
 use crate::pci::PciBus;
@@ -43,7 +43,7 @@ impl Drop for VcpuThread {
     /// No thread outlives its machine; the others of it end too.
     fn drop(&mut self) {
         if self.thread.is_some() {
-            self.gate.want(Wanted::Stop);
+            self.gate.request(RunState::Stop);
             self.kick();
             self.join();
         }
@@ -208,7 +208,7 @@ impl Body {
         loop {
             // In this order a kick that comes between is seen: it sets the flag again.
             self.kick.flag().store(0, Ordering::SeqCst);
-            if self.gate.wanted() != Wanted::Run {
+            if self.gate.requested() != RunState::Run {
                 return self.complete(fd);
             }
             loop {

@@ -58,7 +58,7 @@ impl Ring {
         let _ = self.queue.add_used(mem, head, len);
     }
 
-    /// Interrupts the driver when it wants to hear of what was pushed since the last call.
+    /// Interrupts the driver when it asked to be notified of what was pushed since the last call.
     pub fn notify(&mut self, mem: &GuestMemory, interrupt: &dyn Interrupt) {
         if self.queue.needs_notification(mem).unwrap_or(true) {
             interrupt.signal_queue(self.index);

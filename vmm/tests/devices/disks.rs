@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::common::Vm;
-use crate::guest::{MIB, PATIENCE, add_disk, file_of, linux, metrics, pattern, run, sum, up};
+use crate::guest::{MIB, TIMEOUT, add_disk, file_of, linux, metrics, pattern, run, sum, up};
 
 #[test]
 fn disks_hold_what_is_written_and_come_and_go() {
@@ -52,7 +52,7 @@ fn kc8401_memory_freed_in_the_guest_goes_back_to_the_host() {
     let before = resident(&vm);
     assert_eq!(run(&vm, "eat 120"), "eaten");
     // The guest's kernel reports free pages some seconds after they were freed.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while resident(&vm) > before + 40 {
         assert!(
             Instant::now() < deadline,

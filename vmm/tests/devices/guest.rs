@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::common::{Guest, LIMIT, Vm, is_root};
 
 /// As the other tests; what takes it is broken.
-pub(crate) const PATIENCE: Duration = LIMIT;
+pub(crate) const TIMEOUT: Duration = LIMIT;
 pub(crate) const MIB: u64 = 1 << 20;
 
 /// One file of a "newc" archive.
@@ -134,7 +134,7 @@ pub(crate) fn up(guest: Guest) -> Vm {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
     let vm = guest.start();
     listener.set_nonblocking(true).unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut stream = loop {
         match listener.accept() {
             Ok((stream, _)) => break stream,
@@ -144,7 +144,7 @@ pub(crate) fn up(guest: Guest) -> Vm {
         unsafe { libc::poll(std::ptr::null_mut(), 0, 20) };
     };
     stream.set_nonblocking(false).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut word = [0u8; 6];
     stream.read_exact(&mut word).unwrap();
     assert_eq!(&word, b"ready\n");
@@ -153,7 +153,7 @@ pub(crate) fn up(guest: Guest) -> Vm {
 
 pub(crate) fn connect(vm: &Vm, port: u32) -> UnixStream {
     let mut stream = UnixStream::connect(vm.path("v.sock")).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
         .unwrap();

@@ -3,12 +3,12 @@
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 
-use crate::guest::{MIB, PATIENCE, add_net, echo, linux, metrics, pattern, run, up};
+use crate::guest::{MIB, TIMEOUT, add_net, echo, linux, metrics, pattern, run, up};
 use serde_json::json;
 
 fn talk_over_tcp(octet: u8) {
     let stream = TcpStream::connect(format!("10.9.{octet}.2:7")).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let clone = stream.try_clone().unwrap();
     let data = pattern(2 * MIB, 5);
     echo(stream, clone, &data, |s| {

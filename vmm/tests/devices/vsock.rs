@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use serde_json::json;
 
 use crate::common::Guest;
-use crate::guest::{PATIENCE, connect, echo, linux, metrics, pattern, snapshot, up};
+use crate::guest::{TIMEOUT, connect, echo, linux, metrics, pattern, snapshot, up};
 
 #[test]
 fn a_hundred_streams_echo_every_byte() {
@@ -32,7 +32,7 @@ fn a_hundred_streams_echo_every_byte() {
     assert_eq!(vsock["malformed"], 0);
     // A port nobody listens on.
     let mut stream = UnixStream::connect(vm.path("v.sock")).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(b"CONNECT 4242\n").unwrap();
     assert_eq!(stream.read(&mut [0; 8]).unwrap(), 0);
 }

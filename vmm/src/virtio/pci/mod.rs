@@ -79,7 +79,7 @@ pub enum TransportError {
 
 /// What a function needs from its machine.
 #[derive(Debug, Clone)]
-pub struct Machine {
+pub struct TransportContext {
     /// Guest RAM.
     pub mem: GuestMemory,
     /// Interrupts and doorbells.
@@ -100,7 +100,7 @@ impl Handler for EventHandler {
 pub struct VirtioPci {
     id: String,
     address: Address,
-    machine: Machine,
+    context: TransportContext,
     device: SharedDevice,
     registrar: Registrar,
     config: ConfigSpace,
@@ -132,7 +132,7 @@ impl VirtioPci {
     pub fn new(
         address: Address,
         device: Box<dyn VirtioDevice>,
-        machine: Machine,
+        context: TransportContext,
     ) -> Result<Self, TransportError> {
         let id = device.id().to_owned();
         let max_sizes = device.queue_max_sizes().to_vec();
@@ -152,7 +152,7 @@ impl VirtioPci {
             source,
         };
         let vectors = queue_count + 1;
-        let msix = Msix::new(Arc::clone(&machine.platform), vectors).map_err(fd_error)?;
+        let msix = Msix::new(Arc::clone(&context.platform), vectors).map_err(fd_error)?;
         let kicks = max_sizes
             .iter()
             .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
@@ -163,14 +163,14 @@ impl VirtioPci {
             .ok_or_else(|| TransportError::Capabilities(id.clone()))?;
         let interrupt = Arc::new(PciInterrupt::new(msix.fds(), max_sizes.len()));
         let device: SharedDevice = Arc::new(Mutex::new(device));
-        let registrar = machine.events.registrar();
-        machine
+        let registrar = context.events.registrar();
+        context
             .events
             .set_handler(&registrar, Arc::new(EventHandler(Arc::clone(&device))));
         Ok(VirtioPci {
             id,
             address,
-            machine,
+            context,
             device,
             registrar,
             config,
@@ -240,7 +240,7 @@ impl VirtioPci {
     pub fn shut_down(&mut self) {
         self.reset();
         self.msix.reset();
-        self.machine.events.remove_handler(&self.registrar);
+        self.context.events.remove_handler(&self.registrar);
     }
 
     fn reset(&mut self) {
@@ -287,7 +287,7 @@ impl VirtioPci {
             let queue = config
                 .to_queue(event_idx)
                 .map_err(|_| bad(index, "has impossible addresses"))?;
-            if !queue.is_valid(&self.machine.mem) {
+            if !queue.is_valid(&self.context.mem) {
                 return Err(bad(index, "lies outside of memory"));
             }
             queues.push(ActiveQueue {
@@ -309,7 +309,7 @@ impl VirtioPci {
 
     fn start_device(&mut self, queues: Vec<ActiveQueue>) -> Result<(), DeviceError> {
         let activation = Activation {
-            mem: self.machine.mem.clone(),
+            mem: self.context.mem.clone(),
             features: self.common.acked,
             queues,
             interrupt: Arc::clone(&self.interrupt) as Arc<_>,
@@ -333,7 +333,7 @@ impl VirtioPci {
             for index in indices {
                 if let Some(kick) = self.kicks.get(usize::from(index)) {
                     // KVM knows the doorbell, as it was registered; nothing else can fail.
-                    let _ = self.machine.platform.remove_doorbell(kick, ring(at, index));
+                    let _ = self.context.platform.remove_doorbell(kick, ring(at, index));
                 }
             }
         }
@@ -344,7 +344,7 @@ impl VirtioPci {
             // time (the guest may have put two BARs over each other).
             if config.enabled
                 && self
-                    .machine
+                    .context
                     .platform
                     .add_doorbell(kick, ring(at, index))
                     .is_ok()

@@ -95,7 +95,7 @@ impl VirtioPci {
             };
             let queue = state.to_queue().map_err(wrong)?;
             let kick = self.kicks.get(usize::from(state.index));
-            let (Some(kick), true) = (kick, queue.is_valid(&self.machine.mem)) else {
+            let (Some(kick), true) = (kick, queue.is_valid(&self.context.mem)) else {
                 return Err(wrong(virtio_queue::Error::QueueNotReady));
             };
             queues.push(ActiveQueue {

@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::packet::{HEADER, HOST_CID, Header, Op, SHUTDOWN_BOTH, SHUTDOWN_SEND, TYPE_STREAM};
 use super::*;
-use crate::devices::testing::{DATA, DriverQueue, Machine, PATIENCE};
+use crate::devices::testing::{DATA, DriverQueue, Machine, TIMEOUT};
 use crate::virtio::device::VirtioDevice;
 
 mod credit;
@@ -151,7 +151,7 @@ impl Guest {
     }
 
     fn next(&mut self) -> (Header, Vec<u8>) {
-        self.next_until(Instant::now() + PATIENCE)
+        self.next_until(Instant::now() + TIMEOUT)
             .unwrap_or_else(|| {
                 panic!(
                     "no packet for the guest: {}",
@@ -168,7 +168,7 @@ impl Guest {
     /// A host client that asks for `port`.
     fn ask(&self, port: u32) -> UnixStream {
         let mut client = UnixStream::connect(&self.path).unwrap();
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_read_timeout(Some(TIMEOUT)).unwrap();
         client
             .write_all(format!("CONNECT {port}\n").as_bytes())
             .unwrap();

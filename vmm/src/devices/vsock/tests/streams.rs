@@ -85,7 +85,7 @@ fn a_refused_port_closes_the_client() {
     let (request, _) = guest.next();
     guest.send(Op::Rst, 80, request.src_port, 0, &[]);
     let mut got = Vec::new();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
     client.read_to_end(&mut got).unwrap();
     assert!(got.is_empty());
 }
@@ -119,10 +119,10 @@ fn a_hundred_connections_echo_any_size() {
 fn a_client_that_says_nothing_is_let_go() {
     let guest = Guest::new();
     let mut silent = UnixStream::connect(&guest.path).unwrap();
-    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    silent.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut rude = UnixStream::connect(&guest.path).unwrap();
     rude.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    rude.set_read_timeout(Some(PATIENCE)).unwrap();
+    rude.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut got = Vec::new();
     let _ = rude.read_to_end(&mut got);
     let _ = silent.read_to_end(&mut got);
@@ -145,7 +145,7 @@ fn while_paused_nothing_moves_and_afterwards_all_does() {
 fn a_guest_that_does_not_answer_is_given_up_and_told() {
     let mut guest = Guest::new();
     let mut client = UnixStream::connect(&guest.path).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(TIMEOUT)).unwrap();
     client.write_all(b"CONNECT 80\n").unwrap();
     let (request, _) = guest.next();
     assert_eq!(request.op, Op::Request as u16);
