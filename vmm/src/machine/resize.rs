@@ -27,7 +27,7 @@ impl Machine {
     /// Provides what `resize` asks for, and notifies the guest.
     ///
     /// # Errors
-    /// When the machine was not built for it, or the host lacks a resource. vCPUs already added stay.
+    /// When the machine was not built for it, or the host lacks a resource. vCPUs added before stay.
     pub fn resize(&mut self, resize: &Resize) -> Result<(), MachineError> {
         self.expect(&[State::Held, State::Running, State::Paused], "resize")?;
         if let Some(vcpus) = resize.vcpus {

@@ -32,6 +32,7 @@ mod metrics;
 mod names;
 pub mod nodes;
 mod persist;
+mod reader;
 mod reply;
 pub mod request;
 mod server;

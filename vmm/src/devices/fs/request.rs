@@ -9,13 +9,12 @@ use std::ffi::CStr;
 use rustix::io::Errno;
 
 use super::abi::{self, IN_HEADER, op};
+use super::reader::Reader;
 
 /// The longest message but for the data of WRITE: a xattr's value, its name, and the rest.
 pub const MAX_MESSAGE: usize = 72 * 1024;
 /// What is looked at of a WRITE: header and `fuse_write_in`.
 pub const WRITE_HEAD: usize = IN_HEADER + 40;
-/// Linux's own limits.
-const MAX_NAME: usize = 255;
 const MAX_TARGET: usize = 4095;
 const MAX_XATTR_NAME: usize = 255;
 /// XATTR_SIZE_MAX, XATTR_LIST_MAX.
@@ -214,57 +213,6 @@ impl Iterator for BatchForget<'_> {
         let pair = (reader.u64().ok()?, reader.u64().ok()?);
         self.0 = reader.0;
         Some(pair)
-    }
-}
-
-/// Little-endian fields from the front of a slice.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], Errno> {
-        let (now, later) = self.0.split_at_checked(n).ok_or(Errno::INVAL)?;
-        self.0 = later;
-        Ok(now)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Errno> {
-        self.take(N)?.try_into().map_err(|_| Errno::INVAL)
-    }
-
-    fn u32(&mut self) -> Result<u32, Errno> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, Errno> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    fn skip(&mut self, n: usize) -> Result<(), Errno> {
-        self.take(n).map(|_| ())
-    }
-
-    /// A string with its zero byte, of 1 to `longest` bytes.
-    fn string(&mut self, longest: usize) -> Result<&'a CStr, Errno> {
-        let text = CStr::from_bytes_until_nul(self.0).map_err(|_| Errno::INVAL)?;
-        let len = text.to_bytes().len();
-        if len > longest {
-            return Err(Errno::NAMETOOLONG);
-        }
-        if len == 0 {
-            return Err(Errno::INVAL);
-        }
-        self.skip(len + 1)?;
-        Ok(text)
-    }
-
-    /// The name of a directory's entry.
-    fn name(&mut self) -> Result<&'a CStr, Errno> {
-        let name = self.string(MAX_NAME)?;
-        let bytes = name.to_bytes();
-        if bytes == b"." || bytes == b".." || bytes.contains(&b'/') {
-            return Err(Errno::INVAL);
-        }
-        Ok(name)
     }
 }
 

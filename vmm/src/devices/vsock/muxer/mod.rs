@@ -3,9 +3,10 @@
 //!
 //! The muxer knows no rings. It has an epoll of its own, which the device shows to the event loop
 //! as one descriptor. Everything is bounded: connections, handshakes, refusals waiting to be
-//! sent, and bytes held for the host. `clients` is the host's side of the table.
+//! sent, and bytes held for the host. `clients` is the host's side of the table, `deadlines` its clock.
 
 mod clients;
+mod deadlines;
 #[cfg(test)]
 mod tests;
 
@@ -166,8 +167,8 @@ impl Muxer {
     }
 
     /// From now on connections are made, but the guest hears of none until [`Muxer::release`]: it
-    /// is about to end all connections it knows of. Refusals are still sent. Until then the guest may also
-    /// send from `former_cid`, which it had before.
+    /// is about to end all connections it knows of. Refusals are still sent. Until then the guest may
+    /// also send from `former_cid`, which it had before.
     pub fn hold(&mut self, former_cid: Option<u64>) {
         self.held = true;
         self.former_cid = former_cid;
@@ -460,55 +461,6 @@ impl Muxer {
             }
         }
         None
-    }
-
-    /// Ends what has waited too long.
-    fn expire(&mut self, now: Instant) {
-        let late: Vec<u64> = self
-            .peers
-            .iter()
-            .filter(|(_, p)| p.deadline().is_some_and(|d| d <= now))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in late {
-            self.metrics.timeouts += 1;
-            // The host's side ends now; the guest hears of it when it takes the reset.
-            if let Some(Peer::Connection(c)) = self.peers.get(&id)
-                && c.state != State::Draining
-            {
-                let (key, asked) = (c.key, !c.is_unasked());
-                self.keys.remove(&key);
-                if asked {
-                    self.plan_reset(key);
-                }
-            }
-            self.forget(id);
-        }
-        self.count();
-    }
-
-    /// Runs the timer while there are deadlines.
-    fn keep_time(&mut self) {
-        let wanted = self.peers.values().any(|p| p.deadline().is_some());
-        if wanted != self.timer_on {
-            let done = if wanted {
-                self.timer.reset(TICK, Some(TICK))
-            } else {
-                self.timer.clear()
-            };
-            if done.is_ok() {
-                self.timer_on = wanted;
-            }
-        }
-    }
-}
-
-impl Peer {
-    fn deadline(&self) -> Option<Instant> {
-        match self {
-            Peer::Handshake(h) => Some(h.deadline),
-            Peer::Connection(c) => c.deadline,
-        }
     }
 }
 
