@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bulkhead_contract::vmm::Jail;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, Resource, Signal, WaitOptions, kill_process, waitpid};
 
 use super::error::{Attempted, JailError, check};
 use super::privileges;
@@ -43,7 +43,7 @@ pub fn fork(jail: Option<&Jail>, all_ids: bool) -> Result<Child, JailError> {
     if let Some(jail) = jail {
         prepare_root(jail)?;
         // Here, as a limit may be raised by the host's root alone.
-        privileges::limit(libc::RLIMIT_NOFILE, jail.max_files, "limiting descriptors")?;
+        privileges::limit(Resource::Nofile, jail.max_files, "limiting descriptors")?;
         // The groups of the daemon are not the VMM's, and the new namespace may not change them.
         // SAFETY: an empty list needs no pointer.
         let result = unsafe { libc::setgroups(0, std::ptr::null()) };

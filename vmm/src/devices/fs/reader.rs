@@ -4,7 +4,7 @@ use std::ffi::CStr;
 
 use rustix::io::Errno;
 
-/// Linux's own limits.
+/// Linux's own limit (`NAME_MAX`).
 const MAX_NAME: usize = 255;
 
 /// Little-endian fields from the front of a slice.

@@ -15,6 +15,7 @@ use super::reader::Reader;
 pub const MAX_MESSAGE: usize = 72 * 1024;
 /// What is looked at of a WRITE: header and `fuse_write_in`.
 pub const WRITE_HEAD: usize = IN_HEADER + 40;
+/// Linux's own limits.
 const MAX_TARGET: usize = 4095;
 const MAX_XATTR_NAME: usize = 255;
 /// XATTR_SIZE_MAX, XATTR_LIST_MAX.
