@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs in the test host those tests of a crate that cannot run on this machine:
 #
-#   in-host.sh vmm DIST [FILTER…]     what needs a Linux guest (devices.rs, restore.rs) or vhost-net (the
+#   in-host.sh vmm DIST [FILTER…]     what needs a Linux guest (devices, restore.rs) or vhost-net (the
 #                                     unit tests of the network device)
 #   in-host.sh agent DIST [FILTER…]   what needs cgroup v2, or the agent as PID 1 of a guest
 #

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 use crate::api::{self, ConfigError};
 use crate::lifecycle::End;
 use crate::machine::{Machine, MachineError, MemoryMap};
+use crate::poll::{poll, readable};
 
 /// The longest message in both directions.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -25,11 +26,11 @@ const MAX_FDS: usize = 4;
 /// The daemon is one client, or two while one version hands over to the next.
 const MAX_CONNECTIONS: usize = 8;
 /// How long the rest of a request, or the taking of an answer, may be waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest a client may wait for the guest to follow a resize.
 const MAX_WAIT_MS: u32 = 600_000;
 
-/// Why serving cannot go on, or a request was not understood.
+/// Why serving ended, or a request was not understood.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The socket could not be made.
@@ -79,7 +80,7 @@ impl ControlError {
 /// The kind of a machine's failure.
 #[must_use]
 pub fn machine_kind(error: &MachineError) -> ErrorKind {
-    use crate::boot::BootError;
+    use crate::arch::x86_64::boot::BootError;
     use crate::pci::PciError;
     use crate::virtio::pci::TransportError;
     match error {
@@ -152,19 +153,17 @@ pub fn serve(
 ) -> Result<End, ControlError> {
     loop {
         let mut fds = vec![
-            poll_in(machine.lifecycle().ended().as_raw_fd()),
-            poll_in(machine.console_timer()),
+            readable(machine.lifecycle().ended().as_raw_fd()),
+            readable(machine.console_timer()),
         ];
         // -1 is not looked at.
-        fds.push(poll_in(machine.memory_changed().unwrap_or(-1)));
+        fds.push(readable(machine.memory_changed().unwrap_or(-1)));
         if let Some(server) = &server {
-            fds.push(poll_in(server.listener.as_raw_fd()));
-            fds.extend(server.connections.iter().map(|c| poll_in(c.as_raw_fd())));
+            fds.push(readable(server.listener.as_raw_fd()));
+            fds.extend(server.connections.iter().map(|c| readable(c.as_raw_fd())));
         }
-        wait(
-            &mut fds,
-            server.as_ref().and_then(ControlServer::next_deadline),
-        )?;
+        let until = server.as_ref().and_then(ControlServer::next_deadline);
+        poll(&mut fds, until).map_err(ControlError::Wait)?;
         if let Some(end) = machine.lifecycle().get() {
             return Ok(end);
         }
@@ -197,14 +196,6 @@ pub fn serve(
         if ready(3) {
             accept(server);
         }
-    }
-}
-
-fn poll_in(fd: RawFd) -> libc::pollfd {
-    libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
     }
 }
 
@@ -243,28 +234,6 @@ enum Next {
     Wait(Instant),
 }
 
-fn wait(fds: &mut [libc::pollfd], until: Option<Instant>) -> Result<(), ControlError> {
-    let timeout = until.map_or(-1, |until| {
-        let left = until.saturating_duration_since(Instant::now());
-        // Rounded up, so that the deadline has passed afterwards.
-        libc::c_int::try_from(left.as_millis() + 1).unwrap_or(libc::c_int::MAX)
-    });
-    let count = libc::nfds_t::try_from(fds.len()).unwrap_or(0);
-    // SAFETY: the slice is valid for its length for the time of the call.
-    let n = unsafe { libc::poll(fds.as_mut_ptr(), count, timeout) };
-    if n >= 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::Interrupted {
-        for fd in fds {
-            fd.revents = 0;
-        }
-        return Ok(());
-    }
-    Err(ControlError::Wait(error))
-}
-
 fn accept(server: &mut ControlServer) {
     // A client that is gone again, or no descriptor left: the next one is tried anew.
     let Ok((stream, _)) = server.listener.accept() else {
@@ -272,8 +241,8 @@ fn accept(server: &mut ControlServer) {
     };
     let limits = stream
         .set_nonblocking(false)
-        .and_then(|()| stream.set_read_timeout(Some(PATIENCE)))
-        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)));
+        .and_then(|()| stream.set_read_timeout(Some(TIMEOUT)))
+        .and_then(|()| stream.set_write_timeout(Some(TIMEOUT)));
     if limits.is_ok() && server.connections.len() + server.waiting.len() < MAX_CONNECTIONS {
         server.connections.push(stream);
     }

@@ -9,10 +9,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::sync::lock;
 
 pub use vmm_sys_util::epoll::EventSet;
 
@@ -50,7 +52,7 @@ struct Shared {
 
 impl Shared {
     fn handlers(&self) -> MutexGuard<'_, Handlers> {
-        self.handlers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.handlers)
     }
 }
 
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn two_handlers_are_told_apart() {
+    fn events_reach_the_handler_they_are_for() {
         let looper = EventLoop::new().unwrap();
         let (tx, rx) = mpsc::channel();
         let fds: Vec<_> = (0..2u32)

@@ -1,10 +1,12 @@
 //! How a VM ends: who may say so, and how the main thread learns of it.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use bulkhead_contract::exit::Reason;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::sync::lock;
 
 /// The VMM's exit code for a reason (docs/vmm-api.md).
 #[must_use]
@@ -48,7 +50,7 @@ impl Lifecycle {
 
     /// Reports the end.
     pub fn end(&self, reason: Reason, message: impl Into<String>) {
-        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut end = lock(&self.end);
         if end.is_none() {
             *end = Some(End {
                 reason,
@@ -68,10 +70,7 @@ impl Lifecycle {
     /// The end, if it has come.
     #[must_use]
     pub fn get(&self) -> Option<End> {
-        self.end
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.end).clone()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Guest memory: where it lies, how it is made, how it is written down and mapped again.
 //!
-//! What KVM is told about it is in `vm`.
+//! Registering it with KVM is in `vm`.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +13,7 @@ use vm_memory::{
     MemoryRegionAddress,
 };
 
-use crate::layout;
+use crate::arch::x86_64::layout;
 
 /// The guest's RAM as every part of the VMM holds it: a cheap clone of one set of mappings.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
@@ -104,7 +104,7 @@ fn collect(regions: Vec<GuestRegionMmap<()>>, size: u64) -> Result<GuestMemory, 
 /// New, empty guest memory.
 ///
 /// # Errors
-/// When the address space cannot be had.
+/// When the host has no address space for it.
 pub fn anonymous(size: u64) -> Result<GuestMemory, MemoryError> {
     let regions = ranges(size)
         .into_iter()
@@ -125,7 +125,7 @@ pub fn growth_base(size: u64) -> u64 {
 /// `mem` with room for `size` bytes more at `base`: address space only, until the guest has it.
 ///
 /// # Errors
-/// When the address space cannot be had.
+/// When the host has no address space for it.
 pub fn with_growth(mem: &GuestMemory, base: u64, size: u64) -> Result<GuestMemory, MemoryError> {
     let added = Arc::new(region(base, size, None)?);
     mem.insert_region(added)

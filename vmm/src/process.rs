@@ -20,6 +20,7 @@ use crate::machine::{Machine, MachineError, MemoryMap, Resources};
 use crate::timing::Timing;
 use bulkhead_contract::exit::{Reason, Report};
 use bulkhead_contract::vmm::{Config, ErrorKind, Failure, Started};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 /// A configuration is some KiB.
 const MAX_CONFIG: u64 = 1 << 20;
@@ -37,7 +38,7 @@ enum StartError {
     Machine(#[from] MachineError),
     #[error(transparent)]
     Control(#[from] ControlError),
-    #[error("the VMM died while it started, without a word")]
+    #[error("the VMM died during start-up and left no report; see its log")]
     Died,
     #[error("{}", .0.message)]
     Reported(Failure),
@@ -128,9 +129,8 @@ fn outer(pid: i32, report: &[u8]) -> Result<Side, StartError> {
     if report == OK {
         return Ok(Side::Outer { pid });
     }
-    let mut status = 0;
-    // SAFETY: a valid pointer; the child has closed its end only by ending.
-    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    // The child has closed its end only by ending.
+    let _ = waitpid(Pid::from_raw(pid), WaitOptions::empty());
     match serde_json::from_slice(report) {
         Ok(failure) => Err(StartError::Reported(failure)),
         Err(_) => Err(StartError::Died),
@@ -143,7 +143,7 @@ const OK: &[u8] = b"ok";
 fn inner(config: &Config, null: &File, mut report: UnixStream, timing: &Arc<Timing>) -> Reason {
     match set_up(config, null, timing) {
         Ok((mut machine, server)) => {
-            // When nobody listens any more the caller is gone, and the VM goes on without it.
+            // When nobody reads it any more the caller is gone, and the VM runs on without it.
             let _ = report.write_all(OK);
             drop(report);
             run(config, &mut machine, server)

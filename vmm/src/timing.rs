@@ -1,7 +1,9 @@
 //! When the phases of a start were reached, counted from the start of the process.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
+
+use crate::sync::lock;
 
 /// The marks of one process.
 #[derive(Debug)]
@@ -23,16 +25,13 @@ impl Timing {
     /// Phase `name` is reached.
     pub fn mark(&self, name: &'static str) {
         let micros = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.marks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((name, micros));
+        lock(&self.marks).push((name, micros));
     }
 
     /// The marks as one JSON object.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
-        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let marks = lock(&self.marks);
         marks
             .iter()
             .map(|(name, micros)| ((*name).to_owned(), serde_json::Value::from(*micros)))

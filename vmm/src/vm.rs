@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
     CpuId, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC,
@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::layout;
+use crate::arch::x86_64::layout;
 use crate::memory::GuestMemory;
 use crate::platform::{Gsi, MsiMessage, Platform, PlatformError};
+use crate::sync::lock;
 
 /// Routes for message-signalled interrupts; KVM has 4096 in all.
 const MAX_ROUTES: usize = 2048;
@@ -27,7 +28,7 @@ pub const FIRST_ADDED_SLOT: u32 = 8;
 /// Why the virtual machine could not be made, saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
-    /// The descriptor is no KVM, or one of another age.
+    /// The descriptor is not /dev/kvm, or its API version is unknown.
     #[error("the KVM descriptor answers API version {0}, {KVM_API_VERSION} is wanted")]
     Api(i32),
     /// KVM lacks something.
@@ -344,7 +345,7 @@ impl KvmPlatform {
     }
 
     fn release(&self, gsi: Gsi) {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = lock(&self.routes);
         let index = gsi
             .0
             .checked_sub(layout::IOAPIC_LINES)
@@ -356,7 +357,7 @@ impl KvmPlatform {
 
     /// A route for `message`: a free one that has it already, another free one, or a new one.
     fn allocate(&self, message: MsiMessage) -> Result<Gsi, PlatformError> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = lock(&self.routes);
         let free = |wanted: Option<MsiMessage>| {
             routes
                 .iter()

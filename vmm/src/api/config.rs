@@ -25,11 +25,11 @@ const OWN_IDS: [&str; 5] = ["vsock", "rng", "balloon", "mem", "fs"];
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Not the document that is wanted.
+    /// The document is malformed.
     #[error("reading the configuration: {0}")]
     Json(#[from] serde_json::Error),
     /// A value is out of its range.
-    #[error("configuration key {key}: {value} is not possible, {allowed} is")]
+    #[error("configuration key {key}: {value} is invalid; allowed: {allowed}")]
     Range {
         /// The key.
         key: &'static str,
@@ -49,12 +49,12 @@ pub enum ConfigError {
     DuplicateFd(RawFd),
     /// The share is not where the jail keeps it.
     #[error(
-        "configuration key fs.share: {} is not possible; with a jail it is one name in jail.root",
+        "configuration key fs.share: {} is invalid; with a jail it must be one name in jail.root",
         .0.display()
     )]
     BadShare(PathBuf),
     /// A boot without a kernel.
-    #[error("configuration: kernel_fd is missing; only a restore does without")]
+    #[error("configuration: kernel_fd is missing; only a restore needs none")]
     NoKernel,
 }
 

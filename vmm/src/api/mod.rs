@@ -1,5 +1,5 @@
 //! What the daemon says to the VMM, read from JSON: the configuration and the control requests. The
-//! types are `bulkhead_contract::vmm`; here is what values of theirs are possible.
+//! types are `bulkhead_contract::vmm`; here is which of their values are valid.
 
 mod config;
 mod control;

@@ -19,7 +19,7 @@ const TAIL: usize = 4096;
 /// Output is written by lines; a longer line is written in pieces of this.
 const LINE: usize = 512;
 /// An unfinished line is written after this long.
-const PATIENCE: Duration = Duration::from_millis(200);
+const FLUSH_AFTER: Duration = Duration::from_millis(200);
 
 /// The log.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ impl Write for ConsoleLog {
         }
         if !self.line.is_empty() && !self.armed {
             // Without the timer the line is written with the next newline, or at the end.
-            self.armed = self.timer.reset(PATIENCE, None).is_ok();
+            self.armed = self.timer.reset(FLUSH_AFTER, None).is_ok();
         }
         Ok(buf.len())
     }

@@ -2,18 +2,15 @@
 
 pub mod balloon;
 pub mod block;
-pub mod buffers;
 pub mod console;
 pub mod fs;
 pub mod mem;
 pub mod net;
-pub mod ports;
-pub mod ring;
 pub mod rng;
 pub mod serial;
 pub mod vsock;
 
 #[cfg(test)]
-mod hostile;
+mod random_driver;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -15,17 +15,17 @@ use super::console::ConsoleLog;
 /// Why the port could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SerialError {
-    /// A saved form that is no state of a serial port.
-    #[error("the saved serial port is not possible: {0}")]
+    /// The saved form is not the state of a serial port.
+    #[error("the saved serial port is invalid: {0}")]
     BadSavedForm(String),
     /// No descriptor is left.
     #[error("making the serial port: {0}")]
     Io(#[from] io::Error),
 }
 
-struct Line(EventFd);
+struct InterruptLine(EventFd);
 
-impl Trigger for Line {
+impl Trigger for InterruptLine {
     type E = io::Error;
     fn trigger(&self) -> io::Result<()> {
         self.0.write(1)
@@ -33,9 +33,9 @@ impl Trigger for Line {
 }
 
 /// vm-superio flushes after every byte; lines are enough, so flushes end here.
-struct Output(ConsoleLog);
+struct LogWriter(ConsoleLog);
 
-impl Write for Output {
+impl Write for LogWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         self.0.write(buf)
     }
@@ -45,7 +45,7 @@ impl Write for Output {
 }
 
 /// The port.
-pub struct SerialPort(Serial<Line, NoEvents, Output>);
+pub struct SerialPort(Serial<InterruptLine, NoEvents, LogWriter>);
 
 impl fmt::Debug for SerialPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,13 +71,13 @@ impl SerialPort {
     /// A port that raises `line` and writes to `log`.
     #[must_use]
     pub fn new(line: EventFd, log: ConsoleLog) -> Self {
-        SerialPort(Serial::new(Line(line), Output(log)))
+        SerialPort(Serial::new(InterruptLine(line), LogWriter(log)))
     }
 
-    /// A port that goes on where `saved` stopped.
+    /// A port that continues where `saved` stopped.
     ///
     /// # Errors
-    /// When the saved form is not possible.
+    /// When the saved form is invalid.
     pub fn restore(
         line: EventFd,
         log: ConsoleLog,
@@ -95,7 +95,7 @@ impl SerialPort {
             scratch: saved.scratch,
             in_buffer: Vec::new(),
         };
-        Serial::from_state(&state, Line(line), NoEvents, Output(log))
+        Serial::from_state(&state, InterruptLine(line), NoEvents, LogWriter(log))
             .map(SerialPort)
             .map_err(|e| SerialError::BadSavedForm(format!("{e:?}")))
     }

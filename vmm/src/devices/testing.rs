@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::event_loop::{EventLoop, EventSet, Handler, Registrar};
 use crate::memory::GuestMemory;
+use crate::poll::{poll, readable};
 use crate::virtio::device::{Activation, ActiveQueue, Interrupt, QueueState, VirtioDevice};
 
 /// Guest RAM of a test.
@@ -19,7 +20,7 @@ pub const RAM: usize = 16 << 20;
 /// Where buffers of a test start.
 pub const DATA: u64 = 0x10_0000;
 /// How long a test waits for anything; the machine may be slow and busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 const WRITE: u16 = 2;
 const NEXT: u16 = 1;
@@ -150,7 +151,7 @@ impl DriverQueue {
 
     /// Waits for the interrupt, as a driver does: asks for it, looks once more, sleeps.
     pub fn wait(&mut self) -> (u16, u32) {
-        self.wait_until(Instant::now() + PATIENCE)
+        self.wait_until(Instant::now() + TIMEOUT)
             .expect("the device did not answer")
     }
 
@@ -169,14 +170,11 @@ impl DriverQueue {
             if let Some(done) = self.take() {
                 return Some(done);
             }
-            let left = deadline.checked_duration_since(Instant::now())?;
-            let mut fd = libc::pollfd {
-                fd: std::os::fd::AsRawFd::as_raw_fd(&self.call),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            // SAFETY: one valid pollfd.
-            unsafe { libc::poll(&raw mut fd, 1, i32::try_from(left.as_millis()).unwrap() + 1) };
+            if Instant::now() >= deadline {
+                return None;
+            }
+            let call = std::os::fd::AsRawFd::as_raw_fd(&self.call);
+            poll(&mut [readable(call)], Some(deadline)).unwrap();
             let _ = self.call.read();
         }
     }

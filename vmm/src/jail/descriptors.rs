@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 
-use super::{JailError, check};
+use super::error::{JailError, check};
 
 /// Closes every descriptor but the standard ones and `keep`.
 ///

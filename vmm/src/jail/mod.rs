@@ -9,57 +9,26 @@
 //! afterwards.
 
 mod descriptors;
+mod error;
 mod namespaces;
 mod privileges;
 mod root;
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use bulkhead_contract::vmm::Jail;
+use rustix::process::setsid;
 
+use self::error::Attempted;
+
+pub use self::error::JailError;
 pub use descriptors::{close_all_but, null_stdio};
 pub use namespaces::{Child, fork};
 pub use privileges::{drop_capabilities, keep_capabilities, raise_file_capabilities};
 pub use root::descriptors;
-
-/// Why the jail could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum JailError {
-    /// A system call failed.
-    #[error("making the jail: {attempted}: {source}")]
-    Io {
-        /// What was attempted.
-        attempted: String,
-        /// The system's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// New namespaces are refused.
-    #[error(
-        "making the jail: new namespaces: {0}; user namespaces must be allowed \
-         (sysctl user.max_user_namespaces) and the caller not be in a chroot"
-    )]
-    Namespaces(#[source] io::Error),
-}
-
-fn failed(attempted: impl Into<String>) -> JailError {
-    JailError::Io {
-        attempted: attempted.into(),
-        source: io::Error::last_os_error(),
-    }
-}
-
-/// `result` of a system call, or its error.
-fn check(result: libc::c_int, attempted: &str) -> Result<libc::c_int, JailError> {
-    if result < 0 {
-        Err(failed(attempted))
-    } else {
-        Ok(result)
-    }
-}
 
 /// Puts this process into the cgroups behind `fds` and closes them.
 ///
@@ -92,8 +61,8 @@ pub fn enter(jail: &Jail, share: Option<&Path>) -> Result<Option<OwnedFd>, JailE
             privileges::become_user(jail.uid, jail.gid)?;
         }
     }
-    // SAFETY: no preconditions; fails only for a process group leader, which a child is not.
-    check(unsafe { libc::setsid() }, "a session of its own")?;
+    // Fails only for a process group leader, which a child is not.
+    setsid().or_failed("a session of its own")?;
     let descriptors = share.map(|_| root::own_descriptors()).transpose()?;
     root::enter(share)?;
     privileges::drop_all(share.is_some())?;

@@ -2,14 +2,15 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use bulkhead_contract::vmm::Jail;
+use rustix::process::{Pid, Resource, Signal, WaitOptions, kill_process, waitpid};
 
-use super::{JailError, check, privileges};
+use super::error::{Attempted, JailError, check};
+use super::privileges;
 
 /// How long the child may take until it reports: it loads a kernel in this time.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -38,11 +39,11 @@ pub enum Child {
 /// When the child cannot be made, or does not report in time; it is dead then.
 pub fn fork(jail: Option<&Jail>, all_ids: bool) -> Result<Child, JailError> {
     let pair = UnixStream::pair();
-    let (mut outer, mut inner) = pair.map_err(io_error("a socket pair"))?;
+    let (mut outer, mut inner) = pair.or_failed("a socket pair")?;
     if let Some(jail) = jail {
         prepare_root(jail)?;
         // Here, as a limit may be raised by the host's root alone.
-        privileges::limit(libc::RLIMIT_NOFILE, jail.max_files, "limiting descriptors")?;
+        privileges::limit(Resource::Nofile, jail.max_files, "limiting descriptors")?;
         // The groups of the daemon are not the VMM's, and the new namespace may not change them.
         // SAFETY: an empty list needs no pointer.
         let result = unsafe { libc::setgroups(0, std::ptr::null()) };
@@ -64,7 +65,7 @@ pub fn fork(jail: Option<&Jail>, all_ids: bool) -> Result<Child, JailError> {
             let mut go = [0u8; 1];
             inner
                 .read_exact(&mut go)
-                .map_err(io_error("waiting for the id maps"))?;
+                .or_failed("waiting for the id maps")?;
             Ok(Child::Inner(inner))
         }
         Ok(pid) if pid > 0 => {
@@ -82,7 +83,7 @@ pub fn fork(jail: Option<&Jail>, all_ids: bool) -> Result<Child, JailError> {
     }
 }
 
-/// Maps the child's ids, lets it go on and reads its report.
+/// Maps the child's ids, lets it continue and reads its report.
 fn lead(
     pid: i32,
     jail: Option<&Jail>,
@@ -102,15 +103,15 @@ fn lead(
     }
     child
         .write_all(&[1])
-        .map_err(io_error("letting the child go on"))?;
+        .or_failed("letting the child continue")?;
     child
         .set_read_timeout(Some(START_LIMIT))
-        .map_err(io_error("setting a time limit"))?;
+        .or_failed("setting a time limit")?;
     let mut report = Vec::new();
     child
         .take(MAX_REPORT)
         .read_to_end(&mut report)
-        .map_err(io_error("waiting for the child's report"))?;
+        .or_failed("waiting for the child's report")?;
     Ok(report)
 }
 
@@ -120,23 +121,23 @@ fn write_proc(pid: i32, name: &str, value: &str) -> Result<(), JailError> {
         .write(true)
         .open(&path)
         .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(io_error(&format!("writing {path}")))
+        .or_failed(&format!("writing {path}"))
 }
 
 /// Ends the child for good.
 fn end(pid: i32) {
-    // SAFETY: the child is this process's own and not waited for yet, so the id is its.
-    unsafe { libc::kill(pid, libc::SIGKILL) };
-    let mut status = 0;
-    // SAFETY: a valid pointer to an int.
-    unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    // Its process id is the child's until it is waited for.
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, Signal::KILL);
+        let _ = waitpid(Some(pid), WaitOptions::empty());
+    }
 }
 
 /// Gives the pod's directory to the VMM's user and makes it the working directory, which the
 /// child finds in its own mount namespace, where a descriptor would still be in this one.
 fn prepare_root(jail: &Jail) -> Result<(), JailError> {
     let shown = jail.root.display();
-    let meta = std::fs::symlink_metadata(&jail.root).map_err(io_error(&format!("{shown}")))?;
+    let meta = std::fs::symlink_metadata(&jail.root).or_failed(&format!("{shown}"))?;
     if !meta.is_dir() {
         let source = io::ErrorKind::NotADirectory.into();
         return Err(JailError::Io {
@@ -145,19 +146,8 @@ fn prepare_root(jail: &Jail) -> Result<(), JailError> {
         });
     }
     if (meta.uid(), meta.gid()) != (jail.uid, jail.gid) {
-        let mut path = jail.root.as_os_str().as_bytes().to_vec();
-        path.push(0);
-        // SAFETY: the path ends with a zero byte.
-        let result = unsafe { libc::lchown(path.as_ptr().cast(), jail.uid, jail.gid) };
-        check(
-            result,
-            &format!("giving {shown} to {}:{}", jail.uid, jail.gid),
-        )?;
+        std::os::unix::fs::lchown(&jail.root, Some(jail.uid), Some(jail.gid))
+            .or_failed(&format!("giving {shown} to {}:{}", jail.uid, jail.gid))?;
     }
-    std::env::set_current_dir(&jail.root).map_err(io_error(&format!("entering {shown}")))
-}
-
-fn io_error(attempted: &str) -> impl FnOnce(io::Error) -> JailError {
-    let attempted = attempted.to_owned();
-    move |source| JailError::Io { attempted, source }
+    std::env::set_current_dir(&jail.root).or_failed(&format!("entering {shown}"))
 }

@@ -1,6 +1,9 @@
 //! Users, capabilities and limits.
 
-use super::{JailError, check};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{clear_ambient_capability_set, set_no_new_privs};
+
+use super::error::{Attempted, JailError, check};
 
 /// What a file server needs to make files for others and keep their owners: it may change owners
 /// and modes, pass permissions (the guest's kernel has checked them), keep set-group-id bits, and
@@ -39,17 +42,13 @@ pub(super) fn become_user(uid: u32, gid: u32) -> Result<(), JailError> {
 /// No capability in any set, no way to gain one, and no tracing. For a file server, this thread
 /// may still pass on what that needs, but use it no more.
 pub(super) fn drop_all(file_server: bool) -> Result<(), JailError> {
-    limit(libc::RLIMIT_CORE, 0, "forbidding core dumps")?;
+    limit(Resource::Core, 0, "forbidding core dumps")?;
     drop_bounding_set()?;
-    prctl(
-        libc::PR_CAP_AMBIENT,
-        libc::PR_CAP_AMBIENT_CLEAR_ALL,
-        "clearing ambient capabilities",
-    )?;
+    clear_ambient_capability_set().or_failed("clearing ambient capabilities")?;
     let kept = if file_server { FILE_CAPABILITIES } else { 0 };
     set_capabilities(kept, 0, "dropping capabilities")?;
-    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, "forbidding new privileges")?;
-    prctl(libc::PR_SET_DUMPABLE, 0, "forbidding tracing")?;
+    set_no_new_privs(true).or_failed("forbidding new privileges")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).or_failed("forbidding tracing")?;
     // SAFETY: there is one thread, and nothing holds a pointer into the environment.
     let result = unsafe { libc::clearenv() };
     check(result, "clearing the environment")?;
@@ -73,18 +72,12 @@ pub fn drop_capabilities() -> Result<(), JailError> {
     set_capabilities(0, 0, "dropping capabilities")
 }
 
-pub(super) fn limit(
-    what: libc::__rlimit_resource_t,
-    value: u64,
-    attempted: &str,
-) -> Result<(), JailError> {
-    let limit = libc::rlimit {
-        rlim_cur: value,
-        rlim_max: value,
+pub(super) fn limit(what: Resource, value: u64, attempted: &str) -> Result<(), JailError> {
+    let limit = Rlimit {
+        current: Some(value),
+        maximum: Some(value),
     };
-    // SAFETY: a valid pointer.
-    let result = unsafe { libc::setrlimit(what, &raw const limit) };
-    check(result, attempted).map(|_| ())
+    setrlimit(what, limit).or_failed(attempted)
 }
 
 fn prctl(option: libc::c_int, value: libc::c_int, attempted: &str) -> Result<(), JailError> {

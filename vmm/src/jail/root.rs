@@ -1,36 +1,31 @@
 //! The file system: the working directory becomes the root, and all else is gone.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
 
-use super::{JailError, check};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::process::{chdir, fchdir, pivot_root};
+
+use super::error::{Attempted, JailError, check};
 
 /// /proc/self/fd as it is.
 ///
 /// # Errors
 /// When there is no /proc.
 pub fn descriptors() -> Result<OwnedFd, JailError> {
-    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    // SAFETY: a zero-terminated path.
-    let fd = unsafe { libc::open(c"/proc/self/fd".as_ptr(), flags) };
-    let fd = check(fd, "opening /proc/self/fd")?;
-    // SAFETY: it has just been opened, and is nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(c"/proc/self/fd", flags, Mode::empty()).or_failed("opening /proc/self/fd")
 }
 
 /// /proc/self/fd as a mount of its own, which is part of no file system and ends at that directory:
 /// `..` does not lead to the rest of /proc.
 pub(super) fn own_descriptors() -> Result<OwnedFd, JailError> {
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-    let path = c"/proc/self/fd";
-    // SAFETY: a zero-terminated path.
-    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
-    let fd = check(i32::try_from(fd).unwrap_or(-1), "keeping /proc/self/fd")?;
-    // SAFETY: it has just been opened, and is nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, c"/proc/self/fd", flags).or_failed("keeping /proc/self/fd")
 }
 
 /// Makes the working directory the only file system of this process, and of what is mounted in it
@@ -51,14 +46,18 @@ pub(super) fn enter(share: Option<&Path>) -> Result<(), JailError> {
     )?;
     // pivot_root wants a mount. A copy of the directory as a mount of its own is put over it
     // (open_tree takes the directory by descriptor, so that no path above it must be searched).
-    // SAFETY: plain system calls with valid, zero-terminated strings.
-    let directory = unsafe { libc::open(here.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
-    let directory = check(directory, "opening the pod's directory")?;
-    let tree = open_tree(directory)?;
-    move_mount(tree, directory)?;
-    // SAFETY: as above.
-    let result = unsafe { libc::fchdir(tree) };
-    check(result, "entering the pod's directory")?;
+    let directory = rustix::fs::open(here, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .or_failed("opening the pod's directory")?;
+    // With what is mounted in it: a share, as nothing else is.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    let tree =
+        open_tree(&directory, c"", flags).or_failed("copying the pod's directory as a mount")?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&tree, c"", &directory, c"", flags).or_failed("mounting the pod's directory")?;
+    fchdir(&tree).or_failed("entering the pod's directory")?;
     // Nothing there is run or is a device; the pod's files are data.
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     mount(
@@ -72,20 +71,9 @@ pub(super) fn enter(share: Option<&Path>) -> Result<(), JailError> {
         restrict_share(share)?;
     }
     // The old root lands on top of the new one, and is then taken off (pivot_root(2), "NOTES").
-    // SAFETY: as above.
-    let result = unsafe { libc::syscall(libc::SYS_pivot_root, here.as_ptr(), here.as_ptr()) };
-    check(i32::try_from(result).unwrap_or(-1), "changing the root")?;
-    // SAFETY: as above.
-    let result = unsafe { libc::umount2(here.as_ptr(), libc::MNT_DETACH) };
-    check(result, "leaving the old root")?;
-    // SAFETY: as above.
-    let result = unsafe { libc::chdir(root.as_ptr()) };
-    check(result, "entering the new root")?;
-    for fd in [directory, tree] {
-        // SAFETY: both were opened here and are used nowhere else.
-        unsafe { libc::close(fd) };
-    }
-    Ok(())
+    pivot_root(here, here).or_failed("changing the root")?;
+    unmount(here, UnmountFlags::DETACH).or_failed("leaving the old root")?;
+    chdir(root).or_failed("entering the new root")
 }
 
 fn mount(
@@ -136,38 +124,4 @@ fn set_attributes(
         )
     };
     check(i32::try_from(result).unwrap_or(-1), attempted).map(|_| ())
-}
-
-/// With what is mounted in it: a share, as nothing else is.
-fn open_tree(directory: libc::c_int) -> Result<libc::c_int, JailError> {
-    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
-    let at = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-    let flags = flags | libc::c_uint::try_from(at).unwrap_or(0);
-    // SAFETY: a valid descriptor and an empty, zero-terminated path.
-    let tree = unsafe { libc::syscall(libc::SYS_open_tree, directory, c"".as_ptr(), flags) };
-    check(
-        i32::try_from(tree).unwrap_or(-1),
-        "copying the pod's directory as a mount",
-    )
-}
-
-fn move_mount(tree: libc::c_int, directory: libc::c_int) -> Result<(), JailError> {
-    const FROM_EMPTY: libc::c_uint = 0x4;
-    const TO_EMPTY: libc::c_uint = 0x40;
-    // SAFETY: valid descriptors and empty, zero-terminated paths.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            tree,
-            c"".as_ptr(),
-            directory,
-            c"".as_ptr(),
-            FROM_EMPTY | TO_EMPTY,
-        )
-    };
-    check(
-        i32::try_from(result).unwrap_or(-1),
-        "mounting the pod's directory",
-    )
-    .map(|_| ())
 }

@@ -6,22 +6,21 @@ use bulkhead_contract::exit::Reason;
 use bulkhead_contract::vmm::Config;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::resize::Growth;
+use super::growth::Growth;
+use super::vcpus::new_vcpu;
 use super::{Function, Machine, MachineError, Resources, State, install};
-use crate::acpi;
-use crate::boot;
+use crate::arch::x86_64::ports::Ports;
+use crate::arch::x86_64::{acpi, boot, entry, layout};
 use crate::devices::console::ConsoleLog;
-use crate::devices::ports::Ports;
 use crate::devices::serial::{SavedSerial, SerialPort};
 use crate::event_loop::EventLoop;
-use crate::layout;
 use crate::lifecycle::Lifecycle;
 use crate::memory;
 use crate::pci::PciBus;
 use crate::timing::Timing;
 use crate::vcpu::gate::Gate;
-use crate::vcpu::{self, Bus, VcpuError, VcpuThread, cpuid};
-use crate::virtio::pci::{Machine as TransportMachine, VirtioPci};
+use crate::vcpu::{self, Bus, VcpuThread};
+use crate::virtio::pci::{TransportContext, VirtioPci};
 use crate::vm::Vm;
 
 /// The I/O thread moves data by system calls on guest memory; its own needs are small.
@@ -62,7 +61,7 @@ impl Machine {
             .kernel
             .take()
             .ok_or_else(|| MachineError::Mismatch("a boot needs a kernel".into()))?;
-        let entry = boot::load(
+        let start = boot::load(
             &mem,
             &mut kernel,
             resources.initramfs.as_mut(),
@@ -78,7 +77,7 @@ impl Machine {
         for id in 0..config.vcpus {
             let fd = new_vcpu(&parts.vm, id, config.possible_vcpus())?;
             if id == 0 {
-                vcpu::entry::set_up(&fd, id, entry)?;
+                entry::set_up(&fd, id, start)?;
             }
             parts.add_vcpu(id, fd)?;
         }
@@ -93,30 +92,17 @@ impl Machine {
     }
 }
 
-/// A vCPU of `possible` that the guest may have in the end, as after power-on.
-pub(super) fn new_vcpu(vm: &Vm, id: u8, possible: u8) -> Result<kvm_ioctls::VcpuFd, MachineError> {
-    let fd = vm.create_vcpu(id)?;
-    let leaves = cpuid::for_vcpu(vm.supported_cpuid(), id, possible, vm.has_tsc_deadline());
-    fd.set_cpuid2(&leaves).map_err(|source| VcpuError::Kvm {
-        vcpu: id,
-        attempted: "setting CPUID",
-        source,
-    })?;
-    Ok(fd)
-}
-
-/// Writes a generation id nobody had before.
+/// Writes a new, unique generation id.
 pub(super) fn new_generation(mem: &memory::GuestMemory) -> Result<(), MachineError> {
     use vm_memory::Bytes;
     let mut id = [0u8; 16];
-    // SAFETY: the buffer is 16 bytes long, and so much is never cut short.
-    let n = unsafe { libc::getrandom(id.as_mut_ptr().cast(), id.len(), 0) };
-    if n != 16 {
-        return Err(MachineError::Io {
+    // So few bytes are never cut short.
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|errno| {
+        MachineError::Io {
             attempted: "reading random bytes for the generation id".into(),
-            source: std::io::Error::last_os_error(),
-        });
-    }
+            source: errno.into(),
+        }
+    })?;
     mem.write_slice(&id, Vm::generation_address())
         .map_err(|source| memory::MemoryError::Read(source).into())
 }
@@ -125,7 +111,7 @@ pub(super) fn new_generation(mem: &memory::GuestMemory) -> Result<(), MachineErr
 pub(super) struct Parts {
     pub(super) vm: Vm,
     pub(super) bus: Arc<Bus>,
-    pub(super) transport: TransportMachine,
+    pub(super) transport: TransportContext,
     pub(super) timing: Arc<Timing>,
     gate: Arc<Gate>,
     vcpus: Vec<VcpuThread>,
@@ -158,7 +144,7 @@ impl Parts {
             ports: Ports::new(port, Arc::clone(&lifecycle)),
             pci: PciBus::default(),
         });
-        let transport = TransportMachine {
+        let transport = TransportContext {
             mem: vm.memory().clone(),
             platform: Arc::new(vm.platform()?),
             events: EventLoop::new()?,

@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::acpi::AcpiError;
-use crate::boot::BootError;
+use crate::arch::x86_64::acpi::AcpiError;
+use crate::arch::x86_64::boot::BootError;
 use crate::devices::serial::SerialError;
 use crate::event_loop::EventLoopError;
 use crate::memory::MemoryError;

@@ -1,32 +1,38 @@
 //! The live machine: what the configuration becomes, and everything that can be asked of it.
 //!
-//! `resources` takes the descriptors, `build` makes a machine that boots, `resize` adds to one that
-//! runs, `snapshot` writes one down and makes one that goes on. One thread works on a machine at a time (the control
-//! thread); vCPU threads and the I/O thread run beside it.
+//! `resources` takes the descriptors, `build` makes a machine that boots, `vcpus` its vCPUs;
+//! `resize` adds to one that runs what `growth` says it may have, `snapshot` saves one and makes one
+//! that continues, `metrics` counts. One thread works on a machine at a time (the control thread);
+//! vCPU threads and the I/O thread run beside it.
 
 mod build;
 mod error;
+mod growth;
+mod memory_map;
 mod metrics;
 mod resize;
 mod resources;
 mod snapshot;
+mod vcpus;
 
 use std::fs::File;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use self::growth::Growth;
 use crate::event_loop::EventLoop;
 use crate::lifecycle::Lifecycle;
+use crate::sync::lock;
 use crate::timing::Timing;
-use crate::vcpu::gate::{Gate, Wanted};
+use crate::vcpu::gate::{Gate, RunState};
 use crate::vcpu::{Bus, VcpuError, VcpuThread};
-use crate::virtio::pci::{Machine as TransportMachine, VirtioPci};
+use crate::virtio::pci::{TransportContext, VirtioPci};
 use crate::vm::Vm;
 
 pub use error::MachineError;
-pub use metrics::MemoryMap;
+pub use memory_map::MemoryMap;
 pub use resources::{Resources, Source, take};
 
 /// How long vCPU threads may take to leave the guest. They need microseconds; this is for a
@@ -62,7 +68,7 @@ pub struct Machine {
     gate: Arc<Gate>,
     vcpus: Vec<VcpuThread>,
     functions: Vec<Function>,
-    transport: TransportMachine,
+    transport: TransportContext,
     events: EventLoop,
     io_thread: Option<JoinHandle<()>>,
     lifecycle: Arc<Lifecycle>,
@@ -70,7 +76,7 @@ pub struct Machine {
     /// Interrupts the guest about a new generation id, once it runs.
     generation: Option<vmm_sys_util::eventfd::EventFd>,
     /// What can be added to it.
-    growth: resize::Growth,
+    growth: Growth,
     timing: Arc<Timing>,
 }
 
@@ -85,10 +91,6 @@ fn install(
     bus.pci.insert(address, Arc::clone(&function) as Arc<_>)?;
     functions.push(function);
     Ok(())
-}
-
-fn lock(function: &Function) -> MutexGuard<'_, VirtioPci> {
-    function.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Machine {
@@ -106,16 +108,16 @@ impl Machine {
     /// Stops vCPUs and devices, so that nothing changes any more.
     ///
     /// # Errors
-    /// When something does not stop in time; the machine then goes on.
+    /// When something does not stop in time; the machine then keeps running.
     pub fn pause(&mut self) -> Result<(), MachineError> {
         if self.state == State::Paused {
             return Ok(());
         }
         self.expect(&[State::Running], "pause")?;
-        self.stop_vcpus(Wanted::Pause)?;
+        self.stop_vcpus(RunState::Pause)?;
         let quiesced = self.functions.iter().try_for_each(|f| lock(f).quiesce());
         if let Err(error) = quiesced {
-            // Half-stopped is worse than running: the devices that stopped go on.
+            // Half-stopped is worse than running: the devices that stopped are started again.
             for function in &self.functions {
                 lock(function).resume()?;
             }
@@ -129,7 +131,7 @@ impl Machine {
     /// Undoes a pause.
     ///
     /// # Errors
-    /// When a device cannot go on, which leaves the machine paused.
+    /// When a device cannot resume, which leaves the machine paused.
     pub fn resume(&mut self) -> Result<(), MachineError> {
         if self.state == State::Running {
             return Ok(());
@@ -150,7 +152,7 @@ impl Machine {
     /// Adds a disk and says where it is.
     ///
     /// # Errors
-    /// When there is one of this id, no slot, or the file is no disk.
+    /// When there is one of this id, no slot, or the file cannot be a disk.
     pub fn attach_disk(
         &mut self,
         id: &str,
@@ -217,7 +219,7 @@ impl Machine {
     /// Ends everything: vCPUs first, then the devices, which finish what they have in hand.
     /// Returns the last console output.
     pub fn shut_down(&mut self) -> String {
-        let stopped = self.stop_vcpus(Wanted::Stop).is_ok();
+        let stopped = self.stop_vcpus(RunState::Stop).is_ok();
         if stopped {
             for vcpu in &mut self.vcpus {
                 vcpu.join();
@@ -240,21 +242,21 @@ impl Machine {
 
     fn run(&mut self) {
         self.state = State::Running;
-        self.gate.want(Wanted::Run);
+        self.gate.request(RunState::Run);
         if let Some(line) = self.generation.take() {
             // The line is edge-triggered and routed; a full counter means it is pending.
             let _ = line.write(1);
         }
     }
 
-    fn stop_vcpus(&mut self, wanted: Wanted) -> Result<(), VcpuError> {
-        self.gate.want(wanted);
+    fn stop_vcpus(&mut self, wanted: RunState) -> Result<(), VcpuError> {
+        self.gate.request(wanted);
         for vcpu in &self.vcpus {
             vcpu.kick();
         }
         self.gate.wait_all_in(PAUSE_LIMIT).map_err(|stuck| {
-            if wanted == Wanted::Pause {
-                self.gate.want(Wanted::Run);
+            if wanted == RunState::Pause {
+                self.gate.request(RunState::Run);
             }
             VcpuError::Stuck(stuck)
         })

@@ -8,72 +8,26 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
-use bulkhead_contract::vmm::{Config, Resize};
+use bulkhead_contract::vmm::Resize;
 use vm_memory::GuestAddress;
 
-use super::build::new_vcpu;
+use super::growth::MIB;
+use super::vcpus::{be_found, new_vcpu};
 use super::{Machine, MachineError, State, install};
 use crate::devices::mem::region::{BLOCK, Region};
 use crate::devices::mem::{MemDevice, MemHandle};
-use crate::memory::{self, GuestMemory, MemoryError};
-use crate::vcpu::{VcpuError, VcpuThread};
+use crate::vcpu::VcpuThread;
 use crate::virtio::pci::VirtioPci;
 use crate::vm::FIRST_ADDED_SLOT;
 
 /// KVM hears of added memory in slots of this size.
 const SLOT: u64 = 1 << 30;
-const MIB: u64 = 1 << 20;
-
-/// What can be added to a machine, and what has been.
-#[derive(Debug)]
-pub(super) struct Growth {
-    possible_vcpus: u8,
-    boot_mib: u64,
-    base: u64,
-    size: u64,
-    /// How much of the region KVM knows, from its beginning.
-    known: u64,
-    handle: Option<MemHandle>,
-}
-
-impl Growth {
-    pub(super) fn new(config: &Config) -> Self {
-        let most = config.max_memory_mib.unwrap_or(config.memory_mib);
-        let more = most.saturating_sub(config.memory_mib) * MIB;
-        Growth {
-            possible_vcpus: config.possible_vcpus(),
-            boot_mib: config.memory_mib,
-            base: memory::growth_base(config.memory_mib * MIB),
-            size: more / BLOCK * BLOCK,
-            known: 0,
-            handle: None,
-        }
-    }
-
-    /// Guest memory with room for what can be added.
-    pub(super) fn room(&self, boot: &GuestMemory) -> Result<GuestMemory, MemoryError> {
-        match self.size {
-            0 => Ok(boot.clone()),
-            size => memory::with_growth(boot, self.base, size),
-        }
-    }
-
-    /// Whether memory was ever added.
-    pub(super) fn is_active(&self) -> bool {
-        self.handle.is_some()
-    }
-
-    /// How much is added now, bytes.
-    pub(super) fn plugged(&self) -> u64 {
-        self.handle.as_ref().map_or(0, |h| h.region().plugged())
-    }
-}
 
 impl Machine {
-    /// Makes what `resize` wants possible, and tells the guest of it.
+    /// Provides what `resize` asks for, and notifies the guest.
     ///
     /// # Errors
-    /// When the machine was not made for it, or something cannot be had. The vCPUs made before stay.
+    /// When the machine was not built for it, or the host lacks a resource. vCPUs added before stay.
     pub fn resize(&mut self, resize: &Resize) -> Result<(), MachineError> {
         self.expect(&[State::Held, State::Running, State::Paused], "resize")?;
         if let Some(vcpus) = resize.vcpus {
@@ -174,22 +128,6 @@ impl Machine {
         self.growth.handle = Some(handle.clone());
         Ok(handle)
     }
-}
-
-/// KVM looks destinations of interrupts up in a map, which it makes anew when a local APIC changes
-/// its state, and not when a vCPU is made: of a machine that boots, vCPU 0 changes its own soon. A
-/// vCPU that is made later would never hear that it is to start.
-fn be_found(fd: &kvm_ioctls::VcpuFd, id: u8) -> Result<(), VcpuError> {
-    let failed = |attempted| {
-        move |source| VcpuError::Kvm {
-            vcpu: id,
-            attempted,
-            source,
-        }
-    };
-    let apic = fd.get_lapic().map_err(failed("reading the local APIC"))?;
-    fd.set_lapic(&apic)
-        .map_err(failed("setting the local APIC"))
 }
 
 fn check(what: &'static str, wanted: u64, least: u64, most: u64) -> Result<(), MachineError> {

@@ -6,7 +6,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use bulkhead_contract::vmm::{Config, Fs};
 use rustix::fs::{Mode, OFlags};
 
-use super::MachineError;
+use super::error::MachineError;
 use crate::devices::balloon::BalloonDevice;
 use crate::devices::block::{BlockConfig, BlockDevice, EngineKind};
 use crate::devices::fs::{FsConfig, FsDevice, Limits, Server, Workers};
@@ -21,7 +21,7 @@ use crate::virtio::device::VirtioDevice;
 /// # Errors
 /// When it is not open.
 pub fn take(fd: RawFd, what: &'static str) -> Result<OwnedFd, MachineError> {
-    // SAFETY: asks for flags only; a number that is no descriptor gives an error.
+    // SAFETY: asks for flags only; a number that is not an open descriptor gives an error.
     if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         let source = std::io::Error::last_os_error();
         return Err(MachineError::Descriptor { fd, what, source });
@@ -185,7 +185,7 @@ impl Source {
         }
     }
 
-    /// A new device, or with `saved` one that goes on from there.
+    /// A new device, or with `saved` one that continues from there.
     ///
     /// # Errors
     /// The device's.

@@ -1,7 +1,7 @@
-//! Writing a paused machine down, and making one that goes on from there.
+//! Saving a paused machine, and making one that continues from there.
 //!
 //! Two files: the state as one JSON document, the memory as a sparse image. The memory file is
-//! mapped private, so any number of machines can go on from one snapshot.
+//! mapped private, so any number of machines can continue from one snapshot.
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, Write};
@@ -12,19 +12,20 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::build::{Parts, new_generation};
-use super::resize::Growth;
-use super::{Machine, MachineError, Resources, Source, State, lock};
+use super::growth::Growth;
+use super::{Machine, MachineError, Resources, Source, State};
+use crate::arch::x86_64::layout;
+use crate::arch::x86_64::vcpu_state::{self, SavedVcpu};
 use crate::devices::serial::SavedSerial;
-use crate::layout;
 use crate::memory;
+use crate::sync::lock;
 use crate::timing::Timing;
-use crate::vcpu::state::{self, SavedVcpu};
 use crate::virtio::pci::{SavedFunction, VirtioPci};
 use crate::vm::{SavedVm, Vm};
 
 const MAGIC: &str = "bulkhead-snapshot";
 const VERSION: u32 = 1;
-/// A state file is some dozens of KiB; more than this is none.
+/// A state file is some dozens of KiB; anything larger is something else.
 const MAX_STATE: u64 = 64 << 20;
 
 /// The state file.
@@ -54,7 +55,7 @@ impl Machine {
         let vcpus = self
             .vcpus
             .iter()
-            .map(|vcpu| state::save(&vcpu.fd(), vcpu.id(), &msr_list))
+            .map(|vcpu| vcpu_state::save(&vcpu.fd(), vcpu.id(), &msr_list))
             .collect::<Result<Vec<_>, _>>()?;
         let functions = self
             .functions
@@ -75,7 +76,7 @@ impl Machine {
             .map_err(MachineError::io("writing the state of the snapshot"))
     }
 
-    /// A machine that goes on where a snapshot stopped.
+    /// A machine that continues where a snapshot stopped.
     pub(super) fn restore(
         config: &Config,
         resources: Resources,

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
-use crate::layout;
+use crate::arch::x86_64::layout;
+use crate::sync::lock;
 
 /// Functions per slot.
 const FUNCTIONS: u8 = 8;
@@ -90,13 +91,9 @@ impl fmt::Debug for PciBus {
     }
 }
 
-fn lock(function: &Function) -> MutexGuard<'_, dyn PciFunction + 'static> {
-    function.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl PciBus {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// The lowest free address whose slot the guest would look into: function 0 of a slot is
@@ -140,7 +137,7 @@ impl PciBus {
         inner.bars.retain(|_, (_, owner)| *owner != address);
     }
 
-    /// A guest read from the ECAM or a BAR window; all ones where nobody answers, as on a bus.
+    /// A guest read from the ECAM or a BAR window; all ones where nothing answers, as on a bus.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.find(address) {
             Some(Target::Config(function, offset)) => {
@@ -155,7 +152,7 @@ impl PciBus {
         }
     }
 
-    /// A guest write to the ECAM or a BAR window; ignored where nobody answers.
+    /// A guest write to the ECAM or a BAR window; ignored where nothing answers.
     pub fn write(&self, address: u64, data: &[u8]) {
         match self.find(address) {
             Some(Target::Config(function, offset)) => {

@@ -8,11 +8,13 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::platform::{Gsi, MsiMessage, Platform, PlatformError};
+use crate::poll::{poll, readable};
 
 /// Bytes of one table entry.
 pub const ENTRY: u64 = 16;
@@ -73,7 +75,7 @@ impl Msix {
     /// `count` vectors, all masked, as after a reset.
     ///
     /// # Errors
-    /// When there are no descriptors left.
+    /// When the process has no descriptors left.
     pub fn new(platform: Arc<dyn Platform>, count: u16) -> io::Result<Self> {
         let fds = (0..count)
             .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
@@ -327,14 +329,7 @@ fn low2(at: u64) -> usize {
 }
 
 fn is_readable(fd: &EventFd) -> bool {
-    let mut poll = libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: one valid pollfd is passed, and a time-out of zero does not block.
-    let n = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    n == 1 && poll.revents & libc::POLLIN != 0
+    poll(&mut [readable(fd.as_raw_fd())], Some(Instant::now())).is_ok_and(|ready| ready > 0)
 }
 
 #[cfg(test)]

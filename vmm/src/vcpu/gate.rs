@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::sync::lock;
+
 /// What the threads should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Wanted {
+pub enum RunState {
     /// Wait in the gate.
     Pause = 0,
     /// Run the guest.
@@ -20,12 +22,12 @@ pub enum Wanted {
     Stop = 2,
 }
 
-impl Wanted {
+impl RunState {
     fn from_u8(value: u8) -> Self {
         match value {
-            0 => Wanted::Pause,
-            1 => Wanted::Run,
-            _ => Wanted::Stop,
+            0 => RunState::Pause,
+            1 => RunState::Run,
+            _ => RunState::Stop,
         }
     }
 }
@@ -33,7 +35,7 @@ impl Wanted {
 /// The gate all vCPU threads of a VM share.
 #[derive(Debug)]
 pub struct Gate {
-    wanted: AtomicU8,
+    requested: AtomicU8,
     /// How many threads are outside of the gate.
     out: Mutex<usize>,
     changed: Condvar,
@@ -42,7 +44,7 @@ pub struct Gate {
 impl Default for Gate {
     fn default() -> Self {
         Gate {
-            wanted: AtomicU8::new(Wanted::Pause as u8),
+            requested: AtomicU8::new(RunState::Pause as u8),
             out: Mutex::new(0),
             changed: Condvar::new(),
         }
@@ -50,31 +52,31 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// What is wanted now.
+    /// What the threads are to do now.
     #[must_use]
-    pub fn wanted(&self) -> Wanted {
-        Wanted::from_u8(self.wanted.load(Ordering::SeqCst))
+    pub fn requested(&self) -> RunState {
+        RunState::from_u8(self.requested.load(Ordering::SeqCst))
     }
 
-    /// Changes what is wanted. The caller kicks the threads after this.
-    pub fn want(&self, wanted: Wanted) {
-        let _out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-        self.wanted.store(wanted as u8, Ordering::SeqCst);
+    /// Changes what the threads are to do. The caller kicks the threads after this.
+    pub fn request(&self, state: RunState) {
+        let _out = lock(&self.out);
+        self.requested.store(state as u8, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
     /// A thread waits to be let out; false means it should end.
     #[must_use]
     pub fn leave(&self) -> bool {
-        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = lock(&self.out);
         loop {
-            match self.wanted() {
-                Wanted::Run => {
+            match self.requested() {
+                RunState::Run => {
                     *out += 1;
                     return true;
                 }
-                Wanted::Stop => return false,
-                Wanted::Pause => {
+                RunState::Stop => return false,
+                RunState::Pause => {
                     out = self
                         .changed
                         .wait(out)
@@ -86,7 +88,7 @@ impl Gate {
 
     /// A thread is back.
     pub fn enter(&self) {
-        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = lock(&self.out);
         *out = out.saturating_sub(1);
         self.changed.notify_all();
     }
@@ -97,7 +99,7 @@ impl Gate {
     /// How many threads are still out when `limit` has passed.
     pub fn wait_all_in(&self, limit: Duration) -> Result<(), usize> {
         let deadline = Instant::now() + limit;
-        let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = lock(&self.out);
         while *out > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -128,7 +130,7 @@ mod tests {
                 std::thread::spawn(move || {
                     let mut rounds = 0;
                     while gate.leave() {
-                        while gate.wanted() == Wanted::Run {
+                        while gate.requested() == RunState::Run {
                             std::thread::yield_now();
                         }
                         rounds += 1;
@@ -138,14 +140,14 @@ mod tests {
                 })
             })
             .collect();
-        gate.want(Wanted::Run);
+        gate.request(RunState::Run);
         while *gate.out.lock().unwrap() < 3 {
             std::thread::yield_now();
         }
         assert_eq!(gate.wait_all_in(Duration::from_millis(1)), Err(3));
-        gate.want(Wanted::Pause);
+        gate.request(RunState::Pause);
         gate.wait_all_in(Duration::from_secs(10)).unwrap();
-        gate.want(Wanted::Stop);
+        gate.request(RunState::Stop);
         for thread in threads {
             assert_eq!(thread.join().unwrap(), 1);
         }

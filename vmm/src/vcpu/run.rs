@@ -3,17 +3,18 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use bulkhead_contract::exit::Reason;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::VcpuError;
-use super::gate::{Gate, Wanted};
-use crate::devices::ports::Ports;
+use super::error::VcpuError;
+use super::gate::{Gate, RunState};
+use crate::arch::x86_64::ports::Ports;
 use crate::lifecycle::Lifecycle;
 use crate::pci::PciBus;
+use crate::sync::lock;
 
 /// A vCPU thread needs little: the exits are shallow.
 const STACK: usize = 256 * 1024;
@@ -42,7 +43,7 @@ impl Drop for VcpuThread {
     /// No thread outlives its machine; the others of it end too.
     fn drop(&mut self) {
         if self.thread.is_some() {
-            self.gate.want(Wanted::Stop);
+            self.gate.request(RunState::Stop);
             self.kick();
             self.join();
         }
@@ -151,7 +152,7 @@ impl VcpuThread {
 
     /// The vCPU, for a reader of its state. Blocks while it runs: pause first.
     pub fn fd(&self) -> MutexGuard<'_, VcpuFd> {
-        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.fd)
     }
 
     /// Makes the thread look at its gate.
@@ -177,7 +178,7 @@ struct Body {
     lifecycle: Arc<Lifecycle>,
 }
 
-/// Whether the thread goes on.
+/// What the thread does next.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     Again,
@@ -189,11 +190,10 @@ enum Next {
 
 impl Body {
     fn work(self) {
-        // SAFETY: gettid has no preconditions.
-        let tid = unsafe { libc::gettid() };
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
         self.kick.tid.store(tid, Ordering::SeqCst);
         while self.gate.leave() {
-            let mut fd = self.fd.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut fd = lock(&self.fd);
             let ended = self.run_until_kicked(&mut fd);
             drop(fd);
             self.gate.enter();
@@ -208,7 +208,7 @@ impl Body {
         loop {
             // In this order a kick that comes between is seen: it sets the flag again.
             self.kick.flag().store(0, Ordering::SeqCst);
-            if self.gate.wanted() != Wanted::Run {
+            if self.gate.requested() != RunState::Run {
                 return self.complete(fd);
             }
             loop {

@@ -10,6 +10,7 @@
 //! activation and reset, the I/O thread for events, the main thread for pause and snapshots. No
 //! method may wait for the guest, nor for a peer on the host without a deadline.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ pub const MAX_QUEUES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// A call came in a state where it has no meaning.
-    #[error("device {device}: {attempted} is not possible while it is {state}")]
+    #[error("device {device}: {attempted} while it is {state}")]
     WrongState {
         /// The device's id.
         device: String,
@@ -74,7 +75,19 @@ pub enum DeviceError {
     },
 }
 
-/// How a device tells the driver that something happened. Never blocks.
+impl DeviceError {
+    /// That `device` was to be saved while it runs.
+    #[must_use]
+    pub fn not_quiesced(device: &str) -> Self {
+        DeviceError::WrongState {
+            device: device.to_owned(),
+            attempted: "saving",
+            state: "running",
+        }
+    }
+}
+
+/// How a device notifies the driver. Never blocks.
 ///
 /// Each MSI-X vector is an eventfd that KVM turns into an interrupt; a masked vector keeps the
 /// event in the eventfd until it is unmasked, so a signal is never lost.
@@ -150,9 +163,20 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// EVENT_IDX, and masks what the driver writes with the offer.
     fn device_features(&self) -> u64;
 
+    /// Configuration space, as the driver sees it (little-endian).
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&[])
+    }
+
     /// Reads configuration space. Bytes beyond its end read as zero; `data` is zeroed by the
     /// caller.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let space = self.config_as_bytes();
+        for (to, from) in data.iter_mut().zip(space.iter().skip(offset)) {
+            *to = *from;
+        }
+    }
 
     /// Writes configuration space; unwritable bytes are ignored.
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -206,6 +230,24 @@ pub struct SavedDevice {
     pub state: serde_json::Value,
     /// Rings of an active device in index order, empty when it is not active.
     pub queues: Vec<QueueState>,
+}
+
+impl SavedDevice {
+    /// The saved form of `device`: its own part, and its rings.
+    ///
+    /// # Errors
+    /// When `state` has no JSON form.
+    pub fn new(
+        device: &str,
+        state: &impl Serialize,
+        queues: Vec<QueueState>,
+    ) -> Result<Self, DeviceError> {
+        let state = serde_json::to_value(state).map_err(|e| DeviceError::Device {
+            device: device.to_owned(),
+            source: Box::new(e),
+        })?;
+        Ok(SavedDevice { state, queues })
+    }
 }
 
 /// Reads a device's own part of its saved form, which must be of the `known` version.

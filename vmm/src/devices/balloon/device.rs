@@ -1,16 +1,18 @@
 //! The balloon as its transport sees it.
 
+use std::borrow::Cow;
+
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{GuestAddress, Permissions};
 
 use super::metrics::BalloonMetrics;
-use super::pages::give_back;
 use super::persist::{SavedBalloon, VERSION};
 use super::request::{MAX_PAGES, runs};
-use crate::devices::buffers::{Segments, gather};
-use crate::devices::ring::{Active, BUDGET};
 use crate::event_loop::EventSet;
+use crate::memory::GuestMemory;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::virtio::queue::{Active, BUDGET};
 
 /// virtio 1.2 §5.5.3
 const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
@@ -28,8 +30,7 @@ pub struct BalloonDevice {
     active: Option<Active>,
     quiesced: bool,
     actual: [u8; 4],
-    readable: Segments,
-    writable: Segments,
+    spare: Buffers<'static>,
     metrics: BalloonMetrics,
 }
 
@@ -59,28 +60,24 @@ impl BalloonDevice {
     fn process(&mut self, position: usize) {
         let BalloonDevice {
             active: Some(active),
-            readable,
-            writable,
+            spare,
             metrics,
             ..
         } = self
         else {
             return;
         };
-        active.drain(position, BUDGET, |mem, index, chain| {
-            readable.clear();
-            writable.clear();
-            if gather(chain, mem, readable, writable).is_err() {
+        active.drain(position, BUDGET, spare, |mem, index, buffers| {
+            let Ok(buffers) = buffers else {
                 metrics.malformed += 1;
                 return 0;
-            }
+            };
             match index {
-                INFLATE => inflate(mem, readable, writable, metrics),
+                INFLATE => inflate(mem, buffers, metrics),
                 REPORTING => {
                     metrics.reports += 1;
-                    // SAFETY: `mem` keeps guest memory mapped; it is a private mapping (see
-                    // `memory`).
-                    match unsafe { give_back(writable) } {
+                    // The guest does not care what it finds there (no PAGE_POISON is offered).
+                    match buffers.writable.discard() {
                         Ok(bytes) => metrics.reported_bytes += bytes,
                         Err(_) => metrics.failed += 1,
                     }
@@ -93,22 +90,18 @@ impl BalloonDevice {
     }
 }
 
-/// Gives the pages in a list back. `scratch` is used up.
-fn inflate(
-    mem: &crate::memory::GuestMemory,
-    list: &Segments,
-    scratch: &mut Segments,
-    metrics: &mut BalloonMetrics,
-) {
+/// Gives the pages in a list, which is readable, back to the host.
+fn inflate<'m>(mem: &'m GuestMemory, buffers: &mut Buffers<'m>, metrics: &mut BalloonMetrics) {
     let mut bytes = [0u8; MAX_PAGES * 4];
-    // SAFETY: `mem` is borrowed, so it is mapped.
-    let n = unsafe { list.copy_out(&mut bytes) };
+    let n = buffers.readable.copy_to(&mut bytes);
+    // Nothing is answered, so the other list is free.
+    let pages = &mut buffers.writable;
     for run in runs(bytes.get(..n).unwrap_or_default()) {
-        scratch.clear();
+        pages.clear();
         let pushed = u32::try_from(run.len)
             .ok()
             .and_then(|len| {
-                scratch
+                pages
                     .push(mem, GuestAddress(run.start), len, Permissions::Write)
                     .ok()
             })
@@ -117,8 +110,7 @@ fn inflate(
             metrics.malformed += 1;
             continue;
         }
-        // SAFETY: as above; guest memory is a private mapping (see `memory`).
-        match unsafe { give_back(scratch) } {
+        match pages.discard() {
             Ok(bytes) => metrics.inflated_bytes += bytes,
             Err(_) => metrics.failed += 1,
         }
@@ -142,13 +134,9 @@ impl VirtioDevice for BalloonDevice {
         1 << VIRTIO_BALLOON_F_REPORTING
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
         // num_pages, which stays zero, then actual.
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let space = [0; ACTUAL].iter().chain(&self.actual);
-        for (to, from) in data.iter_mut().zip(space.skip(offset)) {
-            *to = *from;
-        }
+        Cow::Owned([[0; ACTUAL], self.actual].concat())
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -201,18 +189,12 @@ impl VirtioDevice for BalloonDevice {
     }
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
-        let state = serde_json::to_value(SavedBalloon {
+        let state = SavedBalloon {
             version: VERSION,
             actual: u32::from_le_bytes(self.actual),
-        })
-        .map_err(|e| DeviceError::Device {
-            device: self.id().to_owned(),
-            source: Box::new(e),
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
-        })
+        };
+        let queues = self.active.as_ref().map(Active::save).unwrap_or_default();
+        SavedDevice::new(self.id(), &state, queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

@@ -2,17 +2,15 @@
 //! guest has freed goes back to the host. The balloon itself stays at zero pages; its two queues
 //! work nevertheless, as every balloon device has them.
 //!
-//! `request` reads page lists, `pages` gives memory back, `device` is what the transport sees.
+//! `request` reads page lists, `device` is what the transport sees.
 
 mod device;
 mod metrics;
-mod pages;
 mod persist;
 pub mod request;
 
 pub use device::BalloonDevice;
 pub use metrics::BalloonMetrics;
-pub(super) use pages::give_back;
 pub use persist::SavedBalloon;
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The disk as its transport sees it: configuration space, rings, jobs in flight.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::fs::FallocateFlags;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -19,9 +20,9 @@ use super::metrics::BlockMetrics;
 use super::persist::{self, SavedBlock};
 use super::request::{Disk, MAX_RANGE_SECTORS, SECTOR};
 use super::running::Running;
-use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice};
+use crate::virtio::queue::Active;
 
 /// Entries of one queue.
 const QUEUE_SIZE: u16 = 256;
@@ -63,7 +64,7 @@ pub enum BlockError {
         id: String,
     },
     /// Zero or too many queues.
-    #[error("disk {id}: {queues} queues asked for, possible are 1 to {MAX_DISK_QUEUES}")]
+    #[error("disk {id}: {queues} queues requested; a disk has 1 to {MAX_DISK_QUEUES}")]
     BadQueues {
         /// The disk.
         id: String,
@@ -80,7 +81,9 @@ pub enum BlockError {
         source: io::Error,
     },
     /// Less than one sector, or neither file nor block device.
-    #[error("disk {id}: its descriptor is no regular file or block device of at least 512 bytes")]
+    #[error(
+        "disk {id}: its descriptor must be a regular file or block device of at least 512 bytes"
+    )]
     NotADisk {
         /// The disk.
         id: String,
@@ -224,26 +227,15 @@ impl BlockDevice {
             if running.idle() {
                 return Ok(());
             }
-            running.engine.wait(deadline)?;
+            running.wait(deadline)?;
         }
     }
 }
 
 /// Whether `file` can give space back. Asked beyond its end, where nothing can be lost.
 fn punches_holes(file: &File, bytes: u64) -> bool {
-    let Ok(end) = libc::off_t::try_from(bytes) else {
-        return false;
-    };
-    // SAFETY: a call on our own descriptor.
-    let result = unsafe {
-        libc::fallocate(
-            file.as_raw_fd(),
-            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-            end,
-            4096,
-        )
-    };
-    result == 0
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, mode, bytes, 4096).is_ok()
 }
 
 /// `struct virtio_blk_config` (virtio 1.2 §5.2.4).
@@ -286,16 +278,13 @@ impl VirtioDevice for BlockDevice {
         self.features
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.config.iter().skip(offset)) {
-            *to = *from;
-        }
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
         let mut active = Active::new(activation);
-        let engine = Engine::start(self.engine, &self.file, &active.mem)
+        let engine = Engine::start(self.engine, &self.file)
             .map_err(|e| self.io("starting io_uring or a worker thread", e))?;
         active
             .events
@@ -362,38 +351,21 @@ impl VirtioDevice for BlockDevice {
     }
 
     fn reset(&mut self) {
-        let drained = self.drain();
+        // Where the host's storage hangs, the engine sees to the memory that the kernel holds.
+        let _ = self.drain();
         self.quiesced = false;
         if let Some(mut running) = self.running.take() {
             running.stop_watching();
-            if drained.is_err() {
-                // The host's storage hangs and the kernel still holds our pieces: leaking them,
-                // and the guest memory with them, is all that stays sound.
-                std::mem::forget(running);
-            }
         }
     }
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
         if self.running.is_some() && !self.quiesced {
-            return Err(DeviceError::WrongState {
-                device: self.id.clone(),
-                attempted: "saving",
-                state: "running",
-            });
+            return Err(DeviceError::not_quiesced(&self.id));
         }
-        let state = serde_json::to_value(self.saved()).map_err(|e| DeviceError::Device {
-            device: self.id.clone(),
-            source: Box::new(e),
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self
-                .running
-                .as_ref()
-                .map(|r| r.active.save())
-                .unwrap_or_default(),
-        })
+        let active = self.running.as_ref().map(|r| &r.active);
+        let queues = active.map(Active::save).unwrap_or_default();
+        SavedDevice::new(&self.id, &self.saved(), queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

@@ -1,58 +1,25 @@
 //! Carries disk actions out without blocking the I/O thread.
 //!
-//! io_uring where the kernel allows it, else one worker thread per disk. Both report completions
-//! through one eventfd; neither knows of rings or requests, only of numbered jobs.
+//! io_uring where the kernel allows it, else one worker thread per disk. Both own the jobs they
+//! are given until these are done, and report that through one eventfd; neither looks at rings.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::job::{Completion, Job};
 use super::uring::UringEngine;
 use super::worker::WorkerEngine;
-use crate::devices::buffers::Segments;
-use crate::memory::GuestMemory;
-
-/// The most jobs in flight per disk.
-pub const MAX_JOBS: usize = 128;
-
-/// What a job does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// File to guest memory.
-    Read {
-        /// Where in the file.
-        offset: u64,
-    },
-    /// Guest memory to file.
-    Write {
-        /// Where in the file.
-        offset: u64,
-        /// Durable before it is reported (the driver knows no flush).
-        sync: bool,
-    },
-    /// Data, and what is needed to find it, to stable storage.
-    DataSync,
-    /// `fallocate(mode, offset, len)`.
-    Allocate {
-        /// `FALLOC_FL_*`
-        mode: i32,
-        /// Where in the file.
-        offset: u64,
-        /// How much.
-        len: u64,
-    },
-}
-
-/// A finished job: its number, and bytes moved or a negative error number.
-pub type Completion = (u16, i32);
+use crate::poll::{poll, readable};
 
 /// Which engine to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EngineKind {
-    /// io_uring, the worker thread when the kernel has none for us.
+    /// io_uring; the worker thread where the kernel refuses that.
     #[default]
     Auto,
     /// The worker thread.
@@ -77,11 +44,7 @@ impl Engine {
     ///
     /// # Errors
     /// When neither can be set up.
-    pub fn start(
-        kind: EngineKind,
-        file: &Arc<std::fs::File>,
-        mem: &GuestMemory,
-    ) -> io::Result<Engine> {
+    pub fn start(kind: EngineKind, file: &Arc<File>) -> io::Result<Engine> {
         if kind == EngineKind::Auto {
             // Whatever the reason (ENOSYS, EPERM by sysctl or seccomp, ENOMEM by the memlock
             // limit of old kernels), the worker does the same work.
@@ -89,7 +52,7 @@ impl Engine {
                 return Ok(Engine::Uring(engine));
             }
         }
-        WorkerEngine::start(Arc::clone(file), mem.clone()).map(Engine::Worker)
+        WorkerEngine::start(Arc::clone(file)).map(Engine::Worker)
     }
 
     /// Its name, for the metrics.
@@ -101,24 +64,14 @@ impl Engine {
         }
     }
 
-    /// Queues a job. At most [`MAX_JOBS`] may be unfinished.
+    /// Queues a job. At most [`MAX_JOBS`](super::job::MAX_JOBS) may be unfinished.
     ///
     /// # Errors
-    /// When the engine is full or dead.
-    ///
-    /// # Safety
-    /// `data` and the memory it names stay valid until the job is reported by `reap`.
-    pub unsafe fn queue(
-        &mut self,
-        job: u16,
-        operation: Operation,
-        data: &Segments,
-    ) -> io::Result<()> {
+    /// The job, when the engine is full or dead.
+    pub fn queue(&mut self, job: Job) -> Result<(), Job> {
         match self {
-            // SAFETY: the caller's promise, passed on.
-            Engine::Uring(e) => unsafe { e.queue(job, operation, data) },
-            // SAFETY: as above.
-            Engine::Worker(e) => unsafe { e.queue(job, operation, data) },
+            Engine::Uring(e) => e.queue(job),
+            Engine::Worker(e) => e.queue(job),
         }
     }
 
@@ -160,30 +113,13 @@ impl Engine {
     /// `TimedOut` at the deadline.
     pub fn wait(&self, deadline: Instant) -> io::Result<()> {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left == Duration::ZERO {
+            if Instant::now() >= deadline {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            let mut fd = libc::pollfd {
-                fd: self.fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            let millis = i32::try_from(left.as_millis().saturating_add(1)).unwrap_or(i32::MAX);
-            // SAFETY: one valid pollfd of ours.
-            match unsafe { libc::poll(&raw mut fd, 1, millis) } {
-                0 => {}
-                n if n > 0 => {
-                    // A job that finishes after this makes it readable again.
-                    let _ = self.event().read();
-                    return Ok(());
-                }
-                _ => {
-                    let e = io::Error::last_os_error();
-                    if e.kind() != io::ErrorKind::Interrupted {
-                        return Err(e);
-                    }
-                }
+            if poll(&mut [readable(self.fd())], Some(deadline))? > 0 {
+                // A job that finishes after this makes it readable again.
+                let _ = self.event().read();
+                return Ok(());
             }
         }
     }

@@ -1,8 +1,9 @@
 //! virtio-blk (virtio 1.2 §5.2): a disk over a raw file or block device given by descriptor.
 //!
-//! `request` turns what the guest wrote into a checked action, `engine` carries actions out
-//! asynchronously (io_uring, or one worker thread where the kernel refuses it), `running` ties both
-//! to the rings, `device` is what the transport sees, `persist` is the saved form. Image formats are not this module's business.
+//! `request` turns what the guest wrote into a checked action, which becomes a `job`; `engine`
+//! carries jobs out asynchronously (io_uring, or one worker thread where the kernel refuses it),
+//! `running` ties both to the rings, `device` is what the transport sees, `persist` is the saved
+//! form. Image formats are not this module's business.
 //!
 //! How many disks a guest can have is its interrupt vectors' matter: Linux takes two for each
 //! (configuration and queue), and x86 has about 200 per online processor, so that with one
@@ -10,6 +11,7 @@
 
 mod device;
 mod engine;
+mod job;
 mod metrics;
 mod persist;
 pub mod request;

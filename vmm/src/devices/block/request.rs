@@ -9,9 +9,10 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 use virtio_queue::DescriptorChain;
-use vm_memory::GuestMemory;
+use vm_memory::{GuestAddress, GuestMemory};
 
-use crate::devices::buffers::{BufferError, GuestByte, Segments, gather};
+use crate::virtio::buffers::Buffers;
+use crate::virtio::iovec::{BufferError, IoVecs};
 
 /// The unit of all positions and sizes in requests (virtio 1.2 §5.2.4), whatever the block size.
 pub const SECTOR: u64 = 512;
@@ -118,35 +119,37 @@ pub enum Malformed {
 
 /// A parsed chain.
 #[derive(Debug)]
-pub struct Request {
+pub struct Request<'m> {
     /// What to do, or why not.
     pub action: Result<Action, Refusal>,
     /// Where the data comes from or goes to; empty for actions without data.
-    pub data: Segments,
-    /// Where the status goes.
-    pub status: GuestByte,
+    pub data: IoVecs<'m>,
+    /// Where the status goes: a byte of guest memory.
+    pub status: GuestAddress,
 }
 
-impl Request {
+impl<'m> Request<'m> {
     /// Parses `chain` against `disk`.
     ///
     /// # Errors
     /// When there is no way to tell the guest the outcome.
     pub fn parse<M: GuestMemory>(
         chain: DescriptorChain<&M>,
-        mem: &M,
+        mem: &'m M,
         disk: &Disk,
-    ) -> Result<Request, Malformed> {
-        let (mut readable, mut writable) = (Segments::new(), Segments::new());
-        gather(chain, mem, &mut readable, &mut writable)?;
-        let status = writable.pop_byte().ok_or(Malformed::NoStatus)?;
+    ) -> Result<Self, Malformed> {
+        let mut buffers = Buffers::default();
+        let status = buffers.gather(chain, mem)?.ok_or(Malformed::NoStatus)?;
+        let Buffers {
+            mut readable,
+            mut writable,
+        } = buffers;
+        writable.truncate(writable.len() - 1);
         let mut header = [0u8; HEADER];
-        // SAFETY: `mem` is borrowed for the whole call, so it is mapped.
-        let got = unsafe { readable.copy_out(&mut header) };
+        let got = readable.copy_to(&mut header);
         readable.advance(got);
         let mut range = [0u8; RANGE];
-        // SAFETY: as above.
-        let range_len = unsafe { readable.copy_out(&mut range) };
+        let range_len = readable.copy_to(&mut range);
         let action = if got < HEADER {
             Err(Refusal::IoError("the header is shorter than 16 bytes"))
         } else {
@@ -161,7 +164,7 @@ impl Request {
         let data = match action {
             Ok(Action::Read { .. } | Action::GetId) => writable,
             Ok(Action::Write { .. }) => readable,
-            _ => Segments::new(),
+            _ => IoVecs::new(),
         };
         Ok(Request {
             action,
@@ -298,7 +301,7 @@ mod tests {
     use proptest::prelude::*;
     use virtio_queue::desc::{RawDescriptor, split::Descriptor};
     use virtio_queue::mock::MockSplitQueue;
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    use vm_memory::{Bytes, GuestMemoryMmap};
 
     use super::*;
 
@@ -424,9 +427,7 @@ mod tests {
         let request = Request::parse(chain, &mem, &DISK).unwrap();
         assert_eq!(request.action, Ok(Action::Read { offset: 1536 }));
         assert_eq!(request.data.len(), 512);
-        // SAFETY: `mem` is alive.
-        unsafe { request.status.write(9) };
-        assert_eq!(mem.read_obj::<u8>(GuestAddress(0xb00c)).unwrap(), 9);
+        assert_eq!(request.status, GuestAddress(0xb00c));
     }
 
     #[test]

@@ -1,139 +1,170 @@
 //! An active disk: requests taken from the rings, jobs in flight, answers given back.
 
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
+use virtio_queue::DescriptorChain;
+use vm_memory::{Bytes, GuestAddress};
 
-use super::engine::{Completion, Engine, MAX_JOBS, Operation};
+use super::engine::Engine;
+use super::job::{Completion, Job, MAX_JOBS, Operation};
 use super::metrics::BlockMetrics;
-use super::request::{Action, Disk, Request, STATUS_IOERR, STATUS_OK};
-use crate::devices::buffers::{GuestByte, Segments};
-use crate::devices::ring::{Active, BUDGET};
+use super::request::{Action, Disk, Malformed, Request, STATUS_IOERR, STATUS_OK};
+use crate::memory::GuestMemory;
+use crate::virtio::iovec::HeldIoVecs;
+use crate::virtio::queue::{Active, BUDGET, Ring};
 
-/// A request the engine works on.
-#[derive(Debug)]
-struct Job {
-    ring: usize,
-    head: u16,
-    operation: Operation,
-    /// What is still to be moved.
-    data: Segments,
-    total: usize,
-    status: GuestByte,
-}
-
-/// An active disk. It must not be dropped with jobs in flight.
+/// An active disk.
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) active: Active,
-    pub(super) engine: Engine,
+    requests: Requests,
+}
+
+/// The requests taken from the rings.
+#[derive(Debug)]
+struct Requests {
+    engine: Engine,
     disk: Disk,
     write_through: bool,
-    jobs: Vec<Option<Job>>,
-    free: Vec<u16>,
-    /// Rings with used buffers the driver was not told of yet.
+    /// Jobs the engine has.
+    in_flight: usize,
+    /// Rings with used buffers the driver has not been notified of yet.
     used: Vec<bool>,
-    /// A ring was left with chains in it because all job numbers were taken.
+    /// A ring was left with chains in it because there were as many jobs as there may be.
     starved: bool,
     done: Vec<Completion>,
+}
+
+/// Where a request came from, and its answer goes.
+struct Origin<'a> {
+    mem: &'a Arc<GuestMemory>,
+    ring: &'a mut Ring,
+    position: usize,
 }
 
 impl Running {
     /// An idle one.
     pub(super) fn new(active: Active, engine: Engine, disk: Disk, write_through: bool) -> Self {
         Running {
-            used: vec![false; active.rings.len()],
+            requests: Requests {
+                engine,
+                disk,
+                write_through,
+                in_flight: 0,
+                used: vec![false; active.rings.len()],
+                starved: false,
+                done: Vec::new(),
+            },
             active,
-            engine,
-            disk,
-            write_through,
-            jobs: Vec::new(),
-            free: Vec::new(),
-            starved: false,
-            done: Vec::new(),
         }
-    }
-
-    /// A free job number. Their table grows as it is needed: most disks of a pod, its image's
-    /// layers, never have more than a few requests at a time.
-    fn number(&mut self) -> Option<u16> {
-        if let Some(number) = self.free.pop() {
-            return Some(number);
-        }
-        let number = u16::try_from(self.jobs.len()).ok()?;
-        if self.jobs.len() >= MAX_JOBS {
-            return None;
-        }
-        self.jobs.push(None);
-        Some(number)
     }
 
     /// No job is in flight.
     pub(super) fn idle(&self) -> bool {
-        self.free.len() == self.jobs.len()
+        self.requests.in_flight == 0
     }
 
-    /// Takes requests from a ring, as many as there are job numbers.
+    /// Waits until a job may have finished.
+    pub(super) fn wait(&self, deadline: Instant) -> io::Result<()> {
+        self.requests.engine.wait(deadline)
+    }
+
+    /// Takes requests from a ring, as many as there may be jobs.
     pub(super) fn process(&mut self, position: usize, serial: &str, metrics: &mut BlockMetrics) {
-        let mut budget = BUDGET;
-        loop {
-            let Some(ring) = self.active.rings.get_mut(position) else {
-                return;
+        let (mem, requests) = (&self.active.mem, &mut self.requests);
+        let Some(ring) = self.active.rings.get_mut(position) else {
+            return;
+        };
+        // Where there is no room, completions look at the rings again; until then kicks are of no
+        // use.
+        if requests.is_full() {
+            return;
+        }
+        ring.drain(mem, BUDGET, |ring, chain| {
+            let origin = Origin {
+                mem,
+                ring,
+                position,
             };
-            ring.silence(&self.active.mem);
-            let mut progress = false;
-            loop {
-                let Some(number) = self.number() else {
-                    // Completions look at the rings again; until then kicks are of no use.
-                    self.starved = true;
-                    return;
-                };
-                if budget == 0 {
-                    self.free.push(number);
-                    if let Some(ring) = self.active.rings.get(position) {
-                        ring.kick_self();
-                    }
-                    return;
-                }
-                if !self.take(position, number, serial, metrics) {
-                    break;
-                }
-                budget -= 1;
-                progress = true;
+            requests.take(origin, chain, serial, metrics);
+            match requests.is_full() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
             }
-            let Some(ring) = self.active.rings.get_mut(position) else {
-                return;
-            };
-            if !ring.listen(&self.active.mem) || !progress {
+        });
+    }
+
+    /// Interrupts the driver for rings with news.
+    fn notify(&mut self) {
+        for (ring, used) in self.active.rings.iter_mut().zip(&mut self.requests.used) {
+            if std::mem::take(used) {
+                ring.notify(&self.active.mem, self.active.interrupt.as_ref());
+            }
+        }
+    }
+
+    /// After requests were taken: starts them, and handles those done at once (cached data). True
+    /// when rings have to be looked at again because jobs have finished.
+    pub(super) fn launch(&mut self, metrics: &mut BlockMetrics) -> bool {
+        self.pump(metrics);
+        let requests = &mut self.requests;
+        requests.in_flight < MAX_JOBS && std::mem::take(&mut requests.starved)
+    }
+
+    /// Starts what is queued and handles what is finished. Afterwards every job in flight will
+    /// signal the engine's descriptor.
+    pub(super) fn pump(&mut self, metrics: &mut BlockMetrics) {
+        loop {
+            // When the kernel refuses, the entries stay queued; the next event tries again.
+            let submitted = self.requests.engine.submit();
+            let more = self.requests.complete(&mut self.active, metrics);
+            self.notify();
+            if !more || submitted.is_err() {
                 return;
             }
         }
     }
 
-    /// Takes one chain and starts it as job `number`, or answers it at once and gives the number
-    /// back; false when the ring has none.
+    pub(super) fn stop_watching(&mut self) {
+        let _ = self.active.events.remove(self.requests.engine.fd());
+        self.active.unwatch();
+    }
+}
+
+impl Requests {
+    /// Whether there are as many jobs as there may be; the rings are then looked at again later.
+    fn is_full(&mut self) -> bool {
+        let full = self.in_flight >= MAX_JOBS;
+        self.starved |= full;
+        full
+    }
+
+    /// Starts a chain as a job, or answers it at once.
     fn take(
         &mut self,
-        position: usize,
-        number: u16,
+        mut origin: Origin<'_>,
+        chain: DescriptorChain<&GuestMemory>,
         serial: &str,
         metrics: &mut BlockMetrics,
-    ) -> bool {
-        let Some(ring) = self.active.rings.get_mut(position) else {
-            self.free.push(number);
-            return false;
-        };
-        let Some(chain) = ring.pop(&self.active.mem) else {
-            self.free.push(number);
-            return false;
-        };
+    ) {
         let head = chain.head_index();
-        let Ok(request) = Request::parse(chain, &self.active.mem, &self.disk) else {
+        let mut data = HeldIoVecs::new(Arc::clone(origin.mem));
+        let parsed = data.with(|mem, list| {
+            let request = Request::parse(chain, mem, &self.disk)?;
+            *list = request.data;
+            Ok::<_, Malformed>((request.action, request.status))
+        });
+        let Ok((action, status)) = parsed else {
             metrics.malformed += 1;
-            self.free.push(number);
-            self.answer(position, head, 0);
-            return true;
+            self.answer(&mut origin, head, 0);
+            return;
         };
-        let total = request.data.len();
-        let operation = match request.action {
+        let total = data.get().len();
+        let operation = match action {
             Ok(Action::Read { offset }) if total > 0 => Operation::Read { offset },
             Ok(Action::Write { offset }) if total > 0 => Operation::Write {
                 offset,
@@ -156,14 +187,13 @@ impl Running {
                 len,
             },
             nothing_to_wait_for => {
-                let (status, written) = match nothing_to_wait_for {
+                let (outcome, written) = match nothing_to_wait_for {
                     Ok(Action::GetId) => {
                         let mut id = [0u8; VIRTIO_BLK_ID_BYTES as usize];
                         for (to, from) in id.iter_mut().zip(serial.bytes()) {
                             *to = from;
                         }
-                        // SAFETY: `active.mem` keeps guest memory mapped.
-                        (STATUS_OK, unsafe { request.data.copy_in(&id) })
+                        (STATUS_OK, data.get().copy_from(&id))
                     }
                     Ok(_) => (STATUS_OK, 0),
                     Err(refusal) => {
@@ -171,70 +201,67 @@ impl Running {
                         (refusal.status(), 0)
                     }
                 };
-                // SAFETY: as above.
-                unsafe { request.status.write(status) };
-                self.free.push(number);
-                self.answer(position, head, used_len(written));
-                return true;
+                origin.set_status(status, outcome);
+                self.answer(&mut origin, head, used_len(written));
+                return;
             }
         };
         let job = Job {
-            ring: position,
-            head,
             operation,
-            data: request.data,
+            data,
             total,
-            status: request.status,
+            ring: origin.position,
+            head,
+            status,
         };
-        self.start(number, job, metrics);
-        true
+        self.start(&mut origin, job, metrics);
     }
 
     /// Gives a job to the engine.
-    fn start(&mut self, number: u16, job: Job, metrics: &mut BlockMetrics) {
-        // SAFETY: the job, and with it its pieces, is kept in `jobs` until the engine reports it;
-        // `active.mem` keeps the memory mapped and is dropped after the engine is idle.
-        let queued = unsafe { self.engine.queue(number, job.operation, &job.data) };
-        match (queued, self.jobs.get_mut(usize::from(number))) {
-            (Ok(()), Some(slot)) => *slot = Some(job),
-            _ => self.finish(number, &job, STATUS_IOERR, metrics),
+    fn start(&mut self, origin: &mut Origin<'_>, job: Job, metrics: &mut BlockMetrics) {
+        match self.engine.queue(job) {
+            Ok(()) => self.in_flight += 1,
+            Err(job) => self.finish(origin, &job, STATUS_IOERR, metrics),
         }
     }
 
     /// Handles what the engine finished; true when something was queued again.
-    fn complete(&mut self, metrics: &mut BlockMetrics) -> bool {
+    fn complete(&mut self, active: &mut Active, metrics: &mut BlockMetrics) -> bool {
         let mut more = false;
         let mut done = std::mem::take(&mut self.done);
         self.engine.reap(&mut done);
-        for (number, result) in done.drain(..) {
-            let Some(mut job) = self
-                .jobs
-                .get_mut(usize::from(number))
-                .and_then(Option::take)
-            else {
+        for Completion { mut job, result } in done.drain(..) {
+            self.in_flight -= 1;
+            let Some(ring) = active.rings.get_mut(job.ring) else {
                 continue;
             };
+            let origin = &mut Origin {
+                mem: &active.mem,
+                ring,
+                position: job.ring,
+            };
+            let left = job.data.get().len();
             match (job.operation, usize::try_from(result)) {
                 (Operation::Read { offset } | Operation::Write { offset, .. }, Ok(moved))
-                    if moved > 0 && moved < job.data.len() =>
+                    if moved > 0 && moved < left =>
                 {
-                    // Cut short: go on with the rest.
+                    // Cut short: the rest is a job again.
                     job.data.advance(moved);
                     let offset = offset.saturating_add(moved as u64);
                     job.operation = match job.operation {
                         Operation::Write { sync, .. } => Operation::Write { offset, sync },
                         _ => Operation::Read { offset },
                     };
-                    self.start(number, job, metrics);
+                    self.start(origin, job, metrics);
                     more = true;
                 }
                 (Operation::Read { .. } | Operation::Write { .. }, Ok(moved)) => {
                     // Nothing moved: the file became shorter than it was.
-                    let ok = moved >= job.data.len();
+                    let ok = moved >= left;
                     let status = if ok { STATUS_OK } else { STATUS_IOERR };
-                    self.finish(number, &job, status, metrics);
+                    self.finish(origin, &job, status, metrics);
                 }
-                (_, Ok(_)) => self.finish(number, &job, STATUS_OK, metrics),
+                (_, Ok(_)) => self.finish(origin, &job, STATUS_OK, metrics),
                 (Operation::Allocate { mode, offset, len }, Err(_))
                     if mode & libc::FALLOC_FL_ZERO_RANGE != 0 && result == -libc::EOPNOTSUPP =>
                 {
@@ -244,22 +271,27 @@ impl Running {
                         offset,
                         len,
                     };
-                    self.start(number, job, metrics);
+                    self.start(origin, job, metrics);
                     more = true;
                 }
                 (_, Err(_)) if result == -libc::EINTR => {
-                    self.start(number, job, metrics);
+                    self.start(origin, job, metrics);
                     more = true;
                 }
-                (_, Err(_)) => self.finish(number, &job, STATUS_IOERR, metrics),
+                (_, Err(_)) => self.finish(origin, &job, STATUS_IOERR, metrics),
             }
         }
         self.done = done;
-        self.tell();
         more
     }
 
-    fn finish(&mut self, number: u16, job: &Job, status: u8, metrics: &mut BlockMetrics) {
+    fn finish(
+        &mut self,
+        origin: &mut Origin<'_>,
+        job: &Job,
+        status: u8,
+        metrics: &mut BlockMetrics,
+    ) {
         let ok = status == STATUS_OK;
         if !ok {
             metrics.failed += 1;
@@ -285,53 +317,22 @@ impl Running {
             }
             _ => 0,
         };
-        // SAFETY: `active.mem` keeps guest memory mapped.
-        unsafe { job.status.write(status) };
-        self.free.push(number);
-        self.answer(job.ring, job.head, used_len(written));
+        origin.set_status(job.status, status);
+        self.answer(origin, job.head, used_len(written));
     }
 
-    fn answer(&mut self, position: usize, head: u16, len: u32) {
-        if let Some(ring) = self.active.rings.get_mut(position) {
-            ring.push(&self.active.mem, head, len);
-        }
-        if let Some(used) = self.used.get_mut(position) {
+    fn answer(&mut self, origin: &mut Origin<'_>, head: u16, len: u32) {
+        origin.ring.push(origin.mem, head, len);
+        if let Some(used) = self.used.get_mut(origin.position) {
             *used = true;
         }
     }
+}
 
-    /// Interrupts the driver for rings with news.
-    fn tell(&mut self) {
-        for (ring, used) in self.active.rings.iter_mut().zip(&mut self.used) {
-            if std::mem::take(used) {
-                ring.notify(&self.active.mem, self.active.interrupt.as_ref());
-            }
-        }
-    }
-
-    /// After requests were taken: starts them, and handles those done at once (cached data). True
-    /// when rings have to be looked at again because job numbers came free.
-    pub(super) fn launch(&mut self, metrics: &mut BlockMetrics) -> bool {
-        self.pump(metrics);
-        !self.free.is_empty() && std::mem::take(&mut self.starved)
-    }
-
-    /// Starts what is queued and handles what is finished. Afterwards every job in flight will
-    /// signal the engine's descriptor.
-    pub(super) fn pump(&mut self, metrics: &mut BlockMetrics) {
-        loop {
-            // When the kernel refuses, the entries stay queued; the next event tries again.
-            let submitted = self.engine.submit();
-            let more = self.complete(metrics);
-            if !more || submitted.is_err() {
-                return;
-            }
-        }
-    }
-
-    pub(super) fn stop_watching(&mut self) {
-        let _ = self.active.events.remove(self.engine.fd());
-        self.active.unwatch();
+impl Origin<'_> {
+    fn set_status(&self, at: GuestAddress, status: u8) {
+        // Fails only outside guest memory, where `Request::parse` lets no status be.
+        let _ = self.mem.write_obj(status, at);
     }
 }
 

@@ -10,14 +10,58 @@ use std::sync::atomic::{Ordering, fence};
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::engine::{Completion, MAX_JOBS, Operation};
-use crate::devices::buffers::Segments;
+use super::job::{Completion, Job, MAX_JOBS, Operation};
 
 /// One ring and the file its jobs are for.
 pub struct UringEngine {
     ring: IoUring,
     file: Arc<File>,
     event: EventFd,
+    jobs: Jobs,
+}
+
+/// The jobs the kernel may be working on, by the number in their entries. The table grows as it
+/// is needed: most disks of a pod, its image's layers, never have more than a few requests at a
+/// time.
+#[derive(Debug, Default)]
+struct Jobs {
+    table: Vec<Option<Job>>,
+    free: Vec<u16>,
+}
+
+impl Jobs {
+    /// A free number, with a place in the table.
+    fn number(&mut self) -> Option<u16> {
+        if let Some(number) = self.free.pop() {
+            return Some(number);
+        }
+        let number = u16::try_from(self.table.len()).ok()?;
+        if self.table.len() >= MAX_JOBS {
+            return None;
+        }
+        self.table.push(None);
+        Some(number)
+    }
+
+    fn put(&mut self, number: u16, job: Job) {
+        if let Some(place) = self.table.get_mut(usize::from(number)) {
+            *place = Some(job);
+        }
+    }
+
+    fn take(&mut self, number: u16) -> Option<Job> {
+        let job = self.table.get_mut(usize::from(number))?.take()?;
+        self.free.push(number);
+        Some(job)
+    }
+}
+
+impl Drop for Jobs {
+    /// Where jobs are still in flight the host's storage hangs, and the kernel may yet write to
+    /// their memory: leaking them, and the guest memory with them, is all that stays sound.
+    fn drop(&mut self) {
+        self.table.drain(..).flatten().for_each(std::mem::forget);
+    }
 }
 
 impl fmt::Debug for UringEngine {
@@ -32,7 +76,7 @@ impl UringEngine {
     /// Makes the ring.
     ///
     /// # Errors
-    /// When the kernel has none for us, or an operation we need is missing in it.
+    /// When the kernel refuses io_uring, or lacks an operation this needs.
     pub fn start(file: Arc<File>) -> io::Result<Self> {
         let entries = u32::try_from(MAX_JOBS).unwrap_or(128);
         let ring = IoUring::new(entries)?;
@@ -50,48 +94,35 @@ impl UringEngine {
         }
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
-        Ok(UringEngine { ring, file, event })
+        Ok(UringEngine {
+            ring,
+            file,
+            event,
+            jobs: Jobs::default(),
+        })
     }
 
     /// See [`super::engine::Engine::queue`].
-    ///
-    /// # Safety
-    /// As there.
-    pub unsafe fn queue(
-        &mut self,
-        job: u16,
-        operation: Operation,
-        data: &Segments,
-    ) -> io::Result<()> {
-        let fd = types::Fd(self.file.as_raw_fd());
-        let pieces = data.pieces();
-        // `Segments` holds at most MAX_PIECES.
-        let count = u32::try_from(pieces.len()).unwrap_or(0);
-        let entry: squeue::Entry = match operation {
-            Operation::Read { offset } => opcode::Readv::new(fd, pieces.as_ptr(), count)
-                .offset(offset)
-                .build(),
-            Operation::Write { offset, sync } => opcode::Writev::new(fd, pieces.as_ptr(), count)
-                .offset(offset)
-                .rw_flags(if sync { libc::RWF_DSYNC } else { 0 })
-                .build(),
-            Operation::DataSync => opcode::Fsync::new(fd)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
-            Operation::Allocate { mode, offset, len } => opcode::Fallocate::new(fd, len)
-                .offset(offset)
-                .mode(mode)
-                .build(),
+    pub fn queue(&mut self, job: Job) -> Result<(), Job> {
+        let Some(number) = self.jobs.number() else {
+            return Err(job);
         };
-        let entry = entry.user_data(u64::from(job));
-        // SAFETY: the caller keeps data and memory valid until completion; the file is ours.
-        if unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.submit()?;
-            // SAFETY: as above.
-            unsafe { self.ring.submission().push(&entry) }
-                .map_err(|_| io::Error::from(io::ErrorKind::ResourceBusy))?;
+        let entry = entry(&job, &self.file).user_data(u64::from(number));
+        self.jobs.put(number, job);
+        for _ in 0..2 {
+            // SAFETY: the list the entry names is that of a job in `jobs`. It stays there, unchanged,
+            // until `reap` finds it reported by the kernel, and is leaked when the engine goes
+            // before that; and it holds the guest memory its pieces are in. The file is open for as
+            // long as the engine is there.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return Ok(());
+            }
+            // No room: the kernel takes what is queued.
+            if self.submit().is_err() {
+                break;
+            }
         }
-        Ok(())
+        self.jobs.take(number).map_or(Ok(()), Err)
     }
 
     /// See [`super::engine::Engine::submit`].
@@ -126,8 +157,10 @@ impl UringEngine {
     pub fn reap(&mut self, done: &mut Vec<Completion>) {
         for entry in self.ring.completion() {
             // Only numbers given to `queue` come back.
-            if let Ok(job) = u16::try_from(entry.user_data()) {
-                done.push((job, entry.result()));
+            let number = u16::try_from(entry.user_data()).ok();
+            if let Some(job) = number.and_then(|number| self.jobs.take(number)) {
+                let result = entry.result();
+                done.push(Completion { job, result });
             }
         }
     }
@@ -135,5 +168,29 @@ impl UringEngine {
     /// Signalled by the kernel at each completion.
     pub fn event(&self) -> &EventFd {
         &self.event
+    }
+}
+
+/// The kernel's form of a job.
+fn entry(job: &Job, file: &File) -> squeue::Entry {
+    let fd = types::Fd(file.as_raw_fd());
+    let pieces = job.data.get().pieces();
+    // A list holds at most MAX_PIECES.
+    let count = u32::try_from(pieces.len()).unwrap_or(0);
+    match job.operation {
+        Operation::Read { offset } => opcode::Readv::new(fd, pieces.as_ptr(), count)
+            .offset(offset)
+            .build(),
+        Operation::Write { offset, sync } => opcode::Writev::new(fd, pieces.as_ptr(), count)
+            .offset(offset)
+            .rw_flags(if sync { libc::RWF_DSYNC } else { 0 })
+            .build(),
+        Operation::DataSync => opcode::Fsync::new(fd)
+            .flags(types::FsyncFlags::DATASYNC)
+            .build(),
+        Operation::Allocate { mode, offset, len } => opcode::Fallocate::new(fd, len)
+            .offset(offset)
+            .mode(mode)
+            .build(),
     }
 }

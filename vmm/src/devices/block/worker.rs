@@ -3,29 +3,19 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
+use rustix::fs::FallocateFlags;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::engine::{Completion, MAX_JOBS, Operation};
-use crate::devices::buffers::Segments;
-use crate::memory::GuestMemory;
+use super::job::{Completion, Job, MAX_JOBS, Operation};
+
+use crate::sync::lock;
 
 /// The thread needs little: system calls and a few frames.
 const STACK: usize = 64 << 10;
-
-struct Job {
-    number: u16,
-    operation: Operation,
-    pieces: *const libc::iovec,
-    count: i32,
-}
-
-// SAFETY: addresses only; `WorkerEngine::queue` has its caller keep them valid until the job is
-// reported.
-unsafe impl Send for Job {}
 
 /// The thread's end of things.
 pub struct WorkerEngine {
@@ -41,12 +31,12 @@ impl fmt::Debug for WorkerEngine {
 }
 
 impl WorkerEngine {
-    /// Starts the thread. It ends when the engine is dropped, and holds `mem` until then, so that
-    /// a job that is still running finds its memory mapped.
+    /// Starts the thread. It ends when the engine is dropped, after the job it is at; the job holds
+    /// its memory itself.
     ///
     /// # Errors
-    /// When no thread or descriptor is to be had.
-    pub fn start(file: Arc<File>, mem: GuestMemory) -> io::Result<Self> {
+    /// When the system gives no thread or descriptor.
+    pub fn start(file: Arc<File>) -> io::Result<Self> {
         let (jobs, inbox) = sync_channel::<Job>(MAX_JOBS);
         let done = Arc::new(Mutex::new(Vec::new()));
         let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
@@ -55,13 +45,9 @@ impl WorkerEngine {
             .name("disk".into())
             .stack_size(STACK)
             .spawn(move || {
-                let _mem = mem;
                 while let Ok(job) = inbox.recv() {
                     let result = run(&file, &job);
-                    report
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push((job.number, result));
+                    lock(&report).push(Completion { job, result });
                     // Fails only when the counter is full, and then it is readable anyway.
                     let _ = signal.write(1);
                 }
@@ -70,32 +56,15 @@ impl WorkerEngine {
     }
 
     /// See [`super::engine::Engine::queue`].
-    ///
-    /// # Safety
-    /// As there.
-    pub unsafe fn queue(
-        &mut self,
-        job: u16,
-        operation: Operation,
-        data: &Segments,
-    ) -> io::Result<()> {
-        let pieces = data.pieces();
-        self.jobs
-            .try_send(Job {
-                number: job,
-                operation,
-                pieces: pieces.as_ptr(),
-                count: i32::try_from(pieces.len()).unwrap_or(0),
-            })
-            .map_err(|e| match e {
-                TrySendError::Full(_) => io::ErrorKind::ResourceBusy.into(),
-                TrySendError::Disconnected(_) => io::ErrorKind::BrokenPipe.into(),
-            })
+    pub fn queue(&mut self, job: Job) -> Result<(), Job> {
+        self.jobs.try_send(job).map_err(|e| match e {
+            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+        })
     }
 
     /// See [`super::engine::Engine::reap`].
     pub fn reap(&mut self, done: &mut Vec<Completion>) {
-        done.append(&mut self.done.lock().unwrap_or_else(PoisonError::into_inner));
+        done.append(&mut lock(&self.done));
     }
 
     /// Written after each job.
@@ -105,32 +74,28 @@ impl WorkerEngine {
 }
 
 fn run(file: &File, job: &Job) -> i32 {
-    let fd = file.as_raw_fd();
-    let position = |offset: u64| libc::off_t::try_from(offset).unwrap_or(libc::off_t::MAX);
     loop {
-        let n = match job.operation {
-            // SAFETY: the pieces stay valid until this job is reported (see `queue`).
-            Operation::Read { offset } => unsafe {
-                libc::preadv(fd, job.pieces, job.count, position(offset))
-            },
-            Operation::Write { offset, sync } => {
-                let flags = if sync { libc::RWF_DSYNC } else { 0 };
-                // SAFETY: as above.
-                unsafe { libc::pwritev2(fd, job.pieces, job.count, position(offset), flags) }
-            }
-            // SAFETY: a call on our own descriptor.
-            Operation::DataSync => unsafe { libc::fdatasync(fd) as isize },
-            // SAFETY: as above.
-            Operation::Allocate { mode, offset, len } => unsafe {
-                libc::fallocate(fd, mode, position(offset), position(len)) as isize
-            },
-        };
-        if n >= 0 {
-            return i32::try_from(n).unwrap_or(i32::MAX);
+        match attempt(file, job) {
+            Ok(moved) => return i32::try_from(moved).unwrap_or(i32::MAX),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return -e.raw_os_error().unwrap_or(libc::EIO),
         }
-        let e = io::Error::last_os_error();
-        if e.kind() != io::ErrorKind::Interrupted {
-            return -e.raw_os_error().unwrap_or(libc::EIO);
+    }
+}
+
+fn attempt(file: &File, job: &Job) -> io::Result<usize> {
+    let data = job.data.get();
+    let position = |offset: u64| libc::off_t::try_from(offset).unwrap_or(libc::off_t::MAX);
+    match job.operation {
+        Operation::Read { offset } => data.preadv(file.as_fd(), position(offset)),
+        Operation::Write { offset, sync } => {
+            let flags = if sync { libc::RWF_DSYNC } else { 0 };
+            data.pwritev(file.as_fd(), position(offset), flags)
+        }
+        Operation::DataSync => Ok(rustix::fs::fdatasync(file).map(|()| 0)?),
+        Operation::Allocate { mode, offset, len } => {
+            let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
+            Ok(rustix::fs::fallocate(file, mode, offset, len).map(|()| 0)?)
         }
     }
 }

@@ -9,7 +9,7 @@ use super::files::strip_set_ids;
 use super::nodes::Node;
 use super::reply::{self, Writer};
 use super::request::{MAX_XATTR, Request, SetAttr, SetTime};
-use super::server::{Answer, Outcome, Scratch, Server, name_of, stat};
+use super::server::{Outcome, Payload, Scratch, Server, name_of, stat};
 
 /// The one name space the guest reaches. `security.` and `trusted.` would mean something to the
 /// host's kernel, `system.` (ACLs) is checked by the guest's, which was not told that there are any.
@@ -37,7 +37,7 @@ impl Server {
         &self,
         node: u64,
         request: &Request<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         let node = self.node(node)?;
         match *request {
@@ -76,14 +76,14 @@ impl Server {
             }
             _ => return Err(Errno::NOSYS),
         }
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 
     fn stat_of(
         &self,
         node: &Node,
         handle: Option<u64>,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Result<rustix::fs::Statx, Errno> {
         // Through the open file where there is one: on a network file system it may know more.
         let mut stat = match handle.map(|h| self.handle(h)) {
@@ -100,7 +100,7 @@ impl Server {
     /// but its sendfile(2) and splice(2), with which busybox copies, go no further than the size
     /// the guest's kernel was told last, which is just before it opens the file. As on sysfs it is
     /// whole pages, and never less than there is; the short answer at the end tells it the rest.
-    fn text_size(&self, node: &Node, scratch: &mut Scratch) -> u64 {
+    fn text_size(&self, node: &Node, scratch: &mut Scratch<'_>) -> u64 {
         // What may not be read has none.
         let Ok(file) = self.reopen(node, OFlags::RDONLY | OFlags::NONBLOCK) else {
             return 0;
@@ -189,7 +189,7 @@ fn timespec(time: Option<SetTime>) -> Timespec {
 /// Answers with a value, or with its length when no room was offered.
 fn get(
     size: u32,
-    scratch: &mut Scratch,
+    scratch: &mut Scratch<'_>,
     call: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
 ) -> Result<(), Errno> {
     // For its length alone the value is read too: rustix asks for no length.
@@ -204,7 +204,7 @@ fn get(
     answer(size, length, scratch)
 }
 
-fn answer(size: u32, length: usize, scratch: &mut Scratch) -> Result<(), Errno> {
+fn answer(size: u32, length: usize, scratch: &mut Scratch<'_>) -> Result<(), Errno> {
     if size == 0 {
         let length = u32::try_from(length).map_err(|_| Errno::TOOBIG)?;
         Writer(&mut scratch.out).u32(length).u32(0);
@@ -216,7 +216,7 @@ fn answer(size: u32, length: usize, scratch: &mut Scratch) -> Result<(), Errno> 
 }
 
 /// The names the guest may know of.
-fn list(node: &Node, size: u32, scratch: &mut Scratch) -> Result<(), Errno> {
+fn list(node: &Node, size: u32, scratch: &mut Scratch<'_>) -> Result<(), Errno> {
     scratch.buffer.clear();
     scratch
         .buffer

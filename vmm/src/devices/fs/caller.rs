@@ -5,7 +5,7 @@
 
 use rustix::io::Errno;
 
-/// Asks for the present id; it is no valid one to set.
+/// Asks for the present id; it cannot be set.
 const ASK: u32 = u32::MAX;
 
 fn set_uid(uid: u32) -> u32 {
@@ -14,7 +14,7 @@ fn set_uid(uid: u32) -> u32 {
 }
 
 fn set_gid(gid: u32) -> u32 {
-    // SAFETY: as above.
+    // SAFETY: no pointers; concerns this thread alone.
     unsafe { libc::setfsgid(gid) }.cast_unsigned()
 }
 
@@ -29,7 +29,7 @@ impl Caller {
     /// Becomes `uid` and `gid`.
     ///
     /// # Errors
-    /// INVAL when the guest named nobody (it does so on id-mapped mounts, where nothing is made),
+    /// INVAL when the guest named no user (it does so on id-mapped mounts, where nothing is made),
     /// PERM when this process may not.
     pub fn become_one(uid: u32, gid: u32) -> Result<Self, Errno> {
         if uid == ASK || gid == ASK {

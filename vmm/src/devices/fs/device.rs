@@ -1,14 +1,15 @@
 //! The file server as its transport sees it: a tag and two queues. The work is in `workers`.
 
+use std::borrow::Cow;
 use std::io;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
 use super::persist::{SavedFs, VERSION};
 use super::workers::Workers;
-use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::virtio::queue::Active;
 
 /// The queue for FORGET, and the one for requests: a MiB of data in pages, and what is around it,
 /// fits into one chain even where the driver has no indirect descriptors.
@@ -27,7 +28,7 @@ pub struct FsConfig {
     pub workers: Workers,
 }
 
-/// Why the device could not be made, or not be written down.
+/// Why the device could not be made or saved.
 #[derive(Debug, thiserror::Error)]
 pub enum FsError {
     /// The tag does not fit.
@@ -38,8 +39,8 @@ pub enum FsError {
     },
     /// Files are open, and stay with this process.
     #[error(
-        "the guest holds {nodes} files of the share and has {handles} of them open; a snapshot is \
-         possible when it has unmounted the share, or uses nothing on it"
+        "the guest holds {nodes} files of the share and has {handles} of them open; unmount the share, \
+         or stop what uses it, before taking a snapshot"
     )]
     Held {
         /// Files looked up.
@@ -130,11 +131,8 @@ impl VirtioDevice for FsDevice {
         0
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.config.iter().skip(offset)) {
-            *to = *from;
-        }
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -169,30 +167,22 @@ impl VirtioDevice for FsDevice {
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
         if self.workers.is_active() && !self.quiesced {
-            return Err(DeviceError::WrongState {
-                device: ID.to_owned(),
-                attempted: "saving",
-                state: "running",
-            });
+            return Err(DeviceError::not_quiesced(ID));
         }
-        let failed = |source| DeviceError::Device {
-            device: ID.to_owned(),
-            source,
-        };
         let server = self.workers.server();
         let (nodes, handles) = server.holds();
         if (nodes, handles) != (0, 0) {
-            return Err(failed(Box::new(FsError::Held { nodes, handles })));
+            return Err(DeviceError::Device {
+                device: ID.to_owned(),
+                source: Box::new(FsError::Held { nodes, handles }),
+            });
         }
-        let saved = SavedFs {
+        let state = SavedFs {
             version: VERSION,
             tag: self.tag.clone(),
             mounted: server.is_ready(),
         };
-        Ok(SavedDevice {
-            state: serde_json::to_value(saved).map_err(|e| failed(Box::new(e)))?,
-            queues: self.workers.save(),
-        })
+        SavedDevice::new(ID, &state, self.workers.save())
     }
 
     fn metrics(&self) -> serde_json::Value {

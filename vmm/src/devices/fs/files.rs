@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
@@ -11,12 +11,14 @@ use super::abi;
 use super::nodes::{self, Handle, Node, Origin};
 use super::reply::{self, Writer};
 use super::request::Request;
-use super::server::{Answer, MAX_WRITE, Outcome, Scratch, Server, stat};
+use super::server::{MAX_WRITE, Outcome, Payload, Scratch, Server, stat};
+
+use crate::sync::lock;
 
 /// What is read of a directory at one time.
 const DIR_BYTES: usize = 32 << 10;
-/// What one COPY_FILE_RANGE copies, so that no request holds its thread for long; the caller goes
-/// on with the rest, as copy_file_range(2) allows.
+/// What one COPY_FILE_RANGE copies, so that no request holds its thread for long; the caller
+/// copies the rest, as copy_file_range(2) allows.
 const MAX_COPY: u64 = 16 << 20;
 
 /// The flags of open(2) that mean something to a file that is open already by name. Without
@@ -36,7 +38,7 @@ pub(super) fn open_flags(flags: u32) -> Result<OFlags, Errno> {
     Ok(flags)
 }
 
-/// What the guest's kernel is told of a file that was opened. One whose size does not say how much
+/// The flags of the answer to OPEN. One whose size does not say how much
 /// can be read of it is read to its end only past the guest's page cache, which stops at the size:
 /// all of the kernel's own file systems, and whatever says 0 and is only read (files of a FUSE
 /// server on the node, such as lxcfs; a file that is really empty loses nothing by it).
@@ -75,22 +77,19 @@ fn size(size: u32) -> usize {
 }
 
 impl Server {
-    /// # Safety
-    /// The guest memory of `scratch` is mapped until this returns.
-    pub(super) unsafe fn read(
+    pub(super) fn read(
         &self,
         handle: u64,
         at: u64,
         length: u32,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         let handle = self.handle(handle)?;
-        scratch.writable.truncate(size(length));
+        scratch.chain.writable.truncate(size(length));
         let mut total = 0;
         loop {
             let at = offset(at.saturating_add(total as u64))?;
-            // SAFETY: the caller's promise.
-            let read = unsafe { scratch.writable.preadv(handle.fd.as_fd(), at) };
+            let read = scratch.chain.writable.preadv(handle.fd.as_fd(), at);
             let read = match read {
                 Ok(read) => read,
                 // What there is so far; the guest comes back for the error.
@@ -102,49 +101,48 @@ impl Server {
             if read == 0 || !handle.origin.is_text() {
                 break;
             }
-            scratch.writable.advance(read);
-            if scratch.writable.is_empty() {
+            scratch.chain.writable.advance(read);
+            if scratch.chain.writable.is_empty() {
                 break;
             }
         }
         self.metrics.reads.add(1);
         self.metrics.bytes_read.add(total as u64);
-        Ok(Answer::Placed(total))
+        Ok(Payload::Placed(total))
     }
 
-    /// # Safety
-    /// As `read`.
-    pub(super) unsafe fn write(
+    pub(super) fn write(
         &self,
         handle: u64,
         at: u64,
         length: u32,
         kill: bool,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         let handle = self.handle(handle)?;
-        if length > MAX_WRITE || size(length) > scratch.readable.len() {
+        if length > MAX_WRITE || size(length) > scratch.chain.readable.len() {
             return Err(Errno::INVAL);
         }
         if kill && handle.writable {
             strip_set_ids(&handle.fd)?;
         }
-        scratch.readable.truncate(size(length));
-        // SAFETY: the caller's promise.
-        let written = unsafe { scratch.readable.pwritev(handle.fd.as_fd(), offset(at)?) };
-        let written = written.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        scratch.chain.readable.truncate(size(length));
+        let (data, fd) = (&scratch.chain.readable, handle.fd.as_fd());
+        let written = data
+            .pwritev(fd, offset(at)?, 0)
+            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         self.metrics.writes.add(1);
         self.metrics.bytes_written.add(written as u64);
         let mut w = Writer(&mut scratch.out);
         w.u32(u32::try_from(written).unwrap_or(0)).u32(0);
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 
     pub(super) fn on_file(
         &self,
         node: u64,
         request: &Request<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         match *request {
             Request::Open { flags, kill } => self.open(node, flags, kill, scratch),
@@ -152,14 +150,14 @@ impl Server {
             Request::Release { handle } => {
                 let gone = self.handles().remove(handle)?;
                 drop(gone);
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::Flush { handle } => {
                 let handle = self.handle(handle)?;
                 if handle.writable {
                     flush(rustix::io::fcntl_dupfd_cloexec(&handle.fd, 3)?)?;
                 }
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::Fsync { handle, data_only } => {
                 let handle = self.handle(handle)?;
@@ -167,7 +165,7 @@ impl Server {
                     true => rustix::fs::fdatasync(&handle.fd)?,
                     false => rustix::fs::fsync(&handle.fd)?,
                 }
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::ReadDir {
                 handle,
@@ -183,7 +181,7 @@ impl Server {
                 let handle = self.handle(handle)?;
                 let mode = FallocateFlags::from_bits_retain(mode);
                 rustix::fs::fallocate(&handle.fd, mode, offset, length)?;
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::Lseek {
                 handle,
@@ -199,7 +197,7 @@ impl Server {
                 };
                 let found = rustix::fs::seek(&handle.fd, to)?;
                 Writer(&mut scratch.out).u64(found);
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::CopyRange {
                 handle,
@@ -219,14 +217,14 @@ impl Server {
                 )?;
                 let mut w = Writer(&mut scratch.out);
                 w.u32(u32::try_from(copied).unwrap_or(0)).u32(0);
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::SyncFs => self.sync_all(),
             _ => Err(Errno::NOSYS),
         }
     }
 
-    fn open(&self, node: u64, flags: u32, kill: bool, scratch: &mut Scratch) -> Outcome {
+    fn open(&self, node: u64, flags: u32, kill: bool, scratch: &mut Scratch<'_>) -> Outcome {
         let node = self.node(node)?;
         if node.kind != FileType::RegularFile {
             return Err(Errno::NXIO);
@@ -241,7 +239,7 @@ impl Server {
         self.keep_open(fd, how, writable, None, &node, scratch)
     }
 
-    fn open_dir(&self, node: u64, scratch: &mut Scratch) -> Outcome {
+    fn open_dir(&self, node: u64, scratch: &mut Scratch<'_>) -> Outcome {
         let node = self.node(node)?;
         if node.kind != FileType::Directory {
             return Err(Errno::NOTDIR);
@@ -258,7 +256,7 @@ impl Server {
         writable: bool,
         position: Option<Mutex<()>>,
         node: &Node,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         let added = self.handles().add(Handle {
             fd,
@@ -269,16 +267,18 @@ impl Server {
         });
         let handle = added.inspect_err(|_| self.metrics.limited.add(1))?;
         reply::open(&mut Writer(&mut scratch.out), handle, how);
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 
-    fn read_dir(&self, handle: u64, at: u64, length: u32, scratch: &mut Scratch) -> Outcome {
+    fn read_dir(&self, handle: u64, at: u64, length: u32, scratch: &mut Scratch<'_>) -> Outcome {
         let handle = self.handle(handle)?;
         let Some(position) = &handle.position else {
             return Err(Errno::NOTDIR);
         };
-        let room = size(length).min(scratch.writable.len()).min(DIR_BYTES);
-        let _one = position.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = size(length)
+            .min(scratch.chain.writable.len())
+            .min(DIR_BYTES);
+        let _one = lock(position);
         rustix::fs::seek(&handle.fd, SeekFrom::Start(at))?;
         scratch.buffer.clear();
         scratch.buffer.reserve(DIR_BYTES);
@@ -300,7 +300,7 @@ impl Server {
             let ino = nodes::ino(handle.device, entry.ino());
             reply::dirent(&mut w, ino, entry.next_entry_cookie(), kind, name);
         }
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 
     /// The guest's kernel asks once for its one file system, which here are several.
@@ -310,7 +310,7 @@ impl Server {
             let fd = self.reopen(&node, OFlags::RDONLY)?;
             rustix::fs::syncfs(&fd)?;
         }
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 }
 

@@ -38,6 +38,6 @@ pub struct FsMetrics {
     pub bytes_written: Counter,
     /// Refused because the guest held too many files.
     pub limited: Counter,
-    /// Chains that are no message.
+    /// Malformed messages.
     pub malformed: Counter,
 }

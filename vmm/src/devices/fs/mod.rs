@@ -6,7 +6,7 @@
 //! transport sees.
 //!
 //! Nothing the guest says becomes a path. A file is looked up by one name in a directory that the
-//! guest was told of before, without following links, and from then on is an `O_PATH` descriptor
+//! guest has looked up before, without following links, and from then on is an `O_PATH` descriptor
 //! behind a number; it is opened through /proc/self/fd, of which the jail keeps that directory
 //! alone. Names are checked to be one component and never `..`, so no sequence of requests leaves
 //! the share.
@@ -32,6 +32,7 @@ mod metrics;
 mod names;
 pub mod nodes;
 mod persist;
+mod reader;
 mod reply;
 pub mod request;
 mod server;
@@ -43,7 +44,5 @@ pub use persist::SavedFs;
 pub use server::{Limits, Server};
 pub use workers::Workers;
 
-#[cfg(test)]
-mod hostile;
 #[cfg(test)]
 mod tests;

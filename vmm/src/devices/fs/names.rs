@@ -12,7 +12,7 @@ use super::files::{how_opened, open_flags, strip_set_ids};
 use super::nodes::{Handle, Node, Origin};
 use super::reply::{self, Writer};
 use super::request::{Header, Request};
-use super::server::{Answer, Outcome, Scratch, Server, name_of, stat};
+use super::server::{Outcome, Payload, Scratch, Server, name_of, stat};
 
 /// PROC_SUPER_MAGIC (statfs(2)).
 const PROCFS: i64 = 0x9fa0;
@@ -62,36 +62,36 @@ impl Server {
         &self,
         header: &Header,
         request: &Request<'_>,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         let dir = self.node(header.node)?;
         let caller = || Caller::become_one(header.uid, header.gid);
         match *request {
-            Request::Lookup { name } => self.tell_of(&dir, name, scratch),
+            Request::Lookup { name } => self.reply_with_entry(&dir, name, scratch),
             Request::Mkdir { name, mode } => {
                 let made = caller()?;
                 rustix::fs::mkdirat(&dir.fd, name, permissions(mode))?;
                 drop(made);
-                self.tell_of(&dir, name, scratch)
+                self.reply_with_entry(&dir, name, scratch)
             }
             Request::Mknod { name, mode, device } => {
                 let kind = FileType::from_raw_mode(mode);
                 match kind {
                     FileType::RegularFile | FileType::Fifo | FileType::Socket => {}
-                    // A whiteout of an overlay, which is no device at all.
+                    // An overlay whiteout, which is not really a device.
                     FileType::CharacterDevice if device == 0 => {}
                     _ => return Err(Errno::PERM),
                 }
                 let made = caller()?;
                 rustix::fs::mknodat(&dir.fd, name, kind, permissions(mode), 0)?;
                 drop(made);
-                self.tell_of(&dir, name, scratch)
+                self.reply_with_entry(&dir, name, scratch)
             }
             Request::Symlink { name, target } => {
                 let made = caller()?;
                 rustix::fs::symlinkat(target, &dir.fd, name)?;
                 drop(made);
-                self.tell_of(&dir, name, scratch)
+                self.reply_with_entry(&dir, name, scratch)
             }
             Request::Link { node, name } => {
                 let file = self.node(node)?;
@@ -104,7 +104,7 @@ impl Server {
                     name,
                     AtFlags::SYMLINK_FOLLOW,
                 )?;
-                self.tell_of(&dir, name, scratch)
+                self.reply_with_entry(&dir, name, scratch)
             }
             Request::Create {
                 name,
@@ -114,7 +114,7 @@ impl Server {
             } => {
                 let made = caller()?;
                 let (fd, stat) = self.create(&dir, name, flags, mode, kill, made)?;
-                self.tell_of_open(&dir, fd, &stat, flags, scratch)
+                self.reply_with_open_entry(&dir, fd, &stat, flags, scratch)
             }
             Request::Tmpfile { flags, mode } => {
                 let flags = open_flags(flags)? | OFlags::TMPFILE | OFlags::CLOEXEC;
@@ -122,15 +122,15 @@ impl Server {
                 let fd = rustix::fs::openat(&dir.fd, c".", flags, permissions(mode))?;
                 drop(made);
                 let stat = stat(&fd)?;
-                self.tell_of_open(&dir, fd, &stat, flags.bits(), scratch)
+                self.reply_with_open_entry(&dir, fd, &stat, flags.bits(), scratch)
             }
             Request::Unlink { name } => {
                 rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty())?;
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::Rmdir { name } => {
                 rustix::fs::unlinkat(&dir.fd, name, AtFlags::REMOVEDIR)?;
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::Rename {
                 name,
@@ -147,32 +147,33 @@ impl Server {
                 };
                 rustix::fs::renameat_with(&dir.fd, name, &to.fd, to_name, flags)?;
                 drop(made);
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::ReadLink => {
                 let buffer = std::mem::take(&mut scratch.buffer);
                 let target = rustix::fs::readlinkat(&dir.fd, c"", buffer)?;
                 scratch.out.extend_from_slice(target.to_bytes());
                 scratch.buffer = target.into_bytes();
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             _ => Err(Errno::NOSYS),
         }
     }
 
     /// Answers with an entry of `dir`.
-    fn tell_of(&self, dir: &Node, name: &CStr, scratch: &mut Scratch) -> Outcome {
+    fn reply_with_entry(&self, dir: &Node, name: &CStr, scratch: &mut Scratch<'_>) -> Outcome {
         let (fd, stat) = find(dir, name)?;
-        self.tell(dir, fd, &stat, scratch)?;
-        Ok(Answer::Out)
+        self.add_entry(dir, fd, &stat, scratch)?;
+        Ok(Payload::Out)
     }
 
-    fn tell(
+    /// Looks a file of `dir` up for the guest, and puts its entry into the answer.
+    fn add_entry(
         &self,
         dir: &Node,
         fd: OwnedFd,
         stat: &Statx,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Result<(u64, Arc<Node>), Errno> {
         let kind = FileType::from_raw_mode(u32::from(stat.stx_mode));
         let origin = if dir.same_mount(stat) {
@@ -227,13 +228,13 @@ impl Server {
     }
 
     /// Answers with a file that is open: its entry and its handle.
-    fn tell_of_open(
+    fn reply_with_open_entry(
         &self,
         dir: &Node,
         fd: OwnedFd,
         stat: &Statx,
         flags: u32,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         // The very file that is open, whatever has become of its name.
         let path = OFlags::PATH | OFlags::CLOEXEC;
@@ -243,7 +244,7 @@ impl Server {
             path,
             Mode::empty(),
         )?;
-        let (id, node) = self.tell(dir, path, stat, scratch)?;
+        let (id, node) = self.add_entry(dir, path, stat, scratch)?;
         let writable = flags & OFlags::ACCMODE.bits() != OFlags::RDONLY.bits();
         let how = how_opened(&node, writable, stat.stx_size);
         let handle = self.handles().add(Handle {
@@ -263,7 +264,7 @@ impl Server {
             }
         };
         reply::open(&mut Writer(&mut scratch.out), handle, how);
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
 }
 

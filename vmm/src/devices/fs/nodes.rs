@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::abi::ROOT;
 
-/// The most file systems that are told apart in the guest's inode numbers.
+/// The most file systems that are distinguished in the guest's inode numbers.
 const MAX_DEVICES: usize = 4096;
 
 /// What is behind the files of a file system.
@@ -78,7 +78,7 @@ pub struct Handle {
 #[derive(Debug)]
 struct Entry {
     node: Arc<Node>,
-    /// How often the guest was told of it (FUSE's `nlookup`).
+    /// How often the guest has looked it up (FUSE's `nlookup`).
     count: u64,
 }
 
@@ -141,7 +141,7 @@ impl Nodes {
         self.by_id.len()
     }
 
-    /// The node, when the guest was told of it.
+    /// The node, when the guest has looked it up.
     ///
     /// # Errors
     /// STALE when not, or no longer.
@@ -221,7 +221,7 @@ impl Nodes {
         Some(entry.node)
     }
 
-    /// Forgets all but the root. Numbers go on where they were.
+    /// Drops all but the root. Numbers continue where they were.
     pub fn clear(&mut self) -> Vec<Arc<Node>> {
         let gone: Vec<u64> = self.by_id.keys().copied().filter(|i| *i != ROOT).collect();
         gone.into_iter()
@@ -279,7 +279,7 @@ impl Handles {
     /// The open file.
     ///
     /// # Errors
-    /// BADF when it is none.
+    /// BADF when there is no such handle.
     pub fn get(&self, id: u64) -> Result<Arc<Handle>, Errno> {
         self.open.get(&id).map(Arc::clone).ok_or(Errno::BADF)
     }
@@ -301,7 +301,7 @@ impl Handles {
     /// The guest has closed it; the file is closed when the last request on it is done.
     ///
     /// # Errors
-    /// BADF when it is none.
+    /// BADF when there is no such handle.
     pub fn remove(&mut self, id: u64) -> Result<Arc<Handle>, Errno> {
         self.open.remove(&id).ok_or(Errno::BADF)
     }

@@ -2,7 +2,7 @@
 //!
 //! Files the guest holds are descriptors here, which no other process has. So a snapshot is
 //! refused while there are any; one of a guest that has not mounted the share, or holds nothing but
-//! its root, goes on with the share it is given at the restore.
+//! its root, continues with the share it is given at the restore.
 
 use serde::{Deserialize, Serialize};
 

@@ -9,13 +9,13 @@ use std::ffi::CStr;
 use rustix::io::Errno;
 
 use super::abi::{self, IN_HEADER, op};
+use super::reader::Reader;
 
 /// The longest message but for the data of WRITE: a xattr's value, its name, and the rest.
 pub const MAX_MESSAGE: usize = 72 * 1024;
 /// What is looked at of a WRITE: header and `fuse_write_in`.
 pub const WRITE_HEAD: usize = IN_HEADER + 40;
 /// Linux's own limits.
-const MAX_NAME: usize = 255;
 const MAX_TARGET: usize = 4095;
 const MAX_XATTR_NAME: usize = 255;
 /// XATTR_SIZE_MAX, XATTR_LIST_MAX.
@@ -86,7 +86,7 @@ pub enum Request<'a> {
     Forget {
         count: u64,
     },
-    BatchForget(Forgets<'a>),
+    BatchForget(BatchForget<'a>),
     GetAttr {
         handle: Option<u64>,
     },
@@ -204,9 +204,9 @@ pub enum Request<'a> {
 
 /// The pairs of node and count of a BATCH_FORGET.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Forgets<'a>(&'a [u8]);
+pub struct BatchForget<'a>(&'a [u8]);
 
-impl Iterator for Forgets<'_> {
+impl Iterator for BatchForget<'_> {
     type Item = (u64, u64);
 
     fn next(&mut self) -> Option<(u64, u64)> {
@@ -217,62 +217,11 @@ impl Iterator for Forgets<'_> {
     }
 }
 
-/// Little-endian fields from the front of a slice.
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8], Errno> {
-        let (now, later) = self.0.split_at_checked(n).ok_or(Errno::INVAL)?;
-        self.0 = later;
-        Ok(now)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Errno> {
-        self.take(N)?.try_into().map_err(|_| Errno::INVAL)
-    }
-
-    fn u32(&mut self) -> Result<u32, Errno> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, Errno> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    fn skip(&mut self, n: usize) -> Result<(), Errno> {
-        self.take(n).map(|_| ())
-    }
-
-    /// A string with its zero byte, of 1 to `longest` bytes.
-    fn string(&mut self, longest: usize) -> Result<&'a CStr, Errno> {
-        let text = CStr::from_bytes_until_nul(self.0).map_err(|_| Errno::INVAL)?;
-        let len = text.to_bytes().len();
-        if len > longest {
-            return Err(Errno::NAMETOOLONG);
-        }
-        if len == 0 {
-            return Err(Errno::INVAL);
-        }
-        self.skip(len + 1)?;
-        Ok(text)
-    }
-
-    /// The name of a directory's entry.
-    fn name(&mut self) -> Result<&'a CStr, Errno> {
-        let name = self.string(MAX_NAME)?;
-        let bytes = name.to_bytes();
-        if bytes == b"." || bytes == b".." || bytes.contains(&b'/') {
-            return Err(Errno::INVAL);
-        }
-        Ok(name)
-    }
-}
-
 impl Header {
     /// Reads it from the front of a message of which `total` bytes there are.
     ///
     /// # Errors
-    /// When the message is no message.
+    /// When the message is malformed.
     pub fn parse(message: &[u8], total: usize) -> Result<Self, Errno> {
         let mut r = Reader(message);
         let header = Header {
@@ -309,7 +258,7 @@ impl<'a> Request<'a> {
                 let count = usize::try_from(r.u32()?).map_err(|_| Errno::INVAL)?;
                 r.skip(4)?;
                 let bytes = count.checked_mul(16).ok_or(Errno::INVAL)?;
-                Request::BatchForget(Forgets(r.take(bytes)?))
+                Request::BatchForget(BatchForget(r.take(bytes)?))
             }
             op::GETATTR => Request::GetAttr {
                 handle: flagged_handle(&mut r)?,

@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
@@ -17,7 +17,9 @@ use super::metrics::FsMetrics;
 use super::nodes::{Handle, Handles, Node, Nodes, Origin};
 use super::reply::{self, Writer};
 use super::request::{Header, MAX_MESSAGE, Request, WRITE_HEAD, wants_answer};
-use crate::devices::buffers::Segments;
+use crate::sync::lock;
+use crate::virtio::buffers::Buffers;
+use crate::virtio::iovec::IoVecs;
 
 /// The most bytes of one READ or WRITE: 256 pages, the most the guest's kernel puts in a request.
 pub const MAX_WRITE: u32 = 1 << 20;
@@ -34,17 +36,30 @@ pub struct Limits {
 
 /// Where a thread works: nothing of it outlives a request but the allocations.
 #[derive(Debug, Default)]
-pub struct Scratch {
-    /// The message's pieces.
-    pub readable: Segments,
-    /// The answer's pieces.
-    pub writable: Segments,
-    front: Segments,
+pub struct Scratch<'m> {
+    /// Where the message is, and where the answer goes.
+    pub chain: Buffers<'m>,
+    /// Where the answer's header goes.
+    front: IoVecs<'m>,
     message: Vec<u8>,
     /// The answer after its header.
     pub(super) out: Vec<u8>,
     /// What system calls fill.
     pub(super) buffer: Vec<u8>,
+}
+
+impl Scratch<'_> {
+    /// An empty one with the allocations of this.
+    #[must_use]
+    pub fn recycle<'n>(self) -> Scratch<'n> {
+        Scratch {
+            chain: self.chain.recycle(),
+            front: self.front.recycle(),
+            message: self.message,
+            out: self.out,
+            buffer: self.buffer,
+        }
+    }
 }
 
 /// The file server of one share.
@@ -61,14 +76,14 @@ pub struct Server {
 }
 
 /// What an answer consists of.
-pub(super) enum Answer {
+pub(super) enum Payload {
     /// What is in `Scratch::out`.
     Out,
     /// So many bytes, in guest memory already.
     Placed(usize),
 }
 
-pub(super) type Outcome = Result<Answer, Errno>;
+pub(super) type Outcome = Result<Payload, Errno>;
 
 /// What is asked of every file.
 const STAT: StatxFlags = StatxFlags::BASIC_STATS
@@ -78,10 +93,6 @@ const STAT: StatxFlags = StatxFlags::BASIC_STATS
 /// All there is to know of the file behind a descriptor.
 pub(super) fn stat(fd: impl AsFd) -> Result<Statx, Errno> {
     rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, STAT)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The name of a descriptor in /proc/self/fd.
@@ -168,27 +179,20 @@ impl Server {
         )
     }
 
-    /// Serves the message in `scratch.readable` and answers in `scratch.writable`; the number of
-    /// bytes written there.
-    ///
-    /// # Safety
-    /// The guest memory both lists were taken from is mapped until this returns.
-    pub unsafe fn serve(&self, scratch: &mut Scratch) -> usize {
-        // SAFETY: the caller's promise.
-        let Some(header) = (unsafe { self.read_message(scratch) }) else {
+    /// Serves the message in `scratch.chain` and answers there; the number of bytes written.
+    pub fn serve(&self, scratch: &mut Scratch<'_>) -> usize {
+        let Some(header) = read_message(scratch) else {
             self.metrics.malformed.add(1);
             return 0;
         };
         self.metrics.requests.add(1);
         scratch.out.clear();
         let mut front = std::mem::take(&mut scratch.front);
-        scratch.writable.take_front(OUT_HEADER, &mut front);
+        scratch.chain.writable.take_front(OUT_HEADER, &mut front);
         let message = std::mem::take(&mut scratch.message);
-        // SAFETY: the caller's promise.
-        let outcome = unsafe { self.act(&header, &message, scratch) };
+        let outcome = self.handle_request(&header, &message, scratch);
         let written = if wants_answer(header.opcode) && front.len() == OUT_HEADER {
-            // SAFETY: the caller's promise.
-            unsafe { self.answer(&header, outcome, &front, scratch) }
+            self.answer(&header, outcome, &front, scratch)
         } else {
             0
         };
@@ -197,63 +201,35 @@ impl Server {
         written
     }
 
-    /// Copies the message; of a WRITE, what comes before its data.
-    ///
-    /// # Safety
-    /// As `serve`.
-    unsafe fn read_message(&self, scratch: &mut Scratch) -> Option<Header> {
-        let message = &mut scratch.message;
-        let total = scratch.readable.len();
-        message.clear();
-        message.resize(total.min(WRITE_HEAD), 0);
-        // SAFETY: the caller's promise.
-        unsafe { scratch.readable.copy_out(message) };
-        let header = Header::parse(message, total).ok()?;
-        let len = usize::try_from(header.len).ok()?;
-        if header.opcode == op::WRITE {
-            scratch.readable.advance(WRITE_HEAD);
-        } else if len <= MAX_MESSAGE {
-            message.resize(len, 0);
-            // The guest may have changed it meanwhile. What counts is the header read before and
-            // the body read now, of which each is checked by itself.
-            // SAFETY: the caller's promise.
-            unsafe { scratch.readable.copy_out(message) };
-        } else {
-            message.clear();
-        }
-        Some(header)
-    }
-
-    /// # Safety
-    /// As `serve`.
-    unsafe fn answer(
+    fn answer(
         &self,
         header: &Header,
         outcome: Outcome,
-        front: &Segments,
-        scratch: &mut Scratch,
+        front: &IoVecs<'_>,
+        scratch: &Scratch<'_>,
     ) -> usize {
         let payload = match outcome {
-            Ok(Answer::Placed(n)) => Ok(n),
-            Ok(Answer::Out) if scratch.out.len() <= scratch.writable.len() => {
-                // SAFETY: the caller's promise.
-                Ok(unsafe { scratch.writable.copy_in(&scratch.out) })
+            Ok(Payload::Placed(n)) => Ok(n),
+            Ok(Payload::Out) if scratch.out.len() <= scratch.chain.writable.len() => {
+                Ok(scratch.chain.writable.copy_from(&scratch.out))
             }
             // The guest gave too little room for the answer it asked for.
-            Ok(Answer::Out) => Err(Errno::INVAL.raw_os_error()),
+            Ok(Payload::Out) => Err(Errno::INVAL.raw_os_error()),
             Err(errno) => Err(errno.raw_os_error()),
         };
         if payload.is_err() {
             self.metrics.errors.add(1);
         }
-        // SAFETY: the caller's promise.
-        unsafe { front.copy_in(&reply::header(header.unique, payload)) };
+        front.copy_from(&reply::header(header.unique, payload));
         OUT_HEADER + payload.unwrap_or(0)
     }
 
-    /// # Safety
-    /// As `serve`.
-    unsafe fn act(&self, header: &Header, message: &[u8], scratch: &mut Scratch) -> Outcome {
+    fn handle_request(
+        &self,
+        header: &Header,
+        message: &[u8],
+        scratch: &mut Scratch<'_>,
+    ) -> Outcome {
         let body = message.get(IN_HEADER..).ok_or(Errno::TOOBIG)?;
         let request = Request::parse(header, body)?;
         if !self.is_ready() && !matches!(request, Request::Init { .. }) {
@@ -269,38 +245,32 @@ impl Server {
             } => self.init(major, minor, max_readahead, flags, scratch),
             Request::Destroy => {
                 self.clear();
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
-            Request::Interrupt => Ok(Answer::Out),
+            Request::Interrupt => Ok(Payload::Out),
             Request::Forget { count } => {
                 let gone = self.nodes().forget(node, count);
                 drop(gone);
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::BatchForget(forgets) => {
                 for (node, count) in forgets {
                     let gone = self.nodes().forget(node, count);
                     drop(gone);
                 }
-                Ok(Answer::Out)
+                Ok(Payload::Out)
             }
             Request::Read {
                 handle,
                 offset,
                 size,
-            } => {
-                // SAFETY: the caller's promise.
-                unsafe { self.read(handle, offset, size, scratch) }
-            }
+            } => self.read(handle, offset, size, scratch),
             Request::Write {
                 handle,
                 offset,
                 size,
                 kill,
-            } => {
-                // SAFETY: the caller's promise.
-                unsafe { self.write(handle, offset, size, kill, scratch) }
-            }
+            } => self.write(handle, offset, size, kill, scratch),
             Request::Lookup { .. }
             | Request::Symlink { .. }
             | Request::Mknod { .. }
@@ -339,7 +309,7 @@ impl Server {
         minor: u32,
         max_readahead: u32,
         flags: u64,
-        scratch: &mut Scratch,
+        scratch: &mut Scratch<'_>,
     ) -> Outcome {
         use abi::init;
         const WANTED: u64 = init::ASYNC_READ
@@ -365,8 +335,30 @@ impl Server {
             MAX_WRITE,
             MAX_PAGES,
         );
-        Ok(Answer::Out)
+        Ok(Payload::Out)
     }
+}
+
+/// Copies the message; of a WRITE, what comes before its data.
+fn read_message(scratch: &mut Scratch<'_>) -> Option<Header> {
+    let (message, readable) = (&mut scratch.message, &mut scratch.chain.readable);
+    let total = readable.len();
+    message.clear();
+    message.resize(total.min(WRITE_HEAD), 0);
+    readable.copy_to(message);
+    let header = Header::parse(message, total).ok()?;
+    let len = usize::try_from(header.len).ok()?;
+    if header.opcode == op::WRITE {
+        readable.advance(WRITE_HEAD);
+    } else if len <= MAX_MESSAGE {
+        message.resize(len, 0);
+        // The guest may have changed it meanwhile. What counts is the header read before and the
+        // body read now, of which each is checked by itself.
+        readable.copy_to(message);
+    } else {
+        message.clear();
+    }
+    Some(header)
 }
 
 /// A pod that was given the host's /proc sees this process in it. What it could do with its own

@@ -5,18 +5,20 @@
 //! and wakes one of the others. Rings are touched under one lock, held for no system call.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use rustix::fs::Mode;
+use virtio_queue::DescriptorChain;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::server::{Scratch, Server};
-use crate::devices::buffers::gather;
-use crate::devices::ring::Active;
 use crate::memory::GuestMemory;
+use crate::sync::lock;
 use crate::virtio::device::QueueState;
+use crate::virtio::queue::Active;
 
 /// How many threads.
 const THREADS: usize = 4;
@@ -24,8 +26,6 @@ const THREADS: usize = 4;
 const STACK: usize = 128 * 1024;
 /// How long requests in flight may take to finish at a pause or reset.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Chains that are no message, in one look at the rings.
-const MAX_MALFORMED: usize = 64;
 
 /// The threads, and what they serve.
 #[derive(Debug)]
@@ -58,15 +58,14 @@ struct State {
 #[derive(Debug)]
 struct Session {
     active: Active,
-    /// As `active` has it, so that a request keeps it mapped for no more than a count.
-    mem: Arc<GuestMemory>,
 }
 
 /// A request that has been taken from its ring.
 struct Job {
     session: u64,
     ring: usize,
-    head: u16,
+    /// Keeps guest memory mapped, whatever becomes of the session.
+    chain: DescriptorChain<Arc<GuestMemory>>,
     mem: Arc<GuestMemory>,
 }
 
@@ -145,10 +144,7 @@ impl Workers {
         let mut state = self.0.lock();
         state.number += 1;
         state.paused = false;
-        state.session = Some(Session {
-            mem: Arc::new(active.mem.clone()),
-            active,
-        });
+        state.session = Some(Session { active });
         drop(state);
         self.0.wake();
         Ok(())
@@ -223,7 +219,7 @@ impl Drop for Workers {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn watch(&self, fd: &EventFd) -> io::Result<()> {
@@ -264,13 +260,9 @@ impl Shared {
         if unsafe { libc::unshare(libc::CLONE_FS) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: no preconditions. The guest's kernel has applied the caller's mask already.
-        unsafe { libc::umask(0) };
-        let descriptors: &OwnedFd = &self.server.descriptors;
-        // SAFETY: a descriptor that is open.
-        if unsafe { libc::fchdir(descriptors.as_fd().as_raw_fd()) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        // The guest's kernel has applied the mask of its process already.
+        rustix::process::umask(Mode::empty());
+        rustix::process::fchdir(&self.server.descriptors)?;
         Ok(())
     }
 
@@ -278,11 +270,19 @@ impl Shared {
         let mut scratch = Scratch::default();
         let mut events = [EpollEvent::default()];
         loop {
-            match self.next(&mut scratch) {
+            match self.next() {
                 Next::Job(job) => {
-                    // SAFETY: the job holds the guest memory its pieces are in.
-                    let written = unsafe { self.server.serve(&mut scratch) };
-                    self.complete(&job, written);
+                    let (head, mem) = (job.chain.head_index(), job.mem);
+                    let mut request = scratch.recycle();
+                    let written = match request.chain.gather(job.chain, &*mem) {
+                        Ok(_) => self.server.serve(&mut request),
+                        Err(_) => {
+                            self.server.metrics.malformed.add(1);
+                            0
+                        }
+                    };
+                    scratch = request.recycle();
+                    self.complete(job.session, job.ring, head, written);
                 }
                 Next::Nothing => {
                     // Whatever wakes it, an error even, it looks at the rings.
@@ -299,7 +299,7 @@ impl Shared {
     }
 
     /// Takes a request. With `Nothing` the thread counts as idle.
-    fn next(&self, scratch: &mut Scratch) -> Next {
+    fn next(&self) -> Next {
         let mut state = self.lock();
         if state.stop {
             return Next::Stop;
@@ -307,15 +307,15 @@ impl Shared {
         let (number, paused, idle) = (state.number, state.paused, state.idle);
         let session = state.session.as_mut().filter(|_| !paused);
         let taken = session.and_then(|s| {
-            let (ring, head) = s.take(&self.server, scratch)?;
+            let (ring, chain) = s.take()?;
             if idle > 0 && s.has_more() {
                 self.wake();
             }
             Some(Job {
                 session: number,
                 ring,
-                head,
-                mem: Arc::clone(&s.mem),
+                chain,
+                mem: Arc::clone(&s.active.mem),
             })
         });
         match taken {
@@ -330,66 +330,50 @@ impl Shared {
         }
     }
 
-    fn complete(&self, job: &Job, written: usize) {
+    fn complete(&self, session: u64, ring: usize, head: u16, written: usize) {
         let mut state = self.lock();
         state.in_flight -= 1;
-        if state.number == job.session
+        if state.number == session
             && let Some(session) = state.session.as_mut()
         {
-            session.give_back(job.ring, job.head, written);
+            session.give_back(ring, head, written);
         }
         if state.in_flight == 0 {
             self.changed.notify_all();
         }
-        drop(state);
-        debug_assert!(Arc::strong_count(&job.mem) > 0);
     }
 }
 
 impl Session {
-    /// The first request there is, its pieces in `scratch`; forgetting, which frees, before all
-    /// else (the queue of high priority is the first).
-    fn take(&mut self, server: &Server, scratch: &mut Scratch) -> Option<(usize, u16)> {
-        let mut malformed = 0;
-        for position in 0..self.active.rings.len() {
-            let mut again = true;
-            loop {
-                let ring = self.active.rings.get_mut(position)?;
-                let Some(chain) = ring.pop(&self.mem) else {
-                    // A ring whose index is nonsense says for ever that there is something.
-                    if ring.listen(&self.mem) && std::mem::take(&mut again) {
-                        continue;
-                    }
-                    break;
-                };
-                let head = chain.head_index();
-                ring.silence(&self.mem);
-                scratch.readable.clear();
-                scratch.writable.clear();
-                let (readable, writable) = (&mut scratch.readable, &mut scratch.writable);
-                if gather(chain, &*self.mem, readable, writable).is_ok() {
-                    return Some((position, head));
-                }
-                server.metrics.malformed.add(1);
-                self.give_back(position, head, 0);
-                malformed += 1;
-                if malformed >= MAX_MALFORMED {
-                    self.active.kick_all();
-                    return None;
-                }
+    /// The first request there is; forgetting, which frees, before all else (the queue of high
+    /// priority is the first).
+    fn take(&mut self) -> Option<(usize, DescriptorChain<Arc<GuestMemory>>)> {
+        let mem = &self.active.mem;
+        for (position, ring) in self.active.rings.iter_mut().enumerate() {
+            let mut chain = ring.pop_held(mem);
+            // Once more only: a ring with an invalid index would report chains for ever.
+            if chain.is_none() && ring.enable_notification(mem) {
+                chain = ring.pop_held(mem);
+            }
+            if let Some(chain) = chain {
+                ring.disable_notification(mem);
+                return Some((position, chain));
             }
         }
         None
     }
 
     fn has_more(&self) -> bool {
-        self.active.rings.iter().any(|ring| ring.waits(&self.mem))
+        self.active
+            .rings
+            .iter()
+            .any(|ring| ring.waits(&self.active.mem))
     }
 
     fn give_back(&mut self, position: usize, head: u16, written: usize) {
         if let Some(ring) = self.active.rings.get_mut(position) {
-            ring.push(&self.mem, head, u32::try_from(written).unwrap_or(0));
-            ring.notify(&self.mem, self.active.interrupt.as_ref());
+            ring.push(&self.active.mem, head, u32::try_from(written).unwrap_or(0));
+            ring.notify(&self.active.mem, self.active.interrupt.as_ref());
         }
     }
 }

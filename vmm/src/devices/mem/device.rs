@@ -1,5 +1,6 @@
 //! The memory device as its transport sees it.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
@@ -10,12 +11,12 @@ use super::metrics::MemMetrics;
 use super::persist::{SavedMem, VERSION};
 use super::region::{BLOCK, Region};
 use super::request::{REQUEST, Request, Response};
-use crate::devices::balloon::give_back;
-use crate::devices::buffers::{Segments, gather};
-use crate::devices::ring::{Active, BUDGET};
 use crate::event_loop::EventSet;
 use crate::memory::GuestMemory;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::virtio::iovec::IoVecs;
+use crate::virtio::queue::{Active, BUDGET};
 
 /// virtio 1.2 §5.15: memory device.
 const VIRTIO_ID_MEM: u32 = 24;
@@ -27,8 +28,6 @@ const QUEUE_SIZES: [u16; 1] = [64];
 const POKE: u32 = 1000;
 /// How much is given back to the host in one go: pieces carry 32-bit lengths.
 const PIECE: u64 = 1 << 30;
-/// Bytes of configuration space (§5.15.4).
-const CONFIG: usize = 56;
 
 /// The device.
 #[derive(Debug)]
@@ -36,8 +35,7 @@ pub struct MemDevice {
     handle: MemHandle,
     active: Option<Active>,
     quiesced: bool,
-    readable: Segments,
-    writable: Segments,
+    spare: Buffers<'static>,
     metrics: MemMetrics,
 }
 
@@ -49,13 +47,12 @@ impl MemDevice {
             handle,
             active: None,
             quiesced: false,
-            readable: Segments::new(),
-            writable: Segments::new(),
+            spare: Buffers::default(),
             metrics: MemMetrics::default(),
         }
     }
 
-    /// The region a saved form tells of.
+    /// The region of a saved form.
     ///
     /// # Errors
     /// When it is of another version, or makes no sense.
@@ -74,23 +71,19 @@ impl MemDevice {
         let MemDevice {
             handle,
             active: Some(active),
-            readable,
-            writable,
+            spare,
             metrics,
             ..
         } = self
         else {
             return;
         };
-        active.drain(0, BUDGET, |mem, _index, chain| {
-            readable.clear();
-            writable.clear();
-            if gather(chain, mem, readable, writable).is_ok() {
-                serve(mem, handle, readable, writable, metrics)
-            } else {
+        active.drain(0, BUDGET, spare, |mem, _index, buffers| {
+            let Ok(buffers) = buffers else {
                 metrics.malformed += 1;
-                0
-            }
+                return 0;
+            };
+            serve(mem, handle, buffers, metrics)
         });
     }
 
@@ -110,17 +103,15 @@ impl MemDevice {
     }
 }
 
-/// Answers one request; the bytes written. `readable` is used up.
-fn serve(
-    mem: &GuestMemory,
+/// Answers one request; the bytes written. The readable ones are used up.
+fn serve<'m>(
+    mem: &'m GuestMemory,
     handle: &MemHandle,
-    readable: &mut Segments,
-    writable: &Segments,
+    Buffers { readable, writable }: &mut Buffers<'m>,
     metrics: &mut MemMetrics,
 ) -> usize {
     let mut bytes = [0u8; REQUEST];
-    // SAFETY: `mem` is borrowed, so it is mapped.
-    let n = unsafe { readable.copy_out(&mut bytes) };
+    let n = readable.copy_to(&mut bytes);
     let request = (n == REQUEST).then(|| Request::parse(&bytes)).flatten();
     let response = match request {
         None => Response::Error,
@@ -146,12 +137,16 @@ fn serve(
         Response::Nack => metrics.refused += 1,
         Response::Error => metrics.malformed += 1,
     }
-    // SAFETY: as above.
-    unsafe { writable.copy_in(&response.to_bytes()) }
+    writable.copy_from(&response.to_bytes())
 }
 
 /// Gives a range back to the host. `scratch` is used up.
-fn free(mem: &GuestMemory, range: Range<u64>, scratch: &mut Segments, metrics: &mut MemMetrics) {
+fn free<'m>(
+    mem: &'m GuestMemory,
+    range: Range<u64>,
+    scratch: &mut IoVecs<'m>,
+    metrics: &mut MemMetrics,
+) {
     let mut start = range.start;
     while start < range.end {
         let len = (range.end - start).min(PIECE);
@@ -169,9 +164,7 @@ fn free(mem: &GuestMemory, range: Range<u64>, scratch: &mut Segments, metrics: &
             metrics.failed += 1;
             continue;
         }
-        // SAFETY: `mem` is borrowed, so it is mapped; guest memory is a private mapping (see
-        // `memory`).
-        match unsafe { give_back(scratch) } {
+        match scratch.discard() {
             Ok(bytes) => metrics.freed_bytes += bytes,
             Err(_) => metrics.failed += 1,
         }
@@ -195,9 +188,9 @@ impl VirtioDevice for MemDevice {
         1 << VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
         let region = self.handle.region();
-        // block_size, node_id and padding, addr, region_size, usable_region_size, plugged_size,
+        // virtio 1.2 §5.15.4: block_size, node_id and padding, addr, region_size, usable_region_size, plugged_size,
         // requested_size.
         let fields = [
             BLOCK,
@@ -208,14 +201,7 @@ impl VirtioDevice for MemDevice {
             region.plugged(),
             region.requested(),
         ];
-        let mut space = [0u8; CONFIG];
-        for (to, field) in space.as_chunks_mut::<8>().0.iter_mut().zip(fields) {
-            *to = field.to_le_bytes();
-        }
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(space.iter().skip(offset)) {
-            *to = *from;
-        }
+        Cow::Owned(fields.into_iter().flat_map(u64::to_le_bytes).collect())
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -266,21 +252,15 @@ impl VirtioDevice for MemDevice {
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
         let region = self.handle.region();
-        let state = serde_json::to_value(SavedMem {
+        let state = SavedMem {
             version: VERSION,
             addr: region.addr(),
             size: region.size(),
             requested: region.requested(),
             plugged: region.runs(),
-        })
-        .map_err(|e| DeviceError::Device {
-            device: self.id().to_owned(),
-            source: Box::new(e),
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
-        })
+        };
+        let queues = self.active.as_ref().map(Active::save).unwrap_or_default();
+        SavedDevice::new(self.id(), &state, queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

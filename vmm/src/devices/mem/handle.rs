@@ -2,11 +2,13 @@
 //! guest has plugged or unplugged something.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::region::Region;
+
+use crate::sync::lock;
 
 /// The machine's side. Clones share the device.
 #[derive(Debug, Clone)]
@@ -37,10 +39,10 @@ impl MemHandle {
 
     /// The region, locked: not to be held over anything that waits.
     pub fn region(&self) -> MutexGuard<'_, Region> {
-        self.0.region.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.region)
     }
 
-    /// Changes how much is wanted, and tells the driver.
+    /// Changes how much is requested, and notifies the driver.
     pub fn request(&self, bytes: u64) {
         self.region().request(bytes);
         // Fails only when the counter is full, and then the descriptor is readable anyway.

@@ -126,7 +126,7 @@ impl Region {
             return Response::Error;
         }
         let more = (range.end - range.start) * BLOCK;
-        // The driver may be late with what it was told; more than is wanted it never gets.
+        // The driver may act on an older size; it never gets more than is requested now.
         if self.plugged.saturating_add(more) > self.requested {
             return Response::Nack;
         }

@@ -27,7 +27,7 @@ pub enum Request {
     State(Blocks),
 }
 
-/// What it is told.
+/// The answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Response {
     /// Done.

@@ -1,5 +1,6 @@
 //! The network device as its transport sees it: one pair of queues, one tap.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -16,9 +17,9 @@ use super::metrics::NetMetrics;
 use super::persist::{SavedNet, VERSION};
 use super::tap::Tap;
 use super::vhost::Vhost;
-use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::virtio::queue::Active;
 
 /// To the guest, from the guest (virtio 1.2 §5.1.2).
 const RX: u16 = 0;
@@ -58,7 +59,7 @@ pub enum NetError {
         /// What is wrong.
         what: &'static str,
     },
-    /// The tap is none, or not one with virtio headers.
+    /// The descriptor is not a tap with virtio headers.
     #[error("network device {id}: taking over its tap: {source}")]
     Tap {
         /// The device.
@@ -67,7 +68,7 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
-    /// The descriptor for vhost-net is none.
+    /// The descriptor is not /dev/vhost-net.
     #[error("network device {id}: asking vhost-net for its features: {source}")]
     Vhost {
         /// The device.
@@ -88,7 +89,7 @@ pub enum NetError {
 
 /// Who moves the frames of an active device.
 #[derive(Debug)]
-enum Mover {
+enum Backend {
     Own(Box<Frames>),
     Kernel,
 }
@@ -96,7 +97,7 @@ enum Mover {
 #[derive(Debug)]
 struct Running {
     active: Active,
-    mover: Mover,
+    backend: Backend,
     rx: usize,
     tx: usize,
     /// The tap is in the event loop.
@@ -139,7 +140,7 @@ impl NetDevice {
             return Err(bad("the MTU is below 68"));
         }
         if !config.queue_size.is_power_of_two() || !(2..=1024).contains(&config.queue_size) {
-            return Err(bad("the queue size is no power of two from 2 to 1024"));
+            return Err(bad("the queue size must be a power of two from 2 to 1,024"));
         }
         if config.mac.first().is_none_or(|b| b & 1 == 1) {
             return Err(bad("the hardware address is a multicast one"));
@@ -228,7 +229,7 @@ impl Running {
     }
 
     fn receive(&mut self, tap: &Tap, metrics: &mut NetMetrics) {
-        let Mover::Own(frames) = &mut self.mover else {
+        let Backend::Own(frames) = &mut self.backend else {
             return;
         };
         let ended = frames.receive(&mut self.active, self.rx, tap, metrics);
@@ -264,11 +265,8 @@ impl VirtioDevice for NetDevice {
         self.features
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(self.config.iter().skip(offset)) {
-            *to = *from;
-        }
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.config)
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -282,20 +280,20 @@ impl VirtioDevice for NetDevice {
         self.tap
             .set_offloads(active.features)
             .map_err(|e| self.io("setting the offloads of its tap", e))?;
-        // A kernel that cannot take the rings is no reason to be without a network.
+        // Where the kernel cannot take the rings, the VMM moves the frames itself.
         let by_kernel = self
             .vhost
             .as_mut()
             .is_some_and(|v| v.start(&active, self.tap.fd()).is_ok());
-        let mover = if by_kernel {
-            Mover::Kernel
+        let backend = if by_kernel {
+            Backend::Kernel
         } else {
-            Mover::Own(Box::new(Frames::new(active.features, self.mtu)))
+            Backend::Own(Box::new(Frames::new(&active, self.mtu)))
         };
         self.metrics.backend = if by_kernel { "vhost" } else { "own" };
         let mut running = Running {
             active,
-            mover,
+            backend,
             rx,
             tx,
             watching_tap: false,
@@ -326,7 +324,7 @@ impl VirtioDevice for NetDevice {
         if token == TAP || position == running.rx {
             running.receive(&self.tap, &mut self.metrics);
         } else if position == running.tx
-            && let Mover::Own(frames) = &mut running.mover
+            && let Backend::Own(frames) = &mut running.backend
         {
             frames.transmit(
                 &mut running.active,
@@ -344,13 +342,13 @@ impl VirtioDevice for NetDevice {
         if self.quiesced {
             return Ok(());
         }
-        let done = match (&mut running.mover, self.vhost.as_mut()) {
-            (Mover::Own(frames), _) => {
+        let done = match (&mut running.backend, self.vhost.as_mut()) {
+            (Backend::Own(frames), _) => {
                 frames.give_back(&mut running.active, running.rx);
                 running.watch_tap(&self.tap, false)
             }
-            (Mover::Kernel, Some(vhost)) => vhost.stop(&mut running.active),
-            (Mover::Kernel, None) => Ok(()),
+            (Backend::Kernel, Some(vhost)) => vhost.stop(&mut running.active),
+            (Backend::Kernel, None) => Ok(()),
         };
         done.map_err(|e| self.io("stopping vhost-net", e))?;
         self.quiesced = true;
@@ -364,10 +362,10 @@ impl VirtioDevice for NetDevice {
         let Some(running) = self.running.as_mut() else {
             return Ok(());
         };
-        let done = match (&running.mover, self.vhost.as_mut()) {
-            (Mover::Own(_), _) => running.watch_tap(&self.tap, true),
-            (Mover::Kernel, Some(vhost)) => vhost.start(&running.active, self.tap.fd()),
-            (Mover::Kernel, None) => Ok(()),
+        let done = match (&running.backend, self.vhost.as_mut()) {
+            (Backend::Own(_), _) => running.watch_tap(&self.tap, true),
+            (Backend::Kernel, Some(vhost)) => vhost.start(&running.active, self.tap.fd()),
+            (Backend::Kernel, None) => Ok(()),
         };
         running.active.kick_all();
         done.map_err(|e| self.io("starting vhost-net again", e))
@@ -378,8 +376,8 @@ impl VirtioDevice for NetDevice {
         self.quiesced = false;
         if let Some(mut running) = self.running.take() {
             let _ = running.watch_tap(&self.tap, false);
-            if let (Mover::Kernel, Some(vhost), false) =
-                (&running.mover, self.vhost.as_mut(), stopped)
+            if let (Backend::Kernel, Some(vhost), false) =
+                (&running.backend, self.vhost.as_mut(), stopped)
             {
                 let _ = vhost.stop(&mut running.active);
             }
@@ -390,29 +388,16 @@ impl VirtioDevice for NetDevice {
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
         if self.running.is_some() && !self.quiesced {
-            return Err(DeviceError::WrongState {
-                device: self.id.clone(),
-                attempted: "saving",
-                state: "running",
-            });
+            return Err(DeviceError::not_quiesced(&self.id));
         }
-        let saved = SavedNet {
+        let state = SavedNet {
             version: VERSION,
             features: self.features,
             queue_size: self.queue_sizes.first().copied().unwrap_or(0),
         };
-        let state = serde_json::to_value(saved).map_err(|e| DeviceError::Device {
-            device: self.id.clone(),
-            source: Box::new(e),
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self
-                .running
-                .as_ref()
-                .map(|r| r.active.save())
-                .unwrap_or_default(),
-        })
+        let active = self.running.as_ref().map(|r| &r.active);
+        let queues = active.map(Active::save).unwrap_or_default();
+        SavedDevice::new(&self.id, &state, queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF,
@@ -13,8 +14,9 @@ use virtio_bindings::virtio_net::{
 use super::header::{self, HEADER, MAX_FRAME, NUM_BUFFERS};
 use super::metrics::NetMetrics;
 use super::tap::Tap;
-use crate::devices::buffers::{MAX_PIECES, Segments, gather};
-use crate::devices::ring::{Active, BUDGET};
+use crate::virtio::buffers::Buffers;
+use crate::virtio::iovec::{HeldIoVecs, MAX_PIECES};
+use crate::virtio::queue::{Active, BUDGET};
 
 /// A chain of the receive ring that waits for a frame.
 #[derive(Debug, Clone, Copy)]
@@ -41,31 +43,29 @@ pub enum Rx {
 #[derive(Debug)]
 pub struct Frames {
     waiting: VecDeque<Waiting>,
-    buffers: Segments,
+    buffers: HeldIoVecs,
     mergeable: bool,
     needed: usize,
-    readable: Segments,
-    writable: Segments,
+    spare: Buffers<'static>,
 }
 
 impl Frames {
-    /// For a driver that negotiated `features`, on a link with `mtu`.
+    /// For the driver of `active`, on a link with `mtu`.
     #[must_use]
-    pub fn new(features: u64, mtu: u16) -> Self {
-        let has = |bit: u32| features.checked_shr(bit).unwrap_or(0) & 1 == 1;
-        let large = has(VIRTIO_NET_F_GUEST_TSO4) || has(VIRTIO_NET_F_GUEST_TSO6);
+    pub fn new(active: &Active, mtu: u16) -> Self {
+        let large = active.has_feature(VIRTIO_NET_F_GUEST_TSO4)
+            || active.has_feature(VIRTIO_NET_F_GUEST_TSO6);
         Frames {
             waiting: VecDeque::new(),
-            buffers: Segments::new(),
-            mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
+            buffers: HeldIoVecs::new(Arc::clone(&active.mem)),
+            mergeable: active.has_feature(VIRTIO_NET_F_MRG_RXBUF),
             // virtio 1.2 §5.1.6.3.1 has the driver provide this much.
             needed: if large {
                 HEADER + MAX_FRAME - 4
             } else {
                 HEADER + header::ETHERNET + usize::from(mtu)
             },
-            readable: Segments::new(),
-            writable: Segments::new(),
+            spare: Buffers::default(),
         }
     }
 
@@ -73,11 +73,11 @@ impl Frames {
     pub fn give_back(&mut self, active: &mut Active, position: usize) {
         if let Some(ring) = active.rings.get_mut(position) {
             for _ in 0..self.waiting.len() {
-                ring.unpop();
+                ring.undo_pop();
             }
         }
         self.waiting.clear();
-        self.buffers.clear();
+        self.buffers.advance(usize::MAX);
     }
 
     /// Takes chains until a frame of any length fits.
@@ -85,26 +85,29 @@ impl Frames {
         let Some(ring) = active.rings.get_mut(position) else {
             return false;
         };
-        while self.waiting.is_empty() || (self.mergeable && self.buffers.len() < self.needed) {
+        while self.waiting.is_empty() || (self.mergeable && self.buffers.get().len() < self.needed)
+        {
             let Some(chain) = ring.pop(&active.mem) else {
                 return false;
             };
             let head = chain.head_index();
-            self.readable.clear();
-            self.writable.clear();
-            let good = gather(chain, &active.mem, &mut self.readable, &mut self.writable).is_ok()
-                && self.writable.len() >= if self.mergeable { HEADER } else { self.needed }
-                && self.writable.pieces().len() + self.buffers.pieces().len() <= MAX_PIECES;
-            if !good || self.buffers.append(&self.writable).is_err() {
-                metrics.rx_bad_buffers += 1;
-                ring.push(&active.mem, head, 0);
-                continue;
-            }
-            self.waiting.push_back(Waiting {
-                head,
-                pieces: self.writable.pieces().len(),
-                len: self.writable.len(),
+            let least = if self.mergeable { HEADER } else { self.needed };
+            let spare = &mut self.spare;
+            let added = self.buffers.with(|mem, buffers| {
+                let mut found = std::mem::take(spare).recycle();
+                let good = found.gather(chain, mem).is_ok() && found.writable.len() >= least;
+                let added = (good && buffers.append(&found.writable).is_ok())
+                    .then(|| (found.writable.count(), found.writable.len()));
+                *spare = found.recycle();
+                added
             });
+            match added {
+                Some((pieces, len)) => self.waiting.push_back(Waiting { head, pieces, len }),
+                None => {
+                    metrics.rx_bad_buffers += 1;
+                    ring.push(&active.mem, head, 0);
+                }
+            }
         }
         true
     }
@@ -119,7 +122,7 @@ impl Frames {
     ) -> Rx {
         let mut moved = false;
         if let Some(ring) = active.rings.get_mut(position) {
-            ring.silence(&active.mem);
+            ring.disable_notification(&active.mem);
         }
         let mut ended = Rx::Again;
         for _ in 0..BUDGET {
@@ -127,7 +130,7 @@ impl Frames {
                 let more = active
                     .rings
                     .get_mut(position)
-                    .is_some_and(|r| r.listen(&active.mem));
+                    .is_some_and(|r| r.enable_notification(&active.mem));
                 // Buffers may have come just before notifications were on.
                 if !more || !self.stock(active, position, metrics) {
                     metrics.rx_starved += 1;
@@ -140,8 +143,7 @@ impl Frames {
             } else {
                 self.waiting.front().map_or(0, |w| w.pieces)
             };
-            // SAFETY: `active.mem` keeps guest memory mapped.
-            match unsafe { self.buffers.readv_first(tap.borrow(), pieces) } {
+            match self.buffers.get().readv_first(tap.borrow(), pieces) {
                 Ok(n) => {
                     self.deliver(n, active, position);
                     metrics.rx_frames += 1;
@@ -179,8 +181,9 @@ impl Frames {
                 break;
             }
         }
-        // SAFETY: `active.mem` keeps guest memory mapped.
-        unsafe { self.buffers.copy_in_at(NUM_BUFFERS, &count.to_le_bytes()) };
+        self.buffers
+            .get()
+            .write_at(NUM_BUFFERS, &count.to_le_bytes());
         let mut rest = n;
         for _ in 0..count {
             let Some(chain) = self.waiting.pop_front() else {
@@ -202,31 +205,27 @@ impl Frames {
         metrics: &mut NetMetrics,
     ) {
         let features = active.features;
-        let (readable, writable) = (&mut self.readable, &mut self.writable);
-        active.drain(position, BUDGET, |mem, _index, chain| {
-            readable.clear();
-            writable.clear();
-            if gather(chain, mem, readable, writable).is_ok() {
-                send(readable, writable, features, tap, metrics);
-            } else {
-                metrics.tx_bad += 1;
-            }
-            0
-        });
+        active.drain(
+            position,
+            BUDGET,
+            &mut self.spare,
+            |_mem, _index, buffers| {
+                match buffers {
+                    Ok(buffers) => send(buffers, features, tap, metrics),
+                    Err(_) => metrics.tx_bad += 1,
+                }
+                0
+            },
+        );
     }
 }
 
 /// Checks one frame and writes it to the tap. Frames the tap does not take are lost, as on a wire.
-fn send(
-    packet: &mut Segments,
-    list: &mut Segments,
-    features: u64,
-    tap: &Tap,
-    metrics: &mut NetMetrics,
-) {
+fn send(packet: &mut Buffers<'_>, features: u64, tap: &Tap, metrics: &mut NetMetrics) {
+    // Nothing is answered, so the other list is free.
+    let (packet, list) = (&mut packet.readable, &mut packet.writable);
     let mut raw = [0u8; HEADER];
-    // SAFETY: the caller's `active.mem` keeps guest memory mapped.
-    let got = unsafe { packet.copy_out(&mut raw) };
+    let got = packet.copy_to(&mut raw);
     packet.advance(HEADER);
     let len = packet.len();
     let Ok(header) = header::check(raw, len, features) else {
@@ -238,8 +237,7 @@ fn send(
         return;
     }
     loop {
-        // SAFETY: as above.
-        match unsafe { packet.writev_after(tap.borrow(), &header, list) } {
+        match packet.writev_after(tap.borrow(), &header, list) {
             Ok(_) => {
                 metrics.tx_frames += 1;
                 metrics.tx_bytes += len as u64;

@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::devices::ring::{Active, Ring};
 use crate::memory::GuestMemory;
+use crate::virtio::queue::{Active, Ring};
 
 // linux/vhost.h
 const VHOST_GET_FEATURES: libc::Ioctl = 0x8008_af00_u32 as libc::Ioctl;
@@ -85,10 +85,12 @@ impl Vhost {
     }
 
     /// # Safety
-    /// `argument` is of the type the request reads or writes.
+    /// `T` is the structure that `request` reads or writes, or longer.
     unsafe fn ioctl<T>(&self, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
-        // SAFETY: the caller's promise.
-        if unsafe { libc::ioctl(self.fd.as_raw_fd(), request, std::ptr::from_mut(argument)) } < 0 {
+        let argument = std::ptr::from_mut(argument);
+        // SAFETY: a live, exclusive reference to what the kernel takes for this request: that `T`
+        // is that structure is this function's own precondition.
+        if unsafe { libc::ioctl(self.fd.as_raw_fd(), request, argument) } < 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(())
@@ -153,7 +155,7 @@ impl Vhost {
             ring.queue.set_next_avail(next);
             let used = ring
                 .queue
-                .used_idx(&active.mem, std::sync::atomic::Ordering::Acquire)
+                .used_idx(&*active.mem, std::sync::atomic::Ordering::Acquire)
                 .map_err(|_| invalid("the used ring is not in guest memory"))?;
             ring.queue.set_next_used(used.0);
         }
@@ -194,7 +196,9 @@ impl Vhost {
             };
         }
         table.count = u32::try_from(count).unwrap_or(0);
-        // SAFETY: reads the head and `count` regions of the table.
+        // SAFETY: reads the head and `count` regions of the table. The kernel works in these regions
+        // until the rings are taken back (`stop`) or the descriptor is closed; they stay mapped as
+        // long as the device's `Active`, which ends after that.
         unsafe { self.ioctl(VHOST_SET_MEM_TABLE, &mut table) }
     }
 
@@ -223,7 +227,8 @@ impl Vhost {
         };
         let call = active.interrupt.queue_eventfd(ring.index);
         let file = |fd: RawFd| VringFile { index, fd };
-        // SAFETY: each reads one structure of the type it is given.
+        // SAFETY: each reads one structure of the type it is given; the addresses in it are checked
+        // to be in guest memory, which the kernel reaches through its own table (`set_memory`).
         unsafe {
             self.ioctl(VHOST_SET_VRING_NUM, &mut state(size))?;
             self.ioctl(VHOST_SET_VRING_BASE, &mut state(ring.queue.next_avail()))?;

@@ -1,14 +1,16 @@
 //! The entropy device as its transport sees it.
 
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::metrics::RngMetrics;
 use super::persist::{SavedRng, VERSION};
 use super::request::{MAX_BYTES, served};
-use crate::devices::buffers::{Segments, gather};
-use crate::devices::ring::Active;
 use crate::event_loop::EventSet;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{Activation, DeviceError, SavedDevice, VirtioDevice, read_saved};
+use crate::virtio::queue::Active;
 
 const QUEUE_SIZES: [u16; 1] = [64];
 /// Requests per turn; a guest that wants more has to wait for its turn.
@@ -19,8 +21,7 @@ const BUDGET: usize = 16;
 pub struct RngDevice {
     active: Option<Active>,
     quiesced: bool,
-    readable: Segments,
-    writable: Segments,
+    spare: Buffers<'static>,
     metrics: RngMetrics,
 }
 
@@ -48,21 +49,18 @@ impl RngDevice {
     fn process(&mut self) {
         let RngDevice {
             active: Some(active),
-            readable,
-            writable,
+            spare,
             metrics,
             ..
         } = self
         else {
             return;
         };
-        active.drain(0, BUDGET, |mem, _index, chain| {
-            readable.clear();
-            writable.clear();
-            if gather(chain, mem, readable, writable).is_err() {
+        active.drain(0, BUDGET, spare, |_mem, _index, buffers| {
+            let Ok(Buffers { writable, .. }) = buffers else {
                 metrics.malformed += 1;
                 return 0;
-            }
+            };
             let mut bytes = [0u8; MAX_BYTES];
             let wanted = served(writable.len());
             let bytes = bytes.get_mut(..wanted).unwrap_or_default();
@@ -70,8 +68,7 @@ impl RngDevice {
                 metrics.failed += 1;
                 return 0;
             }
-            // SAFETY: `mem` keeps guest memory mapped.
-            let written = unsafe { writable.copy_in(bytes) };
+            let written = writable.copy_from(bytes);
             metrics.requests += 1;
             metrics.bytes += written as u64;
             written
@@ -84,12 +81,9 @@ impl RngDevice {
 fn random(bytes: &mut [u8]) -> bool {
     let mut rest = bytes;
     while !rest.is_empty() {
-        // SAFETY: the buffer is ours and as long as said.
-        let n =
-            unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), libc::GRND_NONBLOCK) };
-        match usize::try_from(n) {
+        match getrandom(&mut *rest, GetRandomFlags::NONBLOCK) {
             Ok(n) if n > 0 => rest = rest.get_mut(n..).unwrap_or_default(),
-            _ if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
+            Err(Errno::INTR) => {}
             _ => return false,
         }
     }
@@ -112,8 +106,6 @@ impl VirtioDevice for RngDevice {
     fn device_features(&self) -> u64 {
         0
     }
-
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
         let mut active = Active::new(activation);
@@ -152,16 +144,8 @@ impl VirtioDevice for RngDevice {
     }
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
-        let state = serde_json::to_value(SavedRng { version: VERSION }).map_err(|e| {
-            DeviceError::Device {
-                device: self.id().to_owned(),
-                source: Box::new(e),
-            }
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
-        })
+        let queues = self.active.as_ref().map(Active::save).unwrap_or_default();
+        SavedDevice::new(self.id(), &SavedRng { version: VERSION }, queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

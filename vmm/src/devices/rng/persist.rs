@@ -1,4 +1,4 @@
-//! The saved form of the entropy device. It has no state: what was random stays nobody's.
+//! The saved form of the entropy device. It has no state.
 
 use serde::{Deserialize, Serialize};
 

@@ -17,7 +17,7 @@ use super::packet::{
     HEADER, HOST_CID, Header, MAX_PAYLOAD, Op, SHUTDOWN_BOTH, SHUTDOWN_RCV, SHUTDOWN_SEND,
     TYPE_STREAM,
 };
-use crate::devices::buffers::Segments;
+use crate::virtio::iovec::IoVecs;
 
 /// The two ports that name a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,7 +39,7 @@ pub enum State {
     Draining,
 }
 
-/// What is to be told to the guest when it has a buffer for it.
+/// What goes to the guest when it has a buffer for it.
 #[derive(Debug, Default)]
 struct Pending {
     request: bool,
@@ -71,7 +71,7 @@ pub struct Connection {
     /// The host takes nothing any more.
     host_gone: bool,
     guest_shutdown: u32,
-    told_shutdown: u32,
+    sent_shutdown: u32,
     pending: Pending,
     /// Guest to host.
     buf_alloc: u32,
@@ -89,11 +89,11 @@ pub struct Connection {
 /// What became of a packet offered to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on.
+    /// The connection continues.
     Keep,
-    /// The guest has ended it, or was told that it has ended: forget it (or let it drain).
+    /// The guest has ended it, or has received its end: forget it (or let it drain).
     Ended,
-    /// The guest broke the rules: reset it.
+    /// The guest violated the protocol: reset it.
     Violation,
 }
 
@@ -120,7 +120,7 @@ impl Connection {
             host_eof: false,
             host_gone: false,
             guest_shutdown: 0,
-            told_shutdown: 0,
+            sent_shutdown: 0,
             pending: Pending::default(),
             buf_alloc,
             received: 0,
@@ -160,7 +160,7 @@ impl Connection {
         if hung_up && !self.host_gone {
             self.host_gone = true;
             if self.host_eof {
-                self.pending.shutdown |= SHUTDOWN_BOTH & !self.told_shutdown;
+                self.pending.shutdown |= SHUTDOWN_BOTH & !self.sent_shutdown;
             }
         }
     }
@@ -171,7 +171,7 @@ impl Connection {
         self.pending.request
     }
 
-    /// Whether the guest is to be told something, or data may be there for it.
+    /// Whether there is a packet, or may be data, for the guest.
     #[must_use]
     pub fn has_news(&self) -> bool {
         let p = &self.pending;
@@ -207,7 +207,7 @@ impl Connection {
     }
 
     /// Handles a packet of the guest for this connection.
-    pub fn receive(&mut self, op: Op, header: &Header, payload: &mut Segments) -> Verdict {
+    pub fn receive(&mut self, op: Op, header: &Header, payload: &mut IoVecs<'_>) -> Verdict {
         self.learn(header);
         match (op, self.state) {
             (Op::Rst, _) => Verdict::Ended,
@@ -246,7 +246,7 @@ impl Connection {
         }
     }
 
-    fn take_data(&mut self, payload: &mut Segments) -> Verdict {
+    fn take_data(&mut self, payload: &mut IoVecs<'_>) -> Verdict {
         let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let held = self.received.wrapping_sub(self.forwarded);
         if self.guest_shutdown & SHUTDOWN_SEND != 0
@@ -256,8 +256,7 @@ impl Connection {
         }
         self.received = self.received.wrapping_add(len);
         while self.backlog.is_empty() && self.writable && !payload.is_empty() {
-            // SAFETY: the muxer's caller keeps guest memory mapped while it hands payload over.
-            match unsafe { payload.send(self.stream.as_fd()) } {
+            match payload.send(self.stream.as_fd()) {
                 Ok(n) => {
                     payload.advance(n);
                     self.note_forwarded(n);
@@ -314,13 +313,13 @@ impl Connection {
                 let held = self.backlog.len();
                 self.backlog = VecDeque::new();
                 self.note_forwarded(held);
-                self.pending.shutdown |= SHUTDOWN_RCV & !self.told_shutdown;
+                self.pending.shutdown |= SHUTDOWN_RCV & !self.sent_shutdown;
             }
         }
     }
 
     /// Puts what the host did not take into the backlog; the credit check has bounded it.
-    fn keep(&mut self, payload: &mut Segments) {
+    fn keep(&mut self, payload: &mut IoVecs<'_>) {
         let start = self.backlog.len();
         self.backlog.resize(start + payload.len(), 0);
         let (first, second) = self.backlog.as_mut_slices();
@@ -332,8 +331,7 @@ impl Connection {
         .into_iter()
         .flatten()
         {
-            // SAFETY: the muxer's caller keeps guest memory mapped while it hands payload over.
-            let n = unsafe { payload.copy_out(room) };
+            let n = payload.copy_to(room);
             payload.advance(n);
         }
     }
@@ -362,11 +360,11 @@ impl Connection {
 
     /// Writes the next packet for the guest into `buffer`, which has room for a header and more.
     /// `scratch` is for its own use.
-    pub fn fill(
+    pub fn fill<'m>(
         &mut self,
         guest_cid: u64,
-        buffer: &Segments,
-        scratch: &mut Segments,
+        buffer: &IoVecs<'m>,
+        scratch: &mut IoVecs<'m>,
     ) -> Option<Sent> {
         let mut header = Header {
             src_cid: HOST_CID,
@@ -384,18 +382,17 @@ impl Connection {
         header.len = u32::try_from(data).unwrap_or(0);
         self.announced = self.forwarded;
         self.pending.credit_update = false;
-        // SAFETY: the muxer's caller keeps guest memory mapped while it hands buffers over.
-        unsafe { buffer.copy_in(&header.to_bytes()) };
+        buffer.copy_from(&header.to_bytes());
         Some(Sent {
             data,
             last: op == Op::Rst,
         })
     }
 
-    fn next_op(
+    fn next_op<'m>(
         &mut self,
-        buffer: &Segments,
-        scratch: &mut Segments,
+        buffer: &IoVecs<'m>,
+        scratch: &mut IoVecs<'m>,
         flags: &mut u32,
         data: &mut usize,
     ) -> Option<Op> {
@@ -420,8 +417,8 @@ impl Connection {
         }
         let shutdown = std::mem::take(&mut self.pending.shutdown);
         if shutdown != 0 {
-            self.told_shutdown |= shutdown;
-            *flags = self.told_shutdown;
+            self.sent_shutdown |= shutdown;
+            *flags = self.sent_shutdown;
             return Some(Op::Shutdown);
         }
         if std::mem::take(&mut self.pending.credit_update) {
@@ -431,7 +428,7 @@ impl Connection {
     }
 
     /// Reads from the host straight into the guest's buffer.
-    fn read(&mut self, buffer: &Segments, scratch: &mut Segments) -> Option<usize> {
+    fn read<'m>(&mut self, buffer: &IoVecs<'m>, scratch: &mut IoVecs<'m>) -> Option<usize> {
         scratch.clear();
         scratch.append(buffer).ok()?;
         scratch.advance(HEADER);
@@ -441,8 +438,7 @@ impl Connection {
             return None;
         }
         loop {
-            // SAFETY: the muxer's caller keeps guest memory mapped while it hands buffers over.
-            match unsafe { scratch.readv(self.stream.as_fd()) } {
+            match scratch.readv(self.stream.as_fd()) {
                 Ok(0) => break,
                 Ok(n) => {
                     self.sent = self.sent.wrapping_add(u32::try_from(n).unwrap_or(0));
@@ -465,13 +461,13 @@ impl Connection {
         } else {
             SHUTDOWN_SEND
         };
-        self.pending.shutdown |= how & !self.told_shutdown;
+        self.pending.shutdown |= how & !self.sent_shutdown;
         None
     }
 
-    /// Whether the guest was told that the host is done with it, in both directions.
+    /// Whether the guest has been sent a shutdown of both directions.
     #[must_use]
-    pub fn told_all(&self) -> bool {
-        self.told_shutdown == SHUTDOWN_BOTH
+    pub fn has_sent_full_shutdown(&self) -> bool {
+        self.sent_shutdown == SHUTDOWN_BOTH
     }
 }

@@ -1,6 +1,8 @@
 //! The vsock device as its transport sees it: three queues, one address.
 
+use std::borrow::Cow;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
@@ -9,13 +11,13 @@ use vm_memory::{Bytes, GuestAddress};
 use super::muxer::Muxer;
 use super::packet::HEADER;
 use super::persist::{SavedVsock, VERSION};
-use crate::devices::buffers::{Segments, gather};
-use crate::devices::ring::{Active, BUDGET, Ring};
 use crate::event_loop::EventSet;
 use crate::memory::GuestMemory;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{
     Activation, DeviceError, Interrupt, SavedDevice, VirtioDevice, read_saved,
 };
+use crate::virtio::queue::{Active, BUDGET, Ring};
 
 /// Towards the guest, from the guest, events (virtio 1.2 §5.10.2).
 const RX: u16 = 0;
@@ -75,12 +77,12 @@ pub enum VsockError {
 enum TransportReset {
     /// All it has to.
     Settled,
-    /// It is to be told.
+    /// The event has not been sent yet.
     Due,
-    /// It was told in the buffer at this address, and ends all connections it has when it comes to
+    /// It was sent in the buffer at this address, and ends all connections it has when it comes to
     /// that. It gives the buffer back when it has: Linux adds it to the queue again after
     /// `virtio_vsock_event_handle`.
-    Told(GuestAddress),
+    Sent(GuestAddress),
 }
 
 /// The device.
@@ -93,8 +95,7 @@ pub struct VsockDevice {
     transport_reset: TransportReset,
     /// Packets of the guest wait for room for our refusals.
     tx_waits: bool,
-    readable: Segments,
-    writable: Segments,
+    spare: Buffers<'static>,
 }
 
 impl VsockDevice {
@@ -120,13 +121,12 @@ impl VsockDevice {
             quiesced: false,
             transport_reset: TransportReset::Settled,
             tx_waits: false,
-            readable: Segments::new(),
-            writable: Segments::new(),
+            spare: Buffers::default(),
         })
     }
 
-    /// Makes the device for a restored VM: the driver will be told that its connections are gone, and
-    /// hears of new ones when it has taken note.
+    /// Makes the device for a restored VM: the driver is sent the end of its connections, and
+    /// sees new ones when it has handled that.
     ///
     /// # Errors
     /// See [`VsockError`].
@@ -157,45 +157,28 @@ impl VsockDevice {
         let Some(position) = active.position(TX) else {
             return;
         };
-        let Some(ring) = active.rings.get_mut(position) else {
+        let muxer = &mut self.muxer;
+        // Taken up again when the guest has given buffers for the refusals.
+        self.tx_waits = muxer.must_wait();
+        if self.tx_waits {
             return;
-        };
-        self.tx_waits = false;
-        let mut taken = 0;
-        loop {
-            ring.silence(&active.mem);
-            let before = taken;
-            while taken < BUDGET && !self.muxer.must_wait() {
-                let Some(chain) = ring.pop(&active.mem) else {
-                    break;
-                };
-                let head = chain.head_index();
-                self.readable.clear();
-                self.writable.clear();
-                match gather(chain, &active.mem, &mut self.readable, &mut self.writable) {
-                    // `active.mem` is what keeps guest memory mapped.
-                    Ok(()) => self.muxer.receive(&mut self.readable),
-                    Err(_) => self.muxer.metrics.malformed += 1,
+        }
+        active.drain_while(
+            position,
+            BUDGET,
+            &mut self.spare,
+            |_mem, _index, buffers| {
+                match buffers {
+                    Ok(packet) => muxer.receive(&mut packet.readable),
+                    Err(_) => muxer.metrics.malformed += 1,
                 }
-                ring.push(&active.mem, head, 0);
-                taken += 1;
-            }
-            if self.muxer.must_wait() {
-                // Taken up again when the guest has given buffers for the refusals.
-                self.tx_waits = true;
-                break;
-            }
-            if taken >= BUDGET {
-                ring.kick_self();
-                break;
-            }
-            if !ring.listen(&active.mem) || taken == before {
-                break;
-            }
-        }
-        if taken > 0 {
-            ring.notify(&active.mem, active.interrupt.as_ref());
-        }
+                match muxer.must_wait() {
+                    true => ControlFlow::Break(0),
+                    false => ControlFlow::Continue(0),
+                }
+            },
+        );
+        self.tx_waits = self.muxer.must_wait();
     }
 
     /// Gives packets to the guest.
@@ -209,8 +192,9 @@ impl VsockDevice {
         let Some(ring) = active.rings.get_mut(position) else {
             return;
         };
+        let mut buffers = std::mem::take(&mut self.spare).recycle();
         let mut given = 0;
-        ring.silence(&active.mem);
+        ring.disable_notification(&active.mem);
         while self.muxer.has_news() {
             if given >= BUDGET {
                 ring.kick_self();
@@ -218,11 +202,11 @@ impl VsockDevice {
             }
             let Some(chain) = ring.pop(&active.mem) else {
                 // No buffers: ask for a kick when there are some, unless they came just now.
-                if ring.listen(&active.mem) {
-                    ring.silence(&active.mem);
+                if ring.enable_notification(&active.mem) {
+                    ring.disable_notification(&active.mem);
                     match ring.pop(&active.mem) {
                         Some(_) => {
-                            ring.unpop();
+                            ring.undo_pop();
                             continue;
                         }
                         None => break,
@@ -231,23 +215,20 @@ impl VsockDevice {
                 break;
             };
             let head = chain.head_index();
-            self.readable.clear();
-            self.writable.clear();
-            let gathered = gather(chain, &active.mem, &mut self.readable, &mut self.writable);
-            if gathered.is_err() || self.writable.len() < HEADER {
+            let gathered = buffers.gather(chain, &*active.mem);
+            if gathered.is_err() || buffers.writable.len() < HEADER {
                 self.muxer.metrics.malformed += 1;
                 ring.push(&active.mem, head, 0);
                 given += 1;
                 continue;
             }
-            // `active.mem` is what keeps guest memory mapped.
-            match self.muxer.fill(&self.writable) {
+            match self.muxer.fill(&buffers.writable) {
                 Some(len) => {
                     ring.push(&active.mem, head, u32::try_from(len).unwrap_or(0));
                     given += 1;
                 }
                 None => {
-                    ring.unpop();
+                    ring.undo_pop();
                     break;
                 }
             }
@@ -255,13 +236,14 @@ impl VsockDevice {
         if given > 0 {
             ring.notify(&active.mem, active.interrupt.as_ref());
         }
+        self.spare = buffers.recycle();
     }
 
     /// Tells a restored driver that its connections are gone, and once it has ended them, of the new
     /// ones. Those that the driver hears of before would be ended with the old.
     fn process_event(&mut self) {
         if self.transport_reset == TransportReset::Due {
-            self.tell_reset();
+            self.send_reset_event();
         }
         if self.has_taken_reset() {
             self.transport_reset = TransportReset::Settled;
@@ -272,12 +254,12 @@ impl VsockDevice {
     }
 
     /// Writes the event into the driver's next buffer.
-    fn tell_reset(&mut self) {
+    fn send_reset_event(&mut self) {
         let Some((mem, interrupt, ring)) = event_ring(&mut self.active) else {
             return;
         };
         let mut chain = ring.pop(mem);
-        if chain.is_none() && ring.listen(mem) {
+        if chain.is_none() && ring.enable_notification(mem) {
             chain = ring.pop(mem);
         }
         let Some(chain) = chain else {
@@ -292,7 +274,7 @@ impl VsockDevice {
         ring.push(mem, head, if buffer.is_some() { 4 } else { 0 });
         ring.notify(mem, interrupt);
         match buffer {
-            Some(at) => self.transport_reset = TransportReset::Told(at),
+            Some(at) => self.transport_reset = TransportReset::Sent(at),
             // The next may do.
             None => ring.kick_self(),
         }
@@ -300,7 +282,7 @@ impl VsockDevice {
 
     /// Whether the driver has done what the event asks of it; if not, it kicks with the next buffer.
     fn has_taken_reset(&mut self) -> bool {
-        let TransportReset::Told(buffer) = self.transport_reset else {
+        let TransportReset::Sent(buffer) = self.transport_reset else {
             return false;
         };
         let Some((mem, _, ring)) = event_ring(&mut self.active) else {
@@ -350,12 +332,8 @@ impl VirtioDevice for VsockDevice {
         0
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let cid = self.cid.to_le_bytes();
-        for (to, from) in data.iter_mut().zip(cid.iter().skip(offset)) {
-            *to = *from;
-        }
+    fn config_as_bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.cid.to_le_bytes().to_vec())
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -374,7 +352,7 @@ impl VirtioDevice for VsockDevice {
             .add(self.muxer.fd(), MUXER, EventSet::IN)
             .map_err(|e| self.io("watching its sockets", e))?;
         if active.position(EVENT).is_none() {
-            // It cannot be told anything, so there is nothing to wait for.
+            // There is no way to send it the event, so there is nothing to wait for.
             self.transport_reset = TransportReset::Settled;
             self.muxer.release();
         }
@@ -439,19 +417,13 @@ impl VirtioDevice for VsockDevice {
     }
 
     fn save(&self) -> Result<SavedDevice, DeviceError> {
-        let state = serde_json::to_value(SavedVsock {
+        let state = SavedVsock {
             version: VERSION,
             cid: self.cid,
             next_port: self.muxer.next_port(),
-        })
-        .map_err(|e| DeviceError::Device {
-            device: self.id().to_owned(),
-            source: Box::new(e),
-        })?;
-        Ok(SavedDevice {
-            state,
-            queues: self.active.as_ref().map(Active::save).unwrap_or_default(),
-        })
+        };
+        let queues = self.active.as_ref().map(Active::save).unwrap_or_default();
+        SavedDevice::new(self.id(), &state, queues)
     }
 
     fn metrics(&self) -> serde_json::Value {

@@ -1,9 +1,10 @@
 //! What a client on the host says first: `CONNECT <port>\n`.
 
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
+
+use rustix::net::RecvFlags;
 
 /// The longest line that can be right, and then some.
 const MAX_LINE: usize = 32;
@@ -93,16 +94,9 @@ impl Handshake {
 }
 
 fn peek(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
-    // SAFETY: the buffer is ours and as long as said.
-    let n = unsafe {
-        libc::recv(
-            stream.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            libc::MSG_PEEK | libc::MSG_DONTWAIT,
-        )
-    };
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let (_, n) = rustix::net::recv(stream, buffer, flags)?;
+    Ok(n)
 }
 
 #[cfg(test)]

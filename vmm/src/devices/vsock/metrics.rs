@@ -17,9 +17,9 @@ pub struct VsockMetrics {
     pub host_connects: u64,
     /// Connections the guest opened.
     pub guest_connects: u64,
-    /// Connections refused for want of room, listener or sense.
+    /// Connections refused: too many, nobody listens, or a malformed request.
     pub refused: u64,
-    /// Connections ended by us because the guest broke the protocol.
+    /// Connections ended by us because the guest violated the protocol.
     pub violations: u64,
     /// Connections and handshakes that ran out of time.
     pub timeouts: u64,

@@ -119,7 +119,7 @@ impl Common {
         self.status & DRIVER_OK != 0
     }
 
-    /// The device cannot go on until it is reset.
+    /// The device does nothing more until it is reset.
     pub fn set_needs_reset(&mut self) {
         self.status |= NEEDS_RESET;
     }
@@ -182,7 +182,7 @@ impl Common {
             (0x1a, 2) => interrupt.set_queue_vector(self.queue_select, word),
             (0x18, 2) => {
                 self.set_queue(|q| {
-                    // A size that is no power of two, or too large, keeps the old one.
+                    // A size that is not a power of two, or too large, keeps the old one.
                     if word.is_power_of_two() && word <= q.max_size {
                         q.size = word;
                     }

@@ -6,9 +6,10 @@
 mod common;
 mod interrupt;
 mod persist;
+mod saved;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -24,8 +25,9 @@ use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::msix::{self, Msix};
 use crate::pci::{Address, PciFunction};
 use crate::platform::{Platform, PlatformError};
+use crate::sync::lock;
 
-pub use persist::{SavedFunction, TransportRestoreError};
+pub use saved::{SavedFunction, TransportRestoreError};
 
 /// The BAR: common configuration, ISR, device configuration, doorbells, MSI-X table, pending.
 const BAR_SIZE: u32 = 0x8000;
@@ -54,7 +56,7 @@ pub type SharedDevice = Arc<Mutex<Box<dyn VirtioDevice>>>;
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The device has no queues, or too many.
-    #[error("device {device} has {queues} queues; 1 to {MAX_QUEUES} are possible")]
+    #[error("device {device} has {queues} queues; it must have 1 to {MAX_QUEUES}")]
     Queues {
         /// The device's id.
         device: String,
@@ -77,7 +79,7 @@ pub enum TransportError {
 
 /// What a function needs from its machine.
 #[derive(Debug, Clone)]
-pub struct Machine {
+pub struct TransportContext {
     /// Guest RAM.
     pub mem: GuestMemory,
     /// Interrupts and doorbells.
@@ -94,15 +96,11 @@ impl Handler for EventHandler {
     }
 }
 
-fn lock(device: &SharedDevice) -> MutexGuard<'_, Box<dyn VirtioDevice>> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// One virtio device on the bus.
 pub struct VirtioPci {
     id: String,
     address: Address,
-    machine: Machine,
+    context: TransportContext,
     device: SharedDevice,
     registrar: Registrar,
     config: ConfigSpace,
@@ -134,7 +132,7 @@ impl VirtioPci {
     pub fn new(
         address: Address,
         device: Box<dyn VirtioDevice>,
-        machine: Machine,
+        context: TransportContext,
     ) -> Result<Self, TransportError> {
         let id = device.id().to_owned();
         let max_sizes = device.queue_max_sizes().to_vec();
@@ -154,7 +152,7 @@ impl VirtioPci {
             source,
         };
         let vectors = queue_count + 1;
-        let msix = Msix::new(Arc::clone(&machine.platform), vectors).map_err(fd_error)?;
+        let msix = Msix::new(Arc::clone(&context.platform), vectors).map_err(fd_error)?;
         let kicks = max_sizes
             .iter()
             .map(|_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
@@ -165,14 +163,14 @@ impl VirtioPci {
             .ok_or_else(|| TransportError::Capabilities(id.clone()))?;
         let interrupt = Arc::new(PciInterrupt::new(msix.fds(), max_sizes.len()));
         let device: SharedDevice = Arc::new(Mutex::new(device));
-        let registrar = machine.events.registrar();
-        machine
+        let registrar = context.events.registrar();
+        context
             .events
             .set_handler(&registrar, Arc::new(EventHandler(Arc::clone(&device))));
         Ok(VirtioPci {
             id,
             address,
-            machine,
+            context,
             device,
             registrar,
             config,
@@ -242,7 +240,7 @@ impl VirtioPci {
     pub fn shut_down(&mut self) {
         self.reset();
         self.msix.reset();
-        self.machine.events.remove_handler(&self.registrar);
+        self.context.events.remove_handler(&self.registrar);
     }
 
     fn reset(&mut self) {
@@ -289,7 +287,7 @@ impl VirtioPci {
             let queue = config
                 .to_queue(event_idx)
                 .map_err(|_| bad(index, "has impossible addresses"))?;
-            if !queue.is_valid(&self.machine.mem) {
+            if !queue.is_valid(&self.context.mem) {
                 return Err(bad(index, "lies outside of memory"));
             }
             queues.push(ActiveQueue {
@@ -311,7 +309,7 @@ impl VirtioPci {
 
     fn start_device(&mut self, queues: Vec<ActiveQueue>) -> Result<(), DeviceError> {
         let activation = Activation {
-            mem: self.machine.mem.clone(),
+            mem: self.context.mem.clone(),
             features: self.common.acked,
             queues,
             interrupt: Arc::clone(&self.interrupt) as Arc<_>,
@@ -335,7 +333,7 @@ impl VirtioPci {
             for index in indices {
                 if let Some(kick) = self.kicks.get(usize::from(index)) {
                     // KVM knows the doorbell, as it was registered; nothing else can fail.
-                    let _ = self.machine.platform.remove_doorbell(kick, ring(at, index));
+                    let _ = self.context.platform.remove_doorbell(kick, ring(at, index));
                 }
             }
         }
@@ -346,7 +344,7 @@ impl VirtioPci {
             // time (the guest may have put two BARs over each other).
             if config.enabled
                 && self
-                    .machine
+                    .context
                     .platform
                     .add_doorbell(kick, ring(at, index))
                     .is_ok()

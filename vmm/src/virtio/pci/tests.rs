@@ -78,7 +78,7 @@ impl VirtioDevice for Fake {
 fn function() -> (Arc<FakePlatform>, Arc<Mutex<Log>>, VirtioPci) {
     let platform = Arc::new(FakePlatform::default());
     let log = Arc::new(Mutex::new(Log::default()));
-    let machine = Machine {
+    let context = TransportContext {
         mem: memory::anonymous(1 << 20).unwrap(),
         platform: Arc::clone(&platform) as Arc<dyn Platform>,
         events: EventLoop::new().unwrap(),
@@ -87,7 +87,7 @@ fn function() -> (Arc<FakePlatform>, Arc<Mutex<Log>>, VirtioPci) {
         log: Arc::clone(&log),
         queues: Vec::new(),
     };
-    let function = VirtioPci::new(Address::new(8).unwrap(), Box::new(device), machine).unwrap();
+    let function = VirtioPci::new(Address::new(8).unwrap(), Box::new(device), context).unwrap();
     (platform, log, function)
 }
 
@@ -305,7 +305,7 @@ proptest! {
 #[test]
 fn guest_memory_is_not_touched_by_the_transport() {
     let (_, _, mut function) = function();
-    let mem = function.machine.mem.clone();
+    let mem = function.context.mem.clone();
     drive(&mut function, 0x1_0000);
     let mut all = vec![0u8; 1 << 20];
     mem.read_slice(&mut all, GuestAddress(0)).unwrap();

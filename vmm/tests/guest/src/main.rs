@@ -1,7 +1,7 @@
 //! The whole user space of a guest that tests the devices: PID 1 of an initramfs, static.
 //!
 //! It dials host port 1025 when it is up, echoes on vsock port 7, and takes one command per
-//! connection on vsock port 1024: a line in, text out. `vmm/tests/devices.rs` drives it. It is no
+//! connection on vsock port 1024: a line in, text out. `vmm/tests/devices/` drives it. It is no
 //! part of what a node runs.
 #![allow(
     clippy::unwrap_used,

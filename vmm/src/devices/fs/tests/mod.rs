@@ -8,8 +8,9 @@
     reason = "lengths of messages this file makes, and patterns cut to size"
 )]
 
+mod attacks;
 mod files;
-mod hostile;
+mod random_messages;
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -57,7 +58,7 @@ struct Client {
     dir: tempfile::TempDir,
 }
 
-type Answer = Result<Vec<u8>, i32>;
+type Reply = Result<Vec<u8>, i32>;
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
@@ -128,7 +129,7 @@ impl Client {
         len
     }
 
-    fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Answer {
+    fn ask(&mut self, opcode: u32, node: u64, body: &[u8]) -> Reply {
         let len = self.message(opcode, node, body);
         // In two pieces on either side, as a driver does.
         let (first, rest) = (len.min(40), len.saturating_sub(40));
@@ -143,7 +144,7 @@ impl Client {
         self.answer(written)
     }
 
-    fn answer(&self, written: u32) -> Answer {
+    fn answer(&self, written: u32) -> Reply {
         let mut bytes = vec![0; written as usize];
         let mem = &self.machine.mem;
         mem.read_slice(&mut bytes, GuestAddress(ANSWER)).unwrap();
@@ -155,7 +156,7 @@ impl Client {
         }
     }
 
-    fn init(&mut self) -> Answer {
+    fn init(&mut self) -> Reply {
         let mut body = words(&[7, 41, 131_072, u32::MAX, u32::MAX]);
         body.resize(64, 0);
         self.ask(op::INIT, 0, &body)
@@ -208,20 +209,20 @@ impl Client {
         Ok(u32_at(&self.ask(op::WRITE, node, &body)?, 0))
     }
 
-    fn read(&mut self, node: u64, handle: u64, at: u64, size: u32) -> Answer {
+    fn read(&mut self, node: u64, handle: u64, at: u64, size: u32) -> Reply {
         let mut body = longs(&[handle, at]);
         body.extend(words(&[size, 0, 0, 0, 0, 0]));
         self.ask(op::READ, node, &body)
     }
 
-    fn set(&mut self, node: u64, valid: u32, size: u64, mode: u32, ids: (u32, u32)) -> Answer {
+    fn set(&mut self, node: u64, valid: u32, size: u64, mode: u32, ids: (u32, u32)) -> Reply {
         let mut body = words(&[valid, 0]);
         body.extend(longs(&[0, size, 0, 1000, 2000, 0]));
         body.extend(words(&[5, 6, 0, mode, 0, ids.0, ids.1, 0]));
         self.ask(op::SETATTR, node, &body)
     }
 
-    fn rename(&mut self, from: (u64, &str), to: (u64, &str), flags: u32) -> Answer {
+    fn rename(&mut self, from: (u64, &str), to: (u64, &str), flags: u32) -> Reply {
         let mut body = longs(&[to.0]);
         body.extend(words(&[flags, 0]));
         let body = named(named(body, from.1), to.1);
@@ -267,6 +268,5 @@ impl Client {
 }
 
 fn is_root() -> bool {
-    // SAFETY: no preconditions.
-    unsafe { libc::geteuid() == 0 }
+    rustix::process::geteuid().is_root()
 }

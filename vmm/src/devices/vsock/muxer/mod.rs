@@ -3,9 +3,10 @@
 //!
 //! The muxer knows no rings. It has an epoll of its own, which the device shows to the event loop
 //! as one descriptor. Everything is bounded: connections, handshakes, refusals waiting to be
-//! sent, and bytes held for the host. `clients` is the host's side of the table.
+//! sent, and bytes held for the host. `clients` is the host's side of the table, `deadlines` its clock.
 
 mod clients;
+mod deadlines;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +26,7 @@ use super::handshake::Handshake;
 use super::metrics::VsockMetrics;
 use super::packet::{BadPacket, HEADER, HOST_CID, Header, Op, TYPE_STREAM, check};
 use super::sockets::{connect, port_path, spare};
-use crate::devices::buffers::Segments;
+use crate::virtio::iovec::IoVecs;
 
 /// The most connections and handshakes together.
 pub const MAX_PEERS: usize = 512;
@@ -86,7 +87,7 @@ pub struct Muxer {
     refusals: VecDeque<Header>,
     next_id: u64,
     next_port: u32,
-    scratch: Segments,
+    scratch: IoVecs<'static>,
     pub(super) metrics: VsockMetrics,
 }
 
@@ -137,7 +138,7 @@ impl Muxer {
             refusals: VecDeque::new(),
             next_id: FIRST_PEER,
             next_port: FIRST_PORT,
-            scratch: Segments::new(),
+            scratch: IoVecs::new(),
             metrics: VsockMetrics::default(),
         })
     }
@@ -159,15 +160,15 @@ impl Muxer {
         self.epoll.as_raw_fd()
     }
 
-    /// Whether the guest is to be told something.
+    /// Whether there are packets for the guest.
     #[must_use]
     pub fn has_news(&self) -> bool {
         !self.refusals.is_empty() || (!self.held && !self.ready.is_empty())
     }
 
     /// From now on connections are made, but the guest hears of none until [`Muxer::release`]: it
-    /// is about to end all connections it knows of. Refusals go on. Until then the guest may also
-    /// send from `former_cid`, which it had before.
+    /// is about to end all connections it knows of. Refusals are still sent. Until then the guest may
+    /// also send from `former_cid`, which it had before.
     pub fn hold(&mut self, former_cid: Option<u64>) {
         self.held = true;
         self.former_cid = former_cid;
@@ -286,12 +287,9 @@ impl Muxer {
     }
 
     /// Handles a packet of the guest; `packet` is the whole chain's readable part.
-    ///
-    /// The caller keeps guest memory mapped during the call.
-    pub fn receive(&mut self, packet: &mut Segments) {
+    pub fn receive(&mut self, packet: &mut IoVecs<'_>) {
         let mut bytes = [0u8; HEADER];
-        // SAFETY: the caller's promise.
-        if unsafe { packet.copy_out(&mut bytes) } < HEADER {
+        if packet.copy_to(&mut bytes) < HEADER {
             self.metrics.malformed += 1;
             return;
         }
@@ -333,7 +331,7 @@ impl Muxer {
         }
     }
 
-    fn deliver(&mut self, id: u64, op: Op, header: &Header, payload: &mut Segments) {
+    fn deliver(&mut self, id: u64, op: Op, header: &Header, payload: &mut IoVecs<'_>) {
         let Some(Peer::Connection(c)) = self.peers.get_mut(&id) else {
             return;
         };
@@ -409,18 +407,27 @@ impl Muxer {
 
     /// Writes the next packet for the guest into `buffer` (at least a header long), and says how
     /// long it is; `None` when there is nothing to say after all.
-    ///
-    /// The caller keeps guest memory mapped during the call.
-    pub fn fill(&mut self, buffer: &Segments) -> Option<usize> {
+    pub fn fill(&mut self, buffer: &IoVecs<'_>) -> Option<usize> {
         if let Some(header) = self.refusals.pop_front() {
-            // SAFETY: the caller's promise.
-            unsafe { buffer.copy_in(&header.to_bytes()) };
+            buffer.copy_from(&header.to_bytes());
             self.metrics.packets_to_guest += 1;
             return Some(HEADER);
         }
         if self.held {
             return None;
         }
+        let mut scratch = std::mem::take(&mut self.scratch).recycle();
+        let len = self.fill_from_ready(buffer, &mut scratch);
+        self.scratch = scratch.recycle();
+        len
+    }
+
+    /// As `fill`, of the connections with something for the guest.
+    fn fill_from_ready<'m>(
+        &mut self,
+        buffer: &IoVecs<'m>,
+        scratch: &mut IoVecs<'m>,
+    ) -> Option<usize> {
         // Each has one turn: one with data that a buffer without room for any cannot take goes back
         // into the queue, and a guest that gives such buffers must not keep this thread.
         for _ in 0..self.ready.len() {
@@ -434,8 +441,8 @@ impl Muxer {
             if c.state == State::Draining {
                 continue;
             }
-            let sent = c.fill(self.cid, buffer, &mut self.scratch);
-            if c.told_all() && c.deadline.is_none() {
+            let sent = c.fill(self.cid, buffer, scratch);
+            if c.has_sent_full_shutdown() && c.deadline.is_none() {
                 c.deadline = Some(Instant::now() + CLOSE);
                 self.keep_time();
             }
@@ -454,55 +461,6 @@ impl Muxer {
             }
         }
         None
-    }
-
-    /// Ends what has waited too long.
-    fn expire(&mut self, now: Instant) {
-        let late: Vec<u64> = self
-            .peers
-            .iter()
-            .filter(|(_, p)| p.deadline().is_some_and(|d| d <= now))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in late {
-            self.metrics.timeouts += 1;
-            // The host's side ends now; the guest hears of it when it takes the reset.
-            if let Some(Peer::Connection(c)) = self.peers.get(&id)
-                && c.state != State::Draining
-            {
-                let (key, asked) = (c.key, !c.is_unasked());
-                self.keys.remove(&key);
-                if asked {
-                    self.plan_reset(key);
-                }
-            }
-            self.forget(id);
-        }
-        self.count();
-    }
-
-    /// Runs the timer while there are deadlines.
-    fn keep_time(&mut self) {
-        let wanted = self.peers.values().any(|p| p.deadline().is_some());
-        if wanted != self.timer_on {
-            let done = if wanted {
-                self.timer.reset(TICK, Some(TICK))
-            } else {
-                self.timer.clear()
-            };
-            if done.is_ok() {
-                self.timer_on = wanted;
-            }
-        }
-    }
-}
-
-impl Peer {
-    fn deadline(&self) -> Option<Instant> {
-        match self {
-            Peer::Handshake(h) => Some(h.deadline),
-            Peer::Connection(c) => c.deadline,
-        }
     }
 }
 

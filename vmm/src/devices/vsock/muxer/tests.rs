@@ -37,7 +37,7 @@ impl Guest {
         self.mem
             .write_slice(&header.to_bytes(), GuestAddress(0))
             .unwrap();
-        let mut packet = Segments::new();
+        let mut packet = IoVecs::new();
         packet
             .push(&self.mem, GuestAddress(0), 44, Permissions::Read)
             .unwrap();

@@ -262,7 +262,7 @@ fn held_clients_are_bounded_and_those_that_leave_are_forgotten() {
     for _ in 0..600 {
         drop(guest.ask(80));
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let mut clients = Vec::new();
     // All of the table is there for clients that stay.
     while clients.len() < 512 {
@@ -276,7 +276,7 @@ fn held_clients_are_bounded_and_those_that_leave_are_forgotten() {
         clients.push(client);
     }
     let mut late = UnixStream::connect(&guest.path).unwrap();
-    late.set_read_timeout(Some(PATIENCE)).unwrap();
+    late.set_read_timeout(Some(TIMEOUT)).unwrap();
     let _ = late.write_all(b"CONNECT 1024\n");
     // Closed with its line unread, which its side may see as a reset.
     assert!(matches!(late.read(&mut [0]), Ok(0) | Err(_)));

@@ -2,8 +2,8 @@
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::BootError;
-use crate::layout;
+use super::error::BootError;
+use crate::arch::x86_64::layout;
 use crate::memory::GuestMemory;
 
 /// Present, writable.

@@ -1,4 +1,4 @@
-//! What the guest is told of its CPU: what KVM supports of the host's, with a topology of one
+//! The CPUID a guest sees: what KVM supports of the host's, with a topology of one
 //! socket, one core per vCPU, one thread per core.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};

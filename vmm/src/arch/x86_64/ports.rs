@@ -1,11 +1,12 @@
 //! The guest's I/O ports: serial port, power-off, reset and pvpanic. All others read ones.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::serial::SerialPort;
-use crate::acpi;
-use crate::layout;
+use crate::arch::x86_64::acpi;
+use crate::arch::x86_64::layout;
+use crate::devices::serial::SerialPort;
 use crate::lifecycle::Lifecycle;
+use crate::sync::lock;
 use bulkhead_contract::exit::Reason;
 
 /// pvpanic: the guest's kernel panicked.
@@ -32,7 +33,7 @@ impl Ports {
 
     /// The serial port.
     pub fn serial(&self) -> MutexGuard<'_, SerialPort> {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.serial)
     }
 
     /// The guest reads.
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_to_end_is_told_apart() {
+    fn each_way_to_end_has_its_own_reason() {
         for (port, value, reason) in [
             (layout::SLEEP_CONTROL_PORT, 0x34, Reason::PowerOff),
             (layout::RESET_PORT, 1, Reason::Reboot),
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_nobody_has_read_ones() {
+    fn unclaimed_ports_read_ones() {
         let dir = tempfile::tempdir().unwrap();
         let (lifecycle, ports) = ports(dir.path());
         for port in 0..=u16::MAX {

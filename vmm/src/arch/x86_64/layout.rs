@@ -47,7 +47,7 @@ pub const LAPIC: u32 = 0xfee0_0000;
 pub const KVM_TSS: usize = 0xfffb_d000;
 /// One page KVM needs on Intel for a real-mode identity map.
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
-/// RAM beyond the hole goes on here.
+/// RAM beyond the hole continues here.
 pub const ABOVE_4G: u64 = 0x1_0000_0000;
 
 /// Memory that is added later begins at a multiple of this, beyond all RAM.

@@ -10,8 +10,8 @@ use std::fs::File;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{FsConfig, FsDevice, Limits, Server, Workers};
-use crate::devices::hostile::{Random, scribble};
+use crate::devices::fs::{FsConfig, FsDevice, Limits, Server, Workers};
+use crate::devices::random_driver::{Random, scribble};
 use crate::devices::testing::{DATA, Machine};
 use crate::virtio::device::VirtioDevice;
 

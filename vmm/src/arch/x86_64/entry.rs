@@ -4,9 +4,9 @@
 use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 
-use super::VcpuError;
-use crate::boot::GDT_ENTRIES;
-use crate::layout;
+use crate::arch::x86_64::boot::GDT_ENTRIES;
+use crate::arch::x86_64::layout;
+use crate::vcpu::VcpuError;
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;

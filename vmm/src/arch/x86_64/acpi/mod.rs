@@ -7,7 +7,7 @@ mod dsdt;
 
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::layout;
+use crate::arch::x86_64::layout;
 use crate::memory::GuestMemory;
 
 const OEM_ID: [u8; 6] = *b"BLKHD ";
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn power_off_is_told_from_other_writes() {
+    fn only_the_power_off_value_powers_off() {
         assert!(is_power_off(1 << 5 | 5 << 2));
         assert!(!is_power_off(5 << 2));
         assert!(!is_power_off(1 << 5 | 4 << 2));

@@ -3,69 +3,30 @@
 //! The kernel is an ELF vmlinux, entered by the 64-bit boot protocol of Linux
 //! (Documentation/arch/x86/boot.rst, "64-bit Boot Protocol"): there is no firmware and no
 //! decompressor, and the CPU starts in long mode with identity page tables. The registers that
-//! go with it are in `vcpu::entry`.
+//! go with it are in `super::entry`.
 
+mod error;
 mod params;
 mod tables;
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::layout;
+use crate::arch::x86_64::layout;
 use crate::memory::GuestMemory;
 
+pub use error::BootError;
 pub use params::{E820Entry, e820};
 pub use tables::GDT_ENTRIES;
-
-/// Why a kernel could not be made ready.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// The file is not a kernel that can be entered.
-    #[error("loading the guest kernel: {0}; an uncompressed x86-64 ELF vmlinux is wanted")]
-    Kernel(#[source] linux_loader::loader::Error),
-    /// The kernel needs more memory than the guest has.
-    #[error("the guest kernel ends at {end:#x}, beyond the guest's {memory:#x} bytes below 4 GiB")]
-    KernelTooLarge {
-        /// Where it ends.
-        end: u64,
-        /// What there is.
-        memory: u64,
-    },
-    /// The initramfs does not fit beside the kernel.
-    #[error(
-        "an initramfs of {size} bytes does not fit beside a kernel that ends at {kernel_end:#x}"
-    )]
-    InitramfsTooLarge {
-        /// Its size.
-        size: u64,
-        /// Where the kernel ends.
-        kernel_end: u64,
-    },
-    /// The initramfs could not be read.
-    #[error("reading the initramfs: {0}")]
-    Initramfs(#[source] io::Error),
-    /// The command line is too long, or not plain text.
-    #[error("the kernel command line {0}")]
-    Cmdline(String),
-    /// Writing to guest memory failed.
-    #[error("writing {what} to guest memory: {source}")]
-    Write {
-        /// What was written.
-        what: &'static str,
-        /// The memory's answer.
-        #[source]
-        source: vm_memory::GuestMemoryError,
-    },
-}
 
 /// What the VMM itself puts on the command line. Each word has its reason:
 /// - `console=ttyS0`: the only console; `quiet` and loglevel keep it silent unless something is
 ///   wrong, as every byte is an exit.
 /// - `reboot=t` would skip ACPI; the default uses the reset register, so nothing is given.
-/// - `panic=-1`: reboot at once, after pvpanic has told us; the VM then ends.
+/// - `panic=-1`: reboot at once, after pvpanic has reported it; the VM then ends.
 /// - `maxcpus=1`: the others are brought up by the agent.
 /// - `noreplace-smp`: a kernel that boots on one processor patches the lock prefixes out of all its
 ///   code, an eighth of its boot, and back in when the agent brings up the second.
@@ -90,7 +51,7 @@ pub fn cmdline(extra: &str) -> Result<String, BootError> {
     };
     if whole.len() + 1 > layout::CMDLINE_MAX {
         return Err(BootError::Cmdline(format!(
-            "has {} bytes, at most {} are possible",
+            "has {} bytes; the limit is {}",
             whole.len(),
             layout::CMDLINE_MAX - 1
         )));

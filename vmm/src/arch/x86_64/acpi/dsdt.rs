@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 };
 
 use super::SLEEP_TYPE_S5;
-use crate::layout;
+use crate::arch::x86_64::layout;
 
 /// Everything below `\_SB_` and the S5 package.
 pub(super) fn body() -> Vec<u8> {
@@ -84,7 +84,7 @@ fn serial(out: &mut Vec<u8>) {
     .to_aml_bytes(out);
 }
 
-/// The port a panicking guest tells us by; Linux finds it by the id QEMU gave it.
+/// The port by which a guest reports its panic; Linux finds it by the id QEMU gave it.
 fn pvpanic(out: &mut Vec<u8>) {
     let port = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
     Device::new(

@@ -1,10 +1,10 @@
 //! What a hostile guest tries.
 
-use std::ffi::CString;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 
+use rustix::fs::{FileType, Mode};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::abi::{self, op};
@@ -156,9 +156,9 @@ fn tables_are_bounded_and_forgetting_frees() {
 #[test]
 fn only_files_and_directories_are_opened() {
     let mut client = Client::new();
-    let fifo = CString::new(client.share().join("fifo").as_os_str().as_encoded_bytes()).unwrap();
-    // SAFETY: a zero-terminated path.
-    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+    let fifo = client.share().join("fifo");
+    let (kind, mode) = (FileType::Fifo, Mode::RUSR | Mode::WUSR);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(client.share().join("sock")).unwrap();
     for name in ["fifo", "sock"] {
         let node = client.lookup(1, name).unwrap();

@@ -5,6 +5,7 @@
 //! switched on, so that no kick is lost (virtio 1.2 §2.7.10).
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +15,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::event_loop::{EventSet, Registrar};
 use crate::memory::GuestMemory;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::{Activation, Interrupt, QueueState};
+use crate::virtio::iovec::BufferError;
 
 /// The most chains a device takes from one ring before it lets other devices have the thread.
 pub const BUDGET: usize = 256;
@@ -35,19 +38,27 @@ impl Ring {
         self.queue.pop_descriptor_chain(mem)
     }
 
+    /// As [`Ring::pop`]; the chain holds guest memory itself.
+    pub fn pop_held(
+        &mut self,
+        mem: &Arc<GuestMemory>,
+    ) -> Option<DescriptorChain<Arc<GuestMemory>>> {
+        self.queue.pop_descriptor_chain(Arc::clone(mem))
+    }
+
     /// Gives the chain taken last back, to be offered again.
-    pub fn unpop(&mut self) {
+    pub fn undo_pop(&mut self) {
         let back = self.queue.next_avail().wrapping_sub(1);
         self.queue.set_next_avail(back);
     }
 
-    /// Hands a chain back to the driver. A head that is no descriptor (the guest made it up) is
+    /// Hands a chain back to the driver. A head outside the table (the guest made it up) is
     /// dropped.
     pub fn push(&mut self, mem: &GuestMemory, head: u16, len: u32) {
         let _ = self.queue.add_used(mem, head, len);
     }
 
-    /// Interrupts the driver when it wants to hear of what was pushed since the last call.
+    /// Interrupts the driver when it asked to be notified of what was pushed since the last call.
     pub fn notify(&mut self, mem: &GuestMemory, interrupt: &dyn Interrupt) {
         if self.queue.needs_notification(mem).unwrap_or(true) {
             interrupt.signal_queue(self.index);
@@ -55,12 +66,12 @@ impl Ring {
     }
 
     /// Asks for no kicks while the device works the ring anyway.
-    pub fn silence(&mut self, mem: &GuestMemory) {
+    pub fn disable_notification(&mut self, mem: &GuestMemory) {
         let _ = self.queue.disable_notification(mem);
     }
 
     /// Asks for kicks again; true when chains came meanwhile and the ring must be looked at.
-    pub fn listen(&mut self, mem: &GuestMemory) -> bool {
+    pub fn enable_notification(&mut self, mem: &GuestMemory) -> bool {
         self.queue.enable_notification(mem).unwrap_or(false)
     }
 
@@ -85,7 +96,7 @@ impl Ring {
         for _ in 0..=2 * u32::from(self.queue.size()) {
             match self.pop(mem) {
                 Some(chain) => found = wanted(chain),
-                None if self.listen(mem) => {}
+                None if self.enable_notification(mem) => {}
                 None => break,
             }
             if found {
@@ -94,6 +105,39 @@ impl Ring {
         }
         self.queue.set_next_avail(here);
         found
+    }
+
+    /// Takes the chains there are, until `take` breaks; the number taken. The driver is asked for no
+    /// kicks meanwhile, and for kicks again when no chain is left. After `budget` chains the rest
+    /// waits for the ring's next turn. When `take` breaks, kicks stay off: the caller comes back by
+    /// itself.
+    pub fn drain<'m>(
+        &mut self,
+        mem: &'m GuestMemory,
+        budget: usize,
+        mut take: impl FnMut(&mut Ring, DescriptorChain<&'m GuestMemory>) -> ControlFlow<()>,
+    ) -> usize {
+        let mut taken = 0;
+        loop {
+            self.disable_notification(mem);
+            let before = taken;
+            while taken < budget {
+                let Some(chain) = self.pop(mem) else {
+                    break;
+                };
+                taken += 1;
+                if take(self, chain).is_break() {
+                    return taken;
+                }
+            }
+            if taken >= budget {
+                self.kick_self();
+                return taken;
+            }
+            if !self.enable_notification(mem) || taken == before {
+                return taken;
+            }
+        }
     }
 
     /// Makes the event loop deliver this ring's kick again, later.
@@ -112,8 +156,8 @@ impl Ring {
 /// The state of a device between activation and reset.
 #[derive(Debug)]
 pub struct Active {
-    /// Guest RAM.
-    pub mem: GuestMemory,
+    /// Guest RAM, shared with work that outlives a call.
+    pub mem: Arc<GuestMemory>,
     /// Negotiated feature bits.
     pub features: u64,
     /// How to interrupt the driver.
@@ -131,7 +175,7 @@ impl Active {
     #[must_use]
     pub fn new(activation: Activation) -> Self {
         Active {
-            mem: activation.mem,
+            mem: Arc::new(activation.mem),
             features: activation.features,
             interrupt: activation.interrupt,
             events: activation.events,
@@ -195,42 +239,53 @@ impl Active {
         }
     }
 
-    /// Works the ring at `position`: `serve` gets each chain with the queue's index and says how many
-    /// bytes it wrote. After `budget` chains the rest waits for the ring's next turn.
-    pub fn drain(
-        &mut self,
+    /// Works the ring at `position`: `serve` gets what each chain names, with the queue's index,
+    /// and says how many bytes it wrote. After `budget` chains the rest waits for the ring's next
+    /// turn.
+    pub fn drain<'m>(
+        &'m mut self,
         position: usize,
         budget: usize,
-        mut serve: impl FnMut(&GuestMemory, u16, DescriptorChain<&GuestMemory>) -> usize,
+        spare: &mut Buffers<'static>,
+        mut serve: impl FnMut(&'m GuestMemory, u16, Result<&mut Buffers<'m>, BufferError>) -> usize,
     ) {
-        let (mem, interrupt) = (&self.mem, self.interrupt.as_ref());
+        self.drain_while(position, budget, spare, |mem, index, buffers| {
+            ControlFlow::Continue(serve(mem, index, buffers))
+        });
+    }
+
+    /// As [`Active::drain`], until `serve` breaks; see [`Ring::drain`].
+    pub fn drain_while<'m>(
+        &'m mut self,
+        position: usize,
+        budget: usize,
+        spare: &mut Buffers<'static>,
+        mut serve: impl FnMut(
+            &'m GuestMemory,
+            u16,
+            Result<&mut Buffers<'m>, BufferError>,
+        ) -> ControlFlow<usize, usize>,
+    ) {
+        let (mem, interrupt) = (&*self.mem, self.interrupt.as_ref());
         let Some(ring) = self.rings.get_mut(position) else {
             return;
         };
-        let mut taken = 0;
-        loop {
-            ring.silence(mem);
-            let before = taken;
-            while taken < budget {
-                let Some(chain) = ring.pop(mem) else {
-                    break;
-                };
-                let head = chain.head_index();
-                let written = serve(mem, ring.index, chain);
-                ring.push(mem, head, u32::try_from(written).unwrap_or(0));
-                taken += 1;
+        let mut buffers = std::mem::take(spare).recycle();
+        let taken = ring.drain(mem, budget, |ring, chain| {
+            let head = chain.head_index();
+            let gathered = buffers.gather(chain, mem);
+            let served = serve(mem, ring.index, gathered.map(|_| &mut buffers));
+            let (ControlFlow::Continue(written) | ControlFlow::Break(written)) = served;
+            ring.push(mem, head, u32::try_from(written).unwrap_or(0));
+            match served {
+                ControlFlow::Continue(_) => ControlFlow::Continue(()),
+                ControlFlow::Break(_) => ControlFlow::Break(()),
             }
-            if taken >= budget {
-                ring.kick_self();
-                break;
-            }
-            if !ring.listen(mem) || taken == before {
-                break;
-            }
-        }
+        });
         if taken > 0 {
             ring.notify(mem, interrupt);
         }
+        *spare = buffers.recycle();
     }
 
     /// The saved form of the rings.
