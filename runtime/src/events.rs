@@ -1,25 +1,17 @@
-//! What happens to pods and containers, for GetContainerEvents (KEP-3386): each event carries the
-//! pod's status and that of all its containers as they are right after it, so that a kubelet needs
-//! to ask nothing.
+//! The bus of GetContainerEvents (KEP-3386): who wants to know of pods and containers, and how far
+//! behind each is. What an event says is made in `status`.
 //!
 //! Subscribers read from one ring of bounded length. One that falls further behind is told so and
 //! let go: what it missed it finds by listing. Without subscribers an event costs nothing.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use bulkhead_proto::cri::{
-    ContainerEventResponse, ContainerEventType, ContainerStatus, PodSandboxStatus,
-};
+use bulkhead_common::lock;
+use bulkhead_proto::cri::ContainerEventResponse;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tonic::Code;
 
-use crate::{
-    app::App,
-    container,
-    error::Grpc,
-    records::{ContainerRecord, SandboxRecord},
-    sandbox::{self, now_ns},
-};
+use crate::error::Grpc;
 
 /// How many events a subscriber may be behind.
 const BEHIND: usize = 512;
@@ -68,24 +60,26 @@ impl Default for Events {
 impl Events {
     /// Events from now on.
     pub fn subscribe(&self) -> Result<Subscriber, EventsError> {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = lock(&self.sender);
         let receiver = sender.as_ref().ok_or(EventsError::Ending)?.subscribe();
         Ok(Subscriber { receiver })
     }
 
     /// The daemon ends: subscribers are told, and there are no new ones.
     pub fn close(&self) {
-        let mut sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sender = lock(&self.sender);
         *sender = None;
     }
 
-    fn wanted(&self) -> bool {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Whether somebody does.
+    pub(crate) fn wanted(&self) -> bool {
+        let sender = lock(&self.sender);
         sender.as_ref().is_some_and(|s| s.receiver_count() > 0)
     }
 
-    fn send(&self, event: ContainerEventResponse) {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Tells all of them.
+    pub(crate) fn send(&self, event: ContainerEventResponse) {
+        let sender = lock(&self.sender);
         if let Some(sender) = sender.as_ref() {
             // An error says only that the last subscriber has just left.
             let _left = sender.send(Arc::new(event));
@@ -108,46 +102,6 @@ impl Subscriber {
             Err(RecvError::Closed) => Err(EventsError::Ending),
         }
     }
-}
-
-/// Something happened to a container, and its record says so (or is gone).
-pub(crate) fn container(app: &App, kind: ContainerEventType, record: &ContainerRecord) {
-    if !app.events.wanted() {
-        return;
-    }
-    // A subscriber goes by the pod; without one there is nobody to tell of.
-    if let Some(sandbox) = app.records.sandboxes.get(&record.meta.sandbox_id) {
-        emit(app, kind, &record.meta.id, &sandbox);
-    }
-}
-
-/// Something happened to a pod. For its removal the record is that from before.
-pub(crate) fn sandbox(app: &App, kind: ContainerEventType, record: &SandboxRecord) {
-    if app.events.wanted() {
-        emit(app, kind, &record.id, record);
-    }
-}
-
-fn emit(app: &App, kind: ContainerEventType, id: &str, sandbox: &SandboxRecord) {
-    let (pod, containers) = snapshot(app, sandbox);
-    app.events.send(ContainerEventResponse {
-        container_id: id.to_owned(),
-        container_event_type: kind.into(),
-        created_at: now_ns(),
-        pod_sandbox_status: Some(pod),
-        containers_statuses: containers,
-    });
-}
-
-/// A pod and its containers as the records have them now.
-pub(crate) fn snapshot(
-    app: &App,
-    sandbox: &SandboxRecord,
-) -> (PodSandboxStatus, Vec<ContainerStatus>) {
-    (
-        sandbox::describe(sandbox),
-        container::statuses_of(app, &sandbox.id),
-    )
 }
 
 #[cfg(test)]

@@ -90,7 +90,7 @@ fn pod_dir(config: &Config, beginning: &str) -> Result<PathBuf, ConsoleError> {
     let mut names: Vec<String> = entries
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| crate::sandbox::is_id(name) && name.starts_with(beginning))
+        .filter(|name| crate::id::is_id(name) && name.starts_with(beginning))
         .collect();
     match (names.pop(), names.as_slice()) {
         (Some(name), []) => Ok(pods.join(name)),

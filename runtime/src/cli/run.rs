@@ -21,7 +21,7 @@ use super::{
     client::{ClientError, Daemon, failed},
     fail,
 };
-use crate::{config::Config, logs::parse_line, sandbox::new_id};
+use crate::{config::Config, id::new_id, logs::parse_line};
 
 /// How often the log and the container are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

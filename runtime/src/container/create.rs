@@ -11,13 +11,15 @@ use super::{ContainerError, disks, error::in_words, remove::dismantle};
 use crate::{
     agent::MAX_MESSAGE,
     app::App,
-    events,
+    clock::now_ns,
+    id::new_id,
     logs::LogPath,
     oci::{self, ImageProcess, apparmor, host_devices, seccomp},
     records::{
         ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, MachineKind, SandboxRecord,
     },
-    sandbox::{self, Change, Pod, new_id, now_ns},
+    sandbox::{self, Change, Pod},
+    status,
     task::{blocking, detached},
     volumes::{self, guest},
 };
@@ -135,7 +137,7 @@ async fn create_now(
     };
     match build(app, &pod, &config, planned, &layers, volumes, &id).await {
         Ok(()) => {
-            events::container(app, cri::ContainerEventType::ContainerCreatedEvent, &record);
+            status::container_changed(app, cri::ContainerEventType::ContainerCreatedEvent, &record);
             tracing::info!(
                 container = id,
                 pod = sandbox.id,

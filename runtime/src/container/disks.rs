@@ -8,7 +8,7 @@ use bulkhead_contract::vmm::{AttachDisk, ErrorKind};
 use bulkhead_images::LayerDisk;
 use bulkhead_proto::agent::{AddDisksRequest, DeleteContainerRequest, Disk, ImpliedDirectories};
 
-use super::{ContainerError, of_pod};
+use super::ContainerError;
 use crate::{
     app::App,
     records::ContainerRecord,
@@ -131,7 +131,9 @@ pub(super) async fn release(
     record: &ContainerRecord,
 ) -> Result<(), ContainerError> {
     let mut disks = pod.disks.lock().await;
-    let needed: HashSet<String> = of_pod(app, &pod.id)
+    let needed: HashSet<String> = app
+        .records
+        .containers_of(&pod.id)
         .iter()
         .filter(|other| other.meta.id != record.meta.id)
         .flat_map(|other| other.meta.disks())

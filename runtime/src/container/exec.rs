@@ -8,8 +8,8 @@ use super::{ContainerError, error::in_words, find};
 use crate::{
     agent::{Agent, AgentError, Command, Event, Frames},
     app::App,
+    id::new_id,
     records::{ContainerRecord, ContainerState},
-    sandbox::new_id,
 };
 
 /// For a killed command to be gone.

@@ -15,7 +15,7 @@ use bulkhead_proto::agent::Exit;
 use bulkhead_records::Table;
 use tokio::sync::{OwnedMutexGuard, watch};
 
-use super::{ContainerError, stats::Samples};
+use super::{ContainerError, samples::Samples};
 use crate::{
     config::Config,
     logs::{Checkpoints, Pump},

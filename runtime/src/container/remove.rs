@@ -7,9 +7,9 @@ use bulkhead_proto::cri::ContainerEventType;
 use super::{ContainerError, disks, find, stop};
 use crate::{
     app::App,
-    events,
     logs::LogError,
     records::{ContainerRecord, ContainerState},
+    status,
     task::detached,
     volumes::guest,
 };
@@ -78,7 +78,7 @@ pub(super) async fn dismantle(app: &App, record: &ContainerRecord) -> Result<(),
     app.records.containers.remove(id).await?;
     app.containers.forget(id);
     if record.status.state != ContainerState::Creating {
-        events::container(app, ContainerEventType::ContainerDeletedEvent, record);
+        status::container_changed(app, ContainerEventType::ContainerDeletedEvent, record);
     }
     Ok(())
 }

@@ -19,12 +19,13 @@ use super::{ContainerError, error::in_words, find};
 use crate::{
     agent::AgentError,
     app::App,
+    clock::now_ns,
     error::chain,
-    events,
     logs::{LogPath, Pump, Target},
     oci::signal::SIGKILL,
     records::{ContainerRecord, ContainerState},
-    sandbox::{Pod, now_ns},
+    sandbox::Pod,
+    status,
     task::{Pauses, detached},
 };
 
@@ -110,7 +111,7 @@ async fn record_start(
             }
         });
     update.await?;
-    events::container(app, ContainerEventType::ContainerStartedEvent, record);
+    status::container_changed(app, ContainerEventType::ContainerStartedEvent, record);
     Ok(())
 }
 
@@ -268,7 +269,7 @@ pub(super) async fn record_exit(
         .await;
     match updated {
         Ok(record) if told.load(Ordering::Relaxed) => {
-            events::container(app, ContainerEventType::ContainerStoppedEvent, &record);
+            status::container_changed(app, ContainerEventType::ContainerStoppedEvent, &record);
             tracing::info!(
                 container = id,
                 code = exit.code,

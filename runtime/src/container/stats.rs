@@ -1,10 +1,6 @@
 //! ContainerStats and ListContainerStats: asked of the guests, all at once, each with a deadline.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bulkhead_proto::{
     agent::{self, StatsRequest},
@@ -12,61 +8,19 @@ use bulkhead_proto::{
 };
 use futures::future::join_all;
 
-use super::{ContainerError, find, status::has_labels};
+use super::{ContainerError, find};
 use crate::{
     app::App,
     error::chain,
     records::{ContainerRecord, ContainerState},
     sandbox::Pod,
+    status::has_labels,
 };
 
 /// A guest that takes longer is left out of a list.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// One container alone may take longer: there is nothing else to answer.
 const DEADLINE_ONE: Duration = Duration::from_secs(10);
-/// Two samples closer together than this give no rate.
-const SHORTEST_SPAN: i64 = 100_000_000;
-
-/// The last CPU reading of each container, for its rate.
-#[derive(Debug, Default)]
-pub(super) struct Samples(Mutex<HashMap<String, Sample>>);
-
-#[derive(Debug, Clone, Copy)]
-struct Sample {
-    at: i64,
-    used: u64,
-    /// The rate up to `at`, given again to those who ask too soon after.
-    rate: u64,
-}
-
-impl Samples {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Sample>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a reading; gives the rate in billionths of a CPU since the one before, if there is.
-    pub(super) fn rate(&self, id: &str, at: i64, used: u64) -> Option<u64> {
-        let mut samples = self.lock();
-        let Some(last) = samples.get(id).copied() else {
-            samples.insert(id.to_owned(), Sample { at, used, rate: 0 });
-            return None;
-        };
-        let span = at.saturating_sub(last.at);
-        if span < SHORTEST_SPAN {
-            return Some(last.rate);
-        }
-        // ns of CPU in ns of time, in billionths; in u128, because both can be large.
-        let spent = u128::from(used.saturating_sub(last.used)) * 1_000_000_000;
-        let rate = u64::try_from(spent / u128::from(span.unsigned_abs())).unwrap_or(u64::MAX);
-        samples.insert(id.to_owned(), Sample { at, used, rate });
-        Some(rate)
-    }
-
-    pub(super) fn forget(&self, id: &str) {
-        self.lock().remove(id);
-    }
-}
-
 /// Statistics of one container; it must be created or running.
 pub async fn one(app: &App, id: &str) -> Result<cri::ContainerStats, ContainerError> {
     let record = find::existing(app, id)?;
@@ -260,29 +214,5 @@ pub fn pressure(psi: &agent::Psi) -> cri::PsiStats {
     cri::PsiStats {
         full: psi.full.as_ref().map(line),
         some: psi.some.as_ref().map(line),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_is_the_use_between_two_readings() {
-        let samples = Samples::default();
-        let second = 1_000_000_000;
-        assert_eq!(samples.rate("c", second, 500), None);
-        assert_eq!(
-            samples.rate("c", 2 * second, 250_000_500),
-            Some(250_000_000)
-        );
-        assert_eq!(
-            samples.rate("c", 2 * second + 1, 250_000_501),
-            Some(250_000_000)
-        );
-        // A counter that went back (a container of the same name made anew) is no huge rate.
-        assert_eq!(samples.rate("c", 3 * second, 0), Some(0));
-        samples.forget("c");
-        assert_eq!(samples.rate("c", 4 * second, 0), None);
     }
 }

@@ -11,7 +11,7 @@ mod sandbox;
 pub(crate) mod testing;
 mod wire;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use bulkhead_records::{Database, RecordsError, Table};
 
@@ -45,6 +45,13 @@ impl Records {
             containers: Table::open(&database)?,
             database,
         })
+    }
+
+    /// The containers of a pod, in no order.
+    pub fn containers_of(&self, sandbox_id: &str) -> Vec<Arc<ContainerRecord>> {
+        let mut records = self.containers.list();
+        records.retain(|record| record.meta.sandbox_id == sandbox_id);
+        records
     }
 
     /// The database, for another module's table.

@@ -1,33 +1,14 @@
-//! How a pod's process (its VMM, its agent on the host) ended, and what follows: one that ends takes
-//! its pod out of service, whoever ended it.
-
-use std::sync::Arc;
+//! How a pod's process ended: its VMM, or its agent on the host.
 
 use bulkhead_contract::exit::Reason;
 
-use super::{Machine, Pod, SandboxError, now_ns, settle::settle_surely};
+use super::{Machine, SandboxError};
 use crate::{
     app::App,
     cgroup,
+    clock::now_ns,
     records::{MachineKind, SandboxRecord, VmExit},
 };
-
-/// Watches a pod until its process ends, and settles it then.
-pub(super) fn watch(app: &Arc<App>, pod: &Arc<Pod>) {
-    let (app, pod) = (Arc::clone(app), Arc::clone(pod));
-    tokio::spawn(async move {
-        if let Err(error) = pod.process.wait().await {
-            // Without the wait nobody would notice the end: take it as ended, and end it.
-            tracing::error!(pod = %pod.id, "cannot wait for the pod's process: {error}");
-            let _gone = pod.process.kill();
-        }
-        // Out of service at once; who has its turn now will find it so.
-        app.pods.remove(&pod.id);
-        let _turn = app.pods.turn(&pod.id).await;
-        // A failure is in the log, and tried again.
-        let _later = settle_surely(&app, &pod.id).await;
-    });
-}
 
 /// How a pod on record ended; a process killed by the pod's memory limit is named so.
 pub(super) async fn of_pod(app: &App, record: &SandboxRecord) -> VmExit {

@@ -5,8 +5,9 @@ use std::{path::Path, time::Duration};
 
 use bulkhead_proto::agent::SetupSandboxRequest;
 
-use super::{SandboxError, dns, now_ns, validate::Wanted};
+use super::{SandboxError, dns, validate::Wanted};
 use crate::{
+    clock::now_ns,
     config::Paths,
     network::Attached,
     records::{MachineKind, SandboxRecord},

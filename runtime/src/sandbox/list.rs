@@ -4,7 +4,8 @@ use bulkhead_proto::cri as v1;
 
 use crate::{
     app::App,
-    records::{MachineKind, SandboxRecord, SandboxState},
+    records::{SandboxRecord, SandboxState},
+    status::{list_sandbox, sandbox_state},
 };
 
 /// The pods a filter lets through, newest first.
@@ -18,17 +19,7 @@ pub fn list(app: &App, filter: Option<&v1::PodSandboxFilter>) -> Vec<v1::PodSand
             .cmp(&a.created_at)
             .then_with(|| a.id.cmp(&b.id))
     });
-    records.iter().map(|record| item(record)).collect()
-}
-
-/// The state CRI shows.
-pub(super) fn cri_state(state: SandboxState) -> v1::PodSandboxState {
-    match state {
-        SandboxState::Ready => v1::PodSandboxState::SandboxReady,
-        SandboxState::Creating | SandboxState::NotReady | SandboxState::Released => {
-            v1::PodSandboxState::SandboxNotready
-        }
-    }
+    records.iter().map(|record| list_sandbox(record)).collect()
 }
 
 fn matches(record: &SandboxRecord, filter: &v1::PodSandboxFilter) -> bool {
@@ -36,31 +27,11 @@ fn matches(record: &SandboxRecord, filter: &v1::PodSandboxFilter) -> bool {
     let labels = &record.config.labels;
     // An id may be given by its beginning, as crictl's users type it.
     record.id.starts_with(&filter.id)
-        && state.is_none_or(|s| s.state == i32::from(cri_state(record.state)))
+        && state.is_none_or(|s| s.state == i32::from(sandbox_state(record.state)))
         && filter
             .label_selector
             .iter()
             .all(|(key, value)| labels.get(key) == Some(value))
-}
-
-/// The handler a pod runs on: as asked for, but for one that the policy put on the host.
-pub(super) fn handler(record: &SandboxRecord) -> String {
-    match (record.handler.as_str(), record.machine) {
-        ("", MachineKind::Host) => MachineKind::Host.handler().to_owned(),
-        (asked, _) => asked.to_owned(),
-    }
-}
-
-fn item(record: &SandboxRecord) -> v1::PodSandbox {
-    v1::PodSandbox {
-        id: record.id.clone(),
-        metadata: record.config.metadata.clone(),
-        state: cri_state(record.state).into(),
-        created_at: record.created_at,
-        labels: record.config.labels.clone(),
-        annotations: record.config.annotations.clone(),
-        runtime_handler: handler(record),
-    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use bulkhead_proto::agent::HelloRequest;
 use tokio::task::JoinHandle;
 
 use super::{
-    Machine, Pod, ending, is_id, names, release,
+    Machine, Pod, monitor, names, release,
     settle::{settle_later, settle_surely},
     stop::stop_in_turn,
 };
@@ -22,6 +22,7 @@ use crate::{
     app::App,
     cgroup, container,
     error::chain,
+    id::is_id,
     records::{SandboxRecord, SandboxState},
     vmm::Process,
 };
@@ -141,7 +142,7 @@ fn take_up(app: &Arc<App>, record: &SandboxRecord, process: Process) -> Arc<Pod>
     let agent = agent::connect_lazily(&machine.agent());
     let pod = Pod::new(record.id.clone(), agent, machine, Arc::new(process));
     app.pods.insert(Arc::clone(&pod));
-    ending::watch(app, &pod);
+    monitor::watch(app, &pod);
     pod
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bulkhead_proto::cri::ContainerEventType;
 
 use super::{SandboxError, find, names, stop::stop_in_turn};
-use crate::{app::App, container, events, task::detached};
+use crate::{app::App, container, status, task::detached};
 
 /// Removes a pod; an unknown id is no error. Goes on to its end even if the caller is dropped.
 pub async fn remove(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
@@ -25,7 +25,7 @@ pub async fn remove(app: Arc<App>, id: &str) -> Result<(), SandboxError> {
         let last = app.records.sandboxes.get(&id);
         app.records.sandboxes.remove(&id).await?;
         if let Some(last) = last {
-            events::sandbox(&app, ContainerEventType::ContainerDeletedEvent, &last);
+            status::sandbox_changed(&app, ContainerEventType::ContainerDeletedEvent, &last);
         }
         app.pods
             .reserved()

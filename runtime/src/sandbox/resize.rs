@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     app::App,
-    container,
     records::{ContainerState, MachineKind, SandboxRecord, Shape},
     task::detached,
 };
@@ -155,7 +154,7 @@ async fn target(
 ) -> Result<Shape, SandboxError> {
     let parent = cgroup_parent(app, &record.config)?;
     let limit = cgroup_limit(app, &parent).await?;
-    let mut containers = container::of_pod(app, &record.id);
+    let mut containers = app.records.containers_of(&record.id);
     containers.retain(|container| {
         matches!(
             container.status.state,

@@ -10,7 +10,7 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Machine, Pod, SandboxError, ending, guest, names, new_id, now_ns, scratch,
+    Machine, Pod, SandboxError, ending, guest, monitor, names, scratch,
     settle::settle_surely,
     sizing::{self, CgroupLimit},
     timeline::Timeline,
@@ -20,14 +20,16 @@ use crate::{
     agent::{self, AgentError, ReadyListener},
     app::App,
     cgroup::{self, Leaf},
+    clock::now_ns,
     container,
     error::chain,
-    events,
     host::{self, HostDir},
+    id::new_id,
     network::{Attached, NetworkError, Nic},
     records::{
         InterfaceRecord, MachineKind, NetworkRecord, Resource, SandboxRecord, SandboxState, Shape,
     },
+    status,
     task::{TaskError, blocking, detached},
     vmm::{self, Process},
     volumes::share::Share,
@@ -172,11 +174,11 @@ async fn finish(
         undo(app, &id).await;
         return Err(error.into());
     }
-    ending::watch(app, &pod);
+    monitor::watch(app, &pod);
     container::pod_ready(app, &pod).await;
     if let Some(record) = app.records.sandboxes.get(&id) {
-        events::sandbox(app, ContainerEventType::ContainerCreatedEvent, &record);
-        events::sandbox(app, ContainerEventType::ContainerStartedEvent, &record);
+        status::sandbox_changed(app, ContainerEventType::ContainerCreatedEvent, &record);
+        status::sandbox_changed(app, ContainerEventType::ContainerStartedEvent, &record);
     }
     tracing::info!(pod = %id, ms = total, "the pod is ready");
     Ok(id)

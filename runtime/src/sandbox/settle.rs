@@ -15,8 +15,8 @@ use crate::{
     app::App,
     container,
     error::chain,
-    events,
     records::{SandboxRecord, SandboxState},
+    status,
     task::Pauses,
 };
 
@@ -63,7 +63,7 @@ async fn note_end(app: &Arc<App>, record: &SandboxRecord) -> Result<(), SandboxE
     let ended = container::pod_gone(app, id, &why).await;
     ended.map_err(|error| SandboxError::containers(id, error))?;
     if let Some(record) = app.records.sandboxes.get(id) {
-        events::sandbox(app, ContainerEventType::ContainerStoppedEvent, &record);
+        status::sandbox_changed(app, ContainerEventType::ContainerStoppedEvent, &record);
     }
     Ok(())
 }

@@ -5,16 +5,8 @@ use std::{collections::HashMap, time::Duration};
 use bulkhead_proto::cri as v1;
 use serde_json::json;
 
-use super::{
-    Machine, SandboxError, find,
-    list::{cri_state, handler},
-    now_ns,
-};
-use crate::{
-    app::App,
-    events,
-    records::{Resource, SandboxRecord},
-};
+use super::{Machine, SandboxError, find};
+use crate::{app::App, clock::now_ns, records::SandboxRecord, status};
 
 /// For the VMM's figures, which are only an operator's wish.
 const METRICS_DEADLINE: Duration = Duration::from_secs(2);
@@ -35,50 +27,13 @@ pub async fn status(
     }
     // The time is that of the containers' statuses: a kubelet that follows events goes by it.
     let timestamp = now_ns();
-    let (status, containers_statuses) = events::snapshot(app, &record);
+    let (status, containers_statuses) = status::snapshot(app, &record);
     Ok(v1::PodSandboxStatusResponse {
         status: Some(status),
         info,
         containers_statuses,
         timestamp,
     })
-}
-
-/// What the record says.
-pub(crate) fn describe(record: &SandboxRecord) -> v1::PodSandboxStatus {
-    let options = record
-        .config
-        .linux
-        .as_ref()
-        .and_then(|l| l.security_context.as_ref())
-        .and_then(|s| s.namespace_options.clone())
-        .unwrap_or_default();
-    v1::PodSandboxStatus {
-        id: record.id.clone(),
-        metadata: record.config.metadata.clone(),
-        state: cri_state(record.state).into(),
-        created_at: record.created_at,
-        network: Some(network(record)),
-        linux: Some(v1::LinuxPodSandboxStatus {
-            namespaces: Some(v1::Namespace {
-                options: Some(options),
-            }),
-        }),
-        labels: record.config.labels.clone(),
-        annotations: record.config.annotations.clone(),
-        runtime_handler: handler(record),
-    }
-}
-
-fn network(record: &SandboxRecord) -> v1::PodSandboxNetworkStatus {
-    let mut addresses = record
-        .network
-        .iter()
-        .flat_map(|n| n.addresses.iter().cloned());
-    v1::PodSandboxNetworkStatus {
-        ip: addresses.next().unwrap_or_default(),
-        additional_ips: addresses.map(|ip| v1::PodIp { ip }).collect(),
-    }
 }
 
 /// What an operator wants to know: the VM's size, process and files, how long the start took, how
@@ -100,17 +55,13 @@ async fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
         Machine::Vm { jail, .. } => Some(jail.log()),
         Machine::Host { .. } => None,
     };
-    let vmm = record.resources.iter().find_map(|resource| match resource {
-        Resource::Vmm { process } => *process,
-        _ => None,
-    });
     json!({
         "handler": record.machine.handler(),
         "handlerAsked": record.handler,
         "state": record.state,
         "shape": record.shape,
         "vmmOverheadMib": app.config.vmm.overhead_mib,
-        "pid": vmm.map(|process| process.pid),
+        "pid": record.process().map(|process| process.pid),
         "phases": record.phases,
         "network": record.network,
         "resources": record.resources,

@@ -9,10 +9,10 @@ use futures::future::join_all;
 use crate::{
     app::App,
     cgroup::{self, Usage},
-    container,
+    clock::now_ns,
     error::chain,
     records::{ContainerRecord, MachineKind, Resource, SandboxRecord, SandboxState},
-    sandbox::{self, Pod, SandboxError, now_ns},
+    sandbox::{self, Pod, SandboxError},
 };
 
 /// A guest that takes longer is left out of a list.
@@ -153,7 +153,9 @@ async fn ask(
         known => known,
     };
     // A guest speaks for its own containers only.
-    let own: HashMap<String, Arc<ContainerRecord>> = container::of_pod(app, &record.id)
+    let own: HashMap<String, Arc<ContainerRecord>> = app
+        .records
+        .containers_of(&record.id)
         .into_iter()
         .map(|container| (container.meta.id.clone(), container))
         .collect();

@@ -15,7 +15,7 @@ use crate::{
     app::App,
     container,
     error::chain,
-    sandbox::new_id,
+    id::new_id,
 };
 
 /// Runs the command to its end. A client that goes away ends it.

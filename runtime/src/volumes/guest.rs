@@ -407,7 +407,8 @@ fn inside(pod: &Pod) -> Result<Inside, VolumeError> {
 }
 
 fn records_of(app: &App, pod: &str, but: Option<&str>) -> Vec<VolumeRecord> {
-    container::of_pod(app, pod)
+    app.records
+        .containers_of(pod)
         .iter()
         .filter(|record| Some(record.meta.id.as_str()) != but)
         .flat_map(|record| record.meta.volumes.clone())

@@ -18,9 +18,11 @@ use self::fakes::Guest;
 use super::*;
 use crate::{
     agent,
+    app::App,
     config::Config,
     records::{Records, SandboxRecord, testing},
     sandbox::Machine,
+    sandbox::Pod,
     vmm::{JailDir, Process},
 };
 

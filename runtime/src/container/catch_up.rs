@@ -1,123 +1,29 @@
-//! What happens to a pod's containers, as its agent tells it: one stream per pod, and after a
-//! restart of the daemon first a look at how things stand.
-
+//! A pod that was there before this daemon: its containers' records are brought into line with what
+//! its guest says of them.
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bulkhead_proto::agent::{
-    ContainerState as InGuest, DeleteContainerRequest, Event, EventsRequest, Exit,
-    ListContainersRequest, Phase, event::What,
+    ContainerState as InGuest, DeleteContainerRequest, Exit, ListContainersRequest, Phase,
 };
-use tokio::sync::watch;
 
 use super::{
     ContainerError,
+    guest_events::ended,
     remove::dismantle,
-    start::{self, follow, record_exit},
+    start::{follow, record_exit},
 };
 use crate::{
     app::App,
+    clock::now_ns,
     error::chain,
     records::{ContainerRecord, ContainerState},
-    sandbox::{Pod, now_ns},
+    sandbox::Pod,
     task::blocking,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
-/// Between two tries to reach the agent.
-const RETRY: Duration = Duration::from_millis(500);
-/// How long an exit waits for the last output to be in the log, so that who sees "exited" can
-/// read the whole log.
-const DRAIN: Duration = Duration::from_secs(10);
 /// The exit code of a container nobody saw end.
 const LOST: i32 = 255;
-
-/// Follows the pod's events until the pod is gone.
-pub(super) fn watch(app: &Arc<App>, pod: &Arc<Pod>) {
-    let mut over = pod.over();
-    let (app, pod) = (Arc::clone(app), Arc::clone(pod));
-    tokio::spawn(async move {
-        let mut next = 0;
-        loop {
-            tokio::select! {
-                () = stream(&app, &pod, &mut next) => {}
-                _over = over.wait_for(|over| *over) => return,
-            }
-            // The connection broke; the channel makes a new one.
-            if pause(&mut over).await {
-                return;
-            }
-        }
-    });
-}
-
-/// Waits before the next try; true if the pod is gone meanwhile.
-async fn pause(over: &mut watch::Receiver<bool>) -> bool {
-    tokio::time::timeout(RETRY, over.wait_for(|over| *over))
-        .await
-        .is_ok()
-}
-
-async fn stream(app: &Arc<App>, pod: &Pod, next: &mut u64) {
-    let mut client = pod.agent.client();
-    let request = EventsRequest {
-        from_sequence: *next,
-    };
-    let mut events = match client.events(request).await {
-        Ok(answer) => answer.into_inner(),
-        Err(status) => {
-            tracing::debug!(pod = pod.id, %status, "the pod's events cannot be read");
-            return;
-        }
-    };
-    loop {
-        match events.message().await {
-            Ok(Some(event)) => {
-                *next = event.sequence.saturating_add(1);
-                handle(app, pod, event);
-            }
-            Ok(None) => return,
-            Err(status) => {
-                tracing::debug!(pod = pod.id, %status, "the pod's events broke off");
-                return;
-            }
-        }
-    }
-}
-
-fn handle(app: &Arc<App>, pod: &Pod, event: Event) {
-    // A guest speaks for its own containers only, and for those that have come up.
-    let own = app
-        .records
-        .containers
-        .get(&event.container_id)
-        .filter(|record| {
-            record.meta.sandbox_id == pod.id && record.status.state != ContainerState::Creating
-        });
-    let Some(record) = own else {
-        return;
-    };
-    let live = app.containers.live(&record.meta.id);
-    match event.what {
-        // However often a guest says so: a container ends once, and one task sees to that.
-        Some(What::Exited(exit)) if live.begin_ending() => {
-            let app = Arc::clone(app);
-            tokio::spawn(async move { ended(&app, &record.meta.id, exit).await });
-        }
-        Some(What::Oom(_)) if live.may_log_oom() => tracing::info!(
-            container = record.meta.id,
-            pod = pod.id,
-            "the kernel killed a process of the container: it reached its memory limit"
-        ),
-        Some(What::Exited(_) | What::Oom(_)) | None => {}
-    }
-}
-
-async fn ended(app: &Arc<App>, id: &str, exit: Exit) {
-    if let Some(pump) = app.containers.live(id).pump() {
-        pump.ended(DRAIN).await;
-    }
-    start::ended(app, id, exit).await;
-}
 
 /// Brings records and guest together, for a pod that was there before this daemon. May be repeated.
 pub(super) async fn catch_up(app: &Arc<App>, pod: &Arc<Pod>) -> Result<(), ContainerError> {
