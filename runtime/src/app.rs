@@ -8,7 +8,7 @@ use bulkhead_records::RecordsError;
 use bulkhead_streaming::Urls;
 
 use crate::{
-    config::Config, container::Containers, events::Events, host::DefaultProfile,
+    config::Config, container::Containers, events::Events, machine::host::DefaultProfile,
     network::PodNetwork, records::Records, sandbox::Pods,
 };
 

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     cgroup,
     config::{Config, NetworkMode, VhostNet},
-    host,
+    machine::host,
     oci::apparmor::DEFAULT,
 };
 

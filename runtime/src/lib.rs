@@ -1,7 +1,7 @@
 //! The daemon: a CRI v1 server whose every pod is a virtual machine.
 //!
-//! [`cri`] answers the RPCs, each through one function; [`sandbox`] runs pods with [`vmm`] (the
-//! VMM's process and control socket), [`agent`] (the service inside the guest), [`cgroup`] and
+//! [`cri`] answers the RPCs, each through one function; [`sandbox`] runs pods with [`machine`] (a
+//! VM, or the host), [`agent`] (the service inside the guest), [`cgroup`] and
 //! [`network`]; `container` runs containers in them, from what the images crate pulled; [`records`] holds
 //! what must survive the daemon; [`stats`] and [`events`] tell of them. [`config`] is read once at start, [`error`] maps every error to a
 //! gRPC code. This crate knows no KVM and has no unsafe code.
@@ -20,9 +20,9 @@ pub mod daemon;
 pub mod durable;
 pub mod error;
 pub mod events;
-pub mod host;
 pub mod id;
 pub mod logs;
+pub mod machine;
 pub mod network;
 pub mod oci;
 pub mod records;
@@ -31,5 +31,4 @@ pub mod stats;
 pub mod status;
 pub mod streaming;
 pub mod task;
-pub mod vmm;
 pub mod volumes;

@@ -145,7 +145,7 @@ impl Address {
         match self {
             Self::Vsock(path) => dial(path, AGENT_PORT).await,
             // A Unix socket answers at once or not at all.
-            Self::Unix(path) => crate::vmm::jail::connect(path).await,
+            Self::Unix(path) => crate::machine::vm::jail::connect(path).await,
         }
     }
 }
@@ -204,7 +204,7 @@ pub async fn dial(vsock: &Path, port: u32) -> io::Result<UnixStream> {
 }
 
 async fn handshake(vsock: &Path, port: u32) -> io::Result<UnixStream> {
-    let mut stream = crate::vmm::jail::connect(vsock).await?;
+    let mut stream = crate::machine::vm::jail::connect(vsock).await?;
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
         .await?;

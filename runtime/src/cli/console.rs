@@ -17,8 +17,8 @@ use rustix::{
 use super::fail;
 use crate::{
     config::Config,
-    host::HostDir,
-    vmm::{JailDir, jail},
+    machine::host::HostDir,
+    machine::vm::{JailDir, jail},
 };
 
 /// Changes wake us; this is only for what inotify does not tell.

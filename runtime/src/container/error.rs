@@ -7,13 +7,12 @@ use tonic::Code;
 use crate::{
     agent::AgentError,
     error::{Grpc, io_code},
-    host::ProfileError,
     logs::LogError,
+    machine::{MachineError, host::ProfileError},
     oci::{OciError, apparmor::AppArmorError},
     records::ContainerState,
     sandbox::SandboxError,
     task::TaskError,
-    vmm::VmmError,
     volumes::VolumeError,
 };
 
@@ -126,9 +125,9 @@ pub enum ContainerError {
     /// The agent.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The VMM.
+    /// The pod's machine.
     #[error(transparent)]
-    Vmm(#[from] VmmError),
+    Machine(#[from] MachineError),
     /// The records.
     #[error(transparent)]
     Records(#[from] RecordsError),
@@ -164,7 +163,7 @@ impl Grpc for ContainerError {
             Self::Log(e) => e.code(),
             Self::Sandbox(e) => e.code(),
             Self::Agent(e) => e.code(),
-            Self::Vmm(e) => e.code(),
+            Self::Machine(e) => e.code(),
             Self::Records(e) => e.code(),
             Self::Os { source, .. } => io_code(source),
             Self::Task(e) => e.code(),

@@ -1,25 +1,28 @@
 //! How a pod's process ended: its VMM, or its agent on the host.
 
+use std::sync::Arc;
+
 use bulkhead_contract::exit::Reason;
 
-use super::{Machine, SandboxError};
+use super::SandboxError;
 use crate::{
     app::App,
     cgroup,
     clock::now_ns,
-    records::{MachineKind, SandboxRecord, VmExit},
+    machine::{self, Machine},
+    records::{SandboxRecord, VmExit},
 };
 
 /// How a pod on record ended; a process killed by the pod's memory limit is named so.
 pub(super) async fn of_pod(app: &App, record: &SandboxRecord) -> VmExit {
-    let machine = Machine::of_pod(record.machine, &app.config.paths, &record.id);
+    let machine = machine::of_record(record, &app.config.paths);
     let mut exit = read(&machine).await;
     if exit.reason != Reason::Killed {
         return exit;
     }
     // On the host the containers are in the same cgroup, and one killed there says nothing of the
     // agent.
-    if let (Some(path), MachineKind::Vm) = (record.cgroup(), machine.kind()) {
+    if let Some(path) = record.cgroup().filter(|_| machine.owns_cgroup()) {
         let path = path.to_owned();
         let kills = tokio::task::spawn_blocking(move || cgroup::oom_kills(&path)).await;
         if kills.unwrap_or(0) > 0 {
@@ -62,8 +65,8 @@ pub(super) fn log(id: &str, exit: &VmExit) {
     }
 }
 
-async fn read(machine: &Machine) -> VmExit {
-    let (machine, at) = (machine.clone(), now_ns());
+async fn read(machine: &Arc<dyn Machine>) -> VmExit {
+    let (machine, at) = (Arc::clone(machine), now_ns());
     let read = tokio::task::spawn_blocking(move || machine.read_exit(at));
     read.await.unwrap_or_else(|e| VmExit {
         reason: Reason::Killed,

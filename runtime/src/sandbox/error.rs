@@ -8,10 +8,9 @@ use crate::{
     agent::AgentError,
     cgroup::{CgroupError, ParentError},
     error::Grpc,
-    host::HostError,
+    machine::MachineError,
     network::NetworkError,
     task::TaskError,
-    vmm::VmmError,
 };
 
 /// A failure in the life of a pod.
@@ -88,18 +87,9 @@ pub enum SandboxError {
     /// The records failed.
     #[error(transparent)]
     Records(#[from] RecordsError),
-    /// Something only a virtual machine has was asked of a pod on the host.
-    #[error("the pod sandbox {id} runs on the host (handler \"host\"): it has no virtual machine")]
-    NoVm {
-        /// Which.
-        id: String,
-    },
-    /// The VMM failed.
+    /// The machine failed: the VMM, or the agent on the host.
     #[error(transparent)]
-    Vmm(#[from] VmmError),
-    /// Starting the agent on the host failed.
-    #[error(transparent)]
-    Host(#[from] HostError),
+    Machine(#[from] MachineError),
     /// The agent failed.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -203,15 +193,12 @@ impl Grpc for SandboxError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } | Self::Handler { .. } => Code::NotFound,
-            Self::NotReady { .. } | Self::Unsupported { .. } | Self::NoVm { .. } => {
-                Code::FailedPrecondition
-            }
+            Self::NotReady { .. } | Self::Unsupported { .. } => Code::FailedPrecondition,
             Self::NameTaken { .. } => Code::AlreadyExists,
             Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
             Self::CgroupParent { source, .. } => source.code(),
             Self::Records(e) => e.code(),
-            Self::Vmm(e) => e.code(),
-            Self::Host(e) => e.code(),
+            Self::Machine(e) => e.code(),
             Self::Agent(e) => e.code(),
             Self::Network(e) => e.code(),
             Self::Died { .. } => Code::Internal,

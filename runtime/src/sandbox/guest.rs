@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use bulkhead_proto::agent::SetupSandboxRequest;
 
-use super::{SandboxError, dns, validate::Wanted};
+use super::{SCRATCH, SandboxError, dns, validate::Wanted};
 use crate::{
     clock::now_ns,
     config::Paths,
@@ -13,8 +13,6 @@ use crate::{
     records::{MachineKind, SandboxRecord},
 };
 
-/// The writable disk's serial.
-pub(super) const SCRATCH: &str = "scratch";
 /// The writable disk's file in the pod's state directory.
 pub(super) const SCRATCH_FILE: &str = "scratch.img";
 /// The agent mounts a disk and sets addresses: milliseconds, but guests share CPUs.

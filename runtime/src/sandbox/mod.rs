@@ -7,7 +7,6 @@ mod error;
 mod find;
 mod guest;
 mod list;
-mod machine;
 mod monitor;
 mod names;
 mod pod;
@@ -28,7 +27,6 @@ mod validate;
 pub use error::SandboxError;
 pub(crate) use find::find;
 pub use list::list;
-pub use machine::Machine;
 pub use pod::Pod;
 pub use pods::Pods;
 pub use recovery::recover;
@@ -38,3 +36,7 @@ pub(crate) use resize::{Change, fit};
 pub use run::run;
 pub use status::status;
 pub use stop::stop;
+pub use timeline::Timeline;
+
+/// The serial of a pod's writable disk.
+pub(crate) const SCRATCH: &str = "scratch";

@@ -5,10 +5,9 @@ use std::{collections::HashSet, sync::Arc};
 
 use tokio::sync::{Mutex, MutexGuard, watch};
 
-use super::{Machine, SandboxError, machine};
 use crate::{
     agent::Agent,
-    vmm::{Control, Process},
+    machine::{Machine, Process},
     volumes::Followed,
 };
 
@@ -20,7 +19,7 @@ pub struct Pod {
     /// The service in its guest, or in its namespaces on the host.
     pub agent: Agent,
     /// What it runs in.
-    pub machine: Machine,
+    pub machine: Arc<dyn Machine>,
     /// Its VMM, or its agent on the host: the process whose end is the pod's.
     pub process: Arc<Process>,
     /// Serials of the layers and block devices it has; locked while disks come and go.
@@ -35,7 +34,12 @@ pub struct Pod {
 
 impl Pod {
     /// A pod whose process runs.
-    pub fn new(id: String, agent: Agent, machine: Machine, process: Arc<Process>) -> Arc<Self> {
+    pub fn new(
+        id: String,
+        agent: Agent,
+        machine: Arc<dyn Machine>,
+        process: Arc<Process>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
             agent,
@@ -46,14 +50,6 @@ impl Pod {
             resizing: Mutex::default(),
             over: watch::channel(false).0,
         })
-    }
-
-    /// Its VMM's control socket.
-    ///
-    /// # Errors
-    /// For a pod on the host, which has none.
-    pub fn vmm(&self) -> Result<&Control, SandboxError> {
-        machine::control(&self.id, &self.machine)
     }
 
     /// Becomes true when the pod is out of service; what follows it ends then.

@@ -22,7 +22,7 @@ pub struct Pods {
     /// Pods that are being settled until it succeeds.
     settling: Mutex<HashSet<String>>,
     /// Boots at one time: more of them than CPUs only make each other late.
-    pub(super) boots: Semaphore,
+    pub(super) boots: Arc<Semaphore>,
 }
 
 impl Pods {
@@ -33,7 +33,7 @@ impl Pods {
             reserved: Mutex::default(),
             turns: KeyedMutex::default(),
             settling: Mutex::default(),
-            boots: Semaphore::new(config.boot.parallel),
+            boots: Arc::new(Semaphore::new(config.boot.parallel)),
         }
     }
 

@@ -13,7 +13,7 @@ use bulkhead_proto::agent::HelloRequest;
 use tokio::task::JoinHandle;
 
 use super::{
-    Machine, Pod, monitor, names, release,
+    Pod, monitor, names, release,
     settle::{settle_later, settle_surely},
     stop::stop_in_turn,
 };
@@ -23,8 +23,8 @@ use crate::{
     cgroup, container,
     error::chain,
     id::is_id,
+    machine::{self, Process},
     records::{SandboxRecord, SandboxState},
-    vmm::Process,
 };
 
 /// For a guest whose pod is to be stopped to say what its containers did meanwhile.
@@ -138,7 +138,7 @@ fn finish_stop(app: &Arc<App>, pod: Arc<Pod>) -> JoinHandle<()> {
 }
 
 fn take_up(app: &Arc<App>, record: &SandboxRecord, process: Process) -> Arc<Pod> {
-    let machine = Machine::of_pod(record.machine, &app.config.paths, &record.id);
+    let machine = machine::of_record(record, &app.config.paths);
     let agent = agent::connect_lazily(&machine.agent());
     let pod = Pod::new(record.id.clone(), agent, machine, Arc::new(process));
     app.pods.insert(Arc::clone(&pod));

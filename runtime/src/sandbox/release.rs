@@ -8,9 +8,9 @@ use crate::{
     app::App,
     cgroup,
     error::chain,
+    machine::Process,
     records::{Resource, SandboxRecord, VmmProcess},
     task::blocking,
-    vmm::Process,
     volumes::share::{self, Share},
 };
 

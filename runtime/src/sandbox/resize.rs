@@ -98,7 +98,7 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
         memory_mib: (wanted.memory_mib != now.memory_mib).then_some(wanted.memory_mib),
         wait_ms: None,
     };
-    pod.vmm()?.resize(size).await?;
+    pod.machine.resize(size).await?;
     let request = ResizeGuestRequest {
         online_cpus: wanted.vcpus,
         // The memory device is plugged with the first resize that adds some.
@@ -114,7 +114,7 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
         wait_ms: Some(MEMORY_DEADLINE_MS),
         ..Resize::default()
     };
-    let memory_mib = pod.vmm()?.resize(wait).await?;
+    let memory_mib = pod.machine.resize(wait).await?;
     let reached = Shape {
         vcpus: wanted.vcpus,
         memory_mib,

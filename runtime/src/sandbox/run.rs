@@ -3,14 +3,13 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
-use bulkhead_contract::host as contract;
 use bulkhead_proto::{
     agent::{Interface, Ready},
     cri::{ContainerEventType, PodSandboxConfig, RunPodSandboxRequest},
 };
 
 use super::{
-    Machine, Pod, SandboxError, ending, guest, monitor, names, scratch,
+    Pod, SandboxError, ending, guest, monitor, names, scratch,
     settle::settle_surely,
     sizing::{self, CgroupLimit},
     timeline::Timeline,
@@ -23,15 +22,14 @@ use crate::{
     clock::now_ns,
     container,
     error::chain,
-    host::{self, HostDir},
     id::new_id,
-    network::{Attached, NetworkError, Nic},
+    machine::{self, Machine, Process, Started, vm::jail},
+    network::{Attached, NetworkError},
     records::{
         InterfaceRecord, MachineKind, NetworkRecord, Resource, SandboxRecord, SandboxState, Shape,
     },
     status,
-    task::{TaskError, blocking, detached},
-    vmm::{self, Process},
+    task::{blocking, detached},
     volumes::share::Share,
 };
 
@@ -42,9 +40,6 @@ const HOST_DEADLINE: Duration = Duration::from_secs(120);
 
 /// For a start of the same name that failed to be undone: CNI plugins may be slow.
 const UNDO_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Who may report on the host.
-const ROOT: u32 = 0;
 
 /// Runs a pod and gives its id. Goes on to its end, up or undone, even if the caller is dropped.
 pub async fn run(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, SandboxError> {
@@ -210,50 +205,29 @@ impl Start<'_> {
             ..
         } = *self;
         let id = &record.id;
-        let machine = Machine::of_pod(record.machine, &app.config.paths, id);
-        let (cgroup_procs, scratch) = timeline
-            .step("host files", self.host_files(&machine))
-            .await?;
-        let (process, interfaces, listener, permit) = match &machine {
-            Machine::Vm { jail, .. } => {
-                let nics = timeline
-                    .step("namespace and tap", app.network.prepare(id))
-                    .await?;
-                let queue = timeline.step("queue", app.pods.boots.acquire()).await;
-                let permit = queue.map_err(|_closed| TaskError::Ending)?;
-                let interfaces: Vec<Interface> = nics.iter().enumerate().map(interface).collect();
-                let listener = ReadyListener::bind(&machine.ready(), self.uid)?;
-                let limits = record.shape.limits;
-                let plan = vmm::Plan {
-                    id: id.clone(),
-                    uid: self.uid,
-                    jail: jail.clone(),
-                    cgroup_procs,
-                    vcpus: record.shape.vcpus,
-                    max_vcpus: limits.map_or(record.shape.vcpus, |l| l.max_vcpus),
-                    memory_mib: record.shape.memory_mib,
-                    max_memory_mib: limits.map_or(record.shape.memory_mib, |l| l.max_memory_mib),
-                    disks: vec![(guest::SCRATCH.to_owned(), scratch, false)],
-                    nics,
-                    share: record.has_share(),
-                };
-                let spawn = vmm::spawn(&app.config.vmm, plan);
-                let process = timeline.step("vmm process", spawn).await?;
-                (process, interfaces, listener, Some(permit))
-            }
-            Machine::Host { dir } => {
-                if !self.wanted.node.network {
-                    let prepare = app.network.prepare_namespace(id);
-                    timeline.step("namespace", prepare).await?;
-                }
-                let listener = ReadyListener::bind(&machine.ready(), ROOT)?;
-                let pod = self.host_pod(dir);
-                let spawn = host::spawn(&app.config.host.agent, dir, &pod);
-                let process = timeline.step("agent process", spawn).await?;
-                // It has no kernel to boot, and what others wait for may be the CNI plugins' own.
-                (process, Vec::new(), listener, None)
-            }
+        let machine = machine::of_record(record, &app.config.paths);
+        let host_files = self.host_files(&machine);
+        let (cgroup_procs, scratch) = timeline.step("host files", host_files).await?;
+        let start = machine::Start {
+            config: &app.config,
+            network: &app.network,
+            boots: &app.pods.boots,
+            timeline,
+            record,
+            uid: self.uid,
+            cgroup: self.leaf.path(),
+            cgroup_procs,
+            scratch,
+            node_network: self.wanted.node.network,
+            node_ipc: self.wanted.node.ipc,
         };
+        let Started {
+            process,
+            interfaces,
+            ready: listener,
+            boot: permit,
+            has_guest_clock,
+        } = machine.start(start).await?;
         let process = Arc::new(process);
 
         // CNI works and the process is recorded while the guest boots. All end in bounded time;
@@ -269,7 +243,7 @@ impl Start<'_> {
         let (recorded, attached, ready) = tokio::join!(recorded, attach, boot);
         let (ready, attached) = (ready?, attached?);
         recorded?;
-        if record.machine == MachineKind::Vm {
+        if has_guest_clock {
             self.note_guest(&ready);
         }
 
@@ -292,48 +266,21 @@ impl Start<'_> {
         attach.await
     }
 
-    /// What the agent on the host is told before it serves.
-    fn host_pod(&self, dir: &HostDir) -> contract::Pod {
-        let Self { app, record, .. } = *self;
-        contract::Pod {
-            id: record.id.clone(),
-            directory: dir.root().to_owned(),
-            socket: dir.socket(),
-            ready: dir.ready(),
-            exit: dir.exit(),
-            cgroup_root: app.config.cgroup.root.clone(),
-            cgroup: self.leaf.path().to_owned(),
-            network: match app.network.netns(&record.id) {
-                _ if self.wanted.node.network => contract::Network::Node,
-                Some(path) => contract::Network::At(path),
-                None => contract::Network::Own,
-            },
-            own_ipc: !self.wanted.node.ipc,
-        }
-    }
-
     /// Directories, cgroup and writable disk.
     async fn host_files(
         &self,
-        machine: &Machine,
+        machine: &Arc<dyn Machine>,
     ) -> Result<(std::os::fd::OwnedFd, std::fs::File), SandboxError> {
         let paths = self.app.config.paths.clone();
         let root = self.app.config.cgroup.root.clone();
-        let (leaf, machine, uid) = (self.leaf.clone(), machine.clone(), self.uid);
+        let (leaf, machine, uid) = (self.leaf.clone(), Arc::clone(machine), self.uid);
         let (id, mib) = (self.record.id.clone(), self.record.shape.scratch_mib);
         let share = self.record.has_share();
         let work = blocking(move || {
             for dir in [paths.pod(&id), paths.pod_state(&id)] {
                 make_dir(&dir)?;
             }
-            let (made, place) = match &machine {
-                Machine::Vm { jail, .. } => (vmm::make_jail(jail, uid), jail.root()),
-                Machine::Host { dir } => (host::make_dir(dir), dir.root()),
-            };
-            made.map_err(|source| SandboxError::Os {
-                action: format!("make the directory {}", place.display()),
-                source,
-            })?;
+            machine.make_dir(uid)?;
             if share {
                 Share::of_pod(&paths.pod(&id)).create()?;
             }
@@ -371,7 +318,7 @@ impl Start<'_> {
 
     async fn boot(
         &self,
-        machine: &Machine,
+        machine: &Arc<dyn Machine>,
         process: &Process,
         listener: ReadyListener,
     ) -> Result<Ready, SandboxError> {
@@ -381,7 +328,7 @@ impl Start<'_> {
             Err(SandboxError::Agent(AgentError::NotReady { seconds })) => {
                 let console = machine.console();
                 let tail = tokio::task::spawn_blocking(move || {
-                    vmm::jail::tail(&console, CONSOLE_TAIL).unwrap_or_default()
+                    jail::tail(&console, CONSOLE_TAIL).unwrap_or_default()
                 });
                 let console_tail = tail.await.unwrap_or_default();
                 Err(SandboxError::Silent {
@@ -416,7 +363,7 @@ impl Start<'_> {
     /// Connects to the agent and tells the guest who it is.
     async fn set_up(
         &self,
-        machine: &Machine,
+        machine: &Arc<dyn Machine>,
         attached: &Attached,
     ) -> Result<agent::Agent, SandboxError> {
         let agent = agent::connect(&machine.agent()).await?;
@@ -530,15 +477,6 @@ fn make_dir(dir: &std::path::Path) -> Result<(), SandboxError> {
         action: format!("make the directory {}", dir.display()),
         source,
     })
-}
-
-fn interface((number, nic): (usize, &Nic)) -> Interface {
-    Interface {
-        mac: nic.mac.clone(),
-        name: format!("eth{number}"),
-        mtu: nic.mtu,
-        ..Interface::default()
-    }
 }
 
 fn network_record(attached: Attached) -> NetworkRecord {

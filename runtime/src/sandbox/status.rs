@@ -5,8 +5,8 @@ use std::{collections::HashMap, time::Duration};
 use bulkhead_proto::cri as v1;
 use serde_json::json;
 
-use super::{Machine, SandboxError, find};
-use crate::{app::App, clock::now_ns, records::SandboxRecord, status};
+use super::{SandboxError, find};
+use crate::{app::App, clock::now_ns, machine, records::SandboxRecord, status};
 
 /// For the VMM's figures, which are only an operator's wish.
 const METRICS_DEADLINE: Duration = Duration::from_secs(2);
@@ -41,20 +41,13 @@ pub async fn status(
 async fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
     // The VMM's own figures (docs/vmm-api.md, metrics), if it can give them now.
     let metrics = match app.pods.get(&record.id) {
-        Some(pod) => match pod.vmm() {
-            Ok(vmm) => {
-                let asked = tokio::time::timeout(METRICS_DEADLINE, vmm.metrics()).await;
-                asked.ok().and_then(Result::ok)
-            }
-            Err(_on_the_host) => None,
-        },
+        Some(pod) => {
+            let asked = tokio::time::timeout(METRICS_DEADLINE, pod.machine.metrics()).await;
+            asked.ok().and_then(Result::ok).flatten()
+        }
         None => None,
     };
-    let machine = Machine::of_pod(record.machine, &app.config.paths, &record.id);
-    let vmm_log = match &machine {
-        Machine::Vm { jail, .. } => Some(jail.log()),
-        Machine::Host { .. } => None,
-    };
+    let machine = machine::of_record(record, &app.config.paths);
     json!({
         "handler": record.machine.handler(),
         "handlerAsked": record.handler,
@@ -66,7 +59,7 @@ async fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
         "network": record.network,
         "resources": record.resources,
         "console": machine.console(),
-        "vmmLog": vmm_log,
+        "vmmLog": machine.log(),
         "vmm": metrics,
         "exit": record.exit,
     })

@@ -3,8 +3,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Machine, Pod, SandboxError, find, settle::settle_surely};
-use bulkhead_proto::agent::{PowerOffRequest, SyncVolumesRequest};
+use super::{Pod, SandboxError, find, settle::settle_surely};
+use bulkhead_proto::agent::SyncVolumesRequest;
 
 use crate::{
     app::App, container, error::chain, records::SandboxState, task::detached, volumes::guest,
@@ -86,24 +86,11 @@ async fn write_out(app: &Arc<App>, pod: &Pod) {
 
 /// Has the VMM end the VM or the agent on the host itself, or kills it. Failures are left to the
 /// settling, which kills by the record.
-///
-/// A guest is not asked to power off: its containers are dead, their output is in the logs, what
-/// is the host's is written out and the disk that is its own goes with the pod.
 async fn end_machine(app: &Arc<App>, pod: &Pod) {
     let limit = app.config.sandbox.stop_timeout;
     let stop = async {
-        match &pod.machine {
-            Machine::Vm { control, .. } => {
-                control.stop().await.map_err(|e| chain(&e))?;
-            }
-            Machine::Host { .. } => {
-                let request = PowerOffRequest { grace_ms: 0 };
-                let end = pod.agent.call("end", limit, |mut agent| async move {
-                    agent.power_off(request).await
-                });
-                end.await.map_err(|e| chain(&e))?;
-            }
-        }
+        let asked = pod.machine.stop(&pod.agent, limit).await;
+        asked.map_err(|error| chain(&error))?;
         pod.process.wait().await.map_err(|e| e.to_string())
     };
     let stopped = tokio::time::timeout(limit, stop)

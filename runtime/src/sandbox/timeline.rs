@@ -9,13 +9,13 @@ use crate::records::Phase;
 
 /// The steps of one start. Steps may overlap.
 #[derive(Debug)]
-pub(super) struct Timeline {
+pub struct Timeline {
     start: Instant,
     phases: Mutex<Vec<Phase>>,
 }
 
 impl Timeline {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self {
             start: Instant::now(),
             phases: Mutex::default(),
@@ -23,7 +23,7 @@ impl Timeline {
     }
 
     /// Does a step and notes it.
-    pub(super) async fn step<T>(&self, name: &str, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn step<T>(&self, name: &str, work: impl Future<Output = T>) -> T {
         let from = Instant::now();
         let done = work.await;
         self.note(name, from, Instant::now());
@@ -39,7 +39,7 @@ impl Timeline {
     }
 
     /// Notes a step another clock measured, that ended now.
-    pub(super) fn measured(&self, name: &str, took_ms: f64) {
+    pub(crate) fn measured(&self, name: &str, took_ms: f64) {
         let started_ms = (ms(self.start.elapsed()) - took_ms).max(0.0);
         self.lock().push(Phase {
             name: name.to_owned(),
@@ -49,7 +49,7 @@ impl Timeline {
     }
 
     /// All steps so far, and the whole as `total`.
-    pub(super) fn finish(&self) -> Vec<Phase> {
+    pub(crate) fn finish(&self) -> Vec<Phase> {
         self.note("total", self.start, Instant::now());
         self.lock().clone()
     }

@@ -210,8 +210,6 @@ async fn host(app: &App, record: &SandboxRecord) -> (Usage, Option<u64>) {
 }
 
 async fn vmm(pod: &Pod, deadline: Duration) -> Option<VmmMemory> {
-    // A pod on the host has none.
-    let control = pod.vmm().ok()?;
-    let asked = tokio::time::timeout(deadline, control.metrics()).await;
-    VmmMemory::of(&asked.ok()?.ok()?)
+    let asked = tokio::time::timeout(deadline, pod.machine.metrics()).await;
+    VmmMemory::of(&asked.ok()?.ok()??)
 }

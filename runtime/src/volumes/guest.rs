@@ -16,12 +16,7 @@ use super::{
     token::Token,
     watch::Watch,
 };
-use crate::{
-    app::App,
-    container,
-    records::ContainerRecord,
-    sandbox::{Machine, Pod},
-};
+use crate::{app::App, container, records::ContainerRecord, sandbox::Pod};
 
 /// The ports of bridged sockets: far from the agent's own.
 const FIRST_PORT: u32 = 0x4000_0000;
@@ -317,10 +312,9 @@ async fn follow(
                     continue;
                 }
                 let uid = app.records.sandboxes.get(&pod.id).and_then(|r| r.uid());
-                let Machine::Vm { jail, .. } = &pod.machine else {
+                let Some(at) = pod.machine.vsock_port(*port) else {
                     continue;
                 };
-                let at = jail.vsock_port(*port);
                 let bridge = Bridge::start(at, uid, path.clone(), token.clone())?;
                 live.bridges.insert(name.clone(), bridge);
             }

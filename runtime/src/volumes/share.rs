@@ -27,7 +27,7 @@ use super::{
     VolumeError,
     mountinfo::{self, MountInfo},
 };
-use crate::vmm::JailDir;
+use crate::machine::vm::JailDir;
 
 /// Where a pod's share is.
 #[derive(Debug, Clone)]

@@ -20,10 +20,12 @@ use crate::{
     agent,
     app::App,
     config::Config,
+    machine::{
+        Machine as _, Process,
+        vm::{JailDir, VirtualMachine},
+    },
     records::{Records, SandboxRecord, testing},
-    sandbox::Machine,
     sandbox::Pod,
-    vmm::{JailDir, Process},
 };
 
 const POD: &str = "00000000000000000000000000000001";
@@ -129,7 +131,7 @@ impl Node {
             .enable_all()
             .build();
         let runtime = runtime.unwrap();
-        let machine = Machine::vm(JailDir::of_pod(self.dir.path()));
+        let machine = Arc::new(VirtualMachine::of_pod(self.dir.path()));
         let app = runtime.block_on(async {
             let app = App::open(self.config()).unwrap();
             let agent = agent::connect(&machine.agent()).await.unwrap();

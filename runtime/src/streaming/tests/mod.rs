@@ -19,9 +19,12 @@ use crate::{
     agent,
     app::App,
     config::Config,
+    machine::{
+        Machine as _, Process,
+        vm::{JailDir, VirtualMachine},
+    },
     records::{ContainerRecord, ContainerState, testing},
-    sandbox::{Machine, Pod},
-    vmm::{JailDir, Process},
+    sandbox::Pod,
 };
 
 const POD: &str = "00000000000000000000000000000001";
@@ -57,7 +60,7 @@ impl Node {
         std::fs::create_dir_all(config.paths.layers()).unwrap();
         let jail = JailDir::of_pod(dir.path());
         let guest = Guest::start(&jail.vsock());
-        let machine = Machine::vm(jail);
+        let machine = Arc::new(VirtualMachine::of_pod(dir.path()));
         let app = App::open(config).unwrap();
         app.records
             .sandboxes

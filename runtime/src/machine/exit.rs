@@ -1,19 +1,16 @@
-//! How a VM ended: what its VMM wrote into exit.json before it went, or that it wrote nothing.
+//! How a pod's process ended: what it wrote into exit.json before it went, or that it wrote nothing.
 
 use std::{io, io::Read as _, path::Path};
 
 use bulkhead_contract::exit::{Reason, Report};
 
-use super::jail;
+use super::vm::jail;
 use crate::records::VmExit;
 
 /// The VMM writes 4 KiB of console and a message; JSON escapes may make six of one.
 const LONGEST: u64 = 64 * 1024;
 const TAIL: u32 = 4 * 1024;
 const LONGEST_WORD: usize = 4 * 1024;
-
-/// Whose end is read.
-pub const THE_VMM: &str = "the VMM process";
 
 /// Reads how a pod's process ended, from the file it writes at its end; what it says while it runs
 /// is in `console`. Blocks. `at` is nanoseconds since the epoch.
@@ -70,7 +67,7 @@ mod tests {
     fn the_three_ways_to_leave() {
         let dir = tempfile::tempdir().unwrap();
         let jail = jail::JailDir::of_pod(dir.path());
-        let read = |at| read(THE_VMM, &jail.exit(), &jail.console(), at);
+        let read = |at| read("the VMM process", &jail.exit(), &jail.console(), at);
         std::fs::create_dir(jail.root()).unwrap();
         std::fs::write(jail.console(), "Kernel panic - not syncing").unwrap();
 

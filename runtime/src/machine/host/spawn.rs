@@ -15,7 +15,7 @@ use bulkhead_contract::host::Pod;
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use super::{HostDir, HostError};
-use crate::vmm::Process;
+use crate::machine::Process;
 
 /// The document fits into the pipe; this is for the fork and the exec.
 const START_DEADLINE: Duration = Duration::from_secs(20);

@@ -3,14 +3,12 @@
 
 mod control;
 mod error;
-mod exit;
 pub mod jail;
-mod process;
 mod spawn;
+mod virtual_machine;
 
 pub use control::Control;
 pub use error::VmmError;
-pub use exit::{THE_VMM, read as read_exit};
 pub use jail::JailDir;
-pub use process::Process;
 pub use spawn::{FS_TAG, Plan, make_jail, spawn};
+pub use virtual_machine::VirtualMachine;

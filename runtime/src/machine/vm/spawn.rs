@@ -22,9 +22,10 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{VmmError, jail::JailDir, process::Process};
+use super::{VmmError, jail::JailDir};
 use crate::{
     config::{VhostNet, Vmm},
+    machine::Process,
     network::Nic,
 };
 

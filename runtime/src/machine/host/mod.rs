@@ -4,10 +4,12 @@
 
 mod dir;
 mod error;
+mod host_machine;
 mod profile;
 mod spawn;
 
 pub use dir::HostDir;
 pub use error::HostError;
+pub use host_machine::HostMachine;
 pub use profile::{DefaultProfile, ProfileError, parser as apparmor_parser};
 pub use spawn::{make_dir, spawn};

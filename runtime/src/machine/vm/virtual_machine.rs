@@ -1,0 +1,205 @@
+//! A pod's virtual machine: its VMM, reached over the control socket in the VMM's directory.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bulkhead_contract::vmm::{AttachDisk, ErrorKind, Resize};
+use bulkhead_images::LayerDisk;
+use bulkhead_proto::agent::{Interface, READY_PORT};
+
+use super::{Control, JailDir, Plan, VmmError, make_jail, spawn};
+use crate::{
+    agent::{Address, Agent, ReadyListener},
+    machine::{Machine, MachineError, Start, Started, exit},
+    network::Nic,
+    records::{MachineKind, VmExit},
+    sandbox::SCRATCH,
+    task::{TaskError, blocking},
+};
+
+/// Whose end is read.
+const WHO: &str = "the VMM process";
+
+/// A virtual machine of a pod's own.
+#[derive(Debug)]
+pub struct VirtualMachine {
+    control: Control,
+    jail: JailDir,
+}
+
+impl VirtualMachine {
+    /// Of the pod with this run-time directory.
+    pub fn of_pod(pod_dir: &Path) -> Self {
+        let jail = JailDir::of_pod(pod_dir);
+        Self {
+            control: Control::new(jail.control()),
+            jail,
+        }
+    }
+
+    async fn plug(
+        &self,
+        serial: &str,
+        read_only: bool,
+        file: BorrowedFd<'_>,
+    ) -> Result<(), VmmError> {
+        let disk = AttachDisk {
+            id: serial.to_owned(),
+            read_only,
+            queues: 1,
+        };
+        match self.control.attach(disk, file).await {
+            Ok(_) => Ok(()),
+            // Left by a daemon that died between plugging and writing so.
+            Err(VmmError::Request {
+                kind: ErrorKind::Exists,
+                ..
+            }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Machine for VirtualMachine {
+    fn kind(&self) -> MachineKind {
+        MachineKind::Vm
+    }
+
+    fn agent(&self) -> Address {
+        Address::Vsock(self.jail.vsock())
+    }
+
+    fn console(&self) -> PathBuf {
+        self.jail.console()
+    }
+
+    fn log(&self) -> Option<PathBuf> {
+        Some(self.jail.log())
+    }
+
+    fn vsock_port(&self, port: u32) -> Option<PathBuf> {
+        Some(self.jail.vsock_port(port))
+    }
+
+    fn make_dir(&self, uid: u32) -> Result<(), MachineError> {
+        make_jail(&self.jail, uid).map_err(|source| MachineError::Os {
+            action: format!("make the directory {}", self.jail.root().display()),
+            source,
+        })
+    }
+
+    fn read_exit(&self, at: i64) -> VmExit {
+        exit::read(WHO, &self.jail.exit(), &self.jail.console(), at)
+    }
+
+    fn owns_cgroup(&self) -> bool {
+        true
+    }
+
+    async fn start(&self, start: Start<'_>) -> Result<Started, MachineError> {
+        let Start {
+            record, timeline, ..
+        } = start;
+        let prepare = start.network.prepare(&record.id);
+        let nics = timeline.step("namespace and tap", prepare).await?;
+        let queue = Arc::clone(start.boots).acquire_owned();
+        let queue = timeline.step("queue", queue).await;
+        let boot = queue.map_err(|_closed| TaskError::Ending)?;
+        let interfaces = nics.iter().enumerate().map(interface).collect();
+        let ready = ReadyListener::bind(&self.jail.vsock_port(READY_PORT), start.uid)?;
+        let limits = record.shape.limits;
+        let plan = Plan {
+            id: record.id.clone(),
+            uid: start.uid,
+            jail: self.jail.clone(),
+            cgroup_procs: start.cgroup_procs,
+            vcpus: record.shape.vcpus,
+            max_vcpus: limits.map_or(record.shape.vcpus, |l| l.max_vcpus),
+            memory_mib: record.shape.memory_mib,
+            max_memory_mib: limits.map_or(record.shape.memory_mib, |l| l.max_memory_mib),
+            disks: vec![(SCRATCH.to_owned(), start.scratch, false)],
+            nics,
+            share: record.has_share(),
+        };
+        let spawn = spawn(&start.config.vmm, plan);
+        let process = timeline.step("vmm process", spawn).await?;
+        Ok(Started {
+            process,
+            interfaces,
+            ready,
+            boot: Some(boot),
+            has_guest_clock: true,
+        })
+    }
+
+    async fn stop(&self, _agent: &Agent, _limit: Duration) -> Result<(), MachineError> {
+        // A guest is not asked to power off: its containers are dead, their output is in the logs,
+        // what is the host's is written out and the disk that is its own goes with the pod.
+        Ok(self.control.stop().await?)
+    }
+
+    async fn attach_layers(
+        &self,
+        _agent: &Agent,
+        layers: &[&LayerDisk],
+        attached: &mut HashSet<String>,
+    ) -> Result<(), MachineError> {
+        for layer in layers {
+            let path = layer.path.clone();
+            let file = blocking(move || {
+                File::open(&path).map_err(|source| MachineError::Os {
+                    action: format!("open the image layer {}", path.display()),
+                    source,
+                })
+            });
+            let file = file.await?;
+            self.plug(&layer.serial, true, file.as_fd()).await?;
+            attached.insert(layer.serial.clone());
+        }
+        Ok(())
+    }
+
+    async fn attach_device(
+        &self,
+        serial: &str,
+        read_only: bool,
+        file: BorrowedFd<'_>,
+    ) -> Result<(), MachineError> {
+        Ok(self.plug(serial, read_only, file).await?)
+    }
+
+    async fn detach(&self, serial: &str) -> Result<(), MachineError> {
+        match self.control.detach(serial).await {
+            Ok(())
+            | Err(VmmError::Request {
+                kind: ErrorKind::NotFound,
+                ..
+            }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn metrics(&self) -> Result<Option<serde_json::Value>, MachineError> {
+        Ok(Some(self.control.metrics().await?))
+    }
+
+    async fn resize(&self, size: Resize) -> Result<u64, MachineError> {
+        Ok(self.control.resize(size).await?)
+    }
+}
+
+fn interface((number, nic): (usize, &Nic)) -> Interface {
+    Interface {
+        mac: nic.mac.clone(),
+        name: format!("eth{number}"),
+        mtu: nic.mtu,
+        ..Interface::default()
+    }
+}
