@@ -6,8 +6,10 @@ use acpi_tables::aml::{
     Name, Notify, Package, Path, ResourceTemplate,
 };
 
-use super::SLEEP_TYPE_S5;
 use crate::arch::x86_64::layout;
+
+/// The sleep type of S5 (power off).
+pub(super) const SLEEP_TYPE_S5: u8 = 5;
 
 /// Everything below `\_SB_` and the S5 package.
 pub(super) fn body() -> Vec<u8> {

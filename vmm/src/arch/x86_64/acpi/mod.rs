@@ -169,14 +169,12 @@ fn fadt(dsdt: u64) -> Vec<u8> {
 
 /// What the guest writes to the reset register.
 pub const RESET_VALUE: u8 = 1;
-/// The sleep type of S5 in the DSDT.
-pub const SLEEP_TYPE_S5: u8 = 5;
 
 /// Whether a byte written to the sleep control register asks for power-off: the sleep-enable bit
 /// and S5's type (ACPI 6.5 §4.8.3.7).
 #[must_use]
 pub fn is_power_off(value: u8) -> bool {
-    value & (1 << 5) != 0 && (value >> 2) & 7 == SLEEP_TYPE_S5
+    value & (1 << 5) != 0 && (value >> 2) & 7 == dsdt::SLEEP_TYPE_S5
 }
 
 /// Multiple APIC description table (ACPI 6.5 §5.2.12): all vCPUs are enabled; that only one
