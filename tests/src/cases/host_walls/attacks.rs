@@ -11,7 +11,7 @@ use bulkhead_proto::cri::{
     ContainerState, Int64Value, LinuxContainerSecurityContext, NamespaceMode, NamespaceOption,
 };
 
-use super::{HOST, bind, capabilities, in_namespaces, with};
+use super::support::{HOST, bind, capabilities, in_namespaces, with};
 use crate::{
     Failure, Outcome,
     cases::{BUSYBOX, image, logs},

@@ -6,7 +6,7 @@ use bulkhead_proto::cri::{
     LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, security_profile::ProfileType,
 };
 
-use super::{HOST, capabilities, named, privileged_pod, with};
+use super::support::{HOST, capabilities, named, privileged_pod, with};
 use crate::{
     Outcome,
     cases::BUSYBOX,
