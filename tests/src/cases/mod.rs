@@ -3,6 +3,7 @@
 mod bad_input;
 mod basics;
 mod confinement;
+mod contexts;
 mod crictl;
 mod docs;
 mod events;

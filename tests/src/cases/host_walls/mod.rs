@@ -14,8 +14,12 @@ use bulkhead_proto::cri::{
 };
 use tonic::Code;
 
-use self::support::{HOST, capabilities, in_namespaces, named, privileged_pod, with};
-use super::{BUSYBOX, image};
+use self::support::{HOST, in_namespaces, privileged_pod};
+use super::{
+    BUSYBOX,
+    contexts::{capabilities, profile, with},
+    image,
+};
 use crate::{
     Failure, Outcome, check,
     cri::{Cri, pod, script},
@@ -68,7 +72,7 @@ async fn the_default_apparmor_profile_confines(context: &mut Context) -> Outcome
     ];
     for (name, asked) in [
         ("none-said", None),
-        ("default", named(ProfileType::RuntimeDefault)),
+        ("default", profile(ProfileType::RuntimeDefault)),
     ] {
         let made = cri
             .run(&id, &config, with(sleep(name), strong(asked)))
@@ -100,12 +104,15 @@ async fn the_default_apparmor_profile_confines(context: &mut Context) -> Outcome
         .run(
             &id,
             &config,
-            with(sleep("unconfined"), strong(named(ProfileType::Unconfined))),
+            with(
+                sleep("unconfined"),
+                strong(profile(ProfileType::Unconfined)),
+            ),
         )
         .await?;
     let of_privileged = LinuxContainerSecurityContext {
         privileged: true,
-        ..strong(named(ProfileType::RuntimeDefault))
+        ..strong(profile(ProfileType::RuntimeDefault))
     };
     let privileged = cri
         .run(
@@ -184,8 +191,12 @@ async fn io_uring_without_a_profile_is_refused(context: &mut Context) -> Outcome
         let id = cri.run_pod_on(handler, config.clone()).await?;
         for (name, security, expected) in [
             ("none-said", asked(None), without),
-            ("unconfined", asked(named(ProfileType::Unconfined)), without),
-            ("default", asked(named(ProfileType::RuntimeDefault)), "-1"),
+            (
+                "unconfined",
+                asked(profile(ProfileType::Unconfined)),
+                without,
+            ),
+            ("default", asked(profile(ProfileType::RuntimeDefault)), "-1"),
             ("privileged", privileged.clone(), "-14"),
         ] {
             let made = cri

@@ -2,43 +2,12 @@
 
 use std::path::Path;
 
-use bulkhead_proto::cri::{
-    Capability, ContainerConfig, LinuxContainerSecurityContext, Mount, NamespaceOption,
-    PodSandboxConfig, SecurityProfile, security_profile::ProfileType,
-};
+use bulkhead_proto::cri::{Mount, NamespaceOption, PodSandboxConfig};
 
 use crate::cri::pod;
 
 /// The handler.
 pub(super) const HOST: &str = "host";
-
-pub(super) fn with(
-    mut config: ContainerConfig,
-    security: LinuxContainerSecurityContext,
-) -> ContainerConfig {
-    config
-        .linux
-        .get_or_insert_default()
-        .security_context
-        .replace(security);
-    config
-}
-
-pub(super) fn named(kind: ProfileType) -> Option<SecurityProfile> {
-    Some(SecurityProfile {
-        profile_type: kind.into(),
-        ..SecurityProfile::default()
-    })
-}
-
-pub(super) fn capabilities(add: &[&str], drop: &[&str]) -> Option<Capability> {
-    let words = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
-    Some(Capability {
-        add_capabilities: words(add),
-        drop_capabilities: words(drop),
-        ..Capability::default()
-    })
-}
 
 /// A pod that may have privileged containers.
 pub(super) fn privileged_pod(config: &PodSandboxConfig) -> PodSandboxConfig {
