@@ -1,7 +1,7 @@
 //! Figures: samples under a name, their median and extremes, what a figure has to hold; as a table
 //! for people and as JSON for programs.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -25,6 +25,11 @@ struct Bound {
     name: String,
     measured: f64,
     at_most: f64,
+}
+
+/// A time as figures have it.
+pub(super) fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 impl Figures {

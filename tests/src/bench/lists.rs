@@ -10,7 +10,7 @@ use bulkhead_runtime::records::{
 };
 use tokio::time::Instant;
 
-use super::{figures::Figures, node::milliseconds};
+use super::figures::{Figures, milliseconds};
 use crate::{
     Outcome, check, cri,
     host::{Host, Options, REGISTRY},

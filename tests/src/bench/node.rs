@@ -12,7 +12,7 @@ use bulkhead_proto::cri::{ContainerConfig, ImageSpec, PodSandboxConfig, RemoveIm
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::figures::Figures;
+use super::figures::{Figures, milliseconds};
 use crate::{
     Failure, Outcome, check,
     cri::{self, Cri},
@@ -72,10 +72,6 @@ async fn one_by_one(
         figures.hold("VMM memory beyond guest RAM, MiB", memory, 5.0);
     }
     Ok(())
-}
-
-pub(super) fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }
 
 /// The bulk image is one layer of incompressible data.

@@ -17,7 +17,7 @@ use bulkhead_streaming::spdy::{
 use futures::future::try_join_all;
 use tokio::time::Instant;
 
-use super::{figures::Figures, node::milliseconds};
+use super::figures::{Figures, milliseconds};
 use crate::{
     Failure, Outcome, check,
     cri::{self, Cri},

@@ -3,29 +3,25 @@
 //! image; `mounts` has what is about the pod's mounts and directories, `users` what is about users.
 
 mod mounts;
+mod support;
 mod users;
 
 use std::{fs, path::Path};
 
-use bulkhead_proto::cri::{
-    ContainerConfig, ContainerState, ContainerStatus, KeyValue, LinuxContainerSecurityContext,
-    PodSandboxConfig,
-};
+use bulkhead_proto::cri::{ContainerConfig, ContainerState, KeyValue};
 use tonic::Code;
 
+use self::support::{HANDLERS, cannot_start, said, secured};
 use super::{
     BUSYBOX, image, logs,
     volumes::{Scratch, mount, read_only, with},
 };
 use crate::{
-    Failure, Outcome, check,
-    cri::{Cri, container, pod, script},
+    Outcome, check,
+    cri::{container, pod, script},
     suite::{Context, LIMIT, Test},
     test,
 };
-
-/// Where pods run.
-const HANDLERS: [&str; 2] = ["kvm", "host"];
 
 pub(super) fn tests() -> Vec<Test> {
     let own = vec![
@@ -43,37 +39,11 @@ pub(super) fn tests() -> Vec<Test> {
     [own, mounts::tests(), users::tests()].concat()
 }
 
-fn secured(
-    mut config: ContainerConfig,
-    change: impl FnOnce(&mut LinuxContainerSecurityContext),
-) -> ContainerConfig {
-    let linux = config.linux.get_or_insert_default();
-    change(linux.security_context.get_or_insert_default());
-    config
-}
-
 fn env(name: &str, value: impl Into<Vec<u8>>) -> KeyValue {
     KeyValue {
         key: name.to_owned(),
         value: value.into(),
     }
-}
-
-/// Runs a container to its end, and gives its status and what it said.
-async fn said(
-    context: &Context,
-    (id, config, dir): (&str, &PodSandboxConfig, &Path),
-    made: ContainerConfig,
-) -> Result<(ContainerStatus, String), Failure> {
-    let name = made.metadata.clone().unwrap_or_default().name;
-    let file = format!("{name}.log");
-    let made = context
-        .cri
-        .run(id, config, logs::logged(made, &file))
-        .await?;
-    let status = context.cri.exited(&made).await?;
-    let text = logs::read(&dir.join(file), "stdout")?;
-    Ok((status, String::from_utf8(text)?))
 }
 
 async fn an_empty_entrypoint_is_none(context: &mut Context) -> Outcome {
@@ -155,25 +125,6 @@ async fn environments_odd_and_large(context: &mut Context) -> Outcome {
     };
     check!(refused.as_ref().is_err_and(told), "{refused:?}");
     Ok(cri.remove_pod(&id).await?)
-}
-
-/// That a start fails with these words, and that the container then looks as it does on containerd.
-async fn cannot_start(cri: &Cri, made: &str, words: &str) -> Outcome {
-    let answer = cri.start(made).await;
-    let told = |error: &tonic::Status| error.message().contains(words);
-    check!(answer.as_ref().is_err_and(told), "{words:?}: {answer:?}");
-    let status = cri.status(made).await?;
-    check!(
-        status.state() == ContainerState::ContainerExited
-            && (status.exit_code, status.reason.as_str()) == (128, "StartError"),
-        "{words:?}: {status:?}"
-    );
-    check!(status.message.contains(words), "{words:?}: {status:?}");
-    check!(
-        status.started_at == 0 && status.finished_at > 0,
-        "{words:?}: {status:?}"
-    );
-    Ok(cri.remove(made).await?)
 }
 
 async fn volumes_of_the_image_are_there(context: &mut Context) -> Outcome {

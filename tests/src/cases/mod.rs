@@ -3,6 +3,7 @@
 mod bad_input;
 mod basics;
 mod confinement;
+mod contexts;
 mod crictl;
 mod docs;
 mod events;
@@ -11,6 +12,7 @@ mod exec_probes;
 mod host;
 mod host_walls;
 mod image_config;
+mod image_names;
 mod images;
 mod isolation;
 mod launch_walls;
@@ -25,6 +27,8 @@ mod stats;
 mod streaming;
 mod volumes;
 mod vsock_walls;
+
+use image_names::{BUSYBOX, image};
 
 use crate::suite::Test;
 
@@ -59,12 +63,4 @@ pub fn all() -> Vec<Test> {
         scale::tests(),
     ]
     .concat()
-}
-
-/// The small image most tests run.
-pub(crate) const BUSYBOX: &str = "127.0.0.1:5000/busybox:latest";
-
-/// An image of the tests' registry by its short name.
-pub(crate) fn image(name: &str) -> String {
-    format!("{}/{name}:latest", crate::host::REGISTRY)
 }

@@ -1,11 +1,14 @@
 //! Users, capabilities, seccomp and what else confines a container within its guest.
 
 use bulkhead_proto::cri::{
-    Capability, ContainerConfig, Int64Value, LinuxContainerConfig, LinuxContainerSecurityContext,
-    NamespaceMode, NamespaceOption, SecurityProfile, security_profile::ProfileType,
+    Int64Value, LinuxContainerSecurityContext, NamespaceMode, security_profile::ProfileType,
 };
 
-use super::{BUSYBOX, image};
+use super::{
+    BUSYBOX,
+    contexts::{capabilities, pids, profile, with},
+    image,
+};
 use crate::{
     Outcome, check,
     cri::{pod, script},
@@ -25,15 +28,6 @@ pub(super) fn tests() -> Vec<Test> {
         test!("security", a_shared_namespace_can_be_ended_and_comes_back),
         test!("security", shared_files_cannot_be_filled_without_end),
     ]
-}
-
-fn with(mut config: ContainerConfig, security: LinuxContainerSecurityContext) -> ContainerConfig {
-    let linux = LinuxContainerConfig {
-        security_context: Some(security),
-        ..LinuxContainerConfig::default()
-    };
-    config.linux = Some(linux);
-    config
 }
 
 fn number(value: i64) -> Option<Int64Value> {
@@ -107,12 +101,6 @@ async fn capabilities_seccomp_and_paths_confine(context: &mut Context) -> Outcom
     cri.pull(BUSYBOX).await?;
     let config = pod("confined");
     let id = cri.run_pod(config.clone()).await?;
-    let profile = |kind: ProfileType| {
-        Some(SecurityProfile {
-            profile_type: kind.into(),
-            ..SecurityProfile::default()
-        })
-    };
     let sleep = || script("x", BUSYBOX, "sleep 1000");
     let named = |name: &str, security| {
         let mut config = with(sleep(), security);
@@ -153,20 +141,14 @@ async fn capabilities_seccomp_and_paths_confine(context: &mut Context) -> Outcom
         check!(done.exit_code != 0, "{forbidden} was allowed");
     }
     let none = LinuxContainerSecurityContext {
-        capabilities: Some(Capability {
-            drop_capabilities: vec!["ALL".to_owned()],
-            ..Capability::default()
-        }),
+        capabilities: capabilities(&[], &["ALL"]),
         ..LinuxContainerSecurityContext::default()
     };
     let made = cri.run(&id, &config, named("none", none)).await?;
     let status = cri.shell(&made, "grep CapEff /proc/self/status").await?;
     check!(status.contains("0000000000000000"), "{status}");
     let network = LinuxContainerSecurityContext {
-        capabilities: Some(Capability {
-            add_capabilities: vec!["NET_ADMIN".to_owned()],
-            ..Capability::default()
-        }),
+        capabilities: capabilities(&["NET_ADMIN"], &[]),
         seccomp: profile(ProfileType::Unconfined),
         ..LinuxContainerSecurityContext::default()
     };
@@ -207,11 +189,7 @@ async fn pid_namespaces_are_shared_as_asked(context: &mut Context) -> Outcome {
     let config = pod("pids");
     let id = cri.run_pod(config.clone()).await?;
     let mode = |pid: NamespaceMode, target: &str| LinuxContainerSecurityContext {
-        namespace_options: Some(NamespaceOption {
-            pid: pid.into(),
-            target_id: target.to_owned(),
-            ..NamespaceOption::default()
-        }),
+        namespace_options: pids(pid, target),
         ..LinuxContainerSecurityContext::default()
     };
     let alone = with(
@@ -267,18 +245,9 @@ async fn the_first_process_of_a_shared_namespace_shows_nothing(context: &mut Con
         let curious = with(
             script("curious", BUSYBOX, "sleep 1000"),
             LinuxContainerSecurityContext {
-                capabilities: Some(Capability {
-                    add_capabilities: vec!["SYS_PTRACE".to_owned()],
-                    ..Capability::default()
-                }),
-                namespace_options: Some(NamespaceOption {
-                    pid: NamespaceMode::Pod.into(),
-                    ..NamespaceOption::default()
-                }),
-                apparmor: Some(SecurityProfile {
-                    profile_type: ProfileType::Unconfined.into(),
-                    localhost_ref: String::new(),
-                }),
+                capabilities: capabilities(&["SYS_PTRACE"], &[]),
+                namespace_options: pids(NamespaceMode::Pod, ""),
+                apparmor: profile(ProfileType::Unconfined),
                 ..LinuxContainerSecurityContext::default()
             },
         );
@@ -308,22 +277,13 @@ async fn a_shared_namespace_can_be_ended_and_comes_back(context: &mut Context) -
     for handler in ["kvm", "host"] {
         let config = pod(&format!("ended-{handler}"));
         let id = cri.run_pod_on(handler, config.clone()).await?;
-        let sharing = |name: &str, text: &str, capabilities: &[&str]| {
+        let sharing = |name: &str, text: &str, add: &[&str]| {
             with(
                 script(name, &tools, text),
                 LinuxContainerSecurityContext {
-                    capabilities: Some(Capability {
-                        add_capabilities: capabilities.iter().map(|&name| name.into()).collect(),
-                        ..Capability::default()
-                    }),
-                    namespace_options: Some(NamespaceOption {
-                        pid: NamespaceMode::Pod.into(),
-                        ..NamespaceOption::default()
-                    }),
-                    seccomp: Some(SecurityProfile {
-                        profile_type: ProfileType::Unconfined.into(),
-                        localhost_ref: String::new(),
-                    }),
+                    capabilities: capabilities(add, &[]),
+                    namespace_options: pids(NamespaceMode::Pod, ""),
+                    seccomp: profile(ProfileType::Unconfined),
                     ..LinuxContainerSecurityContext::default()
                 },
             )

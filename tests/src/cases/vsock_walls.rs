@@ -9,11 +9,14 @@ use std::{
 };
 
 use bulkhead_proto::cri::{
-    Capability, ContainerConfig, Int64Value, LinuxContainerSecurityContext, Mount, SecurityProfile,
+    ContainerConfig, Int64Value, LinuxContainerSecurityContext, Mount,
     security_profile::ProfileType,
 };
 
-use super::image;
+use super::{
+    contexts::{capabilities, profile},
+    image,
+};
 use crate::{
     Failure, Outcome, check,
     cri::{pod, script},
@@ -44,22 +47,10 @@ fn with(name: &str, security: LinuxContainerSecurityContext) -> ContainerConfig 
     let mut made = script(name, &image("volume-tools"), "sleep 1000");
     made.linux.get_or_insert_default().security_context = Some(LinuxContainerSecurityContext {
         // No filter is in the way: the wall is another one.
-        seccomp: Some(SecurityProfile {
-            profile_type: ProfileType::Unconfined.into(),
-            localhost_ref: String::new(),
-        }),
+        seccomp: profile(ProfileType::Unconfined),
         ..security
     });
     made
-}
-
-fn capabilities(add: &[&str], drop: &[&str]) -> Option<Capability> {
-    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-    Some(Capability {
-        add_capabilities: names(add),
-        drop_capabilities: names(drop),
-        ..Capability::default()
-    })
 }
 
 fn privileged(name: &str) -> ContainerConfig {

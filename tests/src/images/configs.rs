@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{
     Compression, Config, Image, ImageError, Layer,
-    recipes::{base, shell, strings},
+    base::{base, shell, strings},
 };
 
 pub(super) fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::{
     Compression, Config, Image, ImageError, Layer,
-    recipes::{base, shell, strings, web_server},
+    base::{base, shell, strings, web_server},
 };
 
 const E2E: &str = "registry.k8s.io/e2e-test-images";

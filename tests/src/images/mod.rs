@@ -2,48 +2,20 @@
 //! `skopeo` copies into a real registry. What is in each image stands in `recipes`; how a layout
 //! is written stands here.
 
+mod base;
 mod configs;
 mod critest;
+mod error;
 mod layer;
 pub mod recipes;
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
+pub use error::ImageError;
+use error::at;
 pub use layer::{Compression, Layer};
 use serde_json::json;
 use sha2::{Digest, Sha256};
-
-/// Why an image could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// A file could not be read or written.
-    #[error("test image: {what} {path}: {source}")]
-    Io {
-        /// What was attempted.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// The archive of a layer could not be written.
-    #[error("test image: writing a layer: {0}")]
-    Layer(#[from] io::Error),
-}
-
-pub(crate) fn at<'a>(
-    what: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(io::Error) -> ImageError + 'a {
-    move |source| ImageError::Io {
-        what,
-        path: path.to_owned(),
-        source,
-    }
-}
 
 /// What a container of the image runs, and as whom.
 #[derive(Debug, Clone, Default)]

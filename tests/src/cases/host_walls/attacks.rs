@@ -11,7 +11,10 @@ use bulkhead_proto::cri::{
     ContainerState, Int64Value, LinuxContainerSecurityContext, NamespaceMode, NamespaceOption,
 };
 
-use super::{HOST, bind, capabilities, in_namespaces, with};
+use super::{
+    super::contexts::{capabilities, with},
+    support::{HOST, bind, in_namespaces},
+};
 use crate::{
     Failure, Outcome,
     cases::{BUSYBOX, image, logs},

@@ -6,7 +6,10 @@ use bulkhead_proto::cri::{
     LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, security_profile::ProfileType,
 };
 
-use super::{HOST, capabilities, named, privileged_pod, with};
+use super::{
+    super::contexts::{capabilities, profile, with},
+    support::{HOST, privileged_pod},
+};
 use crate::{
     Outcome,
     cases::BUSYBOX,
@@ -49,8 +52,8 @@ async fn devices_of_the_node_are_for_privileged_containers(context: &mut Context
         script("strong", BUSYBOX, "sleep 1000"),
         LinuxContainerSecurityContext {
             capabilities: capabilities(&["MKNOD"], &[]),
-            apparmor: named(ProfileType::Unconfined),
-            seccomp: named(ProfileType::Unconfined),
+            apparmor: profile(ProfileType::Unconfined),
+            seccomp: profile(ProfileType::Unconfined),
             ..LinuxContainerSecurityContext::default()
         },
     );
@@ -86,7 +89,7 @@ async fn the_nodes_null_device_stays_as_it_is(context: &mut Context) -> Outcome 
         let made = with(
             script("null", BUSYBOX, "sleep 1000"),
             LinuxContainerSecurityContext {
-                apparmor: named(ProfileType::Unconfined),
+                apparmor: profile(ProfileType::Unconfined),
                 namespace_options: Some(NamespaceOption {
                     pid: NamespaceMode::Container.into(),
                     ..NamespaceOption::default()

@@ -11,7 +11,7 @@ use bulkhead_proto::cri::{
 };
 use tonic::Code;
 
-use super::{HOST, bind};
+use super::support::{HOST, bind};
 use crate::{
     Failure, Outcome,
     cases::BUSYBOX,

@@ -4,16 +4,22 @@
 mod attacks;
 mod devices;
 mod limits;
+mod support;
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, process::Command};
 
 use bulkhead_proto::cri::{
-    Capability, ContainerConfig, LinuxContainerSecurityContext, Mount, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, SecurityProfile, security_profile::ProfileType,
+    LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, SecurityProfile,
+    security_profile::ProfileType,
 };
 use tonic::Code;
 
-use super::{BUSYBOX, image};
+use self::support::{HOST, in_namespaces, privileged_pod};
+use super::{
+    BUSYBOX,
+    contexts::{capabilities, profile, with},
+    image,
+};
 use crate::{
     Failure, Outcome, check,
     cri::{Cri, pod, script},
@@ -28,60 +34,6 @@ pub(super) fn tests() -> Vec<Test> {
         test!("host_walls", io_uring_without_a_profile_is_refused),
     ];
     [own, limits::tests(), attacks::tests(), devices::tests()].concat()
-}
-
-/// The handler.
-const HOST: &str = "host";
-
-fn with(mut config: ContainerConfig, security: LinuxContainerSecurityContext) -> ContainerConfig {
-    config
-        .linux
-        .get_or_insert_default()
-        .security_context
-        .replace(security);
-    config
-}
-
-fn named(kind: ProfileType) -> Option<SecurityProfile> {
-    Some(SecurityProfile {
-        profile_type: kind.into(),
-        ..SecurityProfile::default()
-    })
-}
-
-fn capabilities(add: &[&str], drop: &[&str]) -> Option<Capability> {
-    let words = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
-    Some(Capability {
-        add_capabilities: words(add),
-        drop_capabilities: words(drop),
-        ..Capability::default()
-    })
-}
-
-/// A pod that may have privileged containers.
-fn privileged_pod(config: &PodSandboxConfig) -> PodSandboxConfig {
-    let mut config = config.clone();
-    let linux = config.linux.get_or_insert_default();
-    linux.security_context.get_or_insert_default().privileged = true;
-    config
-}
-
-/// A pod in some of the node's namespaces.
-fn in_namespaces(name: &str, options: NamespaceOption) -> PodSandboxConfig {
-    let mut config = pod(name);
-    let linux = config.linux.get_or_insert_default();
-    let security = linux.security_context.get_or_insert_default();
-    security.namespace_options = Some(options);
-    config
-}
-
-fn bind(host: impl AsRef<Path>, at: &str, readonly: bool) -> Mount {
-    Mount {
-        host_path: host.as_ref().display().to_string(),
-        container_path: at.to_owned(),
-        readonly,
-        ..Mount::default()
-    }
 }
 
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
@@ -120,7 +72,7 @@ async fn the_default_apparmor_profile_confines(context: &mut Context) -> Outcome
     ];
     for (name, asked) in [
         ("none-said", None),
-        ("default", named(ProfileType::RuntimeDefault)),
+        ("default", profile(ProfileType::RuntimeDefault)),
     ] {
         let made = cri
             .run(&id, &config, with(sleep(name), strong(asked)))
@@ -152,12 +104,15 @@ async fn the_default_apparmor_profile_confines(context: &mut Context) -> Outcome
         .run(
             &id,
             &config,
-            with(sleep("unconfined"), strong(named(ProfileType::Unconfined))),
+            with(
+                sleep("unconfined"),
+                strong(profile(ProfileType::Unconfined)),
+            ),
         )
         .await?;
     let of_privileged = LinuxContainerSecurityContext {
         privileged: true,
-        ..strong(named(ProfileType::RuntimeDefault))
+        ..strong(profile(ProfileType::RuntimeDefault))
     };
     let privileged = cri
         .run(
@@ -236,8 +191,12 @@ async fn io_uring_without_a_profile_is_refused(context: &mut Context) -> Outcome
         let id = cri.run_pod_on(handler, config.clone()).await?;
         for (name, security, expected) in [
             ("none-said", asked(None), without),
-            ("unconfined", asked(named(ProfileType::Unconfined)), without),
-            ("default", asked(named(ProfileType::RuntimeDefault)), "-1"),
+            (
+                "unconfined",
+                asked(profile(ProfileType::Unconfined)),
+                without,
+            ),
+            ("default", asked(profile(ProfileType::RuntimeDefault)), "-1"),
             ("privileged", privileged.clone(), "-14"),
         ] {
             let made = cri

@@ -15,7 +15,7 @@ use super::{
         BUSYBOX,
         volumes::{Scratch, mount, read_only, with},
     },
-    HANDLERS, secured,
+    support::{HANDLERS, secured},
 };
 use crate::{
     Failure, Outcome, check,

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use bulkhead_proto::cri::{Capability, ContainerConfig, Int64Value};
 
-use super::{HANDLERS, cannot_start, said, secured};
+use super::support::{HANDLERS, cannot_start, said, secured};
 use crate::{
     Outcome,
     cases::{

@@ -12,7 +12,10 @@ use std::{
 use bulkhead_proto::cri::{Mount, MountPropagation};
 use tonic::Code;
 
-use super::{super::BUSYBOX, Scratch, check_status, following, mount, read_only, run, text, with};
+use super::{
+    super::BUSYBOX,
+    support::{Scratch, check_status, following, mount, read_only, run, text, with},
+};
 use crate::{
     Failure, Outcome, check,
     cri::{pod, script},

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{image, logs},
-    Scratch, mount, read_only, with,
+    support::{Scratch, mount, read_only, with},
 };
 use crate::{
     Failure, Outcome, check,

@@ -13,7 +13,7 @@ use tonic::Code;
 
 use super::{
     super::{BUSYBOX, image},
-    Scratch, mount, run, text, with,
+    support::{Scratch, mount, run, text, with},
 };
 use crate::{
     Failure, Outcome, check,
