@@ -7,7 +7,7 @@
 //!
 //! Here: the tar formats (`header`, `pax`, `sparse`, `entries`), the tree that the entries
 //! build (`tree`), the meaning of OCI whiteouts (`apply`), and the limits. Not here: fetching,
-//! decompressing and comparing digests (`images::pull`), and the format of the image
+//! decompressing and comparing digests (`pull`), and the format of the image
 //! ([`super::erofs`]).
 
 mod apply;
