@@ -132,6 +132,7 @@ if [ $# = 0 ]; then
     vmm=$!
     watched "$results/agent.log" 1500 tests/in-host.sh agent "$bin" || failed=1
     wait $vmm || failed=1
+    say "$(grep -h '^the daemon died' "$results/unit.log" || echo 'a daemon was killed at no write')"
     outcomes "$results/unit.log" "$results/vmm.log" "$results/agent.log" >"$results/outcomes"
     count() { grep -cE "^($1) " "$results/outcomes"; }
     passed=$(count ok) skipped=$(count 'skipped|ignored') bad=$(count FAILED)

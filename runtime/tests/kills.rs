@@ -26,7 +26,11 @@ use bulkhead_proto::cri as v1;
 use bulkhead_records::Table;
 use bulkhead_runtime::records::Records;
 use common::{Daemon, Death};
+use futures::StreamExt as _;
 use tonic::{Code, Status};
+
+/// Lives at one time: each has a daemon, and waits for it.
+const AT_ONCE: usize = 6;
 
 /// Runs until it is killed; its stop signal is answered with 143.
 const SERVE: &[&str] = &["serve"];
@@ -208,6 +212,15 @@ impl Node {
         Ok(())
     }
 
+    async fn until_ended(&mut self, name: &str) {
+        let end = std::time::Instant::now() + common::PATIENCE;
+        let exited =
+            |world: World| matches!(world.containers.get(name), Some(Container::Exited(_)));
+        while !self.world().await.is_ok_and(exited) {
+            assert!(std::time::Instant::now() < end, "{}", self.daemon.log());
+        }
+    }
+
     /// Waits until CRI shows one of these worlds; `None` if the daemon dies meanwhile.
     async fn until(&mut self, expected: &[World], when: &str) -> Option<World> {
         let end = std::time::Instant::now() + common::PATIENCE;
@@ -337,24 +350,38 @@ async fn settled(node: &mut Node, allowed: &[World], again: bool, when: &str) ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_may_die_at_every_write() {
-    let mut writes = 0;
-    for number in 1.. {
-        let Some(died) = live(Death::Before(number), false).await else {
-            return;
-        };
-        if !died {
-            break;
+    // A life without a death says how many writes there are.
+    let Some(mut node) = Node::start(Death::Never).await else {
+        return;
+    };
+    for &call in CALLS {
+        node.call(call).await.unwrap();
+        if let Call::Ended(name) = call {
+            node.until_ended(name).await;
         }
-        live(Death::At(number), false).await;
-        live(Death::At(number), true).await;
-        writes = number;
     }
-    println!(
-        "the daemon died at each of {writes} writes, in {} runs",
-        3 * writes
-    );
-    // Four for the pod's start, one or two for each of the others.
-    assert!(writes > 20, "only {writes}");
+    let writes = node.daemon.writes();
+    node.daemon.end_and_check().await;
+    // One for each call that changes a record and more for the pod's own.
+    assert!(writes.len() > 2 * CALLS.len(), "only {writes:#?}");
+
+    let deaths = (1..=writes.len() as u64).flat_map(|number| {
+        [
+            (Death::Before(number), false),
+            (Death::At(number), false),
+            (Death::At(number), true),
+        ]
+    });
+    let lives = deaths.map(|(death, again)| tokio::spawn(live(death, again)));
+    let died = futures::stream::iter(lives)
+        .buffer_unordered(AT_ONCE)
+        .fold(0, async |died, life| {
+            died + usize::from(life.unwrap().unwrap())
+        })
+        .await;
+    // The last write may be made just before the daemon is ended.
+    assert!(died + 3 >= 3 * writes.len(), "only {died} died");
+    println!("the daemon died {died} times, at {} writes", writes.len());
 }
 
 fn request(daemon: &Daemon) -> v1::RunPodSandboxRequest {

@@ -177,6 +177,15 @@ impl Daemon {
         std::fs::read_to_string(self.file.with_extension("log")).unwrap()
     }
 
+    /// The writes of records that its daemons have made, in order: `NUMBER TABLE: ACTION`.
+    pub fn writes(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.file.with_extension("writes"));
+        text.unwrap_or_default()
+            .lines()
+            .map(ToOwned::to_owned)
+            .collect()
+    }
+
     /// Starts the daemon and waits until it answers.
     pub async fn start_daemon(&mut self) {
         self.start_daemon_that(Death::Never).await;
@@ -186,6 +195,7 @@ impl Daemon {
     /// Starts a daemon that dies by itself, and waits until it answers or is dead.
     pub async fn start_daemon_that(&mut self, death: Death) {
         let mut command = self.command();
+        command.env("BULKHEAD_WRITES", self.file.with_extension("writes"));
         match death {
             Death::Never => {}
             Death::Before(number) => {
