@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use bulkhead_proto::cri as v1;
 
-use crate::{app::App, config::CgroupDriver};
+use crate::{app::App, cgroup::CgroupDriver};
 
 /// CRI RuntimeConfig: which cgroup driver the kubelet is to use.
 pub async fn runtime_config(
