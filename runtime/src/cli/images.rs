@@ -12,8 +12,7 @@ use serde_json::json;
 
 use super::{
     client::{ClientError, Daemon, failed},
-    fail,
-    pull::bytes,
+    output::{bytes, fail},
 };
 use crate::config::Config;
 

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     client::{ClientError, Daemon, failed},
-    fail,
+    output::fail,
 };
 use crate::{config::Config, logs::parse_line, sandbox::new_id};
 
