@@ -10,16 +10,15 @@ use std::{
     io,
     os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
     path::{Component, Path, PathBuf},
-    sync::Arc,
 };
 
 use bulkhead_proto::cri;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
-use sha2::{Digest as _, Sha256};
+use rustix::fs::{AtFlags, FileType, Stat, StatxFlags};
 
 use self::device::{device, guest_node};
 use super::{
     VolumeError,
+    digest::digest,
     mountinfo::{self, MountInfo},
     plan::{Image, Kind, Memory, Plan, Source, Volume},
     share::{Manner, ReadOnly},
@@ -29,8 +28,6 @@ use super::{
 
 /// The kubelet's directory of emptyDirs in a pod's directory.
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
-/// Digits of a serial after its letter (virtio 1.2 §5.2.6.1: 20 bytes at most).
-const SERIAL_DIGITS: usize = 19;
 
 /// What decides about sources beside the sources themselves.
 #[derive(Debug, Clone)]
@@ -208,7 +205,7 @@ impl Look<'_> {
     /// stays. A directory in a socket's place would keep its server from starting.
     fn source(&self) -> Result<(Source, Stat), VolumeError> {
         let path = Path::new(&self.mount.host_path);
-        let missing = match open(path) {
+        let missing = match Source::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => error,
             opened => return opened.map_err(self.failed("open")),
         };
@@ -223,7 +220,7 @@ impl Look<'_> {
                     path = %path.display(),
                     "a mount's source was not there and is made as a directory"
                 );
-                open(path).map_err(self.failed("open"))
+                Source::open(path).map_err(self.failed("open"))
             }
             // A link that leads nowhere, there or on the way.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -393,29 +390,6 @@ fn memory_name(name: &str) -> String {
         return name.to_owned();
     }
     digest(name.as_bytes(), 32)
-}
-
-/// The first hex digits of the SHA-256 of some bytes.
-pub(super) fn digest(bytes: &[u8], digits: usize) -> String {
-    hex::encode(Sha256::digest(bytes))
-        .chars()
-        .take(digits)
-        .collect()
-}
-
-/// Opens a path, links followed, to look at and to mount, and nothing else.
-fn open(path: &Path) -> io::Result<(Source, Stat)> {
-    let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let stat = rustix::fs::fstat(&fd)?;
-    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
-    let path = std::fs::read_link(link)?;
-    let source = Source {
-        fd: Arc::new(fd),
-        path,
-        device: stat.st_dev,
-        inode: stat.st_ino,
-    };
-    Ok((source, stat))
 }
 
 fn mount_id(source: &Source) -> io::Result<u64> {

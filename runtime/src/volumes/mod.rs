@@ -9,6 +9,7 @@
 
 mod anonymous;
 mod bridge;
+mod digest;
 mod error;
 mod followed;
 pub mod guest;
