@@ -9,8 +9,8 @@ use bulkhead_proto::agent;
 use super::{
     BlockDisk, Image, Kind, Plan, Source, VolumeError, VolumeRecord, blocking,
     bridge::Bridge,
+    digest::digest,
     followed::Followed,
-    inspect::digest,
     share::{Inside, Manner, Share},
     snapshot::Ownership,
     token::Token,
