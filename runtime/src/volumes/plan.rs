@@ -10,7 +10,7 @@ use std::{
 
 use rustix::fs::{Mode, OFlags, Stat};
 
-use super::{share::Manner, snapshot::Ownership};
+use super::{share::MountOptions, snapshot::Ownership};
 
 /// All of a container's mounts and devices.
 #[derive(Debug, Default)]
@@ -40,7 +40,7 @@ pub struct Volume {
 #[derive(Debug)]
 pub enum Kind {
     /// A file or directory of the host: in a pod's share, or as it is on the handler `host`.
-    Shared(Source, Manner),
+    Shared(Source, MountOptions),
     /// A file system in the guest's memory that the pod's containers share.
     Memory(Memory),
     /// A copy in the guest that follows the host's: ConfigMaps and their like.
