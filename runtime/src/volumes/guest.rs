@@ -11,7 +11,7 @@ use super::{
     bridge::Bridge,
     digest::digest,
     followed::Followed,
-    share::{Inside, Manner, Share},
+    share::{Inside, MountOptions, Share},
     snapshot::Ownership,
     token::Token,
     watch::Watch,
@@ -44,7 +44,7 @@ pub struct Prepared {
     /// Block devices, open.
     pub disks: Vec<BlockDisk>,
     /// What is to be mounted in the share, by its entry.
-    sources: HashMap<String, (Source, Manner)>,
+    sources: HashMap<String, (Source, MountOptions)>,
 }
 
 /// The name under which an image volume holds its image.
@@ -110,9 +110,9 @@ pub fn prepare(
     let mut prepared = Prepared::default();
     for volume in plan.volumes {
         let source = match volume.kind {
-            Kind::Shared(source, manner) if plan.on_host => Some(on_host(&source, manner)),
-            Kind::Shared(source, manner) => {
-                Some(prepared.share(&others, container, source, manner))
+            Kind::Shared(source, options) if plan.on_host => Some(on_host(&source, options)),
+            Kind::Shared(source, options) => {
+                Some(prepared.share(&others, container, source, options))
             }
             Kind::Memory(memory) => Some(agent::volume::Source::Memory(agent::MemoryVolume {
                 name: memory.name,
@@ -166,7 +166,7 @@ impl Prepared {
         others: &[VolumeRecord],
         container: &str,
         source: Source,
-        manner: Manner,
+        options: MountOptions,
     ) -> agent::volume::Source {
         let same = |record: &VolumeRecord| match record {
             VolumeRecord::Share {
@@ -174,9 +174,9 @@ impl Prepared {
                 path,
                 device,
                 inode,
-                manner: how,
+                options: how,
             } if (path, *device, *inode, *how)
-                == (&source.path, source.device, source.inode, manner) =>
+                == (&source.path, source.device, source.inode, options) =>
             {
                 Some(name.clone())
             }
@@ -192,9 +192,9 @@ impl Prepared {
             path: source.path.clone(),
             device: source.device,
             inode: source.inode,
-            manner,
+            options,
         });
-        self.sources.insert(name.clone(), (source, manner));
+        self.sources.insert(name.clone(), (source, options));
         agent::volume::Source::Shared(agent::SharedVolume { name })
     }
 
@@ -259,8 +259,8 @@ impl Prepared {
     }
 }
 
-fn on_host(source: &Source, manner: Manner) -> agent::volume::Source {
-    let propagation = match (manner.follows_host, manner.returns) {
+fn on_host(source: &Source, options: MountOptions) -> agent::volume::Source {
+    let propagation = match (options.follows_host, options.returns) {
         (_, true) => agent::Propagation::Both,
         (true, false) => agent::Propagation::FromHost,
         (false, false) => agent::Propagation::None,
@@ -283,8 +283,8 @@ pub async fn attach(app: &App, pod: &Pod, prepared: &mut Prepared) -> Result<(),
         let share = Share::of_pod(&app.config.paths.pod(&pod.id));
         let inside = inside(pod)?;
         blocking(move || {
-            for (name, (source, manner)) in sources {
-                share.add(&inside, &name, source.fd.as_fd(), manner)?;
+            for (name, (source, options)) in sources {
+                share.add(&inside, &name, source.fd.as_fd(), options)?;
             }
             Ok(())
         })
