@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    client::{ClientError, Daemon, failed},
+    client::{ClientError, Daemon, block_on, failed},
     output::{bytes, fail},
 };
 use crate::config::Config;
@@ -66,14 +66,7 @@ pub fn run(args: Pull) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
-    };
-    match runtime.block_on(pull(&args, &config)) {
+    match block_on(pull(&args, &config)) {
         Ok(id) => {
             let _ = writeln!(io::stdout(), "{id}");
             ExitCode::SUCCESS
