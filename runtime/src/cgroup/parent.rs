@@ -4,7 +4,16 @@ use std::path::PathBuf;
 
 use tonic::Code;
 
-use crate::{config::CgroupDriver, error::Grpc};
+use crate::error::Grpc;
+
+/// The manager of the host's cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// Slice names, nested by their dashes.
+    Systemd,
+    /// Plain paths.
+    Cgroupfs,
+}
 
 /// A `cgroup_parent` that names no cgroup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

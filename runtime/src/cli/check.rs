@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
-use super::fail;
+use super::output::fail;
 use crate::{
     checks::{self, Found},
     config::Config,

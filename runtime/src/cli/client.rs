@@ -1,6 +1,9 @@
 //! The commands' connection to the daemon: CRI over its socket, as a kubelet has it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use bulkhead_proto::cri::{
     image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
@@ -12,10 +15,13 @@ use tonic::transport::{Channel, Endpoint};
 /// As the daemon's own limit: a list of many containers is long.
 const MAX_MESSAGE: usize = 16 << 20;
 
-/// The daemon cannot be asked.
+/// A command cannot call the daemon.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    /// Nobody listens.
+    /// The command's own event loop.
+    #[error("cannot set up the connection to the daemon")]
+    EventLoop(#[source] io::Error),
+    /// Nothing listens.
     #[error("no daemon answers on {socket}: start it with `bulkhead serve` (as root)")]
     Connect {
         /// Its socket.
@@ -67,6 +73,20 @@ impl Daemon {
     pub(super) fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
+}
+
+/// Runs a command that calls the daemon.
+///
+/// # Errors
+/// The command's own, and [`ClientError::EventLoop`].
+pub(super) fn block_on<T, E: From<ClientError>>(
+    command: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ClientError::EventLoop)?;
+    runtime.block_on(command)
 }
 
 /// For `map_err` on a call: which one failed.

@@ -14,7 +14,7 @@ use rustix::{
     fs::inotify,
 };
 
-use super::fail;
+use super::output::fail;
 use crate::{
     config::Config,
     machine::host::HostDir,

@@ -11,9 +11,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    client::{ClientError, Daemon, failed},
-    fail,
-    pull::bytes,
+    client::{ClientError, Daemon, block_on, failed},
+    output::{bytes, fail},
 };
 use crate::config::Config;
 
@@ -34,14 +33,7 @@ pub fn run(args: ImagesArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
-    };
-    match runtime.block_on(list(&config)) {
+    match block_on(list(&config)) {
         Ok(images) => {
             let text = if args.json {
                 as_json(&images)

@@ -4,6 +4,7 @@ mod check;
 mod client;
 mod console;
 mod images;
+mod output;
 mod pull;
 mod run;
 mod serve;
@@ -49,13 +50,6 @@ pub fn main() -> ExitCode {
         Command::Console(args) => console::run(args),
         Command::Version => version(),
     }
-}
-
-/// Prints an error with its causes and gives the exit code for it.
-#[allow(clippy::print_stderr)] // Where a command's errors go.
-pub fn fail(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("bulkhead: {}", crate::error::chain(error));
-    ExitCode::FAILURE
 }
 
 #[allow(clippy::print_stdout)] // A command's output.

@@ -16,8 +16,8 @@ use serde::Deserialize;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
-    client::{ClientError, Daemon, failed},
-    fail,
+    client::{ClientError, Daemon, block_on, failed},
+    output::{bytes, fail},
 };
 use crate::config::Config;
 
@@ -66,14 +66,7 @@ pub fn run(args: Pull) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
-    };
-    match runtime.block_on(pull(&args, &config)) {
+    match block_on(pull(&args, &config)) {
         Ok(id) => {
             let _ = writeln!(io::stdout(), "{id}");
             ExitCode::SUCCESS
@@ -287,41 +280,9 @@ fn bar(done: u64, all: u64) -> String {
     format!("[{}{}]", "=".repeat(full), " ".repeat(BAR - full))
 }
 
-/// A size for people.
-pub(super) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
-    if count < 1000 {
-        return format!("{count} B");
-    }
-    #[allow(clippy::cast_precision_loss, reason = "for people")]
-    let mut value = count as f64 / 1000.0;
-    let mut unit = "kB";
-    for next in UNITS {
-        unit = next;
-        if value < 999.95 {
-            break;
-        }
-        value /= 1000.0;
-    }
-    format!("{value:.1} {unit}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_for_people() {
-        for (count, text) in [
-            (0, "0 B"),
-            (999, "999 B"),
-            (1000, "1.0 kB"),
-            (1_234_567, "1.2 MB"),
-            (5_000_000_000, "5.0 GB"),
-        ] {
-            assert_eq!(bytes(count), text);
-        }
-    }
 
     #[test]
     fn bars() {

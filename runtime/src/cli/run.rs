@@ -18,8 +18,8 @@ use tokio::{
 };
 
 use super::{
-    client::{ClientError, Daemon, failed},
-    fail,
+    client::{ClientError, Daemon, block_on, failed},
+    output::fail,
 };
 use crate::{config::Config, id::new_id, logs::parse_line};
 
@@ -93,14 +93,7 @@ pub fn run(args: Run) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error),
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&error),
-    };
-    match runtime.block_on(run_pod(&args, &config)) {
+    match block_on(run_pod(&args, &config)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => fail(&error),
     }

@@ -5,7 +5,7 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 use clap::Args;
 use tracing_subscriber::{EnvFilter, filter::Directive};
 
-use super::fail;
+use super::output::fail;
 use crate::{config, daemon};
 
 /// Arguments of `serve`.

@@ -13,8 +13,8 @@ use std::path::Path;
 pub use error::ConfigError;
 pub use pinned::Pinned;
 pub use resolve::{
-    Boot, Cgroup, CgroupDriver, Config, Host, HostNamespacePods, Network, NetworkMode, Paths,
-    Registry, Sandbox, Streaming, TlsFiles, VhostNet, Vmm, Volumes,
+    Boot, Cgroup, Config, Host, HostNamespacePods, Network, NetworkMode, Paths, Registry, Sandbox,
+    Streaming, TlsFiles, VhostNet, Vmm, Volumes,
 };
 
 /// The file that is read when none is named; it may be absent, which means all defaults.

@@ -9,8 +9,8 @@ use std::{
 
 use bulkhead_contract::vmm::{MAX_MEMORY_MIB, MAX_VCPUS};
 
-use super::pinned::Pinned;
-use super::raw::Raw;
+use super::{pinned::Pinned, raw::Raw};
+use crate::cgroup::{self, CgroupDriver};
 
 /// The configuration, validated.
 #[derive(Debug, Clone)]
@@ -201,15 +201,6 @@ pub struct Cgroup {
 pub struct Volumes {
     /// Sockets that pods may connect to.
     pub sockets: Vec<PathBuf>,
-}
-
-/// The manager of the host's cgroups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CgroupDriver {
-    /// Slice names, nested by their dashes.
-    Systemd,
-    /// Plain paths.
-    Cgroupfs,
 }
 
 /// Images on the node.
@@ -470,7 +461,7 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
             (text, _) => text.to_owned(),
         },
     };
-    if let Err(reason) = crate::cgroup::parent_path(driver, &cgroup.default_parent) {
+    if let Err(reason) = cgroup::parent_path(driver, &cgroup.default_parent) {
         return Err(At("cgroup", "default_parent").bad(&cgroup.default_parent, reason));
     }
 

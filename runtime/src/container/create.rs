@@ -300,7 +300,7 @@ async fn plan_volumes(
     config: &cri::ContainerConfig,
 ) -> Result<volumes::Plan, ContainerError> {
     let metadata = sandbox.config.metadata.clone().unwrap_or_default();
-    let circumstances = volumes::Circumstances {
+    let context = volumes::PlanContext {
         handler: match sandbox.machine {
             MachineKind::Vm => volumes::Handler::Kvm,
             MachineKind::Host => volumes::Handler::Host,
@@ -310,7 +310,7 @@ async fn plan_volumes(
         share: sandbox.has_share(),
     };
     let config = config.clone();
-    blocking(move || Ok(volumes::inspect(&config, &circumstances)?)).await
+    blocking(move || Ok(volumes::inspect(&config, &context)?)).await
 }
 
 /// Everything else that can be refused without the guest. What a failure leaves is images held.

@@ -17,12 +17,3 @@ pub async fn container_stats(
     let stats = container::stats(&app, &request.container_id).await?;
     Ok(v1::ContainerStatsResponse { stats: Some(stats) })
 }
-
-/// CRI ListContainerStats.
-pub async fn list_container_stats(
-    app: Arc<App>,
-    request: v1::ListContainerStatsRequest,
-) -> Result<v1::ListContainerStatsResponse, ContainerError> {
-    let stats = container::list_stats(&app, request.filter.as_ref()).await;
-    Ok(v1::ListContainerStatsResponse { stats })
-}

@@ -1,38 +1,49 @@
 //! The CRI v1 services. [`Server`] is the table of RPCs; each RPC's function is in a file of its
-//! own and has the form `async fn(Arc<App>, Request) -> Result<Response, impl Grpc>`.
+//! own, named after it, and has the form `async fn(Arc<App>, Request) -> Result<Response, impl Grpc>`.
+//! Not here: what the RPCs do, which is in `sandbox`, `container`, `stats` and the images crate.
 
 mod attach;
-mod container_create;
-mod container_events;
-mod container_exec;
-mod container_list;
-mod container_log;
-mod container_remove;
-mod container_start;
 mod container_stats;
 mod container_status;
-mod container_stop;
-mod container_update;
+mod create_container;
 mod exec;
+mod exec_sync;
+mod get_container_events;
 mod image_error;
-mod image_fs;
-mod image_list;
-mod image_pull;
-mod image_remove;
+mod image_fs_info;
 mod image_status;
+mod list_container_stats;
+mod list_containers;
+mod list_images;
+mod list_metric_descriptors;
+mod list_pod_sandbox;
+mod list_pod_sandbox_metrics;
+mod list_pod_sandbox_stats;
+mod pod_sandbox_stats;
+mod pod_sandbox_status;
 mod port_forward;
+mod pull_image;
+mod remove_container;
+mod remove_image;
+mod remove_pod_sandbox;
+mod reopen_container_log;
+mod response;
+mod run_pod_sandbox;
 mod runtime_config;
-mod sandbox_list;
-mod sandbox_metrics;
-mod sandbox_remove;
-mod sandbox_run;
-mod sandbox_stats;
-mod sandbox_status;
-mod sandbox_stop;
-mod sandbox_update;
 mod server;
+mod start_container;
 mod status;
-mod streams;
+mod stop_container;
+mod stop_pod_sandbox;
+mod stream_container_stats;
+mod stream_containers;
+mod stream_images;
+mod stream_pod_sandbox_metrics;
+mod stream_pod_sandbox_stats;
+mod stream_pod_sandboxes;
+mod update_container_resources;
+mod update_pod_sandbox_resources;
+mod update_runtime_config;
 mod version;
 
 pub use server::Server;

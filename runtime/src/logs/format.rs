@@ -6,7 +6,7 @@
 use bulkhead_proto::agent::Stream;
 use memchr::memchr;
 
-use super::{recover::Offsets, time};
+use super::{offsets::Offsets, time};
 
 /// Bytes of content in one log line; a longer line of the container's is written in parts.
 pub const CONTENT_LIMIT: usize = 16 * 1024;

@@ -7,82 +7,22 @@
 //! again and counted ([`recover`]), a torn last line is cut off, and the agent is asked to go on
 //! from exactly there.
 
+mod error;
 mod file;
 mod format;
+mod offsets;
 mod pump;
 pub mod recover;
 mod tee;
 mod time;
 
-use std::path::PathBuf;
-
+pub use error::LogError;
 pub use file::{LogFile, LogPath};
 pub use format::{CONTENT_LIMIT, Encoder, Line, parse_line};
+pub use offsets::Offsets;
 pub use pump::{Pump, Target};
-pub use recover::{Checkpoint, Checkpoints, Offsets};
+pub use recover::{Checkpoint, Checkpoints};
 pub use tee::{Copied, OutputCopy};
-use tonic::Code;
-
-use crate::error::{Grpc, io_code};
-
-/// What can go wrong with a container's log.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// CRI's path is not below its directory.
-    #[error(
-        "the log path {path:?} cannot be used: it must be relative to log_directory (which must be \
-         absolute), without \"..\""
-    )]
-    Path {
-        /// Directory and path as given.
-        path: String,
-    },
-    /// The file or a directory above it does not open.
-    #[error("cannot {action} the log {path}")]
-    Io {
-        /// What was attempted.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Something that is no regular file stands at the path.
-    #[error("the log {path} is not a regular file")]
-    NotAFile {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A checkpoint does not read.
-    #[error("the log checkpoint {path} cannot be read")]
-    Checkpoint {
-        /// The checkpoint's file.
-        path: PathBuf,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// The container has no log or its output has ended.
-    #[error("the container {container} has no open log: it is not running")]
-    Closed {
-        /// The container.
-        container: String,
-    },
-    /// The task was torn down.
-    #[error("the write to the log was given up, because the daemon is ending")]
-    Ending,
-}
-
-impl Grpc for LogError {
-    fn code(&self) -> Code {
-        match self {
-            Self::Path { .. } | Self::NotAFile { .. } => Code::InvalidArgument,
-            Self::Io { source, .. } => io_code(source),
-            Self::Checkpoint { .. } => Code::Internal,
-            Self::Closed { .. } => Code::FailedPrecondition,
-            Self::Ending => Code::Unavailable,
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests;

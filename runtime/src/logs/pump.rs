@@ -45,7 +45,7 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 pub struct Target {
     /// The container.
     pub container: String,
-    /// Its log; `None` drains the output (a process must not block because nobody listens).
+    /// Its log; `None` drains the output (a process must not block because nothing reads).
     pub log: Option<LogPath>,
     /// Where its checkpoints are kept.
     pub checkpoints: Checkpoints,
@@ -109,17 +109,17 @@ impl Pump {
         Ok(handle)
     }
 
-    /// Waits until all output is in the log; gives the exit, if the agent told it (a guest that
-    /// died tells none). `None` if that takes longer than `patience`.
-    pub async fn ended(&self, patience: Duration) -> Option<Option<Exit>> {
+    /// Waits until all output is in the log; gives the exit, if the agent reported one (a guest
+    /// that died reports none). `None` if that takes longer than `limit`.
+    pub async fn ended(&self, limit: Duration) -> Option<Option<Exit>> {
         let mut state = self.state.clone();
         let ended = state.wait_for(|state| matches!(state, State::Ended(_)));
-        match tokio::time::timeout(patience, ended).await {
+        match tokio::time::timeout(limit, ended).await {
             Ok(Ok(state)) => match &*state {
                 State::Ended(exit) => Some(*exit),
                 State::Running => None,
             },
-            // The task is gone without a word: a panic in it. There is nothing to wait for.
+            // The task panicked: there is nothing to wait for.
             Ok(Err(_)) => Some(None),
             Err(_) => None,
         }
@@ -193,7 +193,7 @@ struct Task {
     target: Arc<Target>,
     file: Option<LogFile>,
     encoder: Encoder,
-    /// What stands in the log: the place to go on from.
+    /// What stands in the log: the place to resume from.
     safe: Offsets,
     since_checkpoint: u64,
     complained: Option<Instant>,
@@ -219,9 +219,9 @@ enum Stop {
     Exit(Exit),
     /// The agent no longer knows the process, or refuses for good.
     Gone,
-    /// Told to end.
-    Told,
-    /// The connection broke.
+    /// The daemon ends it.
+    Ended,
+    /// The connection was lost.
     Broken,
 }
 
@@ -230,11 +230,11 @@ impl Task {
         let exit = loop {
             match self.carry().await {
                 Stop::Exit(exit) => break Some(exit),
-                Stop::Gone | Stop::Told => break None,
+                Stop::Gone | Stop::Ended => break None,
                 Stop::Broken => {
                     // What was taken but not written comes again.
                     self.encoder = Encoder::new(self.safe);
-                    if self.told_within(RETRY).await {
+                    if self.ended_within(RETRY).await {
                         break None;
                     }
                 }
@@ -246,13 +246,13 @@ impl Task {
         (exit, self.tee)
     }
 
-    /// Serves commands for a while; true if told to end.
-    async fn told_within(&mut self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
+    /// Serves commands for a while; true if it is to end.
+    async fn ended_within(&mut self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
         loop {
             match tokio::time::timeout_at(until, self.inbox.recv()).await {
                 Ok(Some(command)) => {
-                    if self.obey(command).await {
+                    if self.handle(command).await {
                         return true;
                     }
                 }
@@ -262,8 +262,8 @@ impl Task {
         }
     }
 
-    /// Does what a command says; true if it is to end.
-    async fn obey(&mut self, command: Command) -> bool {
+    /// Handles a command; true if it is to end.
+    async fn handle(&mut self, command: Command) -> bool {
         match command {
             Command::Reopen(answer) => self.reopen(answer).await,
             Command::Copy(reader) => self.tee.add(reader),
@@ -290,8 +290,8 @@ impl Task {
                 opened = &mut opening => opened,
                 command = self.inbox.recv() => match command {
                     Some(command) => {
-                        if self.obey(command).await {
-                            return Err(Stop::Told);
+                        if self.handle(command).await {
+                            return Err(Stop::Ended);
                         }
                         continue;
                     }
@@ -315,10 +315,10 @@ impl Task {
             tokio::select! {
                 command = self.inbox.recv() => match command {
                     Some(command) => {
-                        if self.obey(command).await {
+                        if self.handle(command).await {
                             // Whatever is at hand still goes in.
                             self.drain_ready(&mut frames).await;
-                            return Stop::Told;
+                            return Stop::Ended;
                         }
                     }
                     // No handle is left; the output still has to go somewhere.
@@ -415,10 +415,10 @@ impl Task {
             self.encoder.skip(place.stream, place.offset);
         }
         let fresh = data.get(skip.min(data.len())..).unwrap_or_default();
-        let (now, told) = (time::now(), place.time_unix_ns);
-        let believed = told > 0 && told <= now.saturating_add(CLOCK_AHEAD);
+        let (now, reported) = (time::now(), place.time_unix_ns);
+        let plausible = reported > 0 && reported <= now.saturating_add(CLOCK_AHEAD);
         self.encoder
-            .feed(place.stream, fresh, if believed { told } else { now });
+            .feed(place.stream, fresh, if plausible { reported } else { now });
         None
     }
 

@@ -14,21 +14,13 @@ use serde::{Deserialize, Serialize};
 use super::{
     LogError,
     format::{CONTENT_LIMIT, parse_line},
+    offsets::Offsets,
 };
 
 /// Longer than any line of ours: time, stream, tag, content. What is longer is not ours.
 const LINE_LIMIT: usize = CONTENT_LIMIT + 256;
 /// A checkpoint is a few numbers.
 const CHECKPOINT_LIMIT: u64 = 4096;
-
-/// Bytes of each stream, counted from its start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offsets {
-    /// Of standard output.
-    pub stdout: u64,
-    /// Of standard error.
-    pub stderr: u64,
-}
 
 /// "When the file with this inode was this long, the streams were here."
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

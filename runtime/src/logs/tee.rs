@@ -35,7 +35,7 @@ pub enum Copied {
 pub struct OutputCopy {
     pieces: mpsc::Receiver<(Stream, Bytes)>,
     too_slow: watch::Receiver<bool>,
-    told: bool,
+    reported: bool,
 }
 
 impl OutputCopy {
@@ -44,8 +44,8 @@ impl OutputCopy {
         if let Some((stream, data)) = self.pieces.recv().await {
             return Some(Copied::Data(stream, data));
         }
-        let late = *self.too_slow.borrow() && !self.told;
-        self.told = true;
+        let late = *self.too_slow.borrow() && !self.reported;
+        self.reported = true;
         late.then_some(Copied::TooSlow)
     }
 }
@@ -65,7 +65,7 @@ pub(super) fn copy() -> (Reader, OutputCopy) {
     let copy = OutputCopy {
         pieces: taken,
         too_slow: is_too_slow,
-        told: false,
+        reported: false,
     };
     (reader, copy)
 }
@@ -111,7 +111,7 @@ impl Tee {
         self.deliver_within(PATIENCE).await;
     }
 
-    async fn deliver_within(&mut self, patience: Duration) {
+    async fn deliver_within(&mut self, limit: Duration) {
         if self.fresh.is_empty() {
             return;
         }
@@ -119,7 +119,7 @@ impl Tee {
             .into_iter()
             .map(|(stream, bytes)| (stream, bytes.freeze()))
             .collect();
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + limit;
         let fresh = &fresh;
         let deliveries = mem::take(&mut self.readers)
             .into_iter()

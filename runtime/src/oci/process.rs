@@ -2,7 +2,24 @@
 
 use bulkhead_proto::{agent, cri};
 
-use super::{ImageProcess, OciError};
+use super::OciError;
+
+/// What an image says about the process to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageProcess {
+    /// `User` of the image's config.
+    pub user: String,
+    /// `Env`.
+    pub env: Vec<String>,
+    /// `Entrypoint`.
+    pub entrypoint: Vec<String>,
+    /// `Cmd`.
+    pub cmd: Vec<String>,
+    /// `WorkingDir`.
+    pub working_dir: String,
+    /// `StopSignal`.
+    pub stop_signal: String,
+}
 
 /// Where commands are looked for when neither image nor pod says.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

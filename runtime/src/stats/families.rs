@@ -9,7 +9,7 @@ use bulkhead_proto::{
     cri::MetricType::{self, Counter, Gauge},
 };
 
-use super::ask::{OneContainer, Sample};
+use super::collect::{OneContainer, Sample};
 
 /// Labels of every metric, before its own.
 pub(super) const BASE_LABELS: &[&str] = &["id", "name", "image", "container", "namespace", "pod"];

@@ -4,7 +4,7 @@
 use bulkhead_proto::cri;
 
 use super::{
-    ask::{self, Detail, Sample},
+    collect::{self, Detail, Sample},
     families::{self, CONTAINER, Family, POD, Value},
 };
 use crate::app::App;
@@ -25,7 +25,7 @@ pub fn descriptors() -> Vec<cri::MetricDescriptor> {
 
 /// The metrics of all running pods.
 pub async fn list(app: &App) -> Vec<cri::PodSandboxMetrics> {
-    let samples = ask::all(app, None, Detail::Full).await;
+    let samples = collect::from_all(app, None, Detail::Full).await;
     samples.iter().map(of_pod).collect()
 }
 
@@ -126,7 +126,7 @@ mod tests {
         Sample {
             record: Arc::new(testing::sandbox("p")),
             at: 1,
-            containers: vec![ask::OneContainer {
+            containers: vec![collect::OneContainer {
                 record: Arc::new(container),
                 stats,
             }],
@@ -139,7 +139,7 @@ mod tests {
                 memory: Some(cgroup::Memory::default()),
             },
             limit: None,
-            vmm: Some(ask::VmmMemory {
+            vmm: Some(collect::VmmMemory {
                 guest_size: 3,
                 guest_resident: 2,
                 own: 1,

@@ -1,13 +1,13 @@
 //! What pods use: PodSandboxStats, and the named metrics of ListPodSandboxMetrics. A pod has two
-//! sides, which are told apart: the host's (the pod's cgroup: the VM with all it costs) and the
+//! sides, kept apart: the host's (the pod's cgroup: the VM with all it costs) and the
 //! guest's (its containers, interfaces and processes, as the agent reads them). docs/stats.md says
 //! what each figure is.
 //!
-//! `ask` collects both sides of one pod or all, `pods` makes CRI's statistics of them, `metrics`
+//! `collect` reads both sides of one pod or all, `pods` makes CRI's statistics of them, `metrics`
 //! the named values, `families` is the table of the names. A container's own statistics are in
 //! `container`.
 
-mod ask;
+mod collect;
 mod families;
 mod metrics;
 mod pods;

@@ -6,12 +6,12 @@
 
 use bulkhead_proto::{agent, cri};
 
-use super::ask::{self, Detail, Sample};
+use super::collect::{self, Detail, Sample};
 use crate::{app::App, container, records::SandboxRecord, sandbox::SandboxError};
 
 /// One pod.
 pub async fn one(app: &App, id: &str) -> Result<cri::PodSandboxStats, SandboxError> {
-    let sample = ask::one(app, id, Detail::Plain).await?;
+    let sample = collect::from_pod(app, id, Detail::Plain).await?;
     Ok(convert(app, &sample))
 }
 
@@ -20,7 +20,7 @@ pub async fn list(
     app: &App,
     filter: Option<&cri::PodSandboxStatsFilter>,
 ) -> Vec<cri::PodSandboxStats> {
-    let samples = ask::all(app, filter, Detail::Plain).await;
+    let samples = collect::from_all(app, filter, Detail::Plain).await;
     samples.iter().map(|sample| convert(app, sample)).collect()
 }
 

@@ -8,10 +8,11 @@ use std::{
     io,
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use bulkhead_common::lock;
 use tokio::{
     io::AsyncReadExt as _,
     net::{UnixListener, UnixStream},
@@ -157,11 +158,6 @@ async fn serve(listener: UnixListener, path: PathBuf, tokens: Tokens) {
             Some(_ended) = connections.join_next() => {}
         }
     }
-}
-
-fn lock(tokens: &Mutex<Vec<Token>>) -> MutexGuard<'_, Vec<Token>> {
-    // Nothing panics halfway through a change.
-    tokens.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A connection that has said a token.

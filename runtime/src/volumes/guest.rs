@@ -9,9 +9,9 @@ use bulkhead_proto::agent;
 use super::{
     BlockDisk, Image, Kind, Plan, Source, VolumeError, VolumeRecord, blocking,
     bridge::Bridge,
+    digest::digest,
     followed::Followed,
-    inspect::digest,
-    share::{Inside, Manner, Share},
+    share::{Inside, MountOptions, Share},
     snapshot::Ownership,
     token::Token,
     watch::Watch,
@@ -39,7 +39,7 @@ pub struct Prepared {
     /// Block devices, open.
     pub disks: Vec<BlockDisk>,
     /// What is to be mounted in the share, by its entry.
-    sources: HashMap<String, (Source, Manner)>,
+    sources: HashMap<String, (Source, MountOptions)>,
 }
 
 /// The name under which an image volume holds its image.
@@ -105,9 +105,9 @@ pub fn prepare(
     let mut prepared = Prepared::default();
     for volume in plan.volumes {
         let source = match volume.kind {
-            Kind::Shared(source, manner) if plan.on_host => Some(on_host(&source, manner)),
-            Kind::Shared(source, manner) => {
-                Some(prepared.share(&others, container, source, manner))
+            Kind::Shared(source, options) if plan.on_host => Some(on_host(&source, options)),
+            Kind::Shared(source, options) => {
+                Some(prepared.share(&others, container, source, options))
             }
             Kind::Memory(memory) => Some(agent::volume::Source::Memory(agent::MemoryVolume {
                 name: memory.name,
@@ -161,7 +161,7 @@ impl Prepared {
         others: &[VolumeRecord],
         container: &str,
         source: Source,
-        manner: Manner,
+        options: MountOptions,
     ) -> agent::volume::Source {
         let same = |record: &VolumeRecord| match record {
             VolumeRecord::Share {
@@ -169,9 +169,9 @@ impl Prepared {
                 path,
                 device,
                 inode,
-                manner: how,
+                options: how,
             } if (path, *device, *inode, *how)
-                == (&source.path, source.device, source.inode, manner) =>
+                == (&source.path, source.device, source.inode, options) =>
             {
                 Some(name.clone())
             }
@@ -187,9 +187,9 @@ impl Prepared {
             path: source.path.clone(),
             device: source.device,
             inode: source.inode,
-            manner,
+            options,
         });
-        self.sources.insert(name.clone(), (source, manner));
+        self.sources.insert(name.clone(), (source, options));
         agent::volume::Source::Shared(agent::SharedVolume { name })
     }
 
@@ -254,8 +254,8 @@ impl Prepared {
     }
 }
 
-fn on_host(source: &Source, manner: Manner) -> agent::volume::Source {
-    let propagation = match (manner.follows_host, manner.returns) {
+fn on_host(source: &Source, options: MountOptions) -> agent::volume::Source {
+    let propagation = match (options.follows_host, options.returns) {
         (_, true) => agent::Propagation::Both,
         (true, false) => agent::Propagation::FromHost,
         (false, false) => agent::Propagation::None,
@@ -278,8 +278,8 @@ pub async fn attach(app: &App, pod: &Pod, prepared: &mut Prepared) -> Result<(),
         let share = Share::of_pod(&app.config.paths.pod(&pod.id));
         let inside = inside(pod)?;
         blocking(move || {
-            for (name, (source, manner)) in sources {
-                share.add(&inside, &name, source.fd.as_fd(), manner)?;
+            for (name, (source, options)) in sources {
+                share.add(&inside, &name, source.fd.as_fd(), options)?;
             }
             Ok(())
         })

@@ -10,31 +10,28 @@ use std::{
     io,
     os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
     path::{Component, Path, PathBuf},
-    sync::Arc,
 };
 
 use bulkhead_proto::cri;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, StatxFlags};
-use sha2::{Digest as _, Sha256};
+use rustix::fs::{AtFlags, FileType, Stat, StatxFlags};
 
 use self::device::{device, guest_node};
 use super::{
     VolumeError,
+    digest::digest,
     mountinfo::{self, MountInfo},
     plan::{Image, Kind, Memory, Plan, Source, Volume},
-    share::{Manner, ReadOnly},
+    share::{MountOptions, ReadOnly},
     snapshot,
     validate::{self, Handler},
 };
 
 /// The kubelet's directory of emptyDirs in a pod's directory.
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
-/// Digits of a serial after its letter (virtio 1.2 §5.2.6.1: 20 bytes at most).
-const SERIAL_DIGITS: usize = 19;
 
-/// What decides about sources beside the sources themselves.
+/// What a plan depends on besides the sources themselves.
 #[derive(Debug, Clone)]
-pub struct Circumstances {
+pub struct PlanContext {
     /// Where the pod runs.
     pub handler: Handler,
     /// The pod's uid, as Kubernetes knows it.
@@ -49,13 +46,10 @@ pub struct Circumstances {
 ///
 /// # Errors
 /// For the first that cannot be had.
-pub fn inspect(
-    config: &cri::ContainerConfig,
-    circumstances: &Circumstances,
-) -> Result<Plan, VolumeError> {
-    validate::check(config, circumstances.handler)?;
+pub fn inspect(config: &cri::ContainerConfig, context: &PlanContext) -> Result<Plan, VolumeError> {
+    validate::check(config, context.handler)?;
     let mut plan = Plan {
-        on_host: circumstances.handler == Handler::Host,
+        on_host: context.handler == Handler::Host,
         ..Plan::default()
     };
     if config.mounts.is_empty() && config.devices.is_empty() {
@@ -75,28 +69,28 @@ pub fn inspect(
         if last.get(&validate::clean(&mount.container_path)) != Some(&number) {
             continue;
         }
-        let look = Look {
+        let inspector = Inspector {
             number,
             mount,
-            circumstances,
+            context,
             mounts: &mounts,
         };
-        plan.volumes.push(look.volume()?);
+        plan.volumes.push(inspector.volume()?);
     }
     for (number, given) in config.devices.iter().enumerate() {
-        device(number, given, circumstances.handler, &mut plan)?;
+        device(number, given, context.handler, &mut plan)?;
     }
     Ok(plan)
 }
 
-struct Look<'a> {
+struct Inspector<'a> {
     number: usize,
     mount: &'a cri::Mount,
-    circumstances: &'a Circumstances,
+    context: &'a PlanContext,
     mounts: &'a [MountInfo],
 }
 
-impl Look<'_> {
+impl Inspector<'_> {
     fn field(&self) -> String {
         format!("mounts[{}].host_path", self.number)
     }
@@ -125,7 +119,7 @@ impl Look<'_> {
         let mut options = vec!["rbind".to_owned()];
         if self.is_read_only_inside(&kind) {
             options.push(
-                match (self.mount.recursive_read_only, self.circumstances.handler) {
+                match (self.mount.recursive_read_only, self.context.handler) {
                     (true, Handler::Host) => "rro".to_owned(),
                     _ => "ro".to_owned(),
                 },
@@ -144,7 +138,7 @@ impl Look<'_> {
     /// mounts are part of the one file system of the share, and nothing is to follow.
     fn propagation_inside(&self) -> String {
         use cri::MountPropagation::{PropagationBidirectional, PropagationHostToContainer};
-        match (self.circumstances.handler, self.mount.propagation()) {
+        match (self.context.handler, self.mount.propagation()) {
             (Handler::Host, PropagationBidirectional) => "rshared",
             (Handler::Host, PropagationHostToContainer) => "rslave",
             _ => "rprivate",
@@ -159,12 +153,12 @@ impl Look<'_> {
             return false;
         }
         match kind {
-            Kind::Shared(source, manner) if self.circumstances.handler == Handler::Kvm => {
+            Kind::Shared(source, options) if self.context.handler == Handler::Kvm => {
                 let below = |mount: &MountInfo| {
                     mount.mount_point != source.path && mount.mount_point.starts_with(&source.path)
                 };
-                manner.read_only == ReadOnly::Recursive
-                    || (!manner.follows_host && !self.mounts.iter().any(below))
+                options.read_only == ReadOnly::Recursive
+                    || (!options.follows_host && !self.mounts.iter().any(below))
             }
             _ => true,
         }
@@ -172,9 +166,9 @@ impl Look<'_> {
 
     fn of_host(&self) -> Result<Kind, VolumeError> {
         let (source, stat) = self.source()?;
-        if self.circumstances.handler == Handler::Host {
+        if self.context.handler == Handler::Host {
             self.check_shared_peer(&source)?;
-            return Ok(Kind::Shared(source, self.manner()));
+            return Ok(Kind::Shared(source, self.mount_options()));
         }
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Socket => self.socket(source, &stat),
@@ -208,13 +202,13 @@ impl Look<'_> {
     /// stays. A directory in a socket's place would keep its server from starting.
     fn source(&self) -> Result<(Source, Stat), VolumeError> {
         let path = Path::new(&self.mount.host_path);
-        let missing = match open(path) {
+        let missing = match Source::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => error,
             opened => return opened.map_err(self.failed("open")),
         };
-        let shared = self.circumstances.handler == Handler::Host || self.circumstances.share;
+        let shared = self.context.handler == Handler::Host || self.context.share;
         let socket = |socket: &PathBuf| socket == path;
-        if !shared || self.circumstances.sockets.iter().any(socket) {
+        if !shared || self.context.sockets.iter().any(socket) {
             return Err(self.failed("open")(missing));
         }
         match DirBuilder::new().recursive(true).mode(0o755).create(path) {
@@ -223,7 +217,7 @@ impl Look<'_> {
                     path = %path.display(),
                     "a mount's source was not there and is made as a directory"
                 );
-                open(path).map_err(self.failed("open"))
+                Source::open(path).map_err(self.failed("open"))
             }
             // A link that leads nowhere, there or on the way.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -234,8 +228,8 @@ impl Look<'_> {
     }
 
     fn shared(&self, source: Source) -> Result<Kind, VolumeError> {
-        if self.circumstances.share {
-            return Ok(Kind::Shared(source, self.manner()));
+        if self.context.share {
+            return Ok(Kind::Shared(source, self.mount_options()));
         }
         Err(VolumeError::NotAllowed {
             what: format!("the node's {} in a pod", source.path.display()),
@@ -244,8 +238,8 @@ impl Look<'_> {
         })
     }
 
-    fn manner(&self) -> Manner {
-        Manner {
+    fn mount_options(&self) -> MountOptions {
+        MountOptions {
             read_only: match (self.mount.readonly, self.mount.recursive_read_only) {
                 (false, _) => ReadOnly::No,
                 (true, false) => ReadOnly::Top,
@@ -280,7 +274,7 @@ impl Look<'_> {
     fn socket(&self, source: Source, stat: &Stat) -> Result<Kind, VolumeError> {
         // Either as it was asked for or as it is, both are the operator's words.
         let allowed =
-            self.circumstances.sockets.iter().any(|socket| {
+            self.context.sockets.iter().any(|socket| {
                 *socket == source.path || *socket == Path::new(&self.mount.host_path)
             });
         if !allowed {
@@ -318,7 +312,7 @@ impl Look<'_> {
     fn memory(&self, source: &Source, stat: &Stat) -> Result<Option<Memory>, VolumeError> {
         let id = mount_id(source).map_err(self.failed("look at"))?;
         let Some((volume, sub_path)) =
-            empty_dir(self.mounts, id, &source.path, &self.circumstances.pod_uid)
+            empty_dir(self.mounts, id, &source.path, &self.context.pod_uid)
         else {
             return Ok(None);
         };
@@ -393,29 +387,6 @@ fn memory_name(name: &str) -> String {
         return name.to_owned();
     }
     digest(name.as_bytes(), 32)
-}
-
-/// The first hex digits of the SHA-256 of some bytes.
-pub(super) fn digest(bytes: &[u8], digits: usize) -> String {
-    hex::encode(Sha256::digest(bytes))
-        .chars()
-        .take(digits)
-        .collect()
-}
-
-/// Opens a path, links followed, to look at and to mount, and nothing else.
-fn open(path: &Path) -> io::Result<(Source, Stat)> {
-    let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let stat = rustix::fs::fstat(&fd)?;
-    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
-    let path = std::fs::read_link(link)?;
-    let source = Source {
-        fd: Arc::new(fd),
-        path,
-        device: stat.st_dev,
-        inode: stat.st_ino,
-    };
-    Ok((source, stat))
 }
 
 fn mount_id(source: &Source) -> io::Result<u64> {

@@ -9,6 +9,7 @@
 
 mod anonymous;
 mod bridge;
+mod digest;
 mod error;
 mod followed;
 pub mod guest;
@@ -25,7 +26,7 @@ mod watch;
 pub use anonymous::add as add_anonymous;
 pub use error::VolumeError;
 pub use followed::Followed;
-pub use inspect::{Circumstances, inspect};
+pub use inspect::{PlanContext, inspect};
 pub use plan::{BlockDisk, GuestDevice, Image, Kind, Memory, Plan, Source, Volume};
 pub use record::VolumeRecord;
 pub use validate::Handler;

@@ -1,8 +1,16 @@
 //! What a container's mounts and devices become.
 
-use std::{fs::File, os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use super::{share::Manner, snapshot::Ownership};
+use rustix::fs::{Mode, OFlags, Stat};
+
+use super::{share::MountOptions, snapshot::Ownership};
 
 /// All of a container's mounts and devices.
 #[derive(Debug, Default)]
@@ -32,7 +40,7 @@ pub struct Volume {
 #[derive(Debug)]
 pub enum Kind {
     /// A file or directory of the host: in a pod's share, or as it is on the handler `host`.
-    Shared(Source, Manner),
+    Shared(Source, MountOptions),
     /// A file system in the guest's memory that the pod's containers share.
     Memory(Memory),
     /// A copy in the guest that follows the host's: ConfigMaps and their like.
@@ -58,6 +66,25 @@ pub struct Source {
     pub device: u64,
     /// Its inode.
     pub inode: u64,
+}
+
+impl Source {
+    /// Opens a path, links followed, to look at and to mount, and nothing else. Blocks.
+    ///
+    /// # Errors
+    /// If it does not open.
+    pub(super) fn open(path: &Path) -> io::Result<(Self, Stat)> {
+        let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        let source = Self {
+            fd: Arc::new(fd),
+            path,
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        };
+        Ok((source, stat))
+    }
 }
 
 /// A memory-backed emptyDir.

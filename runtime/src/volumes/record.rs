@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{share::Manner, token::Token};
+use super::{share::MountOptions, token::Token};
 
 /// One thing a container holds for a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +22,8 @@ pub enum VolumeRecord {
         /// The source's inode.
         inode: u64,
         /// How it is mounted.
-        manner: Manner,
+        #[serde(rename = "manner")]
+        options: MountOptions,
     },
     /// A copy that follows the source.
     Copy {
@@ -71,6 +72,13 @@ impl VolumeRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_of_an_earlier_release_is_read_and_written_as_it_was() {
+        let old = r#"{"kind":"share","name":"n","path":"/s","device":1,"inode":2,"manner":{"read_only":"top","follows_host":true,"returns":false}}"#;
+        let record: VolumeRecord = serde_json::from_str(old).unwrap();
+        assert_eq!(serde_json::to_string(&record).unwrap(), old);
+    }
 
     #[test]
     fn a_socket_keeps_its_token_and_an_old_record_is_read() {

@@ -86,7 +86,7 @@ pub enum ReadOnly {
 
 /// How a volume is to be mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Manner {
+pub struct MountOptions {
     /// What of it cannot be written.
     pub read_only: ReadOnly,
     /// Whether mounts made later on the host appear in it.
@@ -142,7 +142,7 @@ impl Share {
         inside: &Inside,
         name: &str,
         source: BorrowedFd<'_>,
-        manner: Manner,
+        options: MountOptions,
     ) -> Result<(), VolumeError> {
         let shown = self.root.join(name);
         let failed = |action, path: &Path| {
@@ -170,7 +170,7 @@ impl Share {
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
         )
         .map_err(failed("mount on", staged.place()))?;
-        staged.adjust(manner)?;
+        staged.adjust(options)?;
         let finished = open_tree(
             CWD,
             staged.place(),
@@ -260,23 +260,23 @@ impl Stage {
     }
 
     /// Propagation, then what is read-only: what is seen of it later is so from the beginning.
-    fn adjust(&self, manner: Manner) -> Result<(), VolumeError> {
+    fn adjust(&self, options: MountOptions) -> Result<(), VolumeError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |e: Errno| host("change the mount", &path)(e.into())
         };
-        let direction = match manner.follows_host {
+        let direction = match options.follows_host {
             true => MountPropagationFlags::DOWNSTREAM,
             false => MountPropagationFlags::PRIVATE,
         };
         mount_change(&self.place, direction | MountPropagationFlags::REC)
             .map_err(failed(&self.place))?;
-        if manner.read_only == ReadOnly::No {
+        if options.read_only == ReadOnly::No {
             return Ok(());
         }
         let place = as_listed(&self.place);
         for mount in mounts()? {
-            let affected = match manner.read_only {
+            let affected = match options.read_only {
                 ReadOnly::Recursive => mountinfo::is_at_or_below(&mount, &place),
                 _ => mount.mount_point == place,
             };

@@ -1,6 +1,6 @@
 //! Containers as they are made and started, and what a failure leaves.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bulkhead_proto::cri;
 use tonic::Code;

@@ -9,7 +9,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Attachment, NetworkConf, blocking, conf, file_of};
+use super::{
+    blocking::blocking,
+    conf::{self, NetworkConf},
+    exec::Attachment,
+};
 use crate::{durable, network::NetworkError};
 
 /// The directory of the files.
@@ -64,10 +68,15 @@ impl Cache {
         Self { dir }
     }
 
+    /// A pod's file. Its id is the daemon's own word: no path can be in it.
+    fn path(&self, id: &str) -> PathBuf {
+        self.dir.join(format!("{id}.json"))
+    }
+
     /// Keeps a pod's, in place of what was kept for it. Written beside and renamed: a crash leaves
     /// the old or the new.
     pub(super) async fn put(&self, id: &str, cached: &Cached) -> Result<(), NetworkError> {
-        let path = file_of(&self.dir, id);
+        let path = self.path(id);
         let text = serde_json::to_vec(cached).map_err(|error| NetworkError::Cache {
             what: "keep",
             path: path.clone(),
@@ -90,7 +99,7 @@ impl Cache {
 
     /// What is kept for a pod.
     pub(super) async fn get(&self, id: &str) -> Result<Option<Cached>, NetworkError> {
-        let path = file_of(&self.dir, id);
+        let path = self.path(id);
         blocking(move || {
             let failed = |source| NetworkError::Cache {
                 what: "read",
@@ -108,7 +117,7 @@ impl Cache {
     }
 
     pub(super) async fn remove(&self, id: &str) -> Result<(), NetworkError> {
-        let path = file_of(&self.dir, id);
+        let path = self.path(id);
         blocking(move || match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(NetworkError::Cache {
                 what: "remove",

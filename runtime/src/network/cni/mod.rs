@@ -3,6 +3,7 @@
 //! taps, and what the guest is told.
 
 mod bandwidth;
+mod blocking;
 mod cache;
 mod conf;
 mod exec;
@@ -20,6 +21,7 @@ pub use result::{CniDns, CniResult};
 use serde_json::{Map, Value, json};
 
 use super::NetworkError;
+use blocking::blocking;
 use cache::{Cache, Cached};
 
 /// The interface a pod has, by the kubelet's and the plugins' convention.
@@ -163,18 +165,6 @@ fn usable(dir: &Path, dirs: &[PathBuf]) -> Result<NetworkConf, NetworkError> {
     Ok(conf)
 }
 
-/// Runs blocking file work off the async threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
-) -> Result<T, NetworkError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        Err(NetworkError::Thread {
-            path: PathBuf::new(),
-            what: "for CNI files ended badly",
-        })
-    })
-}
-
 /// Whether a pod asks for what can be told to the plugins.
 ///
 /// # Errors
@@ -258,11 +248,6 @@ fn configuration(
         input.insert("prevResult".to_owned(), previous.clone());
     }
     input
-}
-
-/// A path below the daemon's state for a pod's id, which is the daemon's own word.
-fn file_of(dir: &Path, id: &str) -> PathBuf {
-    dir.join(format!("{id}.json"))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! The server with a guest that is none: its agent answers sessions as the real one does, over the
-//! same socket and framing. What the real agent does is tested with it (`agent/tests`, and end to
+//! The server with a fake agent, which answers sessions as the real one does, over the same socket
+//! and framing. What the real agent does is tested with it (`agent/tests`, and end to
 //! end).
 
 mod bulk;
-mod guest;
+mod fake_agent;
 mod hostile;
 mod sessions;
 
@@ -13,7 +13,7 @@ use bulkhead_proto::cri as v1;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use self::guest::Guest;
+use self::fake_agent::FakeAgent;
 use super::*;
 use crate::{
     agent,
@@ -34,7 +34,7 @@ const DEAD: &str = "0000000000000000000000000000000b";
 /// A daemon's streaming server.
 struct Node {
     app: Arc<App>,
-    guest: Guest,
+    guest: FakeAgent,
     stop: watch::Sender<bool>,
     server: tokio::task::JoinHandle<()>,
     _dir: TempDir,
@@ -59,7 +59,7 @@ impl Node {
         let config = Config::parse(Path::new("test.toml"), &text).unwrap();
         std::fs::create_dir_all(config.paths.layers()).unwrap();
         let jail = JailDir::of_pod(dir.path());
-        let guest = Guest::start(&jail.vsock());
+        let guest = FakeAgent::start(&jail.vsock());
         let machine = Arc::new(VirtualMachine::of_pod(dir.path()));
         let app = App::open(config).unwrap();
         app.records

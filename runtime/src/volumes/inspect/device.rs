@@ -8,13 +8,16 @@ use std::{
 use bulkhead_proto::cri;
 use rustix::fs::{FileType, Stat};
 
-use super::{SERIAL_DIGITS, digest, open};
 use crate::volumes::{
     VolumeError,
-    plan::{BlockDisk, GuestDevice, Plan},
+    digest::digest,
+    plan::{BlockDisk, GuestDevice, Plan, Source},
     snapshot::Ownership,
     validate::{self, Handler},
 };
+
+/// Digits of a serial after its letter (virtio 1.2 §5.2.6.1: 20 bytes at most).
+const SERIAL_DIGITS: usize = 19;
 
 /// The guest's own node for a device that is nobody's in particular.
 pub(super) fn guest_node(stat: &Stat) -> Option<PathBuf> {
@@ -62,7 +65,7 @@ pub(super) fn device(
         .volumes
         .iter()
         .any(|volume| volume.destination == destination);
-    let (source, stat) = open(&path).map_err(failed("open"))?;
+    let (source, stat) = Source::open(&path).map_err(failed("open"))?;
     let permissions = given.permissions.clone();
     let ownership = Ownership::from(&stat);
     match FileType::from_raw_mode(stat.st_mode) {

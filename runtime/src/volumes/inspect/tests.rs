@@ -7,8 +7,8 @@ use tonic::Code;
 use super::*;
 use crate::error::Grpc as _;
 
-fn circumstances(handler: Handler) -> Circumstances {
-    Circumstances {
+fn context(handler: Handler) -> PlanContext {
+    PlanContext {
         handler,
         pod_uid: "uid-1".to_owned(),
         sockets: Vec::new(),
@@ -24,7 +24,7 @@ fn mount(source: &Path) -> cri::Mount {
     }
 }
 
-fn plan_of(mount: cri::Mount, with: &Circumstances) -> Result<Volume, VolumeError> {
+fn plan_of(mount: cri::Mount, with: &PlanContext) -> Result<Volume, VolumeError> {
     let config = cri::ContainerConfig {
         mounts: vec![mount],
         ..Default::default()
@@ -40,13 +40,13 @@ fn links_are_followed_and_what_leads_nowhere_is_told() {
     symlink(&real, dir.path().join("link")).unwrap();
     symlink("nowhere", dir.path().join("broken")).unwrap();
     symlink("loop", dir.path().join("loop")).unwrap();
-    let kvm = circumstances(Handler::Kvm);
+    let kvm = context(Handler::Kvm);
     let volume = plan_of(mount(&dir.path().join("link")), &kvm).unwrap();
     assert_eq!(volume.options, ["rbind", "rprivate"]);
     match volume.kind {
-        Kind::Shared(source, manner) => {
+        Kind::Shared(source, options) => {
             assert_eq!(source.path, real);
-            assert_eq!(manner.read_only, ReadOnly::No);
+            assert_eq!(options.read_only, ReadOnly::No);
         }
         other => panic!("{other:?}"),
     }
@@ -71,7 +71,7 @@ fn what_is_not_there_is_made_as_a_directory() {
         let base = dir.path().canonicalize().unwrap();
         fs::create_dir(base.join("real")).unwrap();
         symlink("real", base.join("link")).unwrap();
-        let with = circumstances(handler);
+        let with = context(handler);
         for (asked, made) in [
             ("a/b/c", "a/b/c"),
             ("link/in", "real/in"),
@@ -96,7 +96,7 @@ fn what_is_not_there_is_made_as_a_directory() {
 fn a_socket_is_never_stood_in_for_and_nothing_is_made_in_vain() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("engine.sock");
-    let mut kvm = circumstances(Handler::Kvm);
+    let mut kvm = context(Handler::Kvm);
     kvm.sockets.push(path.clone());
     let error = plan_of(mount(&path), &kvm).unwrap_err();
     assert_eq!(error.code(), Code::NotFound);
@@ -141,7 +141,7 @@ fn of_mounts_and_devices_at_one_place_the_last_is_there() {
         devices: vec![device("/dev/zero"), device("/dev/null")],
         ..Default::default()
     };
-    let plan = inspect(&config, &circumstances(Handler::Kvm)).unwrap();
+    let plan = inspect(&config, &context(Handler::Kvm)).unwrap();
     let volumes: Vec<_> = plan
         .volumes
         .iter()
@@ -174,8 +174,8 @@ fn a_config_map_is_copied_only_if_it_cannot_be_written() {
         readonly: true,
         ..mount(dir.path())
     };
-    let kvm = circumstances(Handler::Kvm);
-    let kind = |mount, with: &Circumstances| plan_of(mount, with).unwrap().kind;
+    let kvm = context(Handler::Kvm);
+    let kind = |mount, with: &PlanContext| plan_of(mount, with).unwrap().kind;
     assert!(matches!(kind(read_only.clone(), &kvm), Kind::Copied(_)));
     assert!(matches!(kind(mount(dir.path()), &kvm), Kind::Shared(..)));
     let slave = cri::Mount {
@@ -183,7 +183,7 @@ fn a_config_map_is_copied_only_if_it_cannot_be_written() {
         ..read_only.clone()
     };
     assert!(matches!(kind(slave, &kvm), Kind::Shared(..)));
-    let host = circumstances(Handler::Host);
+    let host = context(Handler::Host);
     assert!(matches!(kind(read_only, &host), Kind::Shared(..)));
 }
 
@@ -192,13 +192,13 @@ fn sockets_are_the_operators_to_allow() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().canonicalize().unwrap().join("x.sock");
     let _listener = UnixListener::bind(&path).unwrap();
-    let mut kvm = circumstances(Handler::Kvm);
+    let mut kvm = context(Handler::Kvm);
     let error = plan_of(mount(&path), &kvm).unwrap_err();
     assert_eq!(error.code(), Code::PermissionDenied);
     kvm.sockets.push(path.clone());
     let socket = plan_of(mount(&path), &kvm).unwrap();
     assert!(matches!(socket.kind, Kind::Socket(..)));
-    let host = circumstances(Handler::Host);
+    let host = context(Handler::Host);
     assert!(matches!(
         plan_of(mount(&path), &host).unwrap().kind,
         Kind::Shared(..)
@@ -207,7 +207,7 @@ fn sockets_are_the_operators_to_allow() {
 
 #[test]
 fn without_a_share_only_what_needs_none_is_had() {
-    let mut kvm = circumstances(Handler::Kvm);
+    let mut kvm = context(Handler::Kvm);
     kvm.share = false;
     let error = plan_of(mount(Path::new("/etc")), &kvm).unwrap_err();
     assert_eq!(error.code(), Code::PermissionDenied);
@@ -216,7 +216,7 @@ fn without_a_share_only_what_needs_none_is_had() {
 
 #[test]
 fn devices_are_the_guests_own_or_none() {
-    let kvm = circumstances(Handler::Kvm);
+    let kvm = context(Handler::Kvm);
     let null = plan_of(mount(Path::new("/dev/null")), &kvm).unwrap();
     assert!(matches!(null.kind, Kind::GuestNode(path) if path == Path::new("/dev/null")));
     let given = |path: &str| cri::ContainerConfig {
@@ -239,7 +239,7 @@ fn devices_are_the_guests_own_or_none() {
 
 #[test]
 fn on_the_host_it_is_a_plain_bind() {
-    let host = circumstances(Handler::Host);
+    let host = context(Handler::Host);
     let bind = |mount| plan_of(mount, &host).unwrap().options;
     let dir = tempfile::tempdir().unwrap();
     let recursive = cri::Mount {

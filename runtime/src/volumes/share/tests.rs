@@ -67,13 +67,13 @@ impl Pod {
 
     fn add(&self, name: &str, source: &Path, read_only: ReadOnly, follows_host: bool) {
         let source = rustix::fs::open(source, OFlags::PATH, Mode::empty()).unwrap();
-        let manner = Manner {
+        let options = MountOptions {
             read_only,
             follows_host,
             returns: false,
         };
         self.share
-            .add(&self.inside, name, source.as_fd(), manner)
+            .add(&self.inside, name, source.as_fd(), options)
             .unwrap();
     }
 

@@ -1,5 +1,5 @@
-//! Both sides of a pod's figures: the guest's from its agent, the host's from the pod's cgroup and
-//! its VMM. All pods are asked at once, each with a deadline.
+//! Collects both sides of a pod's figures: the guest's from its agent, the host's from the pod's
+//! cgroup and its VMM. Of several pods at once, each with a deadline.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,12 +20,12 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// One pod alone may take longer: there is nothing else to answer.
 const DEADLINE_ONE: Duration = Duration::from_secs(10);
 
-/// How much is asked.
+/// How much is collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Detail {
     /// What PodSandboxStats has.
     Plain,
-    /// Also what takes the guest and the VMM a walk to know.
+    /// Also what the guest and the VMM have to walk memory for.
     Full,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Sample {
     pub(super) record: Arc<SandboxRecord>,
     /// When the host's side was read, nanoseconds since the epoch.
     pub(super) at: i64,
-    /// The containers the guest told of, with their records: only the pod's own.
+    /// The containers the guest reported, with their records: only the pod's own.
     pub(super) containers: Vec<OneContainer>,
     /// The whole guest.
     pub(super) guest: agent::GuestStats,
@@ -78,30 +78,30 @@ impl VmmMemory {
 }
 
 /// One pod, which must run.
-pub(super) async fn one(app: &App, id: &str, detail: Detail) -> Result<Sample, SandboxError> {
+pub(super) async fn from_pod(app: &App, id: &str, detail: Detail) -> Result<Sample, SandboxError> {
     let record = sandbox::find(app, id)?;
     let pod = app.pods.ready(&record.id)?;
-    ask(app, &pod, record, DEADLINE_ONE, detail).await
+    collect(app, &pod, record, DEADLINE_ONE, detail).await
 }
 
 /// All running pods a filter lets through, in the order of their ids. Those that do not answer in
 /// time are left out, with a word in the log.
-pub(super) async fn all(
+pub(super) async fn from_all(
     app: &App,
     filter: Option<&cri::PodSandboxStatsFilter>,
     detail: Detail,
 ) -> Vec<Sample> {
     let mut pods = app.pods.all();
     pods.sort_by(|a, b| a.id.cmp(&b.id));
-    let asked = pods.into_iter().filter_map(|pod| {
+    let chosen = pods.into_iter().filter_map(|pod| {
         let record = app.records.sandboxes.get(&pod.id)?;
-        let wanted = record.state == SandboxState::Ready
+        let included = record.state == SandboxState::Ready
             && filter.is_none_or(|filter| lets_through(filter, &record));
-        wanted.then_some((pod, record))
+        included.then_some((pod, record))
     });
-    let answers = join_all(asked.map(|(pod, record)| async move {
-        let answer = ask(app, &pod, record, DEADLINE, detail).await;
-        answer
+    let samples = join_all(chosen.map(|(pod, record)| async move {
+        let sample = collect(app, &pod, record, DEADLINE, detail).await;
+        sample
             .inspect_err(|error| {
                 tracing::warn!(
                     pod = pod.id,
@@ -111,7 +111,7 @@ pub(super) async fn all(
             })
             .ok()
     }));
-    answers.await.into_iter().flatten().collect()
+    samples.await.into_iter().flatten().collect()
 }
 
 fn lets_through(filter: &cri::PodSandboxStatsFilter, record: &SandboxRecord) -> bool {
@@ -123,7 +123,7 @@ fn lets_through(filter: &cri::PodSandboxStatsFilter, record: &SandboxRecord) -> 
             .all(|(key, value)| labels.get(key) == Some(value))
 }
 
-async fn ask(
+async fn collect(
     app: &App,
     pod: &Pod,
     record: Arc<SandboxRecord>,
@@ -140,7 +140,7 @@ async fn ask(
         |mut agent| async move { agent.stats(request).await },
     );
     let (guest, (host, limit), vmm) = tokio::join!(guest, host(app, &record), async {
-        // It looks through its own memory for that: only on request, or for want of a cgroup's.
+        // It walks its own memory for that: only on request, or where there is no cgroup's count.
         match detail {
             Detail::Full => vmm(pod, deadline).await,
             Detail::Plain => None,

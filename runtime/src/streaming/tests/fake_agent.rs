@@ -1,4 +1,4 @@
-//! The guest's side of sessions: a few commands and a few ports.
+//! The agent's side of sessions: a few commands and a few ports.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -15,12 +15,12 @@ use tonic::Code;
 
 use super::bulk;
 
-/// The guest: counts sessions that are open.
-pub(super) struct Guest {
+/// The agent: counts sessions that are open.
+pub(super) struct FakeAgent {
     open: Arc<watch::Sender<usize>>,
 }
 
-impl Guest {
+impl FakeAgent {
     pub(super) fn start(vsock: &Path) -> Self {
         std::fs::create_dir_all(vsock.parent().unwrap()).unwrap();
         let listener = UnixListener::bind(vsock).unwrap();

@@ -1,20 +1,10 @@
-//! ListMetricDescriptors and ListPodSandboxMetrics.
+//! ListPodSandboxMetrics.
 
 use std::{convert::Infallible, sync::Arc};
 
 use bulkhead_proto::cri as v1;
 
 use crate::{app::App, stats};
-
-/// CRI ListMetricDescriptors.
-pub async fn list_metric_descriptors(
-    _app: Arc<App>,
-    _request: v1::ListMetricDescriptorsRequest,
-) -> Result<v1::ListMetricDescriptorsResponse, Infallible> {
-    Ok(v1::ListMetricDescriptorsResponse {
-        descriptors: stats::descriptors(),
-    })
-}
 
 /// CRI ListPodSandboxMetrics.
 pub async fn list_pod_sandbox_metrics(

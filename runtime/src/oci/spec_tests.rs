@@ -1,7 +1,10 @@
 //! What a container's config becomes, case by case.
 #![allow(deprecated)] // Fields older clients still set.
 
+use tonic::Code;
+
 use super::*;
+use crate::{error::Grpc as _, oci::host_devices};
 
 fn config() -> cri::ContainerConfig {
     cri::ContainerConfig {
