@@ -13,7 +13,7 @@ help:
 	@echo 'make fuzz     every parser of what guests, images and clients say, a minute each (FUZZ="600 spdy")'
 	@echo 'make build    what a node runs, in target/dist-release'
 	@echo 'make install  the same, to DESTDIR and PREFIX (/usr)'
-	@echo 'make lint     formatting, clippy, documentation, dependencies: as CI wants them'
+	@echo 'make lint     formatting, clippy, documentation, dependencies, import circles: as CI wants them'
 	@echo 'make shell    a shell in the test host'
 
 demo:
@@ -45,6 +45,7 @@ lint:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
 	@tests/deny.sh
+	cargo run --locked --quiet -p bulkhead-circles
 	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n $$script || exit 1; done
 
 shell:
