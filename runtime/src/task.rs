@@ -107,7 +107,11 @@ fn note_places() {
 
 fn panicked(payload: &(dyn Any + Send)) -> TaskError {
     TaskError::Panicked {
-        place: PLACE.with_borrow_mut(std::mem::take),
+        place: match PLACE.with_borrow_mut(std::mem::take) {
+            // It was on another thread, which the work waited for.
+            place if place.is_empty() => "a place that is in the log".to_owned(),
+            place => place,
+        },
         message: words(payload).to_owned(),
     }
 }

@@ -32,6 +32,9 @@ use tonic::{Code, Status};
 /// Lives at one time: each has a daemon, and waits for it.
 const AT_ONCE: usize = 6;
 
+/// Of daemons that write once and die, in a row.
+const MOST_DEATHS: usize = 40;
+
 /// Runs until it is killed; its stop signal is answered with 143.
 const SERVE: &[&str] = &["serve"];
 /// Writes a line and ends by itself.
@@ -329,19 +332,17 @@ async fn live(death: Death, again: bool) -> Option<bool> {
 /// Starts the next daemon, and the next if it is to die, too, until one shows what it may.
 async fn settled(node: &mut Node, allowed: &[World], again: bool, when: &str) -> World {
     if again {
-        // Each makes one write and dies: there are not many to make.
-        for _ in 0..100 {
+        // Each makes one write and dies; one that lives has nothing to write, until the next call.
+        let mut rests = false;
+        for _ in 0..MOST_DEATHS {
             node.daemon.start_daemon_that(Death::At(1)).await;
-            if node.daemon.is_dead() {
-                continue;
-            }
-            let shown = node.until(allowed, when).await;
-            // One that lives has nothing to write. It may have at the next call.
-            if shown.is_some() && node.daemon.rests().await {
+            if node.until(allowed, when).await.is_some() && node.daemon.rests().await {
                 node.daemon.kill_daemon().await;
+                rests = true;
                 break;
             }
         }
+        assert!(rests, "{when}: {MOST_DEATHS} daemons had something to write");
     }
     node.daemon.start_daemon_that(Death::Never).await;
     let shown = node.until(allowed, when).await;

@@ -47,6 +47,10 @@ const LONGEST_ANSWER: usize = 16;
 /// Above the largest message of either side: an OCI spec, a chunk of output.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
+/// The largest answer or event of an agent: the figures of a few thousand containers. A guest that says
+/// more is not believed; each byte of it may take a hundred of memory.
+const MAX_ANSWER: usize = 512 << 10;
+
 /// A pod's agent.
 #[derive(Debug, Clone)]
 pub struct Agent {
@@ -58,7 +62,7 @@ impl Agent {
     /// A client for one call.
     pub fn client(&self) -> Client {
         AgentClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE)
+            .max_decoding_message_size(MAX_ANSWER)
             .max_encoding_message_size(MAX_MESSAGE)
     }
 

@@ -16,26 +16,31 @@ use crate::{
     app::App,
     clock::now_ns,
     error::chain,
+    id::is_id,
     records::{ContainerRecord, ContainerState},
     sandbox::Pod,
     task::blocking,
 };
 
 const DEADLINE: Duration = Duration::from_secs(20);
+/// Of containers without a record, at most so many are deleted at one time.
+const MOST_UNKNOWN: usize = 1_024;
 /// The exit code of a container nobody saw end.
 const LOST: i32 = 255;
 
 /// Brings records and guest together, for a pod that was there before this daemon. May be repeated.
+///
+/// # Errors
+/// If the guest does not answer, or the last failure with one of its containers; the others are
+/// looked after all the same.
 pub(super) async fn catch_up(app: &Arc<App>, pod: &Arc<Pod>) -> Result<(), ContainerError> {
+    // What is being made by this daemon is not to be caught up with.
     let records: Vec<_> = app
         .records
-        .containers
-        .list()
+        .containers_of(&pod.id)
         .into_iter()
-        .filter(|record| record.meta.sandbox_id == pod.id)
+        .filter(|record| !app.containers.is_being_created(record))
         .collect();
-    let disks = records.iter().flat_map(|record| record.meta.disks());
-    pod.disks.lock().await.extend(disks);
     let answer = pod
         .agent
         .call("list the containers", DEADLINE, |mut agent| async move {
@@ -59,21 +64,29 @@ pub(super) async fn catch_up(app: &Arc<App>, pod: &Arc<Pod>) -> Result<(), Conta
             result = Err(error);
         }
     }
-    for id in guest.into_keys() {
+    // One that was made since the list of records was read is not meant.
+    guest.retain(|id, _| is_id(id) && app.records.containers.get(id).is_none());
+    if !guest.is_empty() {
+        let count = guest.len();
         tracing::warn!(
-            container = id,
             pod = pod.id,
-            "the guest has a container without a record"
+            count,
+            "the guest has containers without a record"
         );
+    }
+    for id in guest.into_keys().take(MOST_UNKNOWN) {
         let request = DeleteContainerRequest {
             container_id: id,
             release_disks: Vec::new(),
         };
-        pod.agent
+        let delete = pod
+            .agent
             .call("delete a container", DEADLINE, |mut agent| async move {
                 agent.delete_container(request).await
-            })
-            .await?;
+            });
+        if let Err(error) = delete.await {
+            result = Err(error.into());
+        }
     }
     result
 }
@@ -117,15 +130,19 @@ async fn reconcile(
         blocking(move || Ok::<_, ContainerError>(checkpoints.load(&container)?)).await?;
     let live = app.containers.live(id);
     // At a second try it may be carried already.
-    if live.pump().is_none() && !checkpoint.is_some_and(|checkpoint| checkpoint.ended) {
-        follow(app, pod, record, true).await?;
-    }
+    let followed = match live.pump() {
+        None if !checkpoint.is_some_and(|checkpoint| checkpoint.ended) => {
+            follow(app, pod, record, true).await
+        }
+        _ => Ok(()),
+    };
+    // Its end counts even if its output is not followed.
     if phase == Phase::Exited && live.begin_ending() {
         let exit = guest.exit.unwrap_or_else(lost);
         let (app, id) = (Arc::clone(app), id.clone());
         tokio::spawn(async move { ended(&app, &id, exit).await });
     }
-    Ok(())
+    followed
 }
 
 /// An exit nobody saw.

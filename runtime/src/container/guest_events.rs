@@ -83,6 +83,7 @@ fn handle(app: &Arc<App>, pod: &Pod, event: Event) {
     match event.what {
         // However often a guest says so: a container ends once, and one task sees to that.
         Some(What::Exited(exit)) if live.begin_ending() => {
+            live.note_exit(exit);
             let app = Arc::clone(app);
             tokio::spawn(async move { ended(&app, &record.meta.id, exit).await });
         }

@@ -133,6 +133,13 @@ impl Containers {
         Some(found.meta.id.clone())
     }
 
+    /// Whether this daemon is making the container at this moment.
+    pub(super) fn is_being_created(&self, record: &ContainerRecord) -> bool {
+        let names = lock(&self.names);
+        record.status.state == ContainerState::Creating
+            && names.values().any(|id| *id == record.meta.id)
+    }
+
     /// The CPU rate of a container or pod since the last reading, in billionths of a CPU.
     pub(crate) fn rate(&self, id: &str, at: i64, used: u64) -> Option<u64> {
         self.samples.rate(id, at, used)
@@ -204,13 +211,9 @@ impl Live {
         *lock(&self.exit)
     }
 
-    /// Keeps how it ended until it is on record. False if that is known already: a guest is believed
-    /// once.
-    pub(super) fn note_exit(&self, exit: Exit) -> bool {
-        let mut known = lock(&self.exit);
-        let first = known.is_none();
-        known.get_or_insert(exit);
-        first
+    /// Keeps how it ended until it is on record. The first word counts.
+    pub(super) fn note_exit(&self, exit: Exit) {
+        lock(&self.exit).get_or_insert(exit);
     }
 
     /// Tells those who wait that the record changed.

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use super::{ContainerError, catch_up, guest_events, remove, start, stop::stop};
 use crate::{
     app::App, clock::now_ns, error::chain, oci::signal::SIGKILL, sandbox::Pod, task::Pauses,
-    volumes::guest,
+    volumes::pod_volumes,
 };
 
 /// For the last output of a guest that is gone to be written.
@@ -21,29 +21,46 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const KILLED: i32 = 137;
 
 /// A pod's guest is there: after RunPodSandbox, and after a restart of the daemon for each pod
-/// that still runs (its containers' events, exits and output are then caught up with, as soon as it
-/// answers).
+/// that still runs. What happened to its containers meanwhile is caught up with, again in the
+/// background if that fails at first; events and volumes are followed in any case.
 pub async fn pod_ready(app: &Arc<App>, pod: &Arc<Pod>) {
-    let mut over = pod.over();
-    let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
-    // A new pod has none, and is not asked.
-    while !app.records.containers_of(&pod.id).is_empty() {
-        let Err(error) = catch_up::catch_up(app, pod).await else {
-            break;
-        };
-        let error = chain(&error);
+    let caught_up = try_to_catch_up(app, pod).await;
+    guest_events::watch(app, pod);
+    pod_volumes::resume(app, pod).await;
+    if !caught_up {
+        let (app, pod) = (Arc::clone(app), Arc::clone(pod));
+        tokio::spawn(async move { keep_catching_up(&app, &pod).await });
+    }
+}
+
+async fn try_to_catch_up(app: &Arc<App>, pod: &Arc<Pod>) -> bool {
+    // A new pod has no containers, and is not asked.
+    if app.records.containers_of(&pod.id).is_empty() {
+        return true;
+    }
+    let caught_up = catch_up::catch_up(app, pod).await;
+    if let Err(error) = &caught_up {
         tracing::warn!(
             pod = pod.id,
-            error,
-            "the pod's containers cannot be taken over yet"
+            error = chain(error),
+            "not all of the pod's containers are taken over yet"
         );
+    }
+    caught_up.is_ok()
+}
+
+async fn keep_catching_up(app: &Arc<App>, pod: &Arc<Pod>) {
+    let mut over = pod.over();
+    let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
+    loop {
         tokio::select! {
             () = pauses.pause() => {}
             _over = over.wait_for(|over| *over) => return,
         }
+        if try_to_catch_up(app, pod).await {
+            return;
+        }
     }
-    guest_events::watch(app, pod);
-    guest::resume(app, pod).await;
 }
 
 /// A pod is being stopped: end its containers, in bounded time, and see their output to its end.
@@ -83,12 +100,13 @@ pub async fn pod_gone(app: &Arc<App>, sandbox_id: &str, why: &str) -> Result<(),
         .map(|record| async move {
             let id = &record.meta.id;
             let live = app.containers.live(id);
+            let mut said = None;
             if let Some(pump) = live.pump() {
                 pump.end();
-                pump.ended(DRAIN).await;
+                said = pump.ended(DRAIN).await.flatten();
             }
-            // What the guest said, and could not be recorded, is better than what is guessed.
-            let (exit, message) = match live.exit() {
+            // What the guest said, and is not on record yet, is better than what is guessed.
+            let (exit, message) = match live.exit().or(said) {
                 Some(exit) => (exit, String::new()),
                 None => (killed_with_pod(), why.to_owned()),
             };

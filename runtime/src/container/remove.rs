@@ -11,7 +11,7 @@ use crate::{
     records::{ContainerRecord, ContainerState},
     status,
     task::detached,
-    volumes::guest,
+    volumes::pod_volumes,
 };
 
 /// For the last output to reach the log of a container whose processes are dead.
@@ -72,12 +72,13 @@ pub(super) async fn dismantle(app: &App, record: &ContainerRecord) -> Result<(),
     tokio::task::spawn_blocking(move || checkpoints.remove(&container))
         .await
         .map_err(|_| LogError::Ending)??;
-    guest::release(app, record).await?;
-    guest::release_images(app, id).await?;
+    pod_volumes::release(app, record).await?;
+    pod_volumes::release_images(app, id).await?;
     app.images.release(id).await?;
-    app.records.containers.remove(id).await?;
+    let removed = app.records.containers.remove(id).await?;
     app.containers.forget(id);
-    if record.status.state != ContainerState::Creating {
+    // Two may be at it, for the container and for its pod: one of them tells.
+    if removed.is_some() && record.status.state != ContainerState::Creating {
         status::container_changed(app, ContainerEventType::ContainerDeletedEvent, record);
     }
     Ok(())

@@ -184,7 +184,9 @@ pub(super) async fn follow(
     app.containers.live(&id).set_pump(pump.clone());
     let app = Arc::clone(app);
     tokio::spawn(async move {
-        if let Some(Some(exit)) = pump.ended(FOR_EVER).await {
+        if let Some(Some(exit)) = pump.ended(FOR_EVER).await
+            && app.containers.live(&id).begin_ending()
+        {
             ended(&app, &id, exit).await;
         }
     });
@@ -195,9 +197,7 @@ pub(super) async fn follow(
 /// process that is killed because its start failed must not be told as one that ran.
 pub(super) async fn ended(app: &Arc<App>, id: &str, exit: Exit) {
     let live = app.containers.live(id);
-    if !live.note_exit(exit) {
-        return;
-    }
+    live.note_exit(exit);
     live.decided().await;
     record_surely(app, id, exit, String::new()).await;
 }

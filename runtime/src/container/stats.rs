@@ -76,13 +76,11 @@ pub async fn list(
     .await;
     let mut result = Vec::new();
     for (records, found) in answers {
-        for stats in found {
-            // A guest that tells of containers that are not its own is not listened to.
-            let record = records
-                .iter()
-                .find(|record| record.meta.id == stats.container_id);
-            if let Some(record) = record {
-                result.push(to_cri(app, record, &stats));
+        // A guest speaks for its own containers, and once for each.
+        for record in records {
+            let of_this = |stats: &&agent::ContainerStats| stats.container_id == record.meta.id;
+            if let Some(stats) = found.iter().find(of_this) {
+                result.push(to_cri(app, &record, stats));
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::remove::dismantle;
-use crate::{app::App, error::chain, records::ContainerState, volumes::guest};
+use crate::{app::App, error::chain, records::ContainerState, volumes::pod_volumes};
 
 /// At the daemon's start, after the pods are recovered: notes which disks their VMs have, and takes
 /// away what no pod's or container's record owns any more.
@@ -35,7 +35,7 @@ pub async fn recover(app: &Arc<App>) {
         .map(|record| record.meta.id.clone())
         .collect();
     for holder in app.images.holders() {
-        if !known.contains(guest::container_of(&holder))
+        if !known.contains(pod_volumes::container_of(&holder))
             && let Err(error) = app.images.release(&holder).await
         {
             tracing::warn!(

@@ -96,6 +96,8 @@ impl Pump {
             safe: checkpoint.offsets,
             since_checkpoint: 0,
             complained: None,
+            lost: 0,
+            lost_logged: None,
             inbox,
             tee: Tee::default(),
         };
@@ -197,6 +199,9 @@ struct Task {
     safe: Offsets,
     since_checkpoint: u64,
     complained: Option<Instant>,
+    /// Bytes that the agent no longer had, and when that was last logged.
+    lost: u64,
+    lost_logged: Option<Instant>,
     inbox: mpsc::Receiver<Command>,
     tee: Tee,
 }
@@ -407,11 +412,7 @@ impl Task {
         let taken = self.encoder.taken(place.stream);
         let skip = usize::try_from(taken.saturating_sub(place.offset)).unwrap_or(usize::MAX);
         if place.offset > taken {
-            tracing::warn!(
-                container = self.target.container,
-                lost = place.offset - taken,
-                "the agent no longer has a part of the container's output"
-            );
+            self.note_lost(place.offset - taken);
             self.encoder.skip(place.stream, place.offset);
         }
         let fresh = data.get(skip.min(data.len())..).unwrap_or_default();
@@ -445,6 +446,22 @@ impl Task {
                 );
                 Stop::Broken
             }
+        }
+    }
+
+    /// A guest can leave gaps as often as it likes; one in a while is logged.
+    fn note_lost(&mut self, lost: u64) {
+        self.lost = self.lost.saturating_add(lost);
+        if self
+            .lost_logged
+            .is_none_or(|last| last.elapsed() >= COMPLAIN_EVERY)
+        {
+            tracing::warn!(
+                container = self.target.container,
+                lost = self.lost,
+                "the agent no longer has a part of the container's output"
+            );
+            self.lost_logged = Some(Instant::now());
         }
     }
 

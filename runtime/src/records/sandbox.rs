@@ -54,6 +54,12 @@ impl SandboxRecord {
         })
     }
 
+    /// Whether a process of its own may run, or has not been seen to end.
+    pub fn has_process(&self) -> bool {
+        let process = |resource: &Resource| matches!(resource, Resource::Vmm { .. });
+        self.resources.iter().any(process)
+    }
+
     /// Its VMM, or its agent on the host, once that is known.
     pub fn process(&self) -> Option<VmmProcess> {
         self.resources.iter().find_map(|resource| match resource {

@@ -5,7 +5,7 @@ mod dns;
 mod ending;
 mod error;
 mod find;
-mod guest;
+mod guest_setup;
 mod list;
 mod monitor;
 mod names;

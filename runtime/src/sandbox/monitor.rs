@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use super::{Pod, settle::settle_surely};
+use super::{
+    Pod,
+    settle::{Extent, settle_surely},
+};
 use crate::app::App;
 
 /// Watches a pod until its process ends, and settles it then.
@@ -19,6 +22,6 @@ pub(super) fn watch(app: &Arc<App>, pod: &Arc<Pod>) {
         app.pods.remove(&pod.id);
         let _turn = app.pods.turn(&pod.id).await;
         // A failure is in the log, and tried again.
-        let _later = settle_surely(&app, &pod.id).await;
+        let _later = settle_surely(&app, &pod.id, Extent::AllButDirectory).await;
     });
 }

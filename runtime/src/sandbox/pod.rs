@@ -65,7 +65,7 @@ impl Pod {
     /// Out of service: what follows the pod ends.
     pub(super) fn end(&self) {
         self.over.send_replace(true);
-        // Else who has them at this moment is the last to hold the pod, and drops them with it.
+        // If somebody has them at this moment, they end when the last who holds the pod drops it.
         if let Ok(mut volumes) = self.volumes.try_lock() {
             *volumes = Followed::default();
         }

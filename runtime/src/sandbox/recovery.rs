@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     Pod, monitor, names, release,
-    settle::{settle_later, settle_surely},
+    settle::{Extent, settle_later, settle_surely},
     stop::stop_in_turn,
 };
 use crate::{
@@ -48,8 +48,10 @@ pub async fn recover(app: &Arc<App>) {
             }
         }
     }
-    // Before the first new pod there can be one that no record knows and that is not left over.
+    // Before there are new pods, all that no record knows is left over. Its processes go before the
+    // first new pod can get the user id of one.
     let strays = strays(app, &records).await;
+    end_strays(app, &strays.ids).await;
     let settling: Vec<_> = records
         .iter()
         .filter_map(|record| recover_one(app, record))
@@ -80,7 +82,7 @@ fn recover_one(app: &Arc<App>, record: &Arc<SandboxRecord>) -> Option<JoinHandle
         // Its RunPodSandbox was never answered: nobody knows of it.
         SandboxState::Creating => {
             tracing::info!(pod = %id, "undoing a start that the last daemon did not finish");
-            return Some(finish(app, id));
+            return Some(finish(app, id, Extent::Whole));
         }
         SandboxState::NotReady | SandboxState::Ready => {}
     }
@@ -99,7 +101,7 @@ fn recover_one(app: &Arc<App>, record: &Arc<SandboxRecord>) -> Option<JoinHandle
             None
         }
         // It has ended while nobody looked, or is stopped and was not given back whole.
-        Ok(None) => Some(finish(app, id)),
+        Ok(None) => Some(finish(app, id, Extent::AllButDirectory)),
         Err(error) => {
             tracing::error!(pod = %id, "cannot look for its process: {error}");
             None
@@ -108,12 +110,12 @@ fn recover_one(app: &Arc<App>, record: &Arc<SandboxRecord>) -> Option<JoinHandle
 }
 
 /// Brings a pod to its end; what fails is tried again later.
-fn finish(app: &Arc<App>, id: &str) -> JoinHandle<()> {
+fn finish(app: &Arc<App>, id: &str, extent: Extent) -> JoinHandle<()> {
     let (app, id) = (Arc::clone(app), id.to_owned());
     tokio::spawn(async move {
         let _turn = app.pods.turn(&id).await;
         // A failure is in the log, and tried again.
-        let _later = settle_surely(&app, &id).await;
+        let _later = settle_surely(&app, &id, extent).await;
     })
 }
 
@@ -132,7 +134,7 @@ fn finish_stop(app: &Arc<App>, pod: Arc<Pod>) -> JoinHandle<()> {
         }
         if let Err(error) = stop_in_turn(&app, &pod.id).await {
             tracing::warn!(pod = %pod.id, "not stopped: {}", chain(&error));
-            settle_later(&app, &pod.id);
+            settle_later(&app, &pod.id, Extent::Whole);
         }
     })
 }
@@ -200,21 +202,30 @@ fn bases(app: &App) -> [PathBuf; 2] {
     [paths.run_dir.join("pods"), paths.state_dir.join("pods")]
 }
 
-/// Removes the strays.
-async fn sweep(app: &Arc<App>, strays: Strays) {
-    let Strays { ids, networks } = strays;
-    let (root, bases) = (app.config.cgroup.root.clone(), bases(app));
-    let swept = tokio::task::spawn_blocking(move || {
-        if ids.is_empty() {
-            return;
-        }
-        // Cgroups first: what runs in them uses the directories.
+/// Ends what runs of the strays.
+async fn end_strays(app: &App, ids: &HashSet<String>) {
+    if ids.is_empty() {
+        return;
+    }
+    let (root, ids) = (app.config.cgroup.root.clone(), ids.clone());
+    let ended = tokio::task::spawn_blocking(move || {
         for path in cgroup::find(&root, &ids) {
             tracing::warn!(cgroup = %path.display(), "removing a cgroup no record owns");
             if let Err(error) = cgroup::remove(&path) {
                 tracing::warn!("{}", chain(&error));
             }
         }
+    });
+    if ended.await.is_err() {
+        tracing::warn!("the sweep of cgroups was cut short");
+    }
+}
+
+/// Removes the rest of the strays.
+async fn sweep(app: &App, strays: Strays) {
+    let Strays { ids, networks } = strays;
+    let bases = bases(app);
+    let swept = tokio::task::spawn_blocking(move || {
         for path in bases
             .iter()
             .flat_map(|base| ids.iter().map(|id| base.join(id)))
@@ -226,7 +237,7 @@ async fn sweep(app: &Arc<App>, strays: Strays) {
         }
     });
     if swept.await.is_err() {
-        tracing::warn!("the sweep was cut short");
+        tracing::warn!("the sweep of directories was cut short");
     }
     app.network.sweep(&networks).await;
 }

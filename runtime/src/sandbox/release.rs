@@ -1,14 +1,15 @@
-//! Giving back what a pod holds on the host: the recorded list in reverse. Every step may be
-//! repeated; one that fails does not keep the others from being tried, and stays on record.
+//! Ending what runs of a pod, and giving back what it holds on the host: the recorded list in
+//! reverse. Every step may be repeated. What cannot be given back does not keep the rest from it, and
+//! stays on record.
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
-use super::SandboxError;
+use super::{SandboxError, settle::Extent};
 use crate::{
     app::App,
     cgroup,
     error::chain,
-    machine::Process,
+    machine::{self, Process},
     records::{Resource, SandboxRecord, VmmProcess},
     task::blocking,
     volumes::share::{self, Share},
@@ -17,47 +18,56 @@ use crate::{
 /// From SIGKILL to the end: the kernel frees a guest's memory first.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Ends all that may still run of a pod. A VM takes its containers with it; on the host they would
-/// go on without their agent, and one that was never recorded is in the pod's cgroup, too.
+/// Ends all that may still run of a pod, before anything is recorded of its end.
+///
+/// # Errors
+/// If something may still run.
 pub(super) async fn end_processes(
     app: &Arc<App>,
     record: &SandboxRecord,
 ) -> Result<(), SandboxError> {
-    for resource in record.resources.iter().rev() {
-        match resource {
-            Resource::Vmm { .. } => release_one(app, record, resource).await?,
-            Resource::Cgroup { path } => {
-                let path = path.clone();
-                blocking(move || Ok::<_, SandboxError>(cgroup::kill(&path)?)).await?;
-            }
-            _ => {}
-        }
+    let process = record.process();
+    if let Some(identity) = process {
+        kill(identity).await?;
+    }
+    // A VM takes its containers with it. On the host they would go on without their agent; and a
+    // process that was never recorded is in the pod's cgroup.
+    let alone = machine::of_record(record, &app.config.paths).owns_cgroup();
+    if let Some(path) = record.cgroup()
+        && (!alone || process.is_none())
+        && record.has_process()
+    {
+        let path = path.to_owned();
+        blocking(move || Ok::<_, SandboxError>(cgroup::kill(&path)?)).await?;
     }
     Ok(())
 }
 
-/// Gives back all a pod holds. What is left, in the order it was made, and why the first of it is.
+/// Gives back what a pod holds, nothing of which runs. What is left, in the order it was made, and
+/// why the first of it is.
 pub(super) async fn release(
     app: &Arc<App>,
     record: &SandboxRecord,
+    extent: Extent,
 ) -> (Vec<Resource>, Option<SandboxError>) {
+    let kept = (extent == Extent::AllButDirectory).then(|| app.config.paths.pod(&record.id));
     let mut left = Vec::new();
     let mut first = None;
     for resource in record.resources.iter().rev() {
-        // A process that may live may still act as its user, in its directory.
-        let held = matches!(resource, Resource::Uid { .. }) && may_live(&left);
-        let released = match held {
-            true => Ok(false),
-            false => release_one(app, record, resource).await.map(|()| true),
+        let keep = match resource {
+            Resource::Directory { path } => kept.as_ref() == Some(path),
+            // While a process may live, or files are left that are its user's.
+            Resource::Uid { .. } => kept.is_some() || may_live(&left),
+            _ => false,
         };
-        match released {
-            Ok(true) => {}
-            Ok(false) => left.insert(0, resource.clone()),
-            Err(error) => {
-                tracing::warn!(pod = %record.id, ?resource, "not released: {}", chain(&error));
-                left.insert(0, resource.clone());
-                first.get_or_insert(error);
-            }
+        if keep {
+            left.insert(0, resource.clone());
+            continue;
+        }
+        if let Err(error) = release_one(app, record, resource).await {
+            tracing::warn!(pod = %record.id, ?resource, "not released: {}", chain(&error));
+            left.insert(0, resource.clone());
+            first.get_or_insert(error);
         }
     }
     (left, first)

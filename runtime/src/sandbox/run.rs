@@ -9,11 +9,11 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Pod, SandboxError, ending, guest, monitor, names, scratch,
-    settle::settle_surely,
+    Pod, SandboxError, ending, guest_setup, monitor, names, scratch,
+    settle::{Extent, settle_surely},
     sizing::{self, CgroupLimit},
     timeline::Timeline,
-    validate::{self, Wanted},
+    validate::{self, ValidatedPod},
 };
 use crate::{
     agent::{self, AgentError, ReadyListener},
@@ -183,14 +183,14 @@ async fn finish(
 async fn undo(app: &Arc<App>, id: &str) {
     let _turn = app.pods.turn(id).await;
     // A failure is in the log, and tried again.
-    let _later = settle_surely(app, id).await;
+    let _later = settle_surely(app, id, Extent::Whole).await;
 }
 
 /// One start: what all its steps need.
 struct Start<'a> {
     app: &'a Arc<App>,
     record: &'a SandboxRecord,
-    wanted: &'a Wanted,
+    wanted: &'a ValidatedPod,
     uid: u32,
     leaf: &'a Leaf,
     timeline: &'a Timeline,
@@ -285,7 +285,7 @@ impl Start<'_> {
                 Share::of_pod(&paths.pod(&id)).create()?;
             }
             let cgroup_procs = leaf.create(&root)?;
-            let disk = paths.pod_state(&id).join(guest::SCRATCH_FILE);
+            let disk = paths.pod_state(&id).join(guest_setup::SCRATCH_FILE);
             let disk = scratch::create(&paths.state_dir, &disk, mib)?;
             Ok((cgroup_procs, disk))
         });
@@ -368,11 +368,11 @@ impl Start<'_> {
     ) -> Result<agent::Agent, SandboxError> {
         let agent = agent::connect(&machine.agent()).await?;
         let paths = &self.app.config.paths;
-        let setup = guest::setup(self.record, self.wanted, attached, paths).await?;
+        let setup = guest_setup::request(self.record, self.wanted, attached, paths).await?;
         agent
             .call(
                 "set the sandbox up",
-                guest::SETUP_DEADLINE,
+                guest_setup::DEADLINE,
                 |mut client| async move { client.setup_sandbox(setup).await },
             )
             .await?;
@@ -440,7 +440,7 @@ pub(super) async fn cgroup_limit(
 }
 
 /// Everything the pod will hold, in the order it is made.
-fn resources(app: &App, id: &str, wanted: &Wanted, uid: u32, leaf: &Leaf) -> Vec<Resource> {
+fn resources(app: &App, id: &str, wanted: &ValidatedPod, uid: u32, leaf: &Leaf) -> Vec<Resource> {
     let paths = &app.config.paths;
     let mut resources = vec![
         Resource::Uid { uid },

@@ -24,11 +24,21 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// How much of a pod is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it.
+    Whole,
+    /// All but its directory, whose console and logs say why it ended: nobody asked it to, and
+    /// nobody has looked yet. StopPodSandbox gives back the rest.
+    AllButDirectory,
+}
+
 /// Brings a pod to its end. The caller has its turn.
 ///
 /// # Errors
 /// The first thing that failed; what is left to do is on record, and can be done later.
-pub(super) async fn settle(app: &Arc<App>, id: &str) -> Result<(), SandboxError> {
+async fn settle(app: &Arc<App>, id: &str, extent: Extent) -> Result<(), SandboxError> {
     let Some(record) = app.records.sandboxes.get(id) else {
         return Ok(());
     };
@@ -36,11 +46,24 @@ pub(super) async fn settle(app: &Arc<App>, id: &str) -> Result<(), SandboxError>
         return Ok(());
     }
     app.pods.remove(id);
-    release::end_processes(app, &record).await?;
+    if let Err(error) = release::end_processes(app, &record).await {
+        if record.state == SandboxState::Creating {
+            show(app, id).await?;
+        }
+        return Err(error);
+    }
     if record.state != SandboxState::Creating {
         note_end(app, &record).await?;
     }
-    release_all(app, id).await
+    give_back(app, id, extent).await
+}
+
+/// A start that cannot be undone is shown as a pod that is not ready, so that its name can be seen to
+/// be taken, and the kubelet stops and removes it.
+async fn show(app: &Arc<App>, id: &str) -> Result<(), SandboxError> {
+    let show = |record: &mut SandboxRecord| record.state = SandboxState::NotReady;
+    app.records.sandboxes.update(id, show).await?;
+    Ok(())
 }
 
 /// The pod's end and its containers' go on record, and are told.
@@ -62,7 +85,11 @@ async fn note_end(app: &Arc<App>, record: &SandboxRecord) -> Result<(), SandboxE
     }
     let ended = container::pod_gone(app, id, &why).await;
     ended.map_err(|error| SandboxError::containers(id, error))?;
-    if let Some(record) = app.records.sandboxes.get(id) {
+    // Once: what is settled again, for something that could not be given back, has no process any
+    // more.
+    if record.has_process()
+        && let Some(record) = app.records.sandboxes.get(id)
+    {
         status::sandbox_changed(app, ContainerEventType::ContainerStoppedEvent, &record);
     }
     Ok(())
@@ -70,12 +97,12 @@ async fn note_end(app: &Arc<App>, record: &SandboxRecord) -> Result<(), SandboxE
 
 /// Gives back what the pod holds. A pod that never came up is forgotten with that; of another the
 /// record stays until it is removed. What cannot be given back stays on record, on a pod that is
-/// shown as not ready, so that its name can be seen to be taken.
-async fn release_all(app: &Arc<App>, id: &str) -> Result<(), SandboxError> {
+/// shown as not ready.
+async fn give_back(app: &Arc<App>, id: &str, extent: Extent) -> Result<(), SandboxError> {
     let Some(record) = app.records.sandboxes.get(id) else {
         return Ok(());
     };
-    let (left, failed) = release::release(app, &record).await;
+    let (left, failed) = release::release(app, &record, extent).await;
     if record.state == SandboxState::Creating && left.is_empty() {
         app.records.sandboxes.remove(id).await?;
         app.pods
@@ -101,34 +128,52 @@ async fn release_all(app: &Arc<App>, id: &str) -> Result<(), SandboxError> {
     failed.map_or(Ok(()), Err)
 }
 
+/// [`settle`] now, and if it fails, again until it succeeds. The caller has the pod's turn.
+///
+/// # Errors
+/// That of the first try.
+pub(super) async fn settle_surely(
+    app: &Arc<App>,
+    id: &str,
+    extent: Extent,
+) -> Result<(), SandboxError> {
+    let settled = settle(app, id, extent).await;
+    if let Err(error) = &settled {
+        tracing::warn!(pod = %id, "not settled yet, tried again: {}", chain(error));
+        settle_later(app, id, extent);
+    }
+    settled
+}
+
 /// [`settle`], again until it succeeds. One task per pod does so; a second call changes nothing.
-pub(super) fn settle_later(app: &Arc<App>, id: &str) {
+pub(super) fn settle_later(app: &Arc<App>, id: &str, extent: Extent) {
     if !app.pods.begin_settling(id) {
         return;
     }
     let (app, id) = (Arc::clone(app), id.to_owned());
     tokio::spawn(async move {
+        let task = Settling { app, id };
+        let (app, id) = (&task.app, &task.id);
         let mut pauses = Pauses::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             pauses.pause().await;
-            let _turn = app.pods.turn(&id).await;
-            match settle(&app, &id).await {
-                Ok(()) => break,
-                Err(error) => {
-                    tracing::warn!(pod = %id, "not settled yet: {}", chain(&error));
-                }
+            let _turn = app.pods.turn(id).await;
+            match settle(app, id, extent).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(pod = %id, "not settled yet: {}", chain(&error)),
             }
         }
-        app.pods.end_settling(&id);
     });
 }
 
-/// [`settle`] now, and if it fails later, too. The caller has the pod's turn.
-pub(super) async fn settle_surely(app: &Arc<App>, id: &str) -> Result<(), SandboxError> {
-    let settled = settle(app, id).await;
-    if let Err(error) = &settled {
-        tracing::warn!(pod = %id, "not settled yet, tried again: {}", chain(error));
-        settle_later(app, id);
+/// A task that settles a pod; another may when it is dropped.
+struct Settling {
+    app: Arc<App>,
+    id: String,
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        self.app.pods.end_settling(&self.id);
     }
-    settled
 }

@@ -3,11 +3,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Pod, SandboxError, find, settle::settle_surely};
+use super::{
+    Pod, SandboxError, find,
+    settle::{Extent, settle_surely},
+};
 use bulkhead_proto::agent::SyncVolumesRequest;
 
 use crate::{
-    app::App, container, error::chain, records::SandboxState, task::detached, volumes::guest,
+    app::App, container, error::chain, records::SandboxState, task::detached, volumes::pod_volumes,
 };
 
 /// Containers get SIGKILL; their output is drained.
@@ -59,7 +62,7 @@ pub(super) async fn stop_in_turn(app: &Arc<App>, id: &str) -> Result<(), Sandbox
         write_out(app, &pod).await;
         end_machine(app, &pod).await;
     }
-    settle_surely(app, id).await?;
+    settle_surely(app, id, Extent::Whole).await?;
     tracing::info!(pod = %id, "the pod is stopped");
     Ok(())
 }
@@ -67,7 +70,7 @@ pub(super) async fn stop_in_turn(app: &Arc<App>, id: &str) -> Result<(), Sandbox
 /// Has the guest write out what is the host's: shared volumes and block devices. What a dead
 /// container had open is written by then as a rule; this makes it certain.
 async fn write_out(app: &Arc<App>, pod: &Pod) {
-    if !guest::has_writes(app, &pod.id) {
+    if !pod_volumes::has_writes(app, &pod.id) {
         return;
     }
     let synced = pod

@@ -12,7 +12,7 @@ use crate::{config::HostNamespacePods, oci::userns, records::MachineKind};
 
 /// What a valid request asks for.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(super) struct ValidatedPod {
     /// What it runs in.
     pub(super) machine: MachineKind,
     /// Which of the host's namespaces it is in; in a VM none.
@@ -103,7 +103,7 @@ pub(super) fn validate(
     config: &PodSandboxConfig,
     handler: &str,
     policy: HostNamespacePods,
-) -> Result<Wanted, SandboxError> {
+) -> Result<ValidatedPod, SandboxError> {
     let node = NodeNamespaces::of(config);
     let machine = machine(handler, node, policy)?;
     let metadata = config
@@ -170,7 +170,7 @@ pub(super) fn validate(
             node.fields().join(", ")
         )));
     }
-    Ok(Wanted {
+    Ok(ValidatedPod {
         machine,
         node,
         metadata,
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
     use crate::error::Grpc as _;
 
-    fn validate(config: &PodSandboxConfig, handler: &str) -> Result<Wanted, SandboxError> {
+    fn validate(config: &PodSandboxConfig, handler: &str) -> Result<ValidatedPod, SandboxError> {
         super::validate(config, handler, HostNamespacePods::Host)
     }
 

@@ -152,8 +152,8 @@ async fn collect(
         None if host.memory.is_none() => self::vmm(pod, deadline).await,
         known => known,
     };
-    // A guest speaks for its own containers only.
-    let own: HashMap<String, Arc<ContainerRecord>> = app
+    // A guest speaks for its own containers, and once for each.
+    let mut own: HashMap<String, Arc<ContainerRecord>> = app
         .records
         .containers_of(&record.id)
         .into_iter()
@@ -161,7 +161,7 @@ async fn collect(
         .collect();
     let containers = guest.containers.into_iter();
     let containers = containers.filter_map(|stats| {
-        let record = Arc::clone(own.get(&stats.container_id)?);
+        let record = own.remove(&stats.container_id)?;
         Some(OneContainer { record, stats })
     });
     let mut figures = guest.guest.unwrap_or_default();

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 
 use bulkhead_proto::agent::SetupSandboxRequest;
 
-use super::{SCRATCH, SandboxError, dns, validate::Wanted};
+use super::{SCRATCH, SandboxError, dns, validate::ValidatedPod};
 use crate::{
     clock::now_ns,
     config::Paths,
@@ -16,14 +16,14 @@ use crate::{
 /// The writable disk's file in the pod's state directory.
 pub(super) const SCRATCH_FILE: &str = "scratch.img";
 /// The agent mounts a disk and sets addresses: milliseconds, but guests share CPUs.
-pub(super) const SETUP_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 /// The input pool holds 256 bits; twice that leaves no doubt.
 const ENTROPY: usize = 64;
 
 /// The request for this pod.
-pub(super) async fn setup(
+pub(super) async fn request(
     record: &SandboxRecord,
-    wanted: &Wanted,
+    wanted: &ValidatedPod,
     attached: &Attached,
     paths: &Paths,
 ) -> Result<SetupSandboxRequest, SandboxError> {
