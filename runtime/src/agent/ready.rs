@@ -17,7 +17,7 @@ use tokio::{
 
 use super::AgentError;
 
-/// A version and two numbers; more is no report.
+/// A version and two numbers; anything longer is not a report.
 const LONGEST: u64 = 4 * 1024;
 
 /// Waits for one agent to report. The socket's file goes with it.

@@ -21,7 +21,7 @@ use crate::{
     machine::vm::{JailDir, jail},
 };
 
-/// Changes wake us; this is only for what inotify does not tell.
+/// Changes wake us; this is only for what inotify does not report.
 const LOOK_EVERY: Timespec = Timespec {
     tv_sec: 2,
     tv_nsec: 0,

@@ -402,7 +402,7 @@ impl Task {
             Event::Data(place, data) => (place, data),
         };
         self.tee.feed(place.stream, place.offset, &data);
-        // What comes twice is cut off; a gap means bytes are lost for good, and the stream goes on
+        // What comes twice is cut off; a gap means bytes are lost for good, and the stream resumes
         // behind it.
         let taken = self.encoder.taken(place.stream);
         let skip = usize::try_from(taken.saturating_sub(place.offset)).unwrap_or(usize::MAX);
@@ -433,7 +433,7 @@ impl Task {
                 tracing::warn!(
                     container = self.target.container,
                     error = crate::error::chain(error),
-                    "the agent gives no more of the container's output"
+                    "the agent refuses the rest of the container's output"
                 );
                 Stop::Gone
             }

@@ -125,7 +125,7 @@ proptest! {
             at.path()
         };
 
-        // The next one goes on from what the log says.
+        // The next one resumes from what the log says.
         let (mut file, from) = LogFile::recover(at.clone(), &checkpoint).unwrap();
         let mut encoder = Encoder::new(from);
         encoder.feed(Stream::Stdout, &stdout[usize::try_from(from.stdout).unwrap()..], 2);

@@ -67,7 +67,7 @@ pub async fn make_tap(path: &Path) -> Result<OwnedFd, NetworkError> {
     .await
 }
 
-/// Ties the tap to the CNI interface and tells what the guest's interface must have. `mac` is the
+/// Ties the tap to the CNI interface and returns what the guest's interface must have. `mac` is the
 /// hardware address of the guest's device.
 ///
 /// # Errors

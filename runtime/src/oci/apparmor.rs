@@ -34,7 +34,7 @@ const GUEST_FEATURES: &str = include_str!("apparmor_features.txt");
 /// The default profile of pods on the host.
 pub const DEFAULT: &str = "bulkhead-default";
 
-/// Which profile is asked for.
+/// Which profile is requested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
     /// None.
@@ -98,10 +98,10 @@ fn localhost(text: &str) -> Result<Choice, OciError> {
     Ok(Choice::Localhost(name.to_owned()))
 }
 
-/// A profile that cannot be had from the node.
+/// A profile that the node cannot provide.
 #[derive(Debug, thiserror::Error)]
 pub enum AppArmorError {
-    /// Nobody knows it.
+    /// Neither the kernel nor a file has it.
     #[error(
         "the AppArmor profile {name:?} is not on this node: its kernel has not loaded it ({}), \
          and no file in {} defines it; load it with `apparmor_parser --replace FILE`, or put its \
