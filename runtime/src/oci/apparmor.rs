@@ -39,7 +39,7 @@ pub const DEFAULT: &str = "bulkhead-default";
 pub enum Choice {
     /// None.
     Unconfined,
-    /// The runtime's, which is [`DEFAULT`] on the node's kernel. In a guest it is none: what it would
+    /// The runtime's, which is [`DEFAULT`] on the node's kernel. In a guest there is none: what it would
     /// forbid is out of reach already, and the guest's kernel is the pod's own.
     RuntimeDefault,
     /// One of the node's, by its name.
@@ -171,7 +171,7 @@ impl Grpc for AppArmorError {
 
 /// Where a node keeps profiles.
 #[derive(Debug, Clone)]
-pub struct Node {
+pub struct NodeProfiles {
     /// What its kernel has loaded: one directory per profile.
     kernel: PathBuf,
     /// Their texts.
@@ -180,7 +180,7 @@ pub struct Node {
     parser: PathBuf,
 }
 
-impl Default for Node {
+impl Default for NodeProfiles {
     fn default() -> Self {
         Self {
             kernel: "/sys/kernel/security/apparmor/policy/profiles".into(),
@@ -190,7 +190,7 @@ impl Default for Node {
     }
 }
 
-impl Node {
+impl NodeProfiles {
     /// The policy that holds a profile, in the kernel's binary form.
     pub async fn policy(&self, name: &str) -> Result<Vec<u8>, AppArmorError> {
         let (node, wanted) = (self.clone(), name.to_owned());
@@ -253,7 +253,7 @@ impl Node {
         Ok(None)
     }
 
-    /// The files that mention the name; which of them defines it the compiler has to say.
+    /// The files that mention the name; only the compiler knows which of them defines it.
     fn texts_with(&self, name: &str) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(&self.texts) else {
             return Vec::new();
@@ -427,7 +427,7 @@ mod tests {
         assert_eq!(chosen(&new), Choice::Unconfined);
     }
 
-    fn node() -> (tempfile::TempDir, Node) {
+    fn node() -> (tempfile::TempDir, NodeProfiles) {
         let dir = tempfile::tempdir().unwrap();
         let (kernel, texts) = (dir.path().join("profiles"), dir.path().join("texts"));
         let profile = kernel.join("usr.bin.x.3");
@@ -447,7 +447,7 @@ mod tests {
         )
         .unwrap();
         fs::set_permissions(&parser, fs::Permissions::from_mode(0o755)).unwrap();
-        let node = Node {
+        let node = NodeProfiles {
             kernel,
             texts,
             parser,
