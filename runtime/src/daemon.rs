@@ -42,7 +42,7 @@ const MAX_MESSAGE: usize = 16 << 20;
 /// The daemon cannot run (any longer).
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A directory or file of its own fails.
+    /// A directory or file of the daemon cannot be used.
     #[error("cannot {action} {path}")]
     Files {
         /// What was attempted.

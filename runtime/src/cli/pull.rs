@@ -177,7 +177,7 @@ impl Display {
         let mut text = String::new();
         if self.terminal {
             if self.lines > 0 {
-                // Up to where the last picture began; each line is cleared as it is drawn.
+                // Up to where the last drawing began; each line is cleared as it is drawn.
                 text += &format!("\x1b[{}A", self.lines);
             }
             let picture = self.picture(layers);

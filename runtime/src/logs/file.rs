@@ -134,7 +134,7 @@ impl LogFile {
     }
 
     /// Opens a log as a daemon before this one left it: finds where the streams are, cuts a torn
-    /// last line off, and gives the offsets to resume from.
+    /// last line off, and returns the offsets to resume from.
     pub fn recover(at: LogPath, checkpoint: &Checkpoint) -> Result<(Self, Offsets), LogError> {
         let path = at.path();
         let failed = |action| {
@@ -203,7 +203,7 @@ impl LogFile {
         }
     }
 
-    /// Opens the path anew, after the file there was renamed. Says whether it is another file.
+    /// Reopens the path, after the file there was renamed. Returns whether it is another file.
     pub fn reopen(&mut self) -> Result<bool, LogError> {
         let new = Self::open(self.at.clone())?;
         if (new.inode, new.device) == (self.inode, self.device) {

@@ -109,7 +109,7 @@ impl Pump {
         Ok(handle)
     }
 
-    /// Waits until all output is in the log; gives the exit, if the agent reported one (a guest
+    /// Waits until all output is in the log; returns the exit, if the agent reported one (a guest
     /// that died reports none). `None` if that takes longer than `limit`.
     pub async fn ended(&self, limit: Duration) -> Option<Option<Exit>> {
         let mut state = self.state.clone();
@@ -125,7 +125,7 @@ impl Pump {
         }
     }
 
-    /// Opens the log's path anew; on return the file is there.
+    /// Reopens the log's path; on return the file exists.
     pub async fn reopen(&self) -> Result<(), LogError> {
         let closed = || LogError::Closed {
             container: self.container.clone(),

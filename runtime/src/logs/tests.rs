@@ -41,7 +41,7 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
 }
 
-/// Cuts at arbitrary places; gives the pieces with their streams.
+/// Cuts at arbitrary places; returns the pieces with their streams.
 fn chunked(stdout: &[u8], stderr: &[u8], cuts: &[u16]) -> Vec<(Stream, Vec<u8>)> {
     let mut left = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
     let mut result = Vec::new();

@@ -154,7 +154,7 @@ impl PodNetwork {
         })
     }
 
-    /// Takes everything away that `prepare` and `attach` made, as far as it is there.
+    /// Removes everything that `prepare` and `attach` made, as far as it exists.
     ///
     /// # Errors
     /// If a plugin or the kernel refuses; the call can be repeated.

@@ -70,7 +70,7 @@ fn shared_directory(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets go of a namespace. Repeatable: one that does not exist is fine. Blocks for a moment.
+/// Releases a namespace. Repeatable: one that does not exist is fine. Blocks for a moment.
 ///
 /// # Errors
 /// If the kernel refuses.

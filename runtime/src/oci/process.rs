@@ -255,7 +255,7 @@ mod tests {
                 vec!["/ep-2", "zoo"],
             ),
             (vec![], vec!["sh"], vec![], vec![], vec!["sh"]),
-            // An empty entrypoint is none; one that has more is not.
+            // An entrypoint of one empty word counts as absent; a longer one does not.
             (
                 vec![""],
                 vec!["echo", "hi"],
@@ -272,7 +272,7 @@ mod tests {
             ),
             (vec![""], vec![], vec!["id"], vec![], vec!["id"]),
             (vec!["", "x"], vec![], vec![], vec![], vec!["", "x"]),
-            // No program has this name: the start says so.
+            // No program has this name: starting it fails.
             (vec![], vec![""], vec![], vec![], vec![""]),
             (vec!["/ep"], vec![], vec![""], vec![], vec![""]),
         ] {

@@ -23,8 +23,8 @@ const RUNTIMES: [&str; 7] = [
 ];
 
 /// Adds what an image asks for to a plan that has the pod's mounts. Paths are taken as containerd
-/// takes them: cleaned, and from the root. What cannot be a volume is left out, and the log says so:
-/// whoever runs the image cannot change it.
+/// takes them: cleaned, and from the root. What cannot be a volume is left out, with a warning, not
+/// refused: the operator cannot change the image.
 ///
 /// # Errors
 /// When there are more than a container can have.

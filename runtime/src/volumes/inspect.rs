@@ -272,7 +272,7 @@ impl Inspector<'_> {
     }
 
     fn socket(&self, source: Source, stat: &Stat) -> Result<Kind, VolumeError> {
-        // Either as it was asked for or as it is, both are the operator's words.
+        // The path as given or as resolved: the operator may have listed either.
         let allowed =
             self.context.sockets.iter().any(|socket| {
                 *socket == source.path || *socket == Path::new(&self.mount.host_path)
