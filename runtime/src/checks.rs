@@ -148,11 +148,11 @@ fn file(path: &Path, key: &str) -> Found {
     match fs::metadata(path) {
         Ok(data) if data.is_file() && data.len() > 0 => Found::Good(path.display().to_string()),
         Ok(_) => Found::Fatal(format!(
-            "{} is no file or empty: install it or set {key}",
+            "{} is missing or empty: install it or set {key}",
             path.display()
         )),
         Err(e) => Found::Fatal(format!(
-            "{} is not there ({e}): install it or set {key}",
+            "{} cannot be read ({e}): install it or set {key}",
             path.display()
         )),
     }

@@ -33,8 +33,8 @@ use crate::{
     sandbox, streaming,
 };
 
-/// Requests in flight get this long at the end; what they do to pods goes on to its end or is
-/// taken up by the next daemon from the records.
+/// Requests in flight get this long at shutdown; what they do to pods is finished in the background
+/// or taken up from the records by the next daemon.
 const DRAIN: Duration = Duration::from_secs(10);
 /// kubelet and runtimes agree on 16 MiB (ExecSync's output, lists of many pods).
 const MAX_MESSAGE: usize = 16 << 20;
@@ -42,7 +42,7 @@ const MAX_MESSAGE: usize = 16 << 20;
 /// The daemon cannot run (any longer).
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A directory or file of its own fails.
+    /// A directory or file of the daemon cannot be used.
     #[error("cannot {action} {path}")]
     Files {
         /// What was attempted.
@@ -95,7 +95,7 @@ pub async fn serve(config: Config) -> Result<(), ServeError> {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         };
-        tracing::info!("{name}: ending; pods go on running");
+        tracing::info!("{name}: shutting down; pods keep running");
         stop.send_replace(true);
     });
     serve_until(config, stopped).await
@@ -239,7 +239,10 @@ fn listen(path: &Path) -> Result<UnixListener, ServeError> {
             fs::remove_file(path).map_err(files("remove the stale socket"))?;
         }
         Ok(_) => {
-            let source = io::Error::new(io::ErrorKind::AlreadyExists, "it is no socket");
+            let source = io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "it exists and is not a socket; remove it or set paths.socket",
+            );
             return Err(files("listen on")(source));
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-/// Writes a file in the place of what is there. Blocks.
+/// Replaces a file, or makes it. Blocks.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("tmp");
     let written = File::create(&beside)

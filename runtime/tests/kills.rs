@@ -342,7 +342,10 @@ async fn settled(node: &mut Node, allowed: &[World], again: bool, when: &str) ->
                 break;
             }
         }
-        assert!(rests, "{when}: {MOST_DEATHS} daemons had something to write");
+        assert!(
+            rests,
+            "{when}: {MOST_DEATHS} daemons had something to write"
+        );
     }
     node.daemon.start_daemon_that(Death::Never).await;
     let shown = node.until(allowed, when).await;

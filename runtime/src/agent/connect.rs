@@ -37,7 +37,7 @@ const SESSION_DEADLINE: Duration = Duration::from_secs(60);
 /// What the agent may have sent of one call's stream before it is read.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// The sum over all streams of a connection is bounded by their own windows. A bound on the
-/// connection would let a few streams that nobody reads just now stop every other call.
+/// connection would let a few streams that are not being read stop every other call.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// A connection without an answer for this long is given up, and the next call makes a new one.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);

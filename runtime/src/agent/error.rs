@@ -35,8 +35,8 @@ pub enum AgentError {
         /// How long it had.
         seconds: u64,
     },
-    /// A session with it broke.
-    #[error("the connection to the pod's agent on which it was to {action} broke")]
+    /// The connection of a session was lost.
+    #[error("cannot {action}: lost the connection to the pod's agent")]
     Session {
         /// What was going on.
         action: &'static str,

@@ -83,7 +83,7 @@ impl Parser {
     /// What can be said of the bytes so far; `None` if more must come.
     ///
     /// # Errors
-    /// When they are not in the contract. There is no going on then.
+    /// When they are not in the contract: the session is then of no more use.
     pub fn event(&mut self) -> io::Result<Option<Event>> {
         let broken = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         loop {

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::AgentError;
 
-/// A version and two numbers; more is no report.
+/// A version and two numbers; anything longer is not a report.
 const LONGEST: u64 = 4 * 1024;
 
 /// Waits for one agent to report. The socket's file goes with it.
@@ -157,7 +157,7 @@ mod tests {
         }
         let ready = listener.wait(Duration::from_secs(5)).await.unwrap();
         assert_eq!(ready, report("first"));
-        // Nobody can report after that, and who tried meanwhile is let go.
+        // Nothing can report after that, and connections made meanwhile are closed.
         assert!(UnixStream::connect(&path).await.is_err());
         for stream in &mut streams {
             let mut byte = [0];

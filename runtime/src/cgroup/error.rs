@@ -11,14 +11,14 @@ use crate::error::{Grpc, io_code};
 pub enum CgroupError {
     /// The host has no unified hierarchy there.
     #[error(
-        "{root} is no cgroup version 2 hierarchy (it has no cgroup.controllers): boot the host with \
+        "{root} is not a cgroup version 2 hierarchy (it has no cgroup.controllers): boot the host with \
          systemd.unified_cgroup_hierarchy=1, or set cgroup.root to where version 2 is mounted"
     )]
     NotV2 {
         /// The configured root.
         root: PathBuf,
     },
-    /// A file or directory of a cgroup does not do what is asked.
+    /// A file or directory of a cgroup refuses an operation.
     #[error("cannot {action} the cgroup {path}")]
     Io {
         /// What was attempted.

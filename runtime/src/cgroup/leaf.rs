@@ -102,7 +102,7 @@ fn enable_controllers(root: &Path, parent: &Path) {
     }
 }
 
-/// Kills what is in a cgroup and below it; one that is gone is no error. Blocks, in bounded time.
+/// Kills what is in a cgroup and below it; one that is gone is fine. Blocks, in bounded time.
 pub fn kill(path: &Path) -> Result<(), CgroupError> {
     let mut inside = Vec::new();
     for level in with_children(path) {
@@ -133,7 +133,7 @@ pub fn kill(path: &Path) -> Result<(), CgroupError> {
 }
 
 /// Our children that had ended in a cgroup before anyone looked: cgroup.procs leaves zombies out,
-/// but each still tells where it was.
+/// but each still says where it was.
 fn zombies(cgroup: &Path) -> Vec<Pid> {
     let Some(leaf) = cgroup.file_name() else {
         return Vec::new();

@@ -29,7 +29,7 @@ pub fn memory_limit(root: &Path, cgroup: &Path) -> io::Result<Option<(u64, PathB
     Ok(least)
 }
 
-/// How many processes of a cgroup the kernel has killed for want of memory; 0 if that cannot be
+/// How many processes of a cgroup the kernel's OOM killer has killed; 0 if that cannot be
 /// read. Blocks.
 pub fn oom_kills(cgroup: &Path) -> u64 {
     let text = fs::read_to_string(cgroup.join("memory.events")).unwrap_or_default();

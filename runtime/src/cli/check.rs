@@ -41,6 +41,6 @@ pub fn run(args: Check) -> ExitCode {
         println!("\nThis host can run pods.");
         return ExitCode::SUCCESS;
     }
-    println!("\nThis host cannot run pods: {fatal} of these must be mended.");
+    println!("\nThis host cannot run pods: {fatal} of the checks failed.");
     ExitCode::FAILURE
 }

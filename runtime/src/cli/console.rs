@@ -21,7 +21,7 @@ use crate::{
     machine::vm::{JailDir, jail},
 };
 
-/// Changes wake us; this is only for what inotify does not tell.
+/// Changes wake us; this is only for what inotify does not report.
 const LOOK_EVERY: Timespec = Timespec {
     tv_sec: 2,
     tv_nsec: 0,
@@ -32,7 +32,7 @@ const LOOK_EVERY: Timespec = Timespec {
 pub struct Console {
     /// The pod sandbox's id, or its beginning
     pod: String,
-    /// Print what is there and end
+    /// Print what is there and exit
     #[arg(long)]
     no_follow: bool,
     /// Read this configuration file [default: /etc/bulkhead/config.toml]
@@ -118,7 +118,7 @@ fn show(path: &Path, follow: bool) -> Result<(), ConsoleError> {
         if !follow || data.nlink() == 0 {
             return Ok(());
         }
-        // A log that reached its limit begins anew.
+        // A log that reached its limit starts over.
         if file.stream_position().map_err(io("read"))? > data.len() {
             file.rewind().map_err(io("read"))?;
             continue;

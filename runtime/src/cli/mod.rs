@@ -33,7 +33,7 @@ enum Command {
     Images(images::ImagesArgs),
     /// Run one container in a pod of its own, attached; the exit code is the container's
     Run(run::Run),
-    /// Show a pod's serial console, and go on as it grows
+    /// Show a pod's serial console, and follow it
     Console(console::Console),
     /// Print the version
     Version,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::error::chain;
 
-/// Prints an error with its causes and gives the exit code for it.
+/// Prints an error with its causes and returns the exit code for it.
 #[allow(clippy::print_stderr)] // Where a command's errors go.
 pub(super) fn fail(error: &dyn std::error::Error) -> ExitCode {
     eprintln!("bulkhead: {}", chain(error));

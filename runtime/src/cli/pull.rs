@@ -98,7 +98,7 @@ async fn pull(args: &Pull, config: &Config) -> Result<String, PullError> {
         tokio::select! {
             answer = &mut call => break answer.map_err(failed("pull the image"))?,
             _ = ticks.tick(), if !args.quiet => {
-                // No progress to be had is no reason to fail.
+                // Progress that cannot be read does not fail the pull.
                 if let Some(layers) = progress(&daemon, &image).await
                     && !layers.is_empty()
                 {
@@ -177,7 +177,7 @@ impl Display {
         let mut text = String::new();
         if self.terminal {
             if self.lines > 0 {
-                // Up to where the last picture began; each line is cleared as it is drawn.
+                // Up to where the last drawing began; each line is cleared as it is drawn.
                 text += &format!("\x1b[{}A", self.lines);
             }
             let picture = self.picture(layers);

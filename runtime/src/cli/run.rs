@@ -25,11 +25,11 @@ use crate::{config::Config, id::new_id, logs::parse_line};
 
 /// How often the log and the container are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Every how many looks the daemon is asked how the container is.
+/// The daemon is asked for the container's state once in this many looks.
 const ASK_EVERY: u32 = 3;
 /// What Ctrl-C leaves the container.
 const GRACE_SECONDS: i64 = 10;
-/// Log lines are at most 16 KiB and a header; a longer one is no line of ours.
+/// Log lines are at most 16 KiB and a header; a longer one is not ours.
 const LONGEST_LINE: usize = 64 * 1024;
 
 /// Arguments of `run`.
@@ -197,7 +197,7 @@ async fn in_logs(
     );
     let result = in_pod(daemon, args, image, pod, &pod_id, signals).await;
     let gone = remove_pod(daemon, &pod_id).await;
-    // The first failure is the one to tell.
+    // The first failure is the one to report.
     result.and_then(|code| gone.map(|()| code))
 }
 
@@ -312,7 +312,7 @@ async fn attached(
                 let timeout = if interrupted == 1 { GRACE_SECONDS } else { 0 };
                 let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout };
                 let daemon = daemon.clone();
-                // Not waited for: its output goes on to be shown, and its end is seen below.
+                // Not waited for: its output is still shown, and its exit is seen below.
                 tokio::spawn(async move {
                     let stopped = daemon.runtime().stop_container(request).await;
                     if let Err(status) = stopped {

@@ -13,7 +13,7 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// No TOML, an unknown key, or a value of a wrong type.
+    /// Not TOML, an unknown key, or a value of a wrong type.
     #[error("in the configuration file {file}: {source}")]
     Syntax {
         /// The file.
@@ -21,9 +21,9 @@ pub enum ConfigError {
         /// Where and what: names line, key and what is allowed.
         source: Box<toml::de::Error>,
     },
-    /// A value that cannot be.
+    /// A value that is not allowed.
     #[error(
-        "in the configuration file {file}{}: {section}.{key} = {given} is not possible; allowed: {allowed}",
+        "in the configuration file {file}{}: {section}.{key} = {given} is invalid; allowed: {allowed}",
         .line.map(|l| format!(", line {l}")).unwrap_or_default()
     )]
     Value {

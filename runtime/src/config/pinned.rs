@@ -7,7 +7,7 @@ use bulkhead_images::reference::ImageName;
 pub struct Pinned(Vec<String>);
 
 impl Pinned {
-    /// Reads the names; gives the first that is none.
+    /// Parses the names; the error is the first that is not one.
     pub fn parse(names: &[String]) -> Result<Self, String> {
         let parsed = names.iter().map(|name| {
             if let Some(start) = name.strip_suffix('*') {

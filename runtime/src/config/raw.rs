@@ -169,7 +169,7 @@ sections! {
         mode: String = "cni".into();
         /// Where the CNI plugins are, tried in order.
         cni_bin_dirs: Vec<String> = vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()];
-        /// Where the CNI configuration is: the first file by name is used.
+        /// Where the CNI configuration is: the first file in alphabetical order is used.
         cni_conf_dir: String = "/etc/cni/net.d".into();
         /// Seconds a CNI plugin gets.
         cni_timeout_secs: u64 = 60;

@@ -243,7 +243,7 @@ pub struct Registry {
     pub stall_timeout: Duration,
 }
 
-/// A value that is not possible; the caller knows file and line.
+/// A value that is not allowed; the caller knows file and line.
 #[derive(Debug)]
 pub(super) struct Bad {
     pub(super) section: &'static str,

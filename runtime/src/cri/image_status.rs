@@ -8,8 +8,9 @@ use serde_json::json;
 
 use crate::app::App;
 
-/// CRI ImageStatus. An image that is not here is no error but an empty answer. Verbose, it also
-/// tells about a pull of the image that is under way: `bulkhead pull` shows its progress by that.
+/// CRI ImageStatus. An image that is not on the node gives an empty answer, not an error.
+/// Verbose, it also reports a pull of the image that is under way: `bulkhead pull` shows its
+/// progress from that.
 pub async fn image_status(
     app: Arc<App>,
     request: v1::ImageStatusRequest,

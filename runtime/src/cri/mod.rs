@@ -1,5 +1,5 @@
 //! The CRI v1 services. [`Server`] is the table of RPCs; each RPC's function is in a file of its
-//! own, named after it, and has the form `async fn(Arc<App>, Request) -> Result<Response, impl Grpc>`.
+//! own, named after it: `async fn(Arc<App>, Request) -> Result<Response, impl Grpc>`.
 //! Not here: what the RPCs do, which is in `sandbox`, `container`, `stats` and the images crate.
 
 mod attach;

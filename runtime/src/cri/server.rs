@@ -139,7 +139,7 @@ where
         Err(error) => {
             let status = error.status();
             match status.code() {
-                // What a kubelet asks as a matter of course.
+                // Routine for a kubelet.
                 Code::NotFound | Code::Unimplemented => {
                     tracing::debug!(rpc = name, ms, code = ?status.code(), "{}", status.message());
                 }

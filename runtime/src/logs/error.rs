@@ -28,7 +28,7 @@ pub enum LogError {
         /// Why.
         source: std::io::Error,
     },
-    /// Something that is no regular file stands at the path.
+    /// What is at the path is not a regular file.
     #[error("the log {path} is not a regular file")]
     NotAFile {
         /// The file.
@@ -49,7 +49,7 @@ pub enum LogError {
         container: String,
     },
     /// The task was torn down.
-    #[error("the write to the log was given up, because the daemon is ending")]
+    #[error("the write to the log was abandoned: the daemon is shutting down")]
     Ending,
 }
 

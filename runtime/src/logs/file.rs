@@ -61,7 +61,7 @@ impl LogPath {
     }
 
     /// Opens the file for appending, making it (0640) and the directories above it (0755). Below
-    /// CRI's directory no link is followed, so that nobody who can write there can turn the
+    /// CRI's directory no link is followed, so that no one who can write there can turn the
     /// daemon's pen elsewhere. Blocks.
     fn open(&self) -> Result<File, LogError> {
         let path = self.path();
@@ -134,7 +134,7 @@ impl LogFile {
     }
 
     /// Opens a log as a daemon before this one left it: finds where the streams are, cuts a torn
-    /// last line off, and gives the offsets to go on from.
+    /// last line off, and returns the offsets to resume from.
     pub fn recover(at: LogPath, checkpoint: &Checkpoint) -> Result<(Self, Offsets), LogError> {
         let path = at.path();
         let failed = |action| {
@@ -152,7 +152,7 @@ impl LogFile {
             log.cut(tail).map_err(failed("cut a torn line off"))?;
             return Ok((log, tail.offsets));
         }
-        // Renamed, and nobody reopened it: the old file has the lines, the new one is empty.
+        // Renamed, and not reopened: the old file has the lines, the new one is empty.
         let rotated =
             recover::find_rotated(&path, checkpoint).map_err(failed("find the rotated file of"))?;
         let offsets = match rotated {
@@ -164,7 +164,7 @@ impl LogFile {
             None => {
                 tracing::warn!(
                     path = %path.display(),
-                    "the log was taken away while the daemon was down: lines since the last \
+                    "the log was removed while the daemon was down: lines since the last \
                      checkpoint are written again"
                 );
                 checkpoint.offsets
@@ -192,7 +192,7 @@ impl LogFile {
                 // A part may be there (a full disk): a torn line would swallow the next one.
                 let cut = self.file.set_len(self.length);
                 if let Err(error) = cut {
-                    tracing::warn!(path = %self.at.path().display(), %error, "a torn line stays");
+                    tracing::warn!(path = %self.at.path().display(), %error, "cannot cut a torn line off the log");
                 }
                 Err(LogError::Io {
                     action: "append to",
@@ -203,7 +203,7 @@ impl LogFile {
         }
     }
 
-    /// Opens the path anew, after the file there was renamed. Says whether it is another file.
+    /// Reopens the path, after the file there was renamed. Returns whether it is another file.
     pub fn reopen(&mut self) -> Result<bool, LogError> {
         let new = Self::open(self.at.clone())?;
         if (new.inode, new.device) == (self.inode, self.device) {

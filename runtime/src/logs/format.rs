@@ -81,7 +81,7 @@ impl Encoder {
         }
     }
 
-    /// A part of a stream is lost: what is pending is written as a part, and the stream goes on at
+    /// A part of a stream is lost: what is pending is written as a part, and the stream resumes at
     /// `offset`.
     pub fn skip(&mut self, stream: Stream, offset: u64) {
         let pending = match stream {

@@ -4,7 +4,7 @@
 //! How "once" survives `kill -9`: the agent keeps what is not acknowledged; acknowledged is only
 //! what stands in the log as whole lines. A small checkpoint beside the records says how far the
 //! streams were at some length of the file; after a restart the lines beyond that length are read
-//! again and counted ([`recover`]), a torn last line is cut off, and the agent is asked to go on
+//! again and counted ([`recover`]), a torn last line is cut off, and the agent is asked to resume
 //! from exactly there.
 
 mod error;

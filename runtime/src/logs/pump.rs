@@ -111,7 +111,7 @@ impl Pump {
         Ok(handle)
     }
 
-    /// Waits until all output is in the log; gives the exit, if the agent reported one (a guest
+    /// Waits until all output is in the log; returns the exit, if the agent reported one (a guest
     /// that died reports none). `None` if that takes longer than `limit`.
     pub async fn ended(&self, limit: Duration) -> Option<Option<Exit>> {
         let mut state = self.state.clone();
@@ -127,7 +127,7 @@ impl Pump {
         }
     }
 
-    /// Opens the log's path anew; on return the file is there.
+    /// Reopens the log's path; on return the file exists.
     pub async fn reopen(&self) -> Result<(), LogError> {
         let closed = || LogError::Closed {
             container: self.container.clone(),
@@ -407,7 +407,7 @@ impl Task {
             Event::Data(place, data) => (place, data),
         };
         self.tee.feed(place.stream, place.offset, &data);
-        // What comes twice is cut off; a gap means bytes are lost for good, and the stream goes on
+        // What comes twice is cut off; a gap means bytes are lost for good, and the stream resumes
         // behind it.
         let taken = self.encoder.taken(place.stream);
         let skip = usize::try_from(taken.saturating_sub(place.offset)).unwrap_or(usize::MAX);
@@ -434,7 +434,7 @@ impl Task {
                 tracing::warn!(
                     container = self.target.container,
                     error = crate::error::chain(error),
-                    "the agent gives no more of the container's output"
+                    "the agent refuses the rest of the container's output"
                 );
                 Stop::Gone
             }

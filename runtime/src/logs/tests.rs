@@ -41,7 +41,7 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
 }
 
-/// Cuts at arbitrary places; gives the pieces with their streams.
+/// Cuts at arbitrary places; returns the pieces with their streams.
 fn chunked(stdout: &[u8], stderr: &[u8], cuts: &[u16]) -> Vec<(Stream, Vec<u8>)> {
     let mut left = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
     let mut result = Vec::new();
@@ -125,7 +125,7 @@ proptest! {
             at.path()
         };
 
-        // The next one goes on from what the log says.
+        // The next one resumes from what the log says.
         let (mut file, from) = LogFile::recover(at.clone(), &checkpoint).unwrap();
         let mut encoder = Encoder::new(from);
         encoder.feed(Stream::Stdout, &stdout[usize::try_from(from.stdout).unwrap()..], 2);

@@ -11,7 +11,7 @@ use crate::error::{Grpc, io_code};
 pub enum NetworkError {
     /// There is no network configuration yet.
     #[error(
-        "no CNI configuration in {dir}: put a .conflist file there (`bulkhead check` tells how)"
+        "no CNI configuration in {dir}: put a .conflist file there (`bulkhead check` says how)"
     )]
     NoConfig {
         /// The directory looked in.
@@ -43,7 +43,7 @@ pub enum NetworkError {
         /// What it says.
         value: String,
     },
-    /// A plugin's program is nowhere.
+    /// A plugin's program is not installed.
     #[error(
         "the CNI plugin {plugin:?} is in none of {dirs:?}: install it (Debian: \
          containernetworking-plugins) or set network.cni_bin_dirs"
@@ -64,7 +64,7 @@ pub enum NetworkError {
         /// The system's answer.
         source: io::Error,
     },
-    /// A plugin said no.
+    /// A plugin failed.
     #[error("the CNI plugin {plugin:?} failed {verb} (code {error_code}): {message}")]
     PluginFailed {
         /// The plugin's type.
@@ -86,7 +86,7 @@ pub enum NetworkError {
         /// What it was given.
         limit: Duration,
     },
-    /// A plugin answered something that is no CNI result.
+    /// What a plugin printed is not a CNI result.
     #[error("the CNI plugin {plugin:?} gave no usable result for {verb}: {what}")]
     PluginOutput {
         /// The plugin's type.
@@ -117,7 +117,7 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// The tap cannot be made.
-    #[error("cannot make the tap in {path} (is the module tun loaded? `bulkhead check` tells)")]
+    #[error("cannot make the tap in {path} (is the module tun loaded? see `bulkhead check`)")]
     Tap {
         /// The namespace's file.
         path: PathBuf,
@@ -135,7 +135,7 @@ pub enum NetworkError {
         source: rtnetlink::Error,
     },
     /// CNI succeeded and the interface is not there.
-    #[error("CNI reported success but there is no interface {name} in {path}")]
+    #[error("CNI reported success but left no interface {name} in {path}")]
     NoInterface {
         /// The interface CNI was asked for.
         name: &'static str,

@@ -67,7 +67,7 @@ pub async fn make_tap(path: &Path) -> Result<OwnedFd, NetworkError> {
     .await
 }
 
-/// Ties the tap to the CNI interface and tells what the guest's interface must have. `mac` is the
+/// Ties the tap to the CNI interface and returns what the guest's interface must have. `mac` is the
 /// hardware address of the guest's device.
 ///
 /// # Errors
@@ -91,7 +91,7 @@ pub async fn tie(path: &Path, mac: String) -> Result<agent::Network, NetworkErro
     .await
 }
 
-/// Tells what the CNI interface has, and leaves it as it is: a pod on the host uses it itself.
+/// Returns what the CNI interface has, and does not change it: a pod on the host uses it itself.
 ///
 /// # Errors
 /// If the interface is not there, or the kernel refuses.

@@ -1,5 +1,5 @@
 //! A pod's network on the host: its namespace, the tap in it, what the CNI plugins add, and what
-//! of that the guest must be told.
+//! of that the guest must know.
 //!
 //! [`PodNetwork::prepare`] comes before the VMM starts (it gives the tap), [`PodNetwork::attach`]
 //! runs while the guest boots (for a pod on the host without a tap), [`PodNetwork::teardown`] undoes both and may be repeated. Not here:
@@ -154,7 +154,7 @@ impl PodNetwork {
         })
     }
 
-    /// Takes everything away that `prepare` and `attach` made, as far as it is there.
+    /// Removes everything that `prepare` and `attach` made, as far as it exists.
     ///
     /// # Errors
     /// If a plugin or the kernel refuses; the call can be repeated.
@@ -190,7 +190,7 @@ impl PodNetwork {
             let path = self.namespaces.join(id);
             if let Err(error) = self.teardown(id, &PodSandboxConfig::default(), &path).await {
                 tracing::warn!(
-                    sandbox = %id, "a network that no record owns stays: {}",
+                    sandbox = %id, "cannot remove a network that no record owns: {}",
                     crate::error::chain(&error)
                 );
             }

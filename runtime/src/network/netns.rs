@@ -70,7 +70,7 @@ fn shared_directory(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets go of a namespace. Repeatable: one that is not there is no error. Blocks for a moment.
+/// Releases a namespace. Repeatable: one that does not exist is fine. Blocks for a moment.
 ///
 /// # Errors
 /// If the kernel refuses.
@@ -130,7 +130,7 @@ where
                     source,
                 }),
             };
-            // The caller may have gone; then nobody wants the answer.
+            // The caller may have gone; then the answer is dropped.
             let _ = answer.send(result);
         })
         .map_err(failed("start a thread for"))?;

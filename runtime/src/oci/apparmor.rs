@@ -34,12 +34,12 @@ const GUEST_FEATURES: &str = include_str!("apparmor_features.txt");
 /// The default profile of pods on the host.
 pub const DEFAULT: &str = "bulkhead-default";
 
-/// Which profile is asked for.
+/// Which profile is requested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
     /// None.
     Unconfined,
-    /// The runtime's, which is [`DEFAULT`] on the node's kernel. In a guest it is none: what it would
+    /// The runtime's, which is [`DEFAULT`] on the node's kernel. In a guest there is none: what it would
     /// forbid is out of reach already, and the guest's kernel is the pod's own.
     RuntimeDefault,
     /// One of the node's, by its name.
@@ -98,10 +98,10 @@ fn localhost(text: &str) -> Result<Choice, OciError> {
     Ok(Choice::Localhost(name.to_owned()))
 }
 
-/// A profile that cannot be had from the node.
+/// A profile that the node cannot provide.
 #[derive(Debug, thiserror::Error)]
 pub enum AppArmorError {
-    /// Nobody knows it.
+    /// Neither the kernel nor a file has it.
     #[error(
         "the AppArmor profile {name:?} is not on this node: its kernel has not loaded it ({}), \
          and no file in {} defines it; load it with `apparmor_parser --replace FILE`, or put its \
@@ -171,7 +171,7 @@ impl Grpc for AppArmorError {
 
 /// Where a node keeps profiles.
 #[derive(Debug, Clone)]
-pub struct Node {
+pub struct NodeProfiles {
     /// What its kernel has loaded: one directory per profile.
     kernel: PathBuf,
     /// Their texts.
@@ -180,7 +180,7 @@ pub struct Node {
     parser: PathBuf,
 }
 
-impl Default for Node {
+impl Default for NodeProfiles {
     fn default() -> Self {
         Self {
             kernel: "/sys/kernel/security/apparmor/policy/profiles".into(),
@@ -190,7 +190,7 @@ impl Default for Node {
     }
 }
 
-impl Node {
+impl NodeProfiles {
     /// The policy that holds a profile, in the kernel's binary form.
     pub async fn policy(&self, name: &str) -> Result<Vec<u8>, AppArmorError> {
         let (node, wanted) = (self.clone(), name.to_owned());
@@ -253,7 +253,7 @@ impl Node {
         Ok(None)
     }
 
-    /// The files that mention the name; which of them defines it the compiler has to say.
+    /// The files that mention the name; only the compiler knows which of them defines it.
     fn texts_with(&self, name: &str) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(&self.texts) else {
             return Vec::new();
@@ -427,7 +427,7 @@ mod tests {
         assert_eq!(chosen(&new), Choice::Unconfined);
     }
 
-    fn node() -> (tempfile::TempDir, Node) {
+    fn node() -> (tempfile::TempDir, NodeProfiles) {
         let dir = tempfile::tempdir().unwrap();
         let (kernel, texts) = (dir.path().join("profiles"), dir.path().join("texts"));
         let profile = kernel.join("usr.bin.x.3");
@@ -447,7 +447,7 @@ mod tests {
         )
         .unwrap();
         fs::set_permissions(&parser, fs::Permissions::from_mode(0o755)).unwrap();
-        let node = Node {
+        let node = NodeProfiles {
             kernel,
             texts,
             parser,

@@ -21,7 +21,7 @@ pub enum OciError {
         allowed: &'static str,
     },
     /// Something valid that this runtime does not do.
-    #[error("{what} cannot be had: {advice}")]
+    #[error("{what} is not supported: {advice}")]
     Unsupported {
         /// What was asked for.
         what: String,

@@ -1,8 +1,8 @@
 //! From CRI to OCI: what a container's config, its image and its pod say becomes the one runtime
-//! spec the agent carries out; what cannot be carried out is refused by name.
+//! spec the agent carries out; what cannot be carried out is refused, with an error that names it.
 //!
 //! Pure: no guest, no image store and no records here. What is read are localhost profiles
-//! ([`seccomp::read_localhost`], [`apparmor::Node::policy`]), by the caller.
+//! ([`seccomp::read_localhost`], [`apparmor::NodeProfiles::policy`]), by the caller.
 
 pub mod apparmor;
 pub mod capabilities;

@@ -122,7 +122,7 @@ fn shared(at: &str, name: &str, mode: &str) -> Result<Mount, OciError> {
 
 /// Device nodes beyond the standard ones (null, zero, full, random, urandom, tty, ptmx, which
 /// every OCI runtime makes): for a privileged container those of the guest's kernel that programs
-/// open by name. The guest has no modules, so the list is complete but for disks. Where a volume is,
+/// open by path. The guest has no modules, so the list is complete but for disks. Where a volume is,
 /// no node is made: a node's /dev that is mounted at /dev has its own, and stays as it is.
 pub fn devices(privileged: bool, plan: &Plan) -> Result<Vec<LinuxDevice>, OciError> {
     let mut result = own_devices(privileged)?;

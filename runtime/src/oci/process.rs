@@ -29,8 +29,8 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 const MOST_PASSED: usize = 6 << 20;
 
 /// The arguments, as Kubernetes has it: `command` stands for the image's entrypoint and puts its
-/// cmd out of use; `args` stand for the cmd only. An entrypoint of one empty word is none, as in
-/// Docker. A command that is empty otherwise is one that is not found when it is started.
+/// cmd out of use; `args` stand for the cmd only. An entrypoint of one empty word counts as absent, as in
+/// Docker. Any other empty command is not found when it is started.
 pub fn args(config: &cri::ContainerConfig, image: &ImageProcess) -> Result<Vec<String>, OciError> {
     let mut result = Vec::new();
     if config.command.is_empty() {
@@ -97,7 +97,7 @@ pub fn env(
 }
 
 /// Refuses what no kernel would pass to a program. What is less may still be too much for the
-/// container's limits: its start tells.
+/// container's limits: starting it shows.
 pub fn check_size(args: &[String], env: &[String]) -> Result<(), OciError> {
     let pointer = size_of::<u64>();
     let texts = args.iter().chain(env);
@@ -255,7 +255,7 @@ mod tests {
                 vec!["/ep-2", "zoo"],
             ),
             (vec![], vec!["sh"], vec![], vec![], vec!["sh"]),
-            // An empty entrypoint is none; one that has more is not.
+            // An entrypoint of one empty word counts as absent; a longer one does not.
             (
                 vec![""],
                 vec!["echo", "hi"],
@@ -272,7 +272,7 @@ mod tests {
             ),
             (vec![""], vec![], vec!["id"], vec![], vec!["id"]),
             (vec!["", "x"], vec![], vec![], vec![], vec!["", "x"]),
-            // No program has this name: the start says so.
+            // No program has this name: starting it fails.
             (vec![], vec![""], vec![], vec![], vec![""]),
             (vec!["/ep"], vec![], vec![""], vec![], vec![""]),
         ] {

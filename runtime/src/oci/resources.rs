@@ -24,7 +24,7 @@ const SHARES_MAX: i64 = 262_144;
 const MEMORY_MIN: i64 = 4 * 1024 * 1024;
 
 /// The checked limits as the OCI spec has them. `unset` values (0) stay absent, so that an update
-/// with them leaves what is there.
+/// with them changes nothing.
 pub fn build(asked: &LinuxContainerResources, on_node: bool) -> Result<LinuxResources, OciError> {
     let mut cpu = LinuxCpuBuilder::default();
     let mut any_cpu = false;

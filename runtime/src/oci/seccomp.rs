@@ -2,7 +2,7 @@
 //!
 //! The filter runs in the guest's kernel, or for a pod on the host in the node's; the daemon only
 //! chooses it. A localhost profile is a file of the host, read here (bounded) and sent along in the
-//! container's OCI spec as it is: names of calls that nobody here knows are for the agent to judge.
+//! container's OCI spec as it is: names of calls unknown here are for the agent to judge.
 
 use std::{
     collections::HashSet,
@@ -28,7 +28,7 @@ const LOCALHOST_LIMIT: u64 = 1024 * 1024;
 /// "Operation not permitted".
 const EPERM: u32 = 1;
 
-/// Which profile is asked for.
+/// Which profile is requested.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
     /// No filter.

@@ -4,7 +4,7 @@ use bulkhead_proto::cri;
 
 use super::OciError;
 
-/// SIGTERM, what stops a container when nobody says otherwise.
+/// SIGTERM, which stops a container unless its image or CRI names another signal.
 pub const SIGTERM: u32 = 15;
 /// SIGKILL.
 pub const SIGKILL: u32 = 9;

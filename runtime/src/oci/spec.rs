@@ -17,7 +17,7 @@ use crate::volumes;
 /// Open files per process: what container images have come to expect of a node.
 const OPEN_FILES: u64 = 1_048_576;
 
-/// What is to be built from.
+/// What a plan is built from.
 #[derive(Debug, Clone, Copy)]
 pub struct Input<'a> {
     /// CRI's container.
@@ -55,7 +55,7 @@ impl Kernel {
     }
 }
 
-/// What the agent is told, and what the records keep of it.
+/// What the agent is sent, and what the records keep of it.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The runtime spec.

@@ -64,7 +64,7 @@ fn range(mappings: &[cri::IdMapping], field: &'static str) -> Result<agent::IdRa
         let value = format!("container_id {}", mapping.container_id);
         return Err(refused(value, "a mapping that begins at container_id 0"));
     }
-    // The last id is (uid_t)-1, which is none.
+    // The last id is (uid_t)-1, which is not a valid one.
     let end = u64::from(mapping.host_id) + u64::from(mapping.length);
     if mapping.length == 0 || end > u64::from(u32::MAX) {
         let value = format!("host_id {}, length {}", mapping.host_id, mapping.length);

@@ -165,7 +165,7 @@ async fn collect(
         Some(OneContainer { record, stats })
     });
     let mut figures = guest.guest.unwrap_or_default();
-    // The pod's are those it was given: a kernel has more of its own accord (dummy0).
+    // The pod's are those it was given: a kernel has more by itself (dummy0).
     let given = record.network.as_ref().map(|network| &network.interfaces);
     if let Some(given) = given.filter(|given| !given.is_empty()) {
         figures

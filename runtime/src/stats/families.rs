@@ -264,7 +264,7 @@ pub(super) const CONTAINER: &[Family<OneContainer>] = &[
         "All memory but the file cache that can be dropped at once.",
         |c| just(c.stats.memory_working_set_bytes)),
     family!(Counter "container_oom_events_total" []
-        "Processes killed for want of memory.", |c| just(c.stats.oom_kills)),
+        "Processes killed by the OOM killer.", |c| just(c.stats.oom_kills)),
     family!(Counter "container_pressure_cpu_stalled_seconds_total" []
         "Time for which all processes waited for a CPU.",
         |c| pressure(c.stats.cpu_psi.as_ref(), full)),

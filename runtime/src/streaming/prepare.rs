@@ -42,7 +42,12 @@ pub fn port_forward(app: &App, request: v1::PortForwardRequest) -> Result<String
     }
     let ports = request.port.iter().map(|port| {
         let fits = u16::try_from(*port).ok().filter(|port| *port > 0);
-        fits.ok_or_else(|| invalid("port", &format!("has {port}, which is no TCP port")))
+        fits.ok_or_else(|| {
+            invalid(
+                "port",
+                &format!("has {port}, which is not a TCP port (1 to 65535)"),
+            )
+        })
     });
     let ports = ports.collect::<Result<Vec<_>, _>>()?;
     let record = sandbox::find(app, &request.pod_sandbox_id)?;
@@ -70,7 +75,7 @@ fn streams(
     if tty && stderr {
         return Err(invalid(
             "stderr",
-            "cannot be had with tty: a terminal has one output, which is stdout",
+            "must be false with tty: a terminal has one output, which is stdout",
         ));
     }
     if !(stdin || stdout || stderr) {

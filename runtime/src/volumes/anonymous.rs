@@ -23,8 +23,8 @@ const RUNTIMES: [&str; 7] = [
 ];
 
 /// Adds what an image asks for to a plan that has the pod's mounts. Paths are taken as containerd
-/// takes them: cleaned, and from the root. What cannot be a volume is left out, and the log says so:
-/// whoever runs the image cannot change it.
+/// takes them: cleaned, and from the root. What cannot be a volume is left out, with a warning, not
+/// refused: the operator cannot change the image.
 ///
 /// # Errors
 /// When there are more than a container can have.
@@ -33,7 +33,10 @@ pub fn add(plan: &mut Plan, paths: &[String]) -> Result<(), VolumeError> {
         let destination = validate::clean(path);
         if !validate::is_possible(path) || is_taken(&destination) {
             let path: String = path.chars().take(200).collect();
-            tracing::warn!(path, "the image asks for a volume there; it gets none");
+            tracing::warn!(
+                path,
+                "the image declares a volume where none can be; it is left out"
+            );
             continue;
         }
         // Of the node's own devices nothing is made for an image.
@@ -42,10 +45,10 @@ pub fn add(plan: &mut Plan, paths: &[String]) -> Result<(), VolumeError> {
             continue;
         }
         if plan.volumes.len() >= MAX_MOUNTS {
-            return Err(VolumeError::Invalid {
-                field: "mounts, with the volumes of the image".to_owned(),
-                value: format!("{} and {}", plan.volumes.len(), paths.len()),
-                allowed: "more than 1024 are not possible",
+            return Err(VolumeError::TooMany {
+                what: "mounts and volumes of the image",
+                requested: plan.volumes.len().saturating_add(1),
+                limit: MAX_MOUNTS,
             });
         }
         plan.volumes.push(Volume {

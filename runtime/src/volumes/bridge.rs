@@ -51,7 +51,7 @@ type Tokens = Arc<Mutex<Vec<Token>>>;
 
 /// Why a connection came to nothing or ended.
 #[derive(Debug, thiserror::Error)]
-enum Ended {
+enum ConnectionError {
     #[error("it did not say the token")]
     WrongToken,
     #[error("it did not say the token in {} s", TOKEN_DEADLINE.as_secs())]
@@ -112,7 +112,7 @@ fn listen(at: &Path, uid: Option<u32>) -> io::Result<UnixListener> {
 async fn serve(listener: UnixListener, path: PathBuf, tokens: Tokens) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // The connections end with the bridge.
-    let mut pending: JoinSet<Result<UnixStream, Ended>> = JoinSet::new();
+    let mut pending: JoinSet<Result<UnixStream, ConnectionError>> = JoinSet::new();
     let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
     let mut connections = JoinSet::new();
     let mut refused: u64 = 0;
@@ -150,7 +150,7 @@ async fn serve(listener: UnixListener, path: PathBuf, tokens: Tokens) {
                     Err(_aborted) => format!("{MAX_PENDING} newer ones have not said the token either"),
                 };
                 refused = refused.saturating_add(1);
-                // The first, and then ever more seldom: a guest can make as many as it likes.
+                // Logged at powers of two: a guest can make as many as it likes.
                 if refused.is_power_of_two() {
                     tracing::warn!(socket = %path.display(), refused, why, "a pod's connection to a socket was closed");
                 }
@@ -165,23 +165,23 @@ async fn heard(
     mut guest: UnixStream,
     tokens: Tokens,
     deadline: Duration,
-) -> Result<UnixStream, Ended> {
+) -> Result<UnixStream, ConnectionError> {
     if lock(&tokens).is_empty() {
         return Ok(guest);
     }
     let mut said = [0; LENGTH];
     let read = tokio::time::timeout(deadline, guest.read_exact(&mut said)).await;
-    read.map_err(|_| Ended::Silent)??;
+    read.map_err(|_| ConnectionError::Silent)??;
     match lock(&tokens).iter().any(|token| token.is(&said)) {
         true => Ok(guest),
-        false => Err(Ended::WrongToken),
+        false => Err(ConnectionError::WrongToken),
     }
 }
 
-async fn pass(mut guest: UnixStream, path: &Path) -> Result<(), Ended> {
-    // The path, not the inode: whoever serves it may have been started again.
+async fn pass(mut guest: UnixStream, path: &Path) -> Result<(), ConnectionError> {
+    // The path, not the inode: its server may have been restarted.
     let connected = tokio::time::timeout(CONNECT_DEADLINE, UnixStream::connect(path)).await;
-    let mut host = connected.map_err(|_| Ended::NotAccepted)??;
+    let mut host = connected.map_err(|_| ConnectionError::NotAccepted)??;
     tokio::io::copy_bidirectional(&mut guest, &mut host).await?;
     Ok(())
 }
@@ -301,7 +301,7 @@ mod tests {
         guest.write_all(&[1; LENGTH - 1]).await.unwrap();
         let tokens = Arc::new(Mutex::new(vec![Token::new().unwrap()]));
         let silent = heard(daemon, tokens, Duration::from_millis(20)).await;
-        assert!(matches!(silent, Err(Ended::Silent)));
+        assert!(matches!(silent, Err(ConnectionError::Silent)));
         assert_eq!(rest(&mut guest).await, b"");
     }
 

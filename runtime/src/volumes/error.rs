@@ -23,8 +23,18 @@ pub enum VolumeError {
         /// What is wrong, or what may be given.
         allowed: &'static str,
     },
+    /// More than a container can have.
+    #[error("{requested} {what} requested; the limit is {limit}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        requested: usize,
+        /// The most.
+        limit: usize,
+    },
     /// Something valid that this handler or release does not do.
-    #[error("{what} cannot be had: {advice}")]
+    #[error("{what} is not supported: {advice}")]
     Unsupported {
         /// What was asked for.
         what: String,
@@ -63,8 +73,8 @@ pub enum VolumeError {
     },
     /// Mounts below a directory that is to be removed would not go.
     #[error(
-        "{} still has {count} mounts below it, the first at {}; nothing is removed there, so that \
-         no file of the host is: unmount them by hand",
+        "{} still has {count} mounts below it, the first at {}; it is left in place, so that no \
+         file of the host is removed: unmount them by hand",
         path.display(), first.display()
     )]
     StillMounted {
@@ -94,7 +104,7 @@ pub enum VolumeError {
 impl Grpc for VolumeError {
     fn code(&self) -> Code {
         match self {
-            Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Invalid { .. } | Self::TooMany { .. } => Code::InvalidArgument,
             Self::Unsupported { .. } => Code::Unimplemented,
             Self::NotAllowed { .. } => Code::PermissionDenied,
             Self::Source { source, .. } => match source.kind() {

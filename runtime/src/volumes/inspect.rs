@@ -1,4 +1,4 @@
-//! A look at the host: what each of a container's mounts and devices is, and what it becomes.
+//! Looks at the host: what each of a container's mounts and devices is, and what it becomes.
 //! Everything is opened once, links followed, and used by its descriptor from then on. Makes nothing
 //! but the directory of a source that is not there.
 
@@ -45,7 +45,7 @@ pub struct PlanContext {
 /// Plans all mounts and devices of a container. Blocks.
 ///
 /// # Errors
-/// For the first that cannot be had.
+/// For the first that cannot be given to the container.
 pub fn inspect(config: &cri::ContainerConfig, context: &PlanContext) -> Result<Plan, VolumeError> {
     validate::check(config, context.handler)?;
     let mut plan = Plan {
@@ -215,7 +215,7 @@ impl Inspector<'_> {
             Ok(()) => {
                 tracing::info!(
                     path = %path.display(),
-                    "a mount's source was not there and is made as a directory"
+                    "the source of a mount does not exist; made a directory there"
                 );
                 Source::open(path).map_err(self.failed("open"))
             }
@@ -272,7 +272,7 @@ impl Inspector<'_> {
     }
 
     fn socket(&self, source: Source, stat: &Stat) -> Result<Kind, VolumeError> {
-        // Either as it was asked for or as it is, both are the operator's words.
+        // The path as given or as resolved: the operator may have listed either.
         let allowed =
             self.context.sockets.iter().any(|socket| {
                 *socket == source.path || *socket == Path::new(&self.mount.host_path)

@@ -10,7 +10,7 @@ use std::{
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountInfo {
-    /// Its number, as statx(2) tells it.
+    /// Its id, as statx(2) reports it.
     pub id: u64,
     /// The file system's device, major and minor.
     pub device: (u32, u32),

@@ -40,7 +40,7 @@ pub struct Share {
     stage: PathBuf,
 }
 
-/// The mount namespace of a VMM, in which volumes are mounted: nobody else sees them, and they end
+/// The mount namespace of a VMM, in which volumes are mounted: no other process sees them, and they end
 /// with it.
 #[derive(Debug)]
 pub struct Inside {

@@ -1,4 +1,4 @@
-//! What a pod's agent says first on each connection to a socket of the node, so that nobody else in
+//! What a pod's agent says first on each connection to a socket of the node, so that nothing else in
 //! the guest can use the way there (`bridge`).
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};

@@ -1,4 +1,4 @@
-//! What can be told of CRI's mounts and devices without a look at the host. Pure.
+//! What can be checked of CRI's mounts and devices without looking at the host. Pure.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -40,14 +40,19 @@ pub enum Handler {
     Host,
 }
 
-/// Refuses, by name, what no host could make right.
+/// Refuses what no host could mount; the error names the field.
 pub fn check(config: &cri::ContainerConfig, handler: Handler) -> Result<(), VolumeError> {
-    if config.mounts.len() > MAX_MOUNTS || config.devices.len() > MAX_MOUNTS {
-        return Err(VolumeError::Invalid {
-            field: "mounts, devices".to_owned(),
-            value: format!("{}, {}", config.mounts.len(), config.devices.len()),
-            allowed: "more than 1024 are not possible",
-        });
+    for (what, requested) in [
+        ("mounts", config.mounts.len()),
+        ("devices", config.devices.len()),
+    ] {
+        if requested > MAX_MOUNTS {
+            return Err(VolumeError::TooMany {
+                what,
+                requested,
+                limit: MAX_MOUNTS,
+            });
+        }
     }
     for (number, mount) in config.mounts.iter().enumerate() {
         let at = |field: &str| format!("mounts[{number}].{field}");
@@ -222,7 +227,7 @@ fn possible(field: &str, path: &str) -> Result<(), VolumeError> {
     Err(VolumeError::Invalid {
         field: field.to_owned(),
         value: shown(path),
-        allowed: "a path has at most 4096 bytes, and no zero byte among them",
+        allowed: "a path has at most 4096 bytes and contains no NUL byte",
     })
 }
 

@@ -71,7 +71,7 @@ impl Watch {
         let first = read.ok_or_else(|| VolumeError::Host {
             action: "copy the volume",
             path: path.clone(),
-            source: io::Error::other("it is no longer laid out as a ConfigMap or Secret is"),
+            source: io::Error::other("its layout is no longer that of a ConfigMap or Secret"),
         })?;
         put(&agent, &name, &first).await?;
         Ok(Self(tokio::spawn(follower.run(agent, name, path, first))))
@@ -143,13 +143,13 @@ impl Follower {
     async fn run(mut self, agent: Agent, name: String, path: PathBuf, mut last: Snapshot) {
         loop {
             if let Err(error) = self.changed().await {
-                tracing::warn!(volume = %path.display(), %error, "no longer watched");
+                tracing::warn!(volume = %path.display(), %error, "cannot watch the volume any longer; pods keep the last copy");
                 return;
             }
             // Until the guest has what the host has.
             while let Err(error) = self.bring(&agent, &name, &path, &mut last).await {
                 let error = crate::error::chain(&error);
-                tracing::debug!(volume = %path.display(), error, "a change is brought later");
+                tracing::debug!(volume = %path.display(), error, "cannot copy a change into the pod yet; it is tried again");
                 bulkhead_common::back_off(RETRY).await;
             }
         }
@@ -178,8 +178,8 @@ impl Follower {
                 // Its last state stays, as on a node whose kubelet is stopped half-way.
                 tracing::warn!(
                     volume = %path.display(),
-                    "no longer laid out as a ConfigMap or Secret is, or larger than 15 MiB; pods \
-                     keep what they have"
+                    "its layout is no longer that of a ConfigMap or Secret, or it is larger than 15 MiB; pods \
+                     keep the last copy"
                 );
                 Ok(())
             }

@@ -106,7 +106,9 @@ pub(super) async fn plan(
     let apparmor_policy = match apparmor::choose(&context)? {
         // The host's own kernel has it, or the agent refuses it: nothing is loaded there for a pod.
         apparmor::Choice::Localhost(_) if on_host => Vec::new(),
-        apparmor::Choice::Localhost(profile) => apparmor::Node::default().policy(&profile).await?,
+        apparmor::Choice::Localhost(profile) => {
+            apparmor::NodeProfiles::default().policy(&profile).await?
+        }
         apparmor::Choice::Unconfined | apparmor::Choice::RuntimeDefault => Vec::new(),
     };
     let planned = Planned {

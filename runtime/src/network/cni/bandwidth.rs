@@ -19,7 +19,7 @@ const BURST: u64 = u32::MAX as u64;
 /// The capability's argument, if the pod has one of the annotations.
 ///
 /// # Errors
-/// For a value that is no quantity or out of range.
+/// For a value that is not a quantity or out of range.
 pub fn argument(annotations: &HashMap<String, String>) -> Result<Option<Value>, NetworkError> {
     let mut rates = Map::new();
     for (annotation, rate, burst) in [

@@ -1,4 +1,4 @@
-//! The network configuration: the first file by name in the CNI directory, as a list of plugins
+//! The network configuration: the first file, in the order of names, of the CNI directory, as a list of plugins
 //! (CNI spec 1.1, "Network configuration format"). Reading and checking only; running is `exec`.
 
 use std::{
@@ -12,7 +12,7 @@ use crate::network::NetworkError;
 
 /// The versions of the specification whose results are understood here.
 const VERSIONS: &[&str] = &["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-/// A configuration beyond this is no configuration.
+/// A larger file is refused.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// A network: its name and the plugins that make it, in order.

@@ -35,7 +35,7 @@ pub struct Attachment {
 /// Runs `plugin` and gives its answer (`None` if it printed nothing).
 ///
 /// # Errors
-/// If there is no such program, it fails, does not end in time, or prints what is no JSON.
+/// If there is no such program, it fails, does not end in time, or prints something other than JSON.
 pub async fn run(
     plugin: &str,
     dirs: &[PathBuf],

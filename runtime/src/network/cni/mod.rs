@@ -1,6 +1,6 @@
 //! CNI as a runtime must speak it (spec 1.1): the chain of plugins for ADD, the reverse chain for
 //! DEL with what ADD ran with, and whether a network can be made at all. Not here: namespaces and
-//! taps, and what the guest is told.
+//! taps, and what the guest is configured with.
 
 mod bandwidth;
 mod blocking;
@@ -57,7 +57,7 @@ impl Cni {
         usable(&self.conf_dir, &self.bin_dirs)
     }
 
-    /// Adds a pod to the network. On failure the plugins have been told to undo it.
+    /// Adds a pod to the network. On failure the plugins have been run to undo it.
     ///
     /// # Errors
     /// Those of the configuration and of the plugin that failed.
@@ -82,7 +82,7 @@ impl Cni {
             }
             Err(error) => {
                 if let Err(undo) = self.del(attachment).await {
-                    tracing::warn!(error = %undo, "undoing a failed CNI ADD");
+                    tracing::warn!(error = %undo, "cannot undo a failed CNI ADD");
                 }
                 Err(error)
             }
@@ -114,10 +114,10 @@ impl Cni {
     }
 
     /// Takes a pod out of its network, with the configuration it was added by. Repeatable: a pod
-    /// that was never added, or is out already, is no error.
+    /// that was never added, or is out already, is fine.
     ///
     /// # Errors
-    /// That of the first plugin that failed; the others have run all the same, and what was kept
+    /// That of the first plugin that failed; the others have still run, and what was kept
     /// for the pod stays, so that the call can be repeated.
     pub async fn del(&self, attachment: Attachment) -> Result<(), NetworkError> {
         let Some(cached) = self.cache.get(&attachment.container_id).await? else {
@@ -165,10 +165,10 @@ fn usable(dir: &Path, dirs: &[PathBuf]) -> Result<NetworkConf, NetworkError> {
     Ok(conf)
 }
 
-/// Whether a pod asks for what can be told to the plugins.
+/// Checks what a pod asks of the plugins.
 ///
 /// # Errors
-/// For a bandwidth that is none.
+/// For a bandwidth that is not a quantity.
 pub fn validate(pod: &PodSandboxConfig) -> Result<(), NetworkError> {
     arguments(pod).map(|_| ())
 }
@@ -236,13 +236,13 @@ fn configuration(
     input.remove("capabilities");
     input.insert("name".to_owned(), conf.name.clone().into());
     input.insert("cniVersion".to_owned(), conf.version.clone().into());
-    let wanted: Map<String, Value> = arguments
+    let supported: Map<String, Value> = arguments
         .iter()
         .filter(|(name, _)| plugin.has_capability(name))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
-    if !wanted.is_empty() {
-        input.insert("runtimeConfig".to_owned(), Value::Object(wanted));
+    if !supported.is_empty() {
+        input.insert("runtimeConfig".to_owned(), Value::Object(supported));
     }
     if let Some(previous) = previous {
         input.insert("prevResult".to_owned(), previous.clone());

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// More than this in a list is no honest answer.
+/// A longer list is refused.
 const MAX_LIST: usize = 256;
 
 /// The part of a result that is used.

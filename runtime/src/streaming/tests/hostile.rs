@@ -165,7 +165,7 @@ async fn a_client_that_does_not_read_holds_the_command_up_and_not_the_memory() {
         let mut quick = Command::start(&url, &["stdout", "stderr"]).await.unwrap();
         quick.collect().await.unwrap();
         drop(quick);
-        // The first is still there, with everything it has to say.
+        // The first is still there, with all its output.
         let ended = slow.collect().await.unwrap();
         assert_eq!(ended.stdout.len(), 4096 * super::bulk::BLOCK);
         drop(slow);

@@ -36,7 +36,7 @@ async fn exit_codes_output_and_errors_come_to_their_end() {
         assert!(again.to_string().contains("404"), "{again}");
         for (command, text) in [
             ("missing", "no such file: missing"),
-            ("dies", "broke"),
+            ("dies", "lost the connection"),
             ("liar", "unknown kind 255"),
         ] {
             let url = node.exec(&[command], false);

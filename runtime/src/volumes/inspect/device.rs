@@ -19,7 +19,7 @@ use crate::volumes::{
 /// Digits of a serial after its letter (virtio 1.2 §5.2.6.1: 20 bytes at most).
 const SERIAL_DIGITS: usize = 19;
 
-/// The guest's own node for a device that is nobody's in particular.
+/// The guest's own node for a device that belongs to no hardware of the node.
 pub(super) fn guest_node(stat: &Stat) -> Option<PathBuf> {
     let number = (
         rustix::fs::major(stat.st_rdev),
@@ -69,7 +69,7 @@ pub(super) fn device(
     let permissions = given.permissions.clone();
     let ownership = Ownership::from(&stat);
     match FileType::from_raw_mode(stat.st_mode) {
-        // A mount lies over it: nobody could see the disk.
+        // A mount covers it: the disk could not be seen.
         FileType::BlockDevice if handler == Handler::Kvm && covered => Ok(()),
         FileType::BlockDevice if handler == Handler::Kvm => {
             let read_only = !permissions.contains('w');
@@ -121,7 +121,7 @@ pub(super) fn device(
         _ => Err(VolumeError::Invalid {
             field: field("host_path"),
             value: given.host_path.clone(),
-            allowed: "it is no device",
+            allowed: "it is not a device",
         }),
     }
 }

@@ -85,7 +85,7 @@ fn what_is_not_there_is_made_as_a_directory() {
             assert_eq!(source.path, base.join(made), "{asked}");
             let meta = fs::metadata(&source.path).unwrap();
             let mode = std::os::unix::fs::PermissionsExt::mode(&meta.permissions());
-            // As far as the umask of whoever runs this lets it be.
+            // Subject to the umask of the test's process.
             assert!(meta.is_dir() && mode & 0o700 == 0o700, "{mode:o}");
             assert_eq!(mode & 0o022, 0, "{mode:o}");
         }
