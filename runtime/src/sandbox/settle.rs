@@ -109,15 +109,18 @@ async fn give_back(app: &Arc<App>, id: &str, extent: Extent) -> Result<(), Sandb
             .reserved()
             .free_name(&names::of_record(&record), id);
     } else {
-        let left = left.clone();
-        let update = app.records.sandboxes.update(id, move |record| {
-            record.state = match left.is_empty() {
-                true => SandboxState::Released,
-                false => SandboxState::NotReady,
-            };
-            record.resources = left;
-        });
-        update.await?;
+        let state = match left.is_empty() {
+            true => SandboxState::Released,
+            false => SandboxState::NotReady,
+        };
+        if (state, &left) != (record.state, &record.resources) {
+            let left = left.clone();
+            let update = app.records.sandboxes.update(id, move |record| {
+                record.state = state;
+                record.resources = left;
+            });
+            update.await?;
+        }
     }
     // Not before the record says so: a user id that is free is another pod's at once.
     if let Some(uid) = record.uid()

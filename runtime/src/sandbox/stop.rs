@@ -10,7 +10,12 @@ use super::{
 use bulkhead_proto::agent::SyncVolumesRequest;
 
 use crate::{
-    app::App, container, error::chain, records::SandboxState, task::detached, volumes::pod_volumes,
+    app::App,
+    container,
+    error::chain,
+    records::{SandboxRecord, SandboxState},
+    task::detached,
+    volumes::pod_volumes,
 };
 
 /// Containers get SIGKILL; their output is drained.
@@ -46,10 +51,10 @@ pub(super) async fn stop_in_turn(app: &Arc<App>, id: &str) -> Result<(), Sandbox
         SandboxState::Released => return Ok(()),
         SandboxState::Ready | SandboxState::NotReady => {}
     }
-    app.records
-        .sandboxes
-        .update(id, |record| record.state = SandboxState::NotReady)
-        .await?;
+    if record.state == SandboxState::Ready {
+        let stopping = |record: &mut SandboxRecord| record.state = SandboxState::NotReady;
+        app.records.sandboxes.update(id, stopping).await?;
+    }
 
     let containers = container::pod_stopping(app, id);
     if tokio::time::timeout(CONTAINERS_DEADLINE, containers)
