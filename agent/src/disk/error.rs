@@ -65,14 +65,6 @@ pub enum DiskError {
         #[source]
         error: io::Error,
     },
-    /// Still needed.
-    #[error("disk {serial} is in use by {users} containers; delete them first")]
-    InUse {
-        /// The disk.
-        serial: String,
-        /// How many.
-        users: usize,
-    },
     /// Devices are waited for in a guest only.
     #[error(
         "disks {} are named without a file: a pod on the host cannot have disks", serials.join(", ")

@@ -85,7 +85,7 @@ impl Disks {
         Ok(targets)
     }
 
-    /// Counts one user less. The layers stay mounted until [`remove`](Self::remove).
+    /// Counts one user less. The layers stay mounted until [`remove_unused`](Self::remove_unused).
     pub async fn release_layers(&self, serials: &[String]) {
         let mut mounted = self.mounted.lock().await;
         for serial in serials {
@@ -307,21 +307,17 @@ impl Disks {
         })
     }
 
-    /// Unmounts and unplugs. A missing disk is not an error.
+    /// Unmounts and unplugs those that no container uses; the others stay. A missing disk is not
+    /// an error.
     ///
     /// # Errors
-    /// If one is in use, or the kernel refuses.
-    pub async fn remove(&self, serials: &[String]) -> Result<(), DiskError> {
+    /// If the kernel refuses.
+    pub async fn remove_unused(&self, serials: &[String]) -> Result<(), DiskError> {
         let mut mounted = self.mounted.lock().await;
         for serial in serials {
             device::check_serial(serial)?;
             let device = match mounted.get(serial) {
-                Some(Mounted { users, .. }) if *users > 0 => {
-                    return Err(DiskError::InUse {
-                        serial: serial.clone(),
-                        users: *users,
-                    });
-                }
+                Some(Mounted { users, .. }) if *users > 0 => continue,
                 Some(Mounted { target, source, .. }) => {
                     let source = source.clone();
                     if !matches!(source, Source::Preexisting) {
@@ -351,22 +347,6 @@ impl Disks {
             .await?;
         }
         Ok(())
-    }
-
-    /// Like [`remove`](Self::remove) for those that are unused; the others stay.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub async fn remove_unused(&self, serials: &[String]) -> Result<(), DiskError> {
-        let unused: Vec<_> = {
-            let mounted = self.mounted.lock().await;
-            serials
-                .iter()
-                .filter(|serial| mounted.get(*serial).is_none_or(|disk| disk.users == 0))
-                .cloned()
-                .collect()
-        };
-        self.remove(&unused).await
     }
 }
 

@@ -25,7 +25,7 @@ impl Agent {
             });
         }
         // One at a time, and not while the sandbox is being set up.
-        let _sandbox = self.0.sandbox.lock().await;
+        let _alone = self.0.sandbox.lock().await;
         blocking::run(move || {
             if request.rescan {
                 disk::rescan()?;

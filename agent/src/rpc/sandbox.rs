@@ -5,12 +5,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use bulkhead_proto::agent::{
-    AddDisksRequest, BootStep, Dns, HelloResponse, Network, SetupSandboxRequest,
-};
+use bulkhead_proto::agent::{AddDisksRequest, BootStep, HelloResponse, SetupSandboxRequest};
 use rustix::mount::MountFlags;
 
-use super::agent::{Agent, Sandbox};
+use super::agent::Agent;
 use super::error::SandboxError;
 use crate::container::ContainerError;
 use crate::disk::{DEFAULT_DEADLINE, DiskError, Filesystem};
@@ -53,7 +51,7 @@ impl Agent {
     /// # Errors
     /// The first step that fails; the call can be repeated.
     pub(super) async fn setup(&self, mut request: SetupSandboxRequest) -> Result<(), SandboxError> {
-        let mut sandbox = self.0.sandbox.lock().await;
+        let _alone = self.0.sandbox.lock().await;
         // Validate before anything is changed.
         if request.hostname.len() > MAX_HOSTNAME || request.hostname.contains(['\0', '\n', '/']) {
             return Err(SandboxError::Invalid {
@@ -109,12 +107,15 @@ impl Agent {
         }
         files::write_hostname(&directory, &request.hostname)?;
         files::write_resolv_conf(&directory, &request.dns.unwrap_or_default())?;
-        sandbox.hostname = request.hostname;
-        sandbox.extra_hosts = request.extra_hosts;
         if node_network {
             files::copy_hosts(Path::new("/etc/hosts"), &directory)?;
         } else {
-            write_hosts(&sandbox, &directory, network.as_ref())?;
+            write_hosts(
+                &directory,
+                &request.hostname,
+                network.as_ref(),
+                &request.extra_hosts,
+            )?;
         }
 
         if user_namespace.is_some() && host.is_some() {
@@ -186,31 +187,6 @@ impl Agent {
         futures::try_join!(scratch, processors, net, shared).map(drop)
     }
 
-    /// Sets the network to what is given.
-    ///
-    /// # Errors
-    /// The first step that fails; the call can be repeated.
-    pub(super) async fn configure(
-        &self,
-        network: Option<Network>,
-        dns: Option<Dns>,
-    ) -> Result<(), SandboxError> {
-        if self.containers().paths.host().is_some() {
-            return Err(SandboxError::Invalid {
-                field: "network",
-                expected: "a guest's: on the host CNI sets the pod's network",
-            });
-        }
-        let sandbox = self.0.sandbox.lock().await;
-        let network = model::Network::try_from(&network.unwrap_or_default())?;
-        let directory = self.containers().paths.sandbox();
-        if let Some(dns) = dns {
-            files::write_resolv_conf(&directory, &dns)?;
-        }
-        write_hosts(&sandbox, &directory, Some(&network))?;
-        Ok(apply::apply(&network).await?)
-    }
-
     /// Waits for disks and mounts them.
     ///
     /// # Errors
@@ -265,9 +241,10 @@ fn open_network() -> HashMap<String, String> {
 }
 
 fn write_hosts(
-    sandbox: &Sandbox,
     directory: &Path,
+    hostname: &str,
     network: Option<&model::Network>,
+    extra: &[String],
 ) -> Result<(), NetError> {
     let addresses: Vec<IpAddr> = network
         .iter()
@@ -275,12 +252,7 @@ fn write_hosts(
         .flat_map(|interface| &interface.addresses)
         .map(|prefix| prefix.address)
         .collect();
-    files::write_hosts(
-        directory,
-        &sandbox.hostname,
-        &addresses,
-        &sandbox.extra_hosts,
-    )
+    files::write_hosts(directory, hostname, &addresses, extra)
 }
 
 /// What a guest has of its own: the clock, the entropy pool, the machine id.

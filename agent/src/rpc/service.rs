@@ -29,35 +29,11 @@ impl Service for Agent {
         Ok(Response::new(SetupSandboxResponse {}))
     }
 
-    async fn configure_network(
-        &self,
-        request: Request<ConfigureNetworkRequest>,
-    ) -> RpcResult<ConfigureNetworkResponse> {
-        let ConfigureNetworkRequest { network, dns } = request.into_inner();
-        self.configure(network, dns)
-            .await
-            .map_err(status::of_sandbox)?;
-        Ok(Response::new(ConfigureNetworkResponse {}))
-    }
-
     async fn add_disks(&self, request: Request<AddDisksRequest>) -> RpcResult<AddDisksResponse> {
         self.attach_disks(request.into_inner())
             .await
             .map_err(status::of_disk)?;
         Ok(Response::new(AddDisksResponse {}))
-    }
-
-    async fn remove_disks(
-        &self,
-        request: Request<RemoveDisksRequest>,
-    ) -> RpcResult<RemoveDisksResponse> {
-        let serials = request.into_inner().serials;
-        self.containers()
-            .disks
-            .remove(&serials)
-            .await
-            .map_err(status::of_disk)?;
-        Ok(Response::new(RemoveDisksResponse {}))
     }
 
     async fn create_container(

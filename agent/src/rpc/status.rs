@@ -115,7 +115,6 @@ fn disk_code(error: &DiskError) -> Code {
         | DiskError::NoDevices { .. }
         | DiskError::NotOnHost { .. } => Code::InvalidArgument,
         DiskError::Missing { .. } => Code::DeadlineExceeded,
-        DiskError::InUse { .. } => Code::FailedPrecondition,
         DiskError::EndedEarly(_) => Code::Unavailable,
         DiskError::Scan { .. } | DiskError::Mount { .. } | DiskError::Release { .. } => {
             Code::Internal

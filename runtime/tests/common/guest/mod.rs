@@ -316,19 +316,7 @@ impl agent_server::Agent for Guest {
             _ => Ok(Response::new(api::SetupSandboxResponse {})),
         }
     }
-    async fn configure_network(
-        &self,
-        _: Request<api::ConfigureNetworkRequest>,
-    ) -> Answer<api::ConfigureNetworkResponse> {
-        absent()
-    }
     async fn add_disks(&self, _: Request<api::AddDisksRequest>) -> Answer<api::AddDisksResponse> {
-        absent()
-    }
-    async fn remove_disks(
-        &self,
-        _: Request<api::RemoveDisksRequest>,
-    ) -> Answer<api::RemoveDisksResponse> {
         absent()
     }
     async fn create_container(
