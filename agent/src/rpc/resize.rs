@@ -36,10 +36,8 @@ impl Agent {
             Ok::<_, SandboxError>(())
         })
         .await?;
-        let guest = stats::guest(self.containers().paths.cgroup_root());
         Ok(ResizeGuestResponse {
-            online_cpus: guest.online_cpus,
-            memory_total_bytes: guest.memory_total_bytes,
+            online_cpus: stats::online_cpus(),
         })
     }
 }

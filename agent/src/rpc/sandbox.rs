@@ -22,7 +22,6 @@ const MAX_HOSTNAME: usize = 64;
 
 /// The answer to Hello.
 pub fn hello() -> HelloResponse {
-    let info = rustix::system::sysinfo();
     let steps = init::steps::all()
         .into_iter()
         .map(|(name, ended_ns)| BootStep {
@@ -37,9 +36,6 @@ pub fn hello() -> HelloResponse {
             .release()
             .to_string_lossy()
             .into_owned(),
-        // c_ulong and u64 are one here, and may not be elsewhere.
-        #[allow(clippy::useless_conversion)]
-        memory_bytes: u64::from(info.totalram).saturating_mul(info.mem_unit.into()),
         online_cpus: online.try_into().unwrap_or(u32::MAX),
         steps,
     }

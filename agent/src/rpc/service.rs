@@ -40,12 +40,12 @@ impl Service for Agent {
         &self,
         request: Request<CreateContainerRequest>,
     ) -> RpcResult<CreateContainerResponse> {
-        let (pid, user) = self
+        let user = self
             .containers()
             .create(request.into_inner())
             .await
             .map_err(status::of_container)?;
-        Ok(Response::new(CreateContainerResponse { pid, user }))
+        Ok(Response::new(CreateContainerResponse { user }))
     }
 
     async fn start_container(
@@ -121,14 +121,13 @@ impl Service for Agent {
         &self,
         request: Request<Streaming<PutVolumeRequest>>,
     ) -> RpcResult<PutVolumeResponse> {
-        let changed = self
-            .containers()
+        self.containers()
             .volumes
             .copies
             .put(request.into_inner())
             .await
             .map_err(status::of_volume)?;
-        Ok(Response::new(PutVolumeResponse { changed }))
+        Ok(Response::new(PutVolumeResponse {}))
     }
 
     async fn sync_volumes(&self, _: Request<SyncVolumesRequest>) -> RpcResult<SyncVolumesResponse> {

@@ -346,7 +346,6 @@ impl agent_server::Agent for Guest {
             gids: vec![6, 7],
         };
         Ok(Response::new(api::CreateContainerResponse {
-            pid: 1,
             user: Some(user).filter(|_| !unknown),
         }))
     }
@@ -405,7 +404,6 @@ impl agent_server::Agent for Guest {
                     phase: process.phase,
                     started_at_unix_ns: 3,
                     exit: process.exit,
-                    ..Default::default()
                 };
             containers.map(describe).collect()
         });
@@ -427,7 +425,6 @@ impl agent_server::Agent for Guest {
         self.call(&format!("resize to {} CPUs", request.online_cpus))?;
         Ok(Response::new(api::ResizeGuestResponse {
             online_cpus: request.online_cpus,
-            memory_total_bytes: 0,
         }))
     }
     async fn resize_terminal(
