@@ -209,7 +209,6 @@ async fn a_guest_boots_runs_a_container_from_plugged_layers_and_powers_off() {
     }
     let begun = std::time::Instant::now();
     let setup = SetupSandboxRequest {
-        sandbox_id: "pod".into(),
         hostname: "pod-one".into(),
         machine_id: "0123456789abcdef0123456789abcdef".into(),
         clock_unix_ns: 1_790_000_000_000_000_000,
@@ -314,7 +313,7 @@ async fn a_guest_boots_runs_a_container_from_plugged_layers_and_powers_off() {
     guest
         .agent
         .client
-        .power_off(PowerOffRequest { grace_ms: 1000 })
+        .power_off(PowerOffRequest {})
         .await
         .unwrap();
     if std::env::var_os("BULKHEAD_CMDLINE").is_some() {

@@ -40,11 +40,6 @@ impl Containers {
     ) -> Result<Option<ResolvedUser>, ContainerError> {
         let id = request.container_id.clone();
         check_id("container", &id)?;
-        if request.writable_bytes != 0 {
-            return Err(ContainerError::Unsupported(
-                "a size limit of one container's writable layer",
-            ));
-        }
         self.reserve(&id)?;
         match self.build(request).await {
             Ok((container, user)) => {

@@ -16,7 +16,8 @@ use crate::net::{NetError, apply, files, model, sysctl};
 use crate::userns::IdMap;
 use crate::{blocking, clock, cpus, host, init};
 
-const DEFAULT_SHM_BYTES: u64 = 64 << 20;
+/// The limit of a pod's /dev/shm.
+const SHM_BYTES: u64 = 64 << 20;
 /// Linux's own limit (HOST_NAME_MAX).
 const MAX_HOSTNAME: usize = 64;
 
@@ -91,27 +92,18 @@ impl Agent {
         }
         tracing::debug!("setup: names");
 
-        let shm = request.shm_bytes;
         if host.is_some_and(|pod| !pod.own_ipc) {
             // POSIX shared memory is part of the host's IPC.
             bind_shm(&directory.join("shm"))?;
         } else {
-            mount_shm(
-                &directory.join("shm"),
-                if shm == 0 { DEFAULT_SHM_BYTES } else { shm },
-            )?;
+            mount_shm(&directory.join("shm"))?;
         }
         files::write_hostname(&directory, &request.hostname)?;
         files::write_resolv_conf(&directory, &request.dns.unwrap_or_default())?;
         if node_network {
             files::copy_hosts(Path::new("/etc/hosts"), &directory)?;
         } else {
-            write_hosts(
-                &directory,
-                &request.hostname,
-                network.as_ref(),
-                &request.extra_hosts,
-            )?;
+            write_hosts(&directory, &request.hostname, network.as_ref())?;
         }
 
         if user_namespace.is_some() && host.is_some() {
@@ -240,7 +232,6 @@ fn write_hosts(
     directory: &Path,
     hostname: &str,
     network: Option<&model::Network>,
-    extra: &[String],
 ) -> Result<(), NetError> {
     let addresses: Vec<IpAddr> = network
         .iter()
@@ -248,7 +239,7 @@ fn write_hosts(
         .flat_map(|interface| &interface.addresses)
         .map(|prefix| prefix.address)
         .collect();
-    files::write_hosts(directory, hostname, &addresses, extra)
+    files::write_hosts(directory, hostname, &addresses)
 }
 
 /// What a guest has of its own: the clock, the entropy pool, the machine id.
@@ -307,9 +298,9 @@ fn bind_shm(path: &Path) -> Result<(), SandboxError> {
     })
 }
 
-/// The pod's /dev/shm. A second call changes the size.
-fn mount_shm(path: &Path, bytes: u64) -> Result<(), SandboxError> {
-    let options = format!("mode=1777,size={bytes}");
+/// The pod's /dev/shm.
+fn mount_shm(path: &Path) -> Result<(), SandboxError> {
+    let options = format!("mode=1777,size={SHM_BYTES}");
     mount_tmpfs(path, "shm", &options, "mounting the pod's /dev/shm")
 }
 

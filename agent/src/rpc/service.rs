@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_proto::agent::agent_server::Agent as Service;
 use bulkhead_proto::agent::*;
@@ -175,9 +176,8 @@ impl Service for Agent {
             .map_err(status::of_sandbox)
     }
 
-    async fn power_off(&self, request: Request<PowerOffRequest>) -> RpcResult<PowerOffResponse> {
-        let grace = std::time::Duration::from_millis(request.into_inner().grace_ms.into());
-        self.containers().end_all(grace).await;
+    async fn power_off(&self, _: Request<PowerOffRequest>) -> RpcResult<PowerOffResponse> {
+        self.containers().end_all(Duration::ZERO).await;
         self.0.power_off.notify_one();
         Ok(Response::new(PowerOffResponse {}))
     }

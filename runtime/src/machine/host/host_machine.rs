@@ -127,9 +127,8 @@ impl Machine for HostMachine {
     }
 
     async fn stop(&self, agent: &Agent, limit: Duration) -> Result<(), MachineError> {
-        let request = PowerOffRequest { grace_ms: 0 };
         let end = agent.call("end", limit, |mut agent| async move {
-            agent.power_off(request).await
+            agent.power_off(PowerOffRequest {}).await
         });
         end.await?;
         Ok(())
