@@ -300,14 +300,10 @@ async fn a_guest_boots_runs_a_container_from_plugged_layers_and_powers_off() {
     let detach = json!({"detach": {"id": "lupper"}});
     let answer = control(&guest.at("control.sock"), &detach, None);
     assert!(answer.get("ok").is_some(), "{answer}");
-    let missing = AddDisksRequest {
-        disks: vec![Disk {
-            serial: "lnever".into(),
-            ..Disk::default()
-        }],
-        timeout_ms: 200,
-    };
-    let late = guest.agent.client.add_disks(missing).await.unwrap_err();
+    // The agent waits for a disk that nobody plugs in, but not for ever.
+    let mut missing = request("c3", &["true"]);
+    missing.layers = vec!["lnever".into()];
+    let late = guest.agent.create_with(missing).await.unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded);
 
     guest

@@ -1,17 +1,15 @@
-//! Calls about the guest as a whole: who it is, its network, its disks.
+//! Calls about the guest as a whole: who it is, its network, its scratch disk.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
-use bulkhead_proto::agent::{AddDisksRequest, BootStep, HelloResponse, SetupSandboxRequest};
+use bulkhead_proto::agent::{BootStep, HelloResponse, SetupSandboxRequest};
 use rustix::mount::MountFlags;
 
 use super::agent::Agent;
 use super::error::SandboxError;
 use crate::container::ContainerError;
-use crate::disk::{DEFAULT_DEADLINE, DiskError, Filesystem};
 use crate::net::{NetError, apply, files, model, sysctl};
 use crate::userns::IdMap;
 use crate::{blocking, clock, cpus, host, init};
@@ -173,46 +171,6 @@ impl Agent {
             Ok(())
         };
         futures::try_join!(scratch, processors, net, shared).map(drop)
-    }
-
-    /// Waits for disks and mounts them.
-    ///
-    /// # Errors
-    /// If one does not appear in time or cannot be mounted.
-    pub(super) async fn attach_disks(&self, request: AddDisksRequest) -> Result<(), DiskError> {
-        let deadline = match request.timeout_ms {
-            0 => DEFAULT_DEADLINE,
-            milliseconds => Duration::from_millis(milliseconds.into()),
-        };
-        let disks = &self.containers().disks;
-        let (mut mounted, mut raw) = (Vec::new(), Vec::new());
-        for disk in request.disks {
-            let filesystem = match disk.filesystem.as_str() {
-                "erofs" => Filesystem::Erofs,
-                "ext4" => Filesystem::Ext4 {
-                    read_only: disk.read_only,
-                },
-                "" if disk.file.is_empty() => {
-                    raw.push(disk.serial);
-                    continue;
-                }
-                _ => {
-                    return Err(DiskError::BadFilesystem {
-                        serial: disk.serial,
-                        filesystem: disk.filesystem,
-                    });
-                }
-            };
-            if disk.file.is_empty() {
-                mounted.push((disk.serial, filesystem));
-            } else {
-                disks
-                    .mount_file(&disk.serial, disk.file.into(), filesystem)
-                    .await?;
-            }
-        }
-        disks.wait(&raw, deadline).await.map(drop)?;
-        disks.mount(&mounted, deadline).await
     }
 }
 

@@ -30,11 +30,16 @@ impl Service for Agent {
         Ok(Response::new(SetupSandboxResponse {}))
     }
 
-    async fn add_disks(&self, request: Request<AddDisksRequest>) -> RpcResult<AddDisksResponse> {
-        self.attach_disks(request.into_inner())
-            .await
-            .map_err(status::of_disk)?;
-        Ok(Response::new(AddDisksResponse {}))
+    async fn mount_layers(
+        &self,
+        request: Request<MountLayersRequest>,
+    ) -> RpcResult<MountLayersResponse> {
+        let disks = &self.containers().disks;
+        for LayerFile { serial, file } in request.into_inner().layers {
+            let mounted = disks.mount_layer_file(&serial, file.into()).await;
+            mounted.map_err(status::of_disk)?;
+        }
+        Ok(Response::new(MountLayersResponse {}))
     }
 
     async fn create_container(

@@ -316,7 +316,10 @@ impl agent_server::Agent for Guest {
             _ => Ok(Response::new(api::SetupSandboxResponse {})),
         }
     }
-    async fn add_disks(&self, _: Request<api::AddDisksRequest>) -> Answer<api::AddDisksResponse> {
+    async fn mount_layers(
+        &self,
+        _: Request<api::MountLayersRequest>,
+    ) -> Answer<api::MountLayersResponse> {
         absent()
     }
     async fn create_container(
