@@ -75,11 +75,6 @@ impl Paths {
         self.layers().join(serial)
     }
 
-    /// The mount of a further disk.
-    pub fn disk(&self, serial: &str) -> PathBuf {
-        self.base.join("disks").join(serial)
-    }
-
     /// Where the scratch disk is mounted: the containers' writable layers.
     pub fn scratch(&self) -> PathBuf {
         self.base.join("scratch")

@@ -266,16 +266,17 @@ async fn containers_can_share_a_pid_namespace() {
 #[tokio::test]
 async fn execs_join_the_container_and_their_failures_have_codes() {
     let mut agent = agent!(setup);
-    agent.create("x", "sleep 1000").await;
+    let mut own = spec(&["sh", "-c", "sleep 1000"]);
+    own["process"]["env"] = json!(["PATH=/bin", "A=b"]);
+    own["process"]["cwd"] = json!("/gone");
+    agent.create_with(request_with("x", &own)).await.unwrap();
     let early = agent.exec(exec_request("x", "1", &["true"])).await;
     assert_eq!(early.unwrap_err().code(), Code::FailedPrecondition);
     agent.begin("x").await.unwrap();
-    let mut wanted = exec_request("x", "1", &["sh", "-c", "echo $A $PATH; pwd; exit 3"]);
-    wanted.env = vec!["A=b".into()];
-    wanted.cwd = "/tmp".into();
+    let wanted = exec_request("x", "1", &["sh", "-c", "echo $A $PATH; pwd; exit 3"]);
     let session = agent.exec(wanted).await.unwrap();
     let (stdout, _, exit) = text(collect(session, false).await);
-    assert_eq!((stdout.as_str(), exit.code), ("b /bin\n/tmp\n", 3));
+    assert_eq!((stdout.as_str(), exit.code), ("b /bin\n/gone\n", 3));
     let held = exec_request("x", "held", &["sleep", "1000"]);
     let held = agent.exec(held).await.unwrap();
     let again = agent.exec(exec_request("x", "held", &["true"])).await;
@@ -289,12 +290,6 @@ async fn execs_join_the_container_and_their_failures_have_codes() {
         let failed = agent.exec(exec_request("x", "2", args)).await;
         assert_eq!(failed.unwrap_err().code(), code, "{args:?}");
     }
-    let mut lost = exec_request("x", "2", &["true"]);
-    lost.cwd = "/nowhere".into();
-    assert_eq!(
-        agent.exec(lost).await.unwrap_err().code(),
-        Code::InvalidArgument
-    );
     let (cgroup, ..) = agent
         .exec_sh(
             "x",
@@ -304,6 +299,10 @@ async fn execs_join_the_container_and_their_failures_have_codes() {
         .await;
     // Seen from its own cgroup namespace, the container's cgroup is the root.
     assert_eq!(cgroup, "0::/\nseen\n");
+    let (_, stderr, exit) = agent.exec_sh("x", "4", "cd /; busybox rmdir /gone").await;
+    assert_eq!(exit.code, 0, "{stderr}");
+    let lost = agent.exec(exec_request("x", "5", &["true"])).await;
+    assert_eq!(lost.unwrap_err().code(), Code::InvalidArgument);
     agent.delete("x").await;
 }
 

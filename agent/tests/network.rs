@@ -122,20 +122,17 @@ async fn the_network_is_set_and_changed_as_given() {
         return;
     };
     let mut agent = TestAgent::start_in(Some(&namespace.0)).await.unwrap();
-    let configure = |network: Network| ConfigureNetworkRequest {
+    let setup = |network: Network| SetupSandboxRequest {
         network: Some(network),
         dns: Some(Dns {
             servers: vec!["10.96.0.10".into()],
             ..Dns::default()
         }),
+        ..SetupSandboxRequest::default()
     };
     // Twice: it is repeatable.
     for _ in 0..2 {
-        agent
-            .client
-            .configure_network(configure(network()))
-            .await
-            .unwrap();
+        agent.client.setup_sandbox(setup(network())).await.unwrap();
         let link = &namespace.show(&["link", "show", "eth0"])[0];
         assert_eq!(
             (&link["mtu"], &link["address"]),
@@ -174,7 +171,13 @@ async fn the_network_is_set_and_changed_as_given() {
         let neighbour = &namespace.show(&["neigh", "show", "10.88.0.1"])[0];
         assert_eq!(neighbour["lladdr"], "0a:58:0a:58:00:01");
     }
-    let resolv_conf = agent.state().join("sandbox/resolv.conf");
+    // `ip netns exec` gives the agent mounts of its own, and the pod's files are on one of them.
+    let state = agent.state();
+    let resolv_conf = format!(
+        "/proc/{}/root{}/sandbox/resolv.conf",
+        agent.child.id(),
+        state.display()
+    );
     assert_eq!(
         std::fs::read_to_string(resolv_conf).unwrap(),
         "nameserver 10.96.0.10\n"
@@ -184,11 +187,7 @@ async fn the_network_is_set_and_changed_as_given() {
     let mut fewer = network();
     fewer.interfaces[0].addresses.remove(1);
     fewer.routes.truncate(1);
-    agent
-        .client
-        .configure_network(configure(fewer))
-        .await
-        .unwrap();
+    agent.client.setup_sandbox(setup(fewer)).await.unwrap();
     assert!(
         namespace
             .show(&["-6", "route", "show", "default"])
@@ -200,10 +199,6 @@ async fn the_network_is_set_and_changed_as_given() {
     let mut other = network();
     other.interfaces[0].mac = "02:00:00:00:00:99".into();
     other.interfaces[0].hardware_address = String::new();
-    let missing = agent
-        .client
-        .configure_network(configure(other))
-        .await
-        .unwrap_err();
+    let missing = agent.client.setup_sandbox(setup(other)).await.unwrap_err();
     assert_eq!(missing.code(), Code::NotFound);
 }

@@ -1,5 +1,6 @@
 //! The wire contract is what the table says: every message, field, enum value and RPC of the
-//! compiled CRI descriptor is in `cri-v1-fields.tsv`, and nothing of the table is missing.
+//! compiled CRI descriptor is in `cri-v1-fields.tsv`, and nothing of the table is missing. The
+//! agent's fields are ours to number, and leave no gaps.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -139,4 +140,28 @@ fn the_compiled_contract_is_the_table() {
         "in the table only: {missing:#?}\ncompiled only: {extra:#?}"
     );
     assert_eq!(table.iter().filter(|l| l.starts_with("rpc\t")).count(), 43);
+}
+
+#[test]
+fn the_agents_fields_are_numbered_without_gaps() {
+    let set = FileDescriptorSet::decode(bulkhead_proto::DESCRIPTORS).unwrap();
+    let file = set
+        .file
+        .iter()
+        .find(|f| f.package() == "bulkhead.agent.v1")
+        .unwrap();
+    let mut messages: Vec<_> = file.message_type.iter().collect();
+    while let Some(message) = messages.pop() {
+        messages.extend(&message.nested_type);
+        let fields = message.field.iter().map(FieldDescriptorProto::number);
+        // A field that went leaves its number reserved.
+        let reserved = message.reserved_range.iter();
+        let mut numbers: Vec<_> = fields
+            .chain(reserved.flat_map(|range| range.start()..range.end()))
+            .collect();
+        numbers.sort_unstable();
+        let last = i32::try_from(numbers.len()).unwrap();
+        let expected: Vec<_> = (1..=last).collect();
+        assert_eq!(numbers, expected, "{}", message.name());
+    }
 }

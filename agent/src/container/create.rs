@@ -37,20 +37,14 @@ impl Containers {
     pub async fn create(
         self: &Arc<Self>,
         request: CreateContainerRequest,
-    ) -> Result<(u32, Option<ResolvedUser>), ContainerError> {
+    ) -> Result<Option<ResolvedUser>, ContainerError> {
         let id = request.container_id.clone();
         check_id("container", &id)?;
-        if request.writable_bytes != 0 {
-            return Err(ContainerError::Unsupported(
-                "a size limit of one container's writable layer",
-            ));
-        }
         self.reserve(&id)?;
         match self.build(request).await {
             Ok((container, user)) => {
-                let pid = u32::try_from(container.process.pid()).unwrap_or(0);
                 lock(&self.slots).insert(id, Slot::Ready(container));
-                Ok((pid, user))
+                Ok(user)
             }
             Err(error) => {
                 lock(&self.slots).remove(&id);

@@ -6,7 +6,6 @@ use std::sync::{Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
-use crate::clock;
 use crate::mutex::lock;
 use crate::process::exit::Exit;
 
@@ -19,10 +18,7 @@ pub enum EventKind {
     /// The container's first process ended.
     Exited(Exit),
     /// The OOM killer ended a process in it, and it lives on.
-    Oom {
-        /// CLOCK_REALTIME when it was noticed.
-        time_unix_ns: i64,
-    },
+    Oom,
 }
 
 /// An event.
@@ -77,12 +73,7 @@ impl EventLog {
 
     /// The OOM killer ended a process of a container that lives on.
     pub fn oom(&self, container: &str) {
-        self.push(
-            container,
-            EventKind::Oom {
-                time_unix_ns: clock::realtime_ns(),
-            },
-        );
+        self.push(container, EventKind::Oom);
     }
 
     /// The first remembered event with this sequence number or a later one, waited for.

@@ -94,13 +94,7 @@ impl Containers {
         cgroup: Option<&Arc<ExecCgroup>>,
         closing: channel::Receiver<bool>,
     ) -> Result<Exec, ContainerError> {
-        let process = spec::exec_process(
-            &container.template,
-            &wanted.args,
-            &wanted.env,
-            &wanted.cwd,
-            wanted.tty,
-        )?;
+        let process = spec::exec_process(&container.template, &wanted.args, wanted.tty)?;
         let (streams, stdio) = if wanted.tty {
             (Streams::default(), None)
         } else {

@@ -79,13 +79,6 @@ pub struct Execs {
 }
 
 impl Execs {
-    /// Their ids, in order.
-    pub fn ids(&self) -> Vec<String> {
-        let mut ids: Vec<_> = self.slots.keys().cloned().collect();
-        ids.sort();
-        ids
-    }
-
     /// One that runs or has run.
     pub fn get(&self, id: &str) -> Option<Arc<Exec>> {
         self.slots.get(id).cloned().flatten()

@@ -106,11 +106,6 @@ impl Container {
         self.process.exit.get()
     }
 
-    /// The ids of its execs that were not deleted, in order.
-    pub fn exec_ids(&self) -> Vec<String> {
-        lock(&self.execs).ids()
-    }
-
     /// An exec.
     ///
     /// # Errors

@@ -223,34 +223,18 @@ pub fn user(
     Ok(user)
 }
 
-/// The process of an exec: the container's, with arguments, environment and directory on top.
+/// The process of an exec: the container's, with arguments of its own.
 ///
 /// # Errors
 /// For arguments that cannot be carried out.
-pub fn exec_process(
-    template: &Process,
-    args: &[String],
-    env: &[String],
-    cwd: &str,
-    tty: bool,
-) -> Result<Process, SpecError> {
+pub fn exec_process(template: &Process, args: &[String], tty: bool) -> Result<Process, SpecError> {
     let mut process = template.clone();
     process.set_args(Some(args.to_vec()));
     let mut environment = process.env().clone().unwrap_or_default();
-    for entry in env {
-        let name = entry
-            .split_once('=')
-            .map_or(entry.as_str(), |(name, _)| name);
-        environment.retain(|old| old.split_once('=').is_none_or(|(old, _)| old != name));
-        environment.push(entry.clone());
-    }
     if tty && !environment.iter().any(|entry| entry.starts_with("TERM=")) {
         environment.push("TERM=xterm".to_owned());
     }
     process.set_env(Some(environment));
-    if !cwd.is_empty() {
-        process.set_cwd(cwd.into());
-    }
     process.set_terminal(Some(tty));
     check_process(&process)?;
     Ok(process)
@@ -341,11 +325,10 @@ mod tests {
     fn an_exec_keeps_the_containers_environment() {
         let prepared = prepared(SPEC, false).unwrap();
         let template = prepared.spec.process().clone().unwrap();
-        let process =
-            exec_process(&template, &["ls".into()], &["PATH=/x".into()], "", true).unwrap();
+        let process = exec_process(&template, &["ls".into()], true).unwrap();
         let env = process.env().as_ref().unwrap();
-        assert_eq!(env, &["PATH=/x", "TERM=xterm"]);
-        assert!(exec_process(&template, &[], &[], "", false).is_err());
+        assert_eq!(env, &["PATH=/bin", "TERM=xterm"]);
+        assert!(exec_process(&template, &[], false).is_err());
     }
 
     proptest! {

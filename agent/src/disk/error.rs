@@ -14,14 +14,6 @@ pub enum DiskError {
         "disk serial {0:?} is not 1 to 20 characters of A-Z a-z 0-9 . _ - (virtio 1.2 §5.2.6.1)"
     )]
     BadSerial(String),
-    /// A file system the agent does not mount.
-    #[error("disk {serial}: file system {filesystem:?} is not \"erofs\", \"ext4\" or empty")]
-    BadFilesystem {
-        /// The disk.
-        serial: String,
-        /// What was asked.
-        filesystem: String,
-    },
     /// It did not appear in time.
     #[error("disks {} did not appear within {} ms; did the VMM attach them?", missing.join(", "), waited.as_millis())]
     Missing {
@@ -64,14 +56,6 @@ pub enum DiskError {
         /// Why.
         #[source]
         error: io::Error,
-    },
-    /// Still needed.
-    #[error("disk {serial} is in use by {users} containers; delete them first")]
-    InUse {
-        /// The disk.
-        serial: String,
-        /// How many.
-        users: usize,
     },
     /// Devices are waited for in a guest only.
     #[error(

@@ -19,8 +19,7 @@ use tokio::sync::Mutex;
 use self::device::BlockDevice;
 pub use self::device::rescan;
 pub use self::error::DiskError;
-pub use self::mount::Filesystem;
-use self::mount::{mount_device, mount_node, unmount};
+use self::mount::{Filesystem, mount_device, mount_node, unmount};
 use self::wait::wait_for;
 use crate::blocking;
 use crate::paths::Paths;
@@ -51,7 +50,7 @@ pub struct Disks {
     mounted: Arc<Mutex<HashMap<String, Mounted>>>,
 }
 
-/// How long a device may take to appear, if the request does not say.
+/// How long a device may take to appear.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 
 impl Disks {
@@ -69,11 +68,7 @@ impl Disks {
     /// # Errors
     /// If one does not appear or is not EROFS; then none is counted.
     pub async fn acquire_layers(&self, serials: &[String]) -> Result<Vec<PathBuf>, DiskError> {
-        let wanted: Vec<_> = serials
-            .iter()
-            .map(|serial| (serial.clone(), Filesystem::Erofs))
-            .collect();
-        self.mount(&wanted, DEFAULT_DEADLINE).await?;
+        self.mount_layers(serials).await?;
         let mut mounted = self.mounted.lock().await;
         let mut targets = Vec::new();
         for serial in serials {
@@ -85,7 +80,7 @@ impl Disks {
         Ok(targets)
     }
 
-    /// Counts one user less. The layers stay mounted until [`remove`](Self::remove).
+    /// Counts one user less. The layers stay mounted until [`remove_unused`](Self::remove_unused).
     pub async fn release_layers(&self, serials: &[String]) {
         let mut mounted = self.mounted.lock().await;
         for serial in serials {
@@ -95,19 +90,12 @@ impl Disks {
         }
     }
 
-    /// Waits for disks and mounts them; those that are mounted already are left alone.
-    ///
-    /// # Errors
-    /// If one does not appear in time or cannot be mounted.
-    pub async fn mount(
-        &self,
-        disks: &[(String, Filesystem)],
-        deadline: Duration,
-    ) -> Result<(), DiskError> {
+    /// Waits for layers' disks and mounts them; those that are mounted already are left alone.
+    async fn mount_layers(&self, serials: &[String]) -> Result<(), DiskError> {
         let mut mounted = self.mounted.lock().await;
-        let new: Vec<_> = disks
+        let new: Vec<_> = serials
             .iter()
-            .filter(|(serial, _)| !mounted.contains_key(serial))
+            .filter(|serial| !mounted.contains_key(*serial))
             .cloned()
             .collect();
         if new.is_empty() {
@@ -115,9 +103,9 @@ impl Disks {
         }
         let mut preexisting = HashMap::new();
         let mut wanted = Vec::new();
-        for (serial, filesystem) in &new {
+        for serial in &new {
             device::check_serial(serial)?;
-            let target = self.target(serial, *filesystem);
+            let target = self.paths.layer(serial);
             if is_filled_directory(&target) {
                 // Provided without a disk: an agent outside a VM, in tests.
                 preexisting.insert(serial.clone(), target);
@@ -126,9 +114,9 @@ impl Disks {
             }
         }
         self.in_guest(&wanted)?;
-        let devices = wait_for(&wanted, deadline).await?;
+        let devices = wait_for(&wanted, DEFAULT_DEADLINE).await?;
         tracing::debug!("disks: found");
-        for (serial, filesystem) in new {
+        for serial in new {
             if mounted.contains_key(&serial) {
                 continue;
             }
@@ -146,9 +134,9 @@ impl Disks {
             let Some(device) = devices.get(&serial).cloned() else {
                 continue;
             };
-            let target = self.target(&serial, filesystem);
+            let target = self.paths.layer(&serial);
             let (mounting, place) = (device.clone(), target.clone());
-            blocking::run(move || mount_device(&mounting, filesystem, place)).await?;
+            blocking::run(move || mount_device(&mounting, Filesystem::Erofs, place)).await?;
             mounted.insert(
                 serial,
                 Mounted {
@@ -159,13 +147,6 @@ impl Disks {
             );
         }
         Ok(())
-    }
-
-    fn target(&self, serial: &str, filesystem: Filesystem) -> PathBuf {
-        match filesystem {
-            Filesystem::Erofs => self.paths.layer(serial),
-            Filesystem::Ext4 { .. } => self.paths.disk(serial),
-        }
     }
 
     /// Mounts the scratch disk, at its own place.
@@ -185,10 +166,7 @@ impl Disks {
         };
         let target = self.paths.scratch();
         let (mounting, place) = (device.clone(), target.clone());
-        blocking::run(move || {
-            mount_device(&mounting, Filesystem::Ext4 { read_only: false }, place)
-        })
-        .await?;
+        blocking::run(move || mount_device(&mounting, Filesystem::Ext4, place)).await?;
         // Counts as used for ever: only the power-off unmounts it.
         mounted.insert(
             serial.to_owned(),
@@ -201,30 +179,24 @@ impl Disks {
         Ok(())
     }
 
-    /// Mounts the file system in a file, under a serial, like a disk. One that is mounted already
-    /// is left alone.
+    /// Mounts the layer in a file, under a serial, like a disk. One that is mounted already is left
+    /// alone.
     ///
     /// # Errors
     /// In a guest, which has no files of the host; when the file cannot be mounted.
-    pub async fn mount_file(
-        &self,
-        serial: &str,
-        file: PathBuf,
-        filesystem: Filesystem,
-    ) -> Result<(), DiskError> {
-        let target = self.target(serial, filesystem);
-        self.mount_file_at(serial, file, filesystem, target, 0)
+    pub async fn mount_layer_file(&self, serial: &str, file: PathBuf) -> Result<(), DiskError> {
+        let target = self.paths.layer(serial);
+        self.mount_file_at(serial, file, Filesystem::Erofs, target, 0)
             .await
     }
 
     /// Mounts the scratch disk from a file, at its own place.
     ///
     /// # Errors
-    /// As [`mount_file`](Self::mount_file).
+    /// As [`mount_layer_file`](Self::mount_layer_file).
     pub async fn mount_scratch_file(&self, serial: &str, file: PathBuf) -> Result<(), DiskError> {
-        let filesystem = Filesystem::Ext4 { read_only: false };
         // Counts as used for ever, like the disk.
-        self.mount_file_at(serial, file, filesystem, self.paths.scratch(), 1)
+        self.mount_file_at(serial, file, Filesystem::Ext4, self.paths.scratch(), 1)
             .await
     }
 
@@ -307,21 +279,17 @@ impl Disks {
         })
     }
 
-    /// Unmounts and unplugs. A missing disk is not an error.
+    /// Unmounts and unplugs those that no container uses; the others stay. A missing disk is not
+    /// an error.
     ///
     /// # Errors
-    /// If one is in use, or the kernel refuses.
-    pub async fn remove(&self, serials: &[String]) -> Result<(), DiskError> {
+    /// If the kernel refuses.
+    pub async fn remove_unused(&self, serials: &[String]) -> Result<(), DiskError> {
         let mut mounted = self.mounted.lock().await;
         for serial in serials {
             device::check_serial(serial)?;
             let device = match mounted.get(serial) {
-                Some(Mounted { users, .. }) if *users > 0 => {
-                    return Err(DiskError::InUse {
-                        serial: serial.clone(),
-                        users: *users,
-                    });
-                }
+                Some(Mounted { users, .. }) if *users > 0 => continue,
                 Some(Mounted { target, source, .. }) => {
                     let source = source.clone();
                     if !matches!(source, Source::Preexisting) {
@@ -351,22 +319,6 @@ impl Disks {
             .await?;
         }
         Ok(())
-    }
-
-    /// Like [`remove`](Self::remove) for those that are unused; the others stay.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub async fn remove_unused(&self, serials: &[String]) -> Result<(), DiskError> {
-        let unused: Vec<_> = {
-            let mounted = self.mounted.lock().await;
-            serials
-                .iter()
-                .filter(|serial| mounted.get(*serial).is_none_or(|disk| disk.users == 0))
-                .cloned()
-                .collect()
-        };
-        self.remove(&unused).await
     }
 }
 

@@ -14,11 +14,8 @@ use super::error::DiskError;
 pub enum Filesystem {
     /// An image layer.
     Erofs,
-    /// A writable disk.
-    Ext4 {
-        /// Mounted read-only.
-        read_only: bool,
-    },
+    /// The scratch disk, writable.
+    Ext4,
 }
 
 impl Filesystem {
@@ -26,17 +23,15 @@ impl Filesystem {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Erofs => "erofs",
-            Self::Ext4 { .. } => "ext4",
+            Self::Ext4 => "ext4",
         }
     }
 
     /// The flags it is mounted with.
     pub(super) fn flags(self) -> MountFlags {
         match self {
-            Self::Erofs | Self::Ext4 { read_only: true } => {
-                MountFlags::RDONLY | MountFlags::NOATIME
-            }
-            Self::Ext4 { read_only: false } => MountFlags::NOATIME,
+            Self::Erofs => MountFlags::RDONLY | MountFlags::NOATIME,
+            Self::Ext4 => MountFlags::NOATIME,
         }
     }
 }

@@ -9,14 +9,13 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 use rtnetlink::{Handle, LinkUnspec};
 
 use super::NetError;
 use super::model::{Interface, Network, Prefix, Route};
-
-const MAIN_TABLE: u32 = 254;
 
 fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetError {
     let what = what.into();
@@ -241,15 +240,10 @@ fn table_of(message: &RouteMessage) -> u32 {
 
 fn route_message(route: &Route, index: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
-    let table = if route.table == 0 {
-        MAIN_TABLE
-    } else {
-        route.table
-    };
     let header = &mut message.header;
     header.address_family = family(&route.destination.address);
     header.destination_prefix_length = route.destination.length;
-    header.table = u8::try_from(table).unwrap_or(0);
+    header.table = RouteHeader::RT_TABLE_MAIN;
     header.protocol = RouteProtocol::Static;
     header.kind = RouteType::Unicast;
     header.scope = RouteScope::from(route.scope);
@@ -257,7 +251,6 @@ fn route_message(route: &Route, index: u32) -> RouteMessage {
         header.flags |= RouteFlags::Onlink;
     }
     let attributes = &mut message.attributes;
-    attributes.push(RouteAttribute::Table(table));
     attributes.push(RouteAttribute::Oif(index));
     if route.destination.length > 0 {
         attributes.push(RouteAttribute::Destination(

@@ -57,11 +57,11 @@ pub fn resolv_conf(dns: &Dns) -> Result<String, NetError> {
     Ok(text)
 }
 
-/// The text of hosts: localhost, the pod under each of its addresses, and further lines.
+/// The text of hosts: localhost, and the pod under each of its addresses.
 ///
 /// # Errors
-/// For entries with line breaks.
-pub fn hosts(hostname: &str, addresses: &[IpAddr], extra: &[String]) -> Result<String, NetError> {
+/// For a hostname with line breaks.
+pub fn hosts(hostname: &str, addresses: &[IpAddr]) -> Result<String, NetError> {
     let mut text = String::from(
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
          fe00::0\tip6-localnet\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
@@ -71,10 +71,6 @@ pub fn hosts(hostname: &str, addresses: &[IpAddr], extra: &[String]) -> Result<S
         for address in addresses {
             text.push_str(&format!("{address}\t{hostname}\n"));
         }
-    }
-    for line in extra {
-        text.push_str(one_line("hosts entry", line)?);
-        text.push('\n');
     }
     Ok(text)
 }
@@ -90,17 +86,9 @@ pub fn write_resolv_conf(directory: &Path, dns: &Dns) -> Result<(), NetError> {
 /// Writes hosts.
 ///
 /// # Errors
-/// For bad entries, or when the guest's memory is full.
-pub fn write_hosts(
-    directory: &Path,
-    hostname: &str,
-    addresses: &[IpAddr],
-    extra: &[String],
-) -> Result<(), NetError> {
-    write(
-        &directory.join("hosts"),
-        &hosts(hostname, addresses, extra)?,
-    )
+/// For a bad hostname, or when the guest's memory is full.
+pub fn write_hosts(directory: &Path, hostname: &str, addresses: &[IpAddr]) -> Result<(), NetError> {
+    write(&directory.join("hosts"), &hosts(hostname, addresses)?)
 }
 
 /// Copies the host's own file: that of pods in the host's network. A host without one has an empty
@@ -169,7 +157,7 @@ mod tests {
             ..Dns::default()
         };
         assert!(resolv_conf(&bad).is_err());
-        let hosts = hosts("pod", &["10.0.0.5".parse().unwrap()], &[]).unwrap();
+        let hosts = hosts("pod", &["10.0.0.5".parse().unwrap()]).unwrap();
         assert!(hosts.starts_with("127.0.0.1\tlocalhost\n"));
         assert!(hosts.ends_with("10.0.0.5\tpod\n"));
     }

@@ -54,8 +54,6 @@ pub struct Route {
     pub scope: u8,
     /// The gateway need not be in a connected network.
     pub onlink: bool,
-    /// 0 is the main table.
-    pub table: u32,
 }
 
 /// A permanent neighbour.
@@ -261,7 +259,6 @@ fn parse_route(route: &agent::Route, interface: String) -> Result<Route, NetErro
         advmss: route.advmss,
         scope,
         onlink: route.onlink,
-        table: route.table,
     })
 }
 

@@ -15,7 +15,8 @@ pub struct Agent(pub(super) Arc<State>);
 #[derive(Debug)]
 pub(super) struct State {
     containers: Arc<Containers>,
-    pub(super) sandbox: tokio::sync::Mutex<Sandbox>,
+    // Held by the calls that change the pod as a whole: one at a time.
+    pub(super) sandbox: tokio::sync::Mutex<()>,
     pub(super) usage: Usage,
     // Notified once PowerOff was answered.
     pub(super) power_off: Notify,
@@ -41,11 +42,4 @@ impl Agent {
     pub fn containers(&self) -> &Arc<Containers> {
         &self.0.containers
     }
-}
-
-/// What is remembered of the sandbox between calls.
-#[derive(Debug, Default)]
-pub struct Sandbox {
-    pub(super) hostname: String,
-    pub(super) extra_hosts: Vec<String>,
 }

@@ -25,10 +25,8 @@ pub fn state(container: &Container) -> agent::ContainerState {
     agent::ContainerState {
         container_id: container.id.clone(),
         phase: phase.into(),
-        pid: container.process.pid().try_into().unwrap_or(0),
         started_at_unix_ns: container.started_at_unix_ns().unwrap_or(0),
         exit: container.exit().as_ref().map(exit),
-        exec_ids: container.exec_ids(),
     }
 }
 

@@ -23,7 +23,7 @@ pub fn events(
     Box::pin(events.map(|event| {
         let what = match event.kind {
             EventKind::Exited(end) => agent::event::What::Exited(exit(&end)),
-            EventKind::Oom { time_unix_ns } => agent::event::What::Oom(agent::Oom { time_unix_ns }),
+            EventKind::Oom => agent::event::What::Oom(agent::Oom {}),
         };
         Ok(agent::Event {
             sequence: event.sequence,

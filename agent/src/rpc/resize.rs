@@ -25,7 +25,7 @@ impl Agent {
             });
         }
         // One at a time, and not while the sandbox is being set up.
-        let _sandbox = self.0.sandbox.lock().await;
+        let _alone = self.0.sandbox.lock().await;
         blocking::run(move || {
             if request.rescan {
                 disk::rescan()?;
@@ -36,10 +36,8 @@ impl Agent {
             Ok::<_, SandboxError>(())
         })
         .await?;
-        let guest = stats::guest(self.containers().paths.cgroup_root());
         Ok(ResizeGuestResponse {
-            online_cpus: guest.online_cpus,
-            memory_total_bytes: guest.memory_total_bytes,
+            online_cpus: stats::online_cpus(),
         })
     }
 }

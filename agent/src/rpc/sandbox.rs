@@ -1,30 +1,26 @@
-//! Calls about the guest as a whole: who it is, its network, its disks.
+//! Calls about the guest as a whole: who it is, its network, its scratch disk.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
-use bulkhead_proto::agent::{
-    AddDisksRequest, BootStep, Dns, HelloResponse, Network, SetupSandboxRequest,
-};
+use bulkhead_proto::agent::{BootStep, HelloResponse, SetupSandboxRequest};
 use rustix::mount::MountFlags;
 
-use super::agent::{Agent, Sandbox};
+use super::agent::Agent;
 use super::error::SandboxError;
 use crate::container::ContainerError;
-use crate::disk::{DEFAULT_DEADLINE, DiskError, Filesystem};
 use crate::net::{NetError, apply, files, model, sysctl};
 use crate::userns::IdMap;
 use crate::{blocking, clock, cpus, host, init};
 
-const DEFAULT_SHM_BYTES: u64 = 64 << 20;
+/// The limit of a pod's /dev/shm.
+const SHM_BYTES: u64 = 64 << 20;
 /// Linux's own limit (HOST_NAME_MAX).
 const MAX_HOSTNAME: usize = 64;
 
 /// The answer to Hello.
 pub fn hello() -> HelloResponse {
-    let info = rustix::system::sysinfo();
     let steps = init::steps::all()
         .into_iter()
         .map(|(name, ended_ns)| BootStep {
@@ -39,9 +35,6 @@ pub fn hello() -> HelloResponse {
             .release()
             .to_string_lossy()
             .into_owned(),
-        // c_ulong and u64 are one here, and may not be elsewhere.
-        #[allow(clippy::useless_conversion)]
-        memory_bytes: u64::from(info.totalram).saturating_mul(info.mem_unit.into()),
         online_cpus: online.try_into().unwrap_or(u32::MAX),
         steps,
     }
@@ -53,7 +46,7 @@ impl Agent {
     /// # Errors
     /// The first step that fails; the call can be repeated.
     pub(super) async fn setup(&self, mut request: SetupSandboxRequest) -> Result<(), SandboxError> {
-        let mut sandbox = self.0.sandbox.lock().await;
+        let _alone = self.0.sandbox.lock().await;
         // Validate before anything is changed.
         if request.hostname.len() > MAX_HOSTNAME || request.hostname.contains(['\0', '\n', '/']) {
             return Err(SandboxError::Invalid {
@@ -97,24 +90,18 @@ impl Agent {
         }
         tracing::debug!("setup: names");
 
-        let shm = request.shm_bytes;
         if host.is_some_and(|pod| !pod.own_ipc) {
             // POSIX shared memory is part of the host's IPC.
             bind_shm(&directory.join("shm"))?;
         } else {
-            mount_shm(
-                &directory.join("shm"),
-                if shm == 0 { DEFAULT_SHM_BYTES } else { shm },
-            )?;
+            mount_shm(&directory.join("shm"))?;
         }
         files::write_hostname(&directory, &request.hostname)?;
         files::write_resolv_conf(&directory, &request.dns.unwrap_or_default())?;
-        sandbox.hostname = request.hostname;
-        sandbox.extra_hosts = request.extra_hosts;
         if node_network {
             files::copy_hosts(Path::new("/etc/hosts"), &directory)?;
         } else {
-            write_hosts(&sandbox, &directory, network.as_ref())?;
+            write_hosts(&directory, &request.hostname, network.as_ref())?;
         }
 
         if user_namespace.is_some() && host.is_some() {
@@ -185,71 +172,6 @@ impl Agent {
         };
         futures::try_join!(scratch, processors, net, shared).map(drop)
     }
-
-    /// Sets the network to what is given.
-    ///
-    /// # Errors
-    /// The first step that fails; the call can be repeated.
-    pub(super) async fn configure(
-        &self,
-        network: Option<Network>,
-        dns: Option<Dns>,
-    ) -> Result<(), SandboxError> {
-        if self.containers().paths.host().is_some() {
-            return Err(SandboxError::Invalid {
-                field: "network",
-                expected: "a guest's: on the host CNI sets the pod's network",
-            });
-        }
-        let sandbox = self.0.sandbox.lock().await;
-        let network = model::Network::try_from(&network.unwrap_or_default())?;
-        let directory = self.containers().paths.sandbox();
-        if let Some(dns) = dns {
-            files::write_resolv_conf(&directory, &dns)?;
-        }
-        write_hosts(&sandbox, &directory, Some(&network))?;
-        Ok(apply::apply(&network).await?)
-    }
-
-    /// Waits for disks and mounts them.
-    ///
-    /// # Errors
-    /// If one does not appear in time or cannot be mounted.
-    pub(super) async fn attach_disks(&self, request: AddDisksRequest) -> Result<(), DiskError> {
-        let deadline = match request.timeout_ms {
-            0 => DEFAULT_DEADLINE,
-            milliseconds => Duration::from_millis(milliseconds.into()),
-        };
-        let disks = &self.containers().disks;
-        let (mut mounted, mut raw) = (Vec::new(), Vec::new());
-        for disk in request.disks {
-            let filesystem = match disk.filesystem.as_str() {
-                "erofs" => Filesystem::Erofs,
-                "ext4" => Filesystem::Ext4 {
-                    read_only: disk.read_only,
-                },
-                "" if disk.file.is_empty() => {
-                    raw.push(disk.serial);
-                    continue;
-                }
-                _ => {
-                    return Err(DiskError::BadFilesystem {
-                        serial: disk.serial,
-                        filesystem: disk.filesystem,
-                    });
-                }
-            };
-            if disk.file.is_empty() {
-                mounted.push((disk.serial, filesystem));
-            } else {
-                disks
-                    .mount_file(&disk.serial, disk.file.into(), filesystem)
-                    .await?;
-            }
-        }
-        disks.wait(&raw, deadline).await.map(drop)?;
-        disks.mount(&mounted, deadline).await
-    }
 }
 
 /// The network is the guest's, so that root of a user namespace has no rights over it
@@ -265,8 +187,8 @@ fn open_network() -> HashMap<String, String> {
 }
 
 fn write_hosts(
-    sandbox: &Sandbox,
     directory: &Path,
+    hostname: &str,
     network: Option<&model::Network>,
 ) -> Result<(), NetError> {
     let addresses: Vec<IpAddr> = network
@@ -275,12 +197,7 @@ fn write_hosts(
         .flat_map(|interface| &interface.addresses)
         .map(|prefix| prefix.address)
         .collect();
-    files::write_hosts(
-        directory,
-        &sandbox.hostname,
-        &addresses,
-        &sandbox.extra_hosts,
-    )
+    files::write_hosts(directory, hostname, &addresses)
 }
 
 /// What a guest has of its own: the clock, the entropy pool, the machine id.
@@ -339,9 +256,9 @@ fn bind_shm(path: &Path) -> Result<(), SandboxError> {
     })
 }
 
-/// The pod's /dev/shm. A second call changes the size.
-fn mount_shm(path: &Path, bytes: u64) -> Result<(), SandboxError> {
-    let options = format!("mode=1777,size={bytes}");
+/// The pod's /dev/shm.
+fn mount_shm(path: &Path) -> Result<(), SandboxError> {
+    let options = format!("mode=1777,size={SHM_BYTES}");
     mount_tmpfs(path, "shm", &options, "mounting the pod's /dev/shm")
 }
 

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_proto::agent::agent_server::Agent as Service;
 use bulkhead_proto::agent::*;
@@ -29,47 +30,28 @@ impl Service for Agent {
         Ok(Response::new(SetupSandboxResponse {}))
     }
 
-    async fn configure_network(
+    async fn mount_layers(
         &self,
-        request: Request<ConfigureNetworkRequest>,
-    ) -> RpcResult<ConfigureNetworkResponse> {
-        let ConfigureNetworkRequest { network, dns } = request.into_inner();
-        self.configure(network, dns)
-            .await
-            .map_err(status::of_sandbox)?;
-        Ok(Response::new(ConfigureNetworkResponse {}))
-    }
-
-    async fn add_disks(&self, request: Request<AddDisksRequest>) -> RpcResult<AddDisksResponse> {
-        self.attach_disks(request.into_inner())
-            .await
-            .map_err(status::of_disk)?;
-        Ok(Response::new(AddDisksResponse {}))
-    }
-
-    async fn remove_disks(
-        &self,
-        request: Request<RemoveDisksRequest>,
-    ) -> RpcResult<RemoveDisksResponse> {
-        let serials = request.into_inner().serials;
-        self.containers()
-            .disks
-            .remove(&serials)
-            .await
-            .map_err(status::of_disk)?;
-        Ok(Response::new(RemoveDisksResponse {}))
+        request: Request<MountLayersRequest>,
+    ) -> RpcResult<MountLayersResponse> {
+        let disks = &self.containers().disks;
+        for LayerFile { serial, file } in request.into_inner().layers {
+            let mounted = disks.mount_layer_file(&serial, file.into()).await;
+            mounted.map_err(status::of_disk)?;
+        }
+        Ok(Response::new(MountLayersResponse {}))
     }
 
     async fn create_container(
         &self,
         request: Request<CreateContainerRequest>,
     ) -> RpcResult<CreateContainerResponse> {
-        let (pid, user) = self
+        let user = self
             .containers()
             .create(request.into_inner())
             .await
             .map_err(status::of_container)?;
-        Ok(Response::new(CreateContainerResponse { pid, user }))
+        Ok(Response::new(CreateContainerResponse { user }))
     }
 
     async fn start_container(
@@ -145,14 +127,13 @@ impl Service for Agent {
         &self,
         request: Request<Streaming<PutVolumeRequest>>,
     ) -> RpcResult<PutVolumeResponse> {
-        let changed = self
-            .containers()
+        self.containers()
             .volumes
             .copies
             .put(request.into_inner())
             .await
             .map_err(status::of_volume)?;
-        Ok(Response::new(PutVolumeResponse { changed }))
+        Ok(Response::new(PutVolumeResponse {}))
     }
 
     async fn sync_volumes(&self, _: Request<SyncVolumesRequest>) -> RpcResult<SyncVolumesResponse> {
@@ -200,9 +181,8 @@ impl Service for Agent {
             .map_err(status::of_sandbox)
     }
 
-    async fn power_off(&self, request: Request<PowerOffRequest>) -> RpcResult<PowerOffResponse> {
-        let grace = std::time::Duration::from_millis(request.into_inner().grace_ms.into());
-        self.containers().end_all(grace).await;
+    async fn power_off(&self, _: Request<PowerOffRequest>) -> RpcResult<PowerOffResponse> {
+        self.containers().end_all(Duration::ZERO).await;
         self.0.power_off.notify_one();
         Ok(Response::new(PowerOffResponse {}))
     }

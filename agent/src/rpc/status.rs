@@ -110,12 +110,10 @@ fn cgroup_code(error: &CgroupError) -> Code {
 
 fn disk_code(error: &DiskError) -> Code {
     match error {
-        DiskError::BadSerial(_)
-        | DiskError::BadFilesystem { .. }
-        | DiskError::NoDevices { .. }
-        | DiskError::NotOnHost { .. } => Code::InvalidArgument,
+        DiskError::BadSerial(_) | DiskError::NoDevices { .. } | DiskError::NotOnHost { .. } => {
+            Code::InvalidArgument
+        }
         DiskError::Missing { .. } => Code::DeadlineExceeded,
-        DiskError::InUse { .. } => Code::FailedPrecondition,
         DiskError::EndedEarly(_) => Code::Unavailable,
         DiskError::Scan { .. } | DiskError::Mount { .. } | DiskError::Release { .. } => {
             Code::Internal

@@ -34,7 +34,6 @@ pub fn container(id: &str, cgroup: &Path, written: (u64, u64)) -> ContainerStats
         cpu_throttled_ns: nanoseconds("throttled_usec"),
         cpu_quota_us: quota,
         cpu_period_us: period,
-        cpu_weight: number("cpu.weight"),
         memory_usage_bytes: usage,
         memory_working_set_bytes: usage.saturating_sub(in_memory("inactive_file")),
         memory_rss_bytes: in_memory("anon"),

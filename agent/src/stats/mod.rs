@@ -48,7 +48,6 @@ pub fn on_host(pod: &Pod) -> GuestStats {
         memory_available_bytes: host
             .memory_total_bytes
             .saturating_sub(whole.memory_working_set_bytes),
-        pids: whole.pids,
         cpu_psi: whole.cpu_psi,
         memory_psi: whole.memory_psi,
         io_psi: whole.io_psi,
@@ -59,6 +58,11 @@ pub fn on_host(pod: &Pod) -> GuestStats {
         },
         ..host
     }
+}
+
+/// How many processors the kernel uses.
+pub fn online_cpus() -> u32 {
+    text::list_count(&read("/sys/devices/system/cpu/online"))
 }
 
 /// The whole guest's use.
@@ -72,13 +76,12 @@ pub fn guest(cgroup_root: &Path) -> GuestStats {
             .saturating_mul(text::NS_PER_US),
         memory_total_bytes: kilobytes("MemTotal:"),
         memory_available_bytes: kilobytes("MemAvailable:"),
-        pids: text::process_count(&read("/proc/loadavg")),
         interfaces: text::interfaces(&read("/proc/net/dev"))
             .filter(|interface: &InterfaceStats| interface.name != "lo")
             .collect(),
         cpu_psi: psi("/proc/pressure/cpu"),
         memory_psi: psi("/proc/pressure/memory"),
         io_psi: psi("/proc/pressure/io"),
-        online_cpus: text::list_count(&read("/sys/devices/system/cpu/online")),
+        online_cpus: online_cpus(),
     }
 }

@@ -42,15 +42,6 @@ pub fn psi(text: &str) -> Option<Psi> {
     }
 }
 
-/// The number of processes and threads in /proc/loadavg: `0.00 0.00 0.00 1/64 99`.
-pub fn process_count(loadavg: &str) -> u64 {
-    let field = loadavg
-        .split_ascii_whitespace()
-        .nth(3)
-        .and_then(|field| field.split_once('/'));
-    field.and_then(|(_, all)| all.parse().ok()).unwrap_or(0)
-}
-
 /// The devices of /proc/net/dev.
 pub fn interfaces(text: &str) -> impl Iterator<Item = InterfaceStats> {
     text.lines().filter_map(|line| {
@@ -137,7 +128,6 @@ mod tests {
         .unwrap();
         assert_eq!(psi.some.unwrap().total_us, 12);
         assert_eq!(psi.full.unwrap().total_us, 3);
-        assert_eq!(process_count("0.01 0.02 0.03 1/64 99\n"), 64);
         let dev = "Inter-| Receive\n face |bytes\n\
                    eth0: 10 1 2 0 0 0 0 0 20 3 4 0 0 0 0 0\n";
         let list: Vec<_> = interfaces(dev).collect();
@@ -151,7 +141,6 @@ mod tests {
     fn malformed_text_yields_nothing() {
         assert_eq!(psi("garbage"), None);
         assert_eq!(value("anon x", "anon"), None);
-        assert_eq!(process_count(""), 0);
         assert_eq!(device_io("8:0 rbytes\nx:0 rbytes=1\n\n").count(), 0);
         assert_eq!(open_files_soft("Max open files unlimited unlimited"), None);
         assert_eq!(list_count("3-1,x,,4294967295"), 1);

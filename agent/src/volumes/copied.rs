@@ -65,14 +65,14 @@ impl Copies {
         })
     }
 
-    /// Updates a volume to what the daemon sends. Returns whether anything changed.
+    /// Updates a volume to what the daemon sends.
     ///
     /// # Errors
     /// For a malformed stream, or when the guest's memory is full; the volume is as it was then.
     pub async fn put<E>(
         &self,
         parts: impl Stream<Item = Result<PutVolumeRequest, E>> + Unpin,
-    ) -> Result<bool, VolumeError> {
+    ) -> Result<(), VolumeError> {
         let content = receive(parts).await?;
         let name = content.header.name.clone();
         let mut hasher = DefaultHasher::new();
@@ -80,7 +80,7 @@ impl Copies {
         let digest = hasher.finish();
         let mut digests = self.digests.lock().await;
         if digests.get(&name) == Some(&digest) {
-            return Ok(false);
+            return Ok(());
         }
         let at = self.paths.copied(&name);
         blocking::run(move || {
@@ -92,7 +92,7 @@ impl Copies {
         })
         .await?;
         digests.insert(name, digest);
-        Ok(true)
+        Ok(())
     }
 }
 

@@ -175,7 +175,6 @@ impl TestAgent {
     /// With users of its own.
     pub async fn setup_with(&mut self, user_namespace: Option<UserNamespace>) {
         let request = SetupSandboxRequest {
-            sandbox_id: "pod".into(),
             user_namespace,
             ..Default::default()
         };

@@ -41,7 +41,6 @@ pub(super) async fn request(
         MachineKind::Host => file_name(&paths.pod_state(&record.id).join(SCRATCH_FILE))?,
     };
     Ok(SetupSandboxRequest {
-        sandbox_id: record.id.clone(),
         hostname: wanted.hostname.clone(),
         machine_id: record.id.clone(),
         clock_unix_ns: now_ns(),
@@ -52,10 +51,8 @@ pub(super) async fn request(
             attached.dns.clone(),
             &host,
         )),
-        extra_hosts: Vec::new(),
         scratch_disk: SCRATCH.to_owned(),
         online_cpus: record.shape.vcpus,
-        shm_bytes: 0,
         network: Some(attached.network.clone()),
         shared_pid_namespace: wanted.shared_pid,
         user_namespace: wanted.user_namespace,

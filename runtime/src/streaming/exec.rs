@@ -60,8 +60,6 @@ async fn command(
         args: exec.command,
         stdin: exec.streams.stdin,
         tty: exec.streams.tty,
-        env: Vec::new(),
-        cwd: String::new(),
     };
     let Command {
         process,

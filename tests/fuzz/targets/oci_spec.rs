@@ -5,19 +5,14 @@
 use bulkhead_agent::container::spec::{check_process, exec_process, parse};
 use libfuzzer_sys::fuzz_target;
 
-// A spec, a working directory, and arguments and environment of a command, each up to a zero: no
-// JSON has one.
+// A spec, and arguments of a command, each up to a zero: no JSON has one.
 fuzz_target!(|input: &[u8]| {
     let mut parts = input.split(|byte| *byte == 0);
     let json = parts.next().unwrap_or_default();
-    let mut strings = parts.map(|part| String::from_utf8_lossy(part).into_owned());
-    let cwd = strings.next().unwrap_or_default();
-    let (mut args, mut env) = (Vec::new(), Vec::new());
-    for (number, string) in strings.enumerate() {
-        // A zero byte that JSON can have, too.
-        let string = string.replace("\\0", "\0");
-        [&mut args, &mut env][number % 2].push(string);
-    }
+    // A zero byte that JSON can have, too.
+    let args: Vec<_> = parts
+        .map(|part| String::from_utf8_lossy(part).replace("\\0", "\0"))
+        .collect();
     // Else it is part of a process: a fuzzer need not find all that must be there.
     let part = String::from_utf8_lossy(json);
     let whole = format!(
@@ -33,11 +28,12 @@ fuzz_target!(|input: &[u8]| {
         assert!(process.cwd().is_absolute());
         assert!(process.args().iter().flatten().count() > 0);
     }
-    let tty = env.len() % 2 == 1;
-    let Ok(exec) = exec_process(process, &args, &env, &cwd, tty) else {
+    let tty = args.len() % 2 == 1;
+    let Ok(exec) = exec_process(process, &args, tty) else {
         return;
     };
     assert!(exec.cwd().is_absolute());
+    assert_eq!(exec.cwd(), process.cwd());
     assert_eq!(exec.args().as_ref(), Some(&args));
     assert_eq!(exec.terminal(), Some(tty));
     let environment = exec.env().clone().unwrap_or_default();
@@ -46,17 +42,18 @@ fuzz_target!(|input: &[u8]| {
             .chain(&environment)
             .all(|string| !string.contains('\0'))
     );
-    // Of the entries of one name that are given, the last one counts, and it is the only one.
-    let name = |entry: &String| entry.split_once('=').map(|(name, _)| name.to_owned());
-    assert!(
-        environment
-            .iter()
-            .all(|entry| name(entry).is_some_and(|name| !name.is_empty()))
+    let named = |entry: &String| {
+        entry
+            .split_once('=')
+            .is_some_and(|(name, _)| !name.is_empty())
+    };
+    assert!(environment.iter().all(named));
+    // The container's environment, with TERM for a terminal if there is none.
+    let own = process.env().clone().unwrap_or_default();
+    let terms = |list: &[String]| list.iter().any(|entry| entry.starts_with("TERM="));
+    assert!(environment.starts_with(&own));
+    assert_eq!(
+        environment.len() - own.len(),
+        usize::from(tty && !terms(&own))
     );
-    for (at, entry) in env.iter().enumerate() {
-        let same = |other: &&String| name(other) == name(entry);
-        assert_eq!(environment.iter().filter(same).count(), 1);
-        let last = !env.iter().skip(at + 1).any(|other| same(&other));
-        assert!(!last || environment.contains(entry));
-    }
 });

@@ -55,7 +55,6 @@ pub(super) async fn build(
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
-        writable_bytes: 0,
         implied_directories,
         apparmor_policy: planned.apparmor_policy.into(),
         host_cgroup_namespace: planned.host_cgroup_namespace,

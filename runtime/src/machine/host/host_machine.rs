@@ -12,7 +12,7 @@ use bulkhead_contract::{
     vmm::Resize,
 };
 use bulkhead_images::LayerDisk;
-use bulkhead_proto::agent::{AddDisksRequest, Disk, PowerOffRequest};
+use bulkhead_proto::agent::{LayerFile, MountLayersRequest, PowerOffRequest};
 
 use super::{HostDir, make_dir, spawn};
 use crate::{
@@ -127,9 +127,8 @@ impl Machine for HostMachine {
     }
 
     async fn stop(&self, agent: &Agent, limit: Duration) -> Result<(), MachineError> {
-        let request = PowerOffRequest { grace_ms: 0 };
         let end = agent.call("end", limit, |mut agent| async move {
-            agent.power_off(request).await
+            agent.power_off(PowerOffRequest {}).await
         });
         end.await?;
         Ok(())
@@ -145,14 +144,13 @@ impl Machine for HostMachine {
             return Ok(());
         }
         // The agent mounts the files themselves.
-        let request = AddDisksRequest {
-            disks: layers.iter().map(|layer| layer_file(layer)).collect(),
-            timeout_ms: 0,
+        let request = MountLayersRequest {
+            layers: layers.iter().map(|layer| layer_file(layer)).collect(),
         };
         let mount = agent.call(
             "mount the image's layers",
             MOUNT_DEADLINE,
-            |mut agent| async move { agent.add_disks(request).await },
+            |mut agent| async move { agent.mount_layers(request).await },
         );
         mount.await?;
         attached.extend(layers.iter().map(|layer| layer.serial.clone()));
@@ -182,11 +180,9 @@ impl Machine for HostMachine {
     }
 }
 
-fn layer_file(layer: &LayerDisk) -> Disk {
-    Disk {
+fn layer_file(layer: &LayerDisk) -> LayerFile {
+    LayerFile {
         serial: layer.serial.clone(),
-        filesystem: "erofs".to_owned(),
-        read_only: true,
         // Below the state directory, whose path is text from the configuration.
         file: layer.path.to_string_lossy().into_owned(),
     }

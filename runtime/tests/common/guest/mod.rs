@@ -316,19 +316,10 @@ impl agent_server::Agent for Guest {
             _ => Ok(Response::new(api::SetupSandboxResponse {})),
         }
     }
-    async fn configure_network(
+    async fn mount_layers(
         &self,
-        _: Request<api::ConfigureNetworkRequest>,
-    ) -> Answer<api::ConfigureNetworkResponse> {
-        absent()
-    }
-    async fn add_disks(&self, _: Request<api::AddDisksRequest>) -> Answer<api::AddDisksResponse> {
-        absent()
-    }
-    async fn remove_disks(
-        &self,
-        _: Request<api::RemoveDisksRequest>,
-    ) -> Answer<api::RemoveDisksResponse> {
+        _: Request<api::MountLayersRequest>,
+    ) -> Answer<api::MountLayersResponse> {
         absent()
     }
     async fn create_container(
@@ -358,7 +349,6 @@ impl agent_server::Agent for Guest {
             gids: vec![6, 7],
         };
         Ok(Response::new(api::CreateContainerResponse {
-            pid: 1,
             user: Some(user).filter(|_| !unknown),
         }))
     }
@@ -417,7 +407,6 @@ impl agent_server::Agent for Guest {
                     phase: process.phase,
                     started_at_unix_ns: 3,
                     exit: process.exit,
-                    ..Default::default()
                 };
             containers.map(describe).collect()
         });
@@ -439,7 +428,6 @@ impl agent_server::Agent for Guest {
         self.call(&format!("resize to {} CPUs", request.online_cpus))?;
         Ok(Response::new(api::ResizeGuestResponse {
             online_cpus: request.online_cpus,
-            memory_total_bytes: 0,
         }))
     }
     async fn resize_terminal(
