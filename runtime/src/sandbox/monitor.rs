@@ -3,10 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Pod,
-    settle::{Extent, settle_surely},
-};
+use super::{Pod, release::Extent, settle::settle_surely};
 use crate::app::App;
 
 /// Watches a pod until its process ends, and settles it then.

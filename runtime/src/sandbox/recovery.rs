@@ -13,8 +13,9 @@ use bulkhead_proto::agent::HelloRequest;
 use tokio::task::JoinHandle;
 
 use super::{
-    Pod, monitor, names, release,
-    settle::{Extent, settle_later, settle_surely},
+    Pod, monitor, names,
+    release::{self, Extent},
+    settle::{settle_later, settle_surely},
     stop::stop_in_turn,
 };
 use crate::{

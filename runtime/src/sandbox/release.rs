@@ -4,7 +4,7 @@
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
-use super::{SandboxError, settle::Extent};
+use super::SandboxError;
 use crate::{
     app::App,
     cgroup,
@@ -17,6 +17,16 @@ use crate::{
 
 /// From SIGKILL to the end: the kernel frees a guest's memory first.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How much of a pod is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it.
+    Whole,
+    /// All but its directory, whose console and logs say why it ended: nobody asked it to, and
+    /// nobody has looked yet. StopPodSandbox gives back the rest.
+    AllButDirectory,
+}
 
 /// Ends all that may still run of a pod, before anything is recorded of its end.
 ///

@@ -9,8 +9,10 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Pod, SandboxError, ending, guest_setup, monitor, names, scratch,
-    settle::{Extent, settle_surely},
+    Pod, SandboxError, ending, guest_setup, monitor, names,
+    release::Extent,
+    scratch,
+    settle::settle_surely,
     sizing::{self, CgroupLimit},
     timeline::Timeline,
     validate::{self, ValidatedPod},

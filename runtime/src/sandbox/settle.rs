@@ -10,7 +10,10 @@ use std::{sync::Arc, time::Duration};
 
 use bulkhead_proto::cri::ContainerEventType;
 
-use super::{SandboxError, ending, names, release};
+use super::{
+    SandboxError, ending, names,
+    release::{self, Extent},
+};
 use crate::{
     app::App,
     container,
@@ -23,16 +26,6 @@ use crate::{
 /// Between two tries: the first soon, for what was busy, and no more than this for what is broken.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// How much of a pod is given back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Extent {
-    /// All of it.
-    Whole,
-    /// All but its directory, whose console and logs say why it ended: nobody asked it to, and
-    /// nobody has looked yet. StopPodSandbox gives back the rest.
-    AllButDirectory,
-}
 
 /// Brings a pod to its end. The caller has its turn.
 ///

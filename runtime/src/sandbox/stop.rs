@@ -3,10 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{
-    Pod, SandboxError, find,
-    settle::{Extent, settle_surely},
-};
+use super::{Pod, SandboxError, find, release::Extent, settle::settle_surely};
 use bulkhead_proto::agent::SyncVolumesRequest;
 
 use crate::{
