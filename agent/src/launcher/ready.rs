@@ -70,7 +70,7 @@ pub fn send(
 /// Receives the report; `None` if the process has ended without one.
 ///
 /// # Errors
-/// TimedOut after [`DEADLINE`], InvalidData for anything else than a report.
+/// TimedOut after `DEADLINE`, InvalidData for anything else than a report.
 pub fn receive(channel: &OwnedFd) -> io::Result<Option<Ready>> {
     wait_readable(channel, DEADLINE)?;
     let mut bytes = [0; MAX_REPORT];

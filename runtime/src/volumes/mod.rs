@@ -1,7 +1,7 @@
 //! Volumes: from CRI's mounts and devices to what a container gets.
 //!
 //! [`validate`] refuses what makes no sense, [`inspect`] looks at the sources and decides what each
-//! becomes ([`Kind`]), [`add_anonymous`] adds what the image asks for; all serve any handler. For a pod in a virtual machine [`guest`] then carries
+//! becomes ([`Kind`]), [`add_anonymous`] adds what the image asks for; all serve any handler. For a pod in a virtual machine [`pod_volumes`] then carries
 //! the plan out: mounts in the pod's [`share`], copies that follow the host ([`snapshot`],
 //! `watch`), disks, sockets.
 //!
