@@ -1,5 +1,5 @@
-//! Work in tasks of its own: that goes on to its end when its caller goes away, one at a time for a
-//! key, or again until it succeeds.
+//! Background work: run to completion even if the caller goes away, serialized per key, or retried
+//! with growing pauses.
 
 use std::{
     any::Any,

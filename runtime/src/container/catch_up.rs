@@ -115,15 +115,8 @@ async fn reconcile(
     }
     if record.status.started_at == 0 {
         let at = guest.started_at_unix_ns.max(1);
-        app.records
-            .containers
-            .update(id, move |record| {
-                record.status.started_at = at;
-                if record.status.state == ContainerState::Created {
-                    record.status.state = ContainerState::Running;
-                }
-            })
-            .await?;
+        let started = move |record: &mut ContainerRecord| record.status.note_start(at);
+        app.records.containers.update(id, started).await?;
     }
     let (checkpoints, container) = (app.containers.checkpoints.clone(), id.clone());
     let checkpoint =

@@ -100,17 +100,11 @@ async fn record_start(
         known @ 1.. => known,
         _ => now_ns(),
     };
-    let update = app
-        .records
+    let started = move |record: &mut ContainerRecord| record.status.note_start(at);
+    app.records
         .containers
-        .update(&record.meta.id, move |record| {
-            record.status.started_at = at;
-            // Its VM may have ended already, and that be recorded.
-            if record.status.state == ContainerState::Created {
-                record.status.state = ContainerState::Running;
-            }
-        });
-    update.await?;
+        .update(&record.meta.id, started)
+        .await?;
     status::container_changed(app, ContainerEventType::ContainerStartedEvent, record);
     Ok(())
 }

@@ -55,6 +55,9 @@ pub async fn recover(app: &Arc<App>) {
         Ok::<_, crate::logs::LogError>(())
     });
     if let Ok(Err(error)) = swept.await {
-        tracing::warn!(error = chain(&error), "log checkpoints of nobody stay");
+        tracing::warn!(
+            error = chain(&error),
+            "log checkpoints without a container are left behind"
+        );
     }
 }

@@ -83,13 +83,24 @@ pub struct ContainerStatus {
     pub finished_at: i64,
     /// Exit code, 128 + signal for a death by signal.
     pub exit_code: i32,
-    /// The kernel killed it for want of memory.
+    /// The kernel killed it because it reached its memory limit.
     pub oom_killed: bool,
     /// Why it is as it is, beyond the exit code (a VM that died, a failed start).
     pub message: String,
     /// Resources as last set.
     #[serde(with = "super::proto")]
     pub resources: LinuxContainerResources,
+}
+
+impl ContainerStatus {
+    /// Its process runs since `at`, nanoseconds since the epoch. Its end may have been recorded
+    /// before, and stays.
+    pub fn note_start(&mut self, at: i64) {
+        self.started_at = at;
+        if self.state == ContainerState::Created {
+            self.state = ContainerState::Running;
+        }
+    }
 }
 
 /// The life of a container, as CRI names it.

@@ -120,11 +120,8 @@ async fn release_one(
             .network
             .teardown(&record.id, &record.config, netns)
             .await?),
-        // One that was never recorded dies with its cgroup, the next step.
-        Resource::Vmm { process: None } => Ok(()),
-        Resource::Vmm {
-            process: Some(identity),
-        } => kill(*identity).await,
+        // It has ended (`end_processes`).
+        Resource::Vmm { .. } => Ok(()),
     }
 }
 

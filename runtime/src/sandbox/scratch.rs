@@ -10,6 +10,7 @@ use std::{
     sync::Mutex,
 };
 
+use bulkhead_common::lock;
 use rustix::fs::{SeekFrom as At, ioctl_ficlone};
 
 use super::SandboxError;
@@ -52,9 +53,7 @@ fn template(state_dir: &Path, mib: u64) -> Result<PathBuf, SandboxError> {
         action: format!("make the empty disk {}", path.display()),
         source,
     };
-    let _one = MAKING
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one = lock(&MAKING);
     if path.exists() {
         return Ok(path);
     }

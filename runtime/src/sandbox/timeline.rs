@@ -1,9 +1,8 @@
 //! How long each step of a pod's start takes: for its status and the log.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+use std::{sync::Mutex, time::Instant};
+
+use bulkhead_common::lock;
 
 use crate::records::Phase;
 
@@ -31,7 +30,7 @@ impl Timeline {
     }
 
     fn note(&self, name: &str, from: Instant, to: Instant) {
-        self.lock().push(Phase {
+        lock(&self.phases).push(Phase {
             name: name.to_owned(),
             started_ms: ms(from.saturating_duration_since(self.start)),
             took_ms: ms(to.saturating_duration_since(from)),
@@ -41,7 +40,7 @@ impl Timeline {
     /// Notes a step another clock measured, that ended now.
     pub(crate) fn measured(&self, name: &str, took_ms: f64) {
         let started_ms = (ms(self.start.elapsed()) - took_ms).max(0.0);
-        self.lock().push(Phase {
+        lock(&self.phases).push(Phase {
             name: name.to_owned(),
             started_ms,
             took_ms,
@@ -51,11 +50,7 @@ impl Timeline {
     /// All steps so far, and the whole as `total`.
     pub(crate) fn finish(&self) -> Vec<Phase> {
         self.note("total", self.start, Instant::now());
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Phase>> {
-        self.phases.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.phases).clone()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Collects both sides of a pod's figures: the guest's from its agent, the host's from the pod's
 //! cgroup and its VMM. Of several pods at once, each with a deadline.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bulkhead_proto::{agent, agent::StatsRequest, cri};
 use futures::future::join_all;
@@ -11,7 +11,7 @@ use crate::{
     cgroup::{self, Usage},
     clock::now_ns,
     error::chain,
-    records::{ContainerRecord, MachineKind, Resource, SandboxRecord, SandboxState},
+    records::{ContainerRecord, MachineKind, SandboxRecord, SandboxState},
     sandbox::{self, Pod, SandboxError},
 };
 
@@ -194,11 +194,7 @@ async fn collect(
 
 /// The pod's cgroup and the limit on it.
 async fn host(app: &App, record: &SandboxRecord) -> (Usage, Option<u64>) {
-    let leaf: Option<PathBuf> = record.resources.iter().find_map(|resource| match resource {
-        Resource::Cgroup { path } => Some(path.clone()),
-        _ => None,
-    });
-    let Some(leaf) = leaf else {
+    let Some(leaf) = record.cgroup().map(ToOwned::to_owned) else {
         return (Usage::default(), None);
     };
     let root = app.config.cgroup.root.clone();

@@ -28,7 +28,7 @@ fn restored_devices_go_on_where_they_were() {
         &[state.as_raw_fd(), memory.as_raw_fd()],
     );
     vm.must(&json!({"resume": {}}), &[]);
-    // The original goes on, with its connection.
+    // The original keeps running, and keeps its connection.
     open.write_all(b"still here").unwrap();
     let mut got = [0; 10];
     open.read_exact(&mut got).unwrap();
