@@ -9,6 +9,7 @@ mod guest_setup;
 mod list;
 mod monitor;
 mod names;
+pub(crate) mod oom_score;
 mod pod;
 mod pods;
 mod recovery;

@@ -13,7 +13,7 @@ use bulkhead_proto::agent::HelloRequest;
 use tokio::task::JoinHandle;
 
 use super::{
-    Pod, monitor, names,
+    Pod, monitor, names, oom_score,
     release::{self, Extent},
     settle::{settle_later, settle_surely},
     stop::stop_in_turn,
@@ -145,6 +145,8 @@ fn take_up(app: &Arc<App>, record: &SandboxRecord, process: Process) -> Arc<Pod>
     let agent = agent::connect_lazily(&machine.agent());
     let pod = Pod::new(record.id.clone(), agent, machine, Arc::new(process));
     app.pods.insert(Arc::clone(&pod));
+    // An earlier release's VMs have the daemon's.
+    oom_score::fit(app, &pod);
     monitor::watch(app, &pod);
     pod
 }

@@ -9,7 +9,7 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Pod, SandboxError, ending, guest_setup, monitor, names,
+    Pod, SandboxError, ending, guest_setup, monitor, names, oom_score,
     release::Extent,
     scratch,
     settle::settle_surely,
@@ -231,6 +231,7 @@ impl Start<'_> {
             has_guest_clock,
         } = machine.start(start).await?;
         let process = Arc::new(process);
+        oom_score::apply(app, record, &process);
 
         // CNI works and the process is recorded while the guest boots. All end in bounded time;
         // none is cut off by another's failure, so that what they made is whole when it is undone.
