@@ -9,7 +9,7 @@ use rustix::mount::MountFlags;
 
 use super::agent::Agent;
 use super::error::SandboxError;
-use crate::container::ContainerError;
+use crate::container::{ContainerError, cgroup};
 use crate::net::{NetError, apply, files, model, sysctl};
 use crate::userns::IdMap;
 use crate::{blocking, clock, cpus, host, init};
@@ -73,6 +73,8 @@ impl Agent {
         let host = self.containers().paths.host();
         if host.is_none() {
             own_machine(&request)?;
+            // On the host the kubelet's own limit is there, on the pod's cgroup.
+            cgroup::limit_pids(&self.containers().paths.cgroup_of_pod(), request.pids_limit)?;
         }
         let node_network = host.is_some_and(|pod| pod.network == host::Network::Node);
         if node_network && request.hostname.is_empty() {

@@ -10,6 +10,7 @@ mod list;
 mod monitor;
 mod names;
 pub(crate) mod oom_score;
+mod pids;
 mod pod;
 mod pods;
 mod recovery;

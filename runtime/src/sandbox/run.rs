@@ -9,7 +9,7 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Pod, SandboxError, ending, guest_setup, monitor, names, oom_score,
+    Pod, SandboxError, ending, guest_setup, monitor, names, oom_score, pids,
     release::Extent,
     scratch,
     settle::settle_surely,
@@ -371,7 +371,10 @@ impl Start<'_> {
     ) -> Result<agent::Agent, SandboxError> {
         let agent = agent::connect(&machine.agent()).await?;
         let paths = &self.app.config.paths;
-        let setup = guest_setup::request(self.record, self.wanted, attached, paths).await?;
+        let mut setup = guest_setup::request(self.record, self.wanted, attached, paths).await?;
+        if self.wanted.machine == MachineKind::Vm {
+            setup.pids_limit = pids::limit(self.app, &self.record.config).await?;
+        }
         agent
             .call(
                 "set the sandbox up",

@@ -425,7 +425,10 @@ impl agent_server::Agent for Guest {
         request: Request<api::ResizeGuestRequest>,
     ) -> Answer<api::ResizeGuestResponse> {
         let request = request.into_inner();
-        self.call(&format!("resize to {} CPUs", request.online_cpus))?;
+        match request.pids_limit {
+            Some(limit) => self.call(&format!("limit to {limit} processes"))?,
+            None => self.call(&format!("resize to {} CPUs", request.online_cpus))?,
+        }
         Ok(Response::new(api::ResizeGuestResponse {
             online_cpus: request.online_cpus,
         }))
