@@ -55,6 +55,15 @@ pub enum SandboxError {
         #[source]
         error: io::Error,
     },
+    /// The clock.
+    #[error("{what}")]
+    Clock {
+        /// What was attempted.
+        what: &'static str,
+        /// The kernel's answer.
+        #[source]
+        error: io::Error,
+    },
     /// The limit on processes.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

@@ -47,6 +47,7 @@ pub fn of_sandbox(error: SandboxError) -> Status {
         SandboxError::Cpu(_) => Code::FailedPrecondition,
         SandboxError::System { .. }
         | SandboxError::File { .. }
+        | SandboxError::Clock { .. }
         | SandboxError::Cgroup(_)
         | SandboxError::EndedEarly(_) => Code::Internal,
     };

@@ -5,6 +5,7 @@ mod dns;
 mod ending;
 mod error;
 mod find;
+mod guest_clock;
 mod guest_setup;
 mod list;
 mod monitor;

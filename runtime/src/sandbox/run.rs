@@ -9,7 +9,7 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Pod, SandboxError, ending, guest_setup, monitor, names, oom_score, pids,
+    Pod, SandboxError, ending, guest_clock, guest_setup, monitor, names, oom_score, pids,
     release::Extent,
     scratch,
     settle::settle_surely,
@@ -172,6 +172,7 @@ async fn finish(
         return Err(error.into());
     }
     monitor::watch(app, &pod);
+    guest_clock::keep(app, &pod);
     container::pod_ready(app, &pod).await;
     if let Some(record) = app.records.sandboxes.get(&id) {
         status::sandbox_changed(app, ContainerEventType::ContainerCreatedEvent, &record);

@@ -433,6 +433,12 @@ impl agent_server::Agent for Guest {
             online_cpus: request.online_cpus,
         }))
     }
+    async fn adjust_clock(
+        &self,
+        _: Request<api::AdjustClockRequest>,
+    ) -> Answer<api::AdjustClockResponse> {
+        Err(Status::unimplemented("its clock is the host's"))
+    }
     async fn resize_terminal(
         &self,
         _: Request<api::ResizeTerminalRequest>,
