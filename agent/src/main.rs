@@ -84,6 +84,10 @@ fn main() -> ExitCode {
     }
     console::log_to_stderr(debug);
     tracing::debug!("the first line");
+    if guest {
+        init::parameters::set_all();
+        steps::done("parameters");
+    }
     let pod = match mode {
         Mode::Host => match Pod::read() {
             Ok(pod) => Some(Arc::new(pod)),

@@ -95,6 +95,22 @@ pub fn apply(path: &Path, resources: &LinuxResources) -> Result<(), CgroupError>
     Ok(())
 }
 
+/// Bounds the processes and threads of a cgroup and all below it; 0 means any number. What is there
+/// already stays.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn limit_pids(path: &Path, limit: u64) -> Result<(), CgroupError> {
+    let path = path.join("pids.max");
+    let value = match limit {
+        // Without the controller there is none to lift.
+        0 if !path.exists() => return Ok(()),
+        0 => "max".to_owned(),
+        limit => limit.to_string(),
+    };
+    fs::write(&path, &value).map_err(|error| CgroupError::Limit { path, value, error })
+}
+
 /// The files to write for resources, in order. Pure.
 ///
 /// # Errors
@@ -453,6 +469,19 @@ mod tests {
         limits(r#"{"memory":{"limit":8388608,"swap":8388608}}"#).unwrap();
         let written = fs::read_to_string(dir.path().join("memory.swap.max")).unwrap();
         assert_eq!(written, "0");
+    }
+
+    #[test]
+    fn a_limit_on_processes_is_set_and_lifted() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pids.max");
+        limit_pids(dir.path(), 0).unwrap();
+        assert!(!file.exists());
+        for (limit, text) in [(64, "64"), (0, "max"), (u64::MAX, "18446744073709551615")] {
+            limit_pids(dir.path(), limit).unwrap();
+            assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        }
+        assert!(limit_pids(&dir.path().join("none"), 1).is_err());
     }
 
     #[test]

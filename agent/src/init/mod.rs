@@ -1,11 +1,12 @@
 //! What only PID 1 of a guest does: make the root, mount the kernel's file systems, delegate the
-//! cgroup controllers, set limits, and at the end switch the machine off. On a host
+//! cgroup controllers, set limits and kernel parameters, and at the end switch the machine off. On a host
 //! nothing here runs but [`steps`] and [`loopback`].
 
 pub mod entropy;
 pub mod error;
 pub mod file_systems;
 pub mod loopback;
+pub mod parameters;
 pub mod power;
 pub mod steps;
 

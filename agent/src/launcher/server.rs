@@ -46,9 +46,12 @@ fn serve(socket: OwnedFd) {
     let _ = rustix::thread::set_name(c"bulkhead-launch");
     // The processes it makes inherit this until they execute the container's command.
     let _ = fork::close_to_others();
-    // Without the launcher the pod cannot start anything: the OOM killer should spare it. Workers
-    // undo this.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    // Without the launcher the pod cannot start anything: the OOM killer should spare it. On the host
+    // it has the agent's value, which leaves the node's own processes the last word. Workers undo
+    // this.
+    if std::fs::read_to_string("/proc/self/oom_score_adj").is_ok_and(|now| !now.starts_with('-')) {
+        let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    }
     fork::reap_children_automatically(true);
     let mut byte = [0; 1];
     loop {

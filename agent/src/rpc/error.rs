@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use crate::blocking::EndedEarly;
 use crate::container::ContainerError;
+use crate::container::cgroup::CgroupError;
 use crate::cpus::CpuError;
 use crate::disk::DiskError;
 use crate::net::NetError;
@@ -54,6 +55,18 @@ pub enum SandboxError {
         #[source]
         error: io::Error,
     },
+    /// The clock.
+    #[error("{what}")]
+    Clock {
+        /// What was attempted.
+        what: &'static str,
+        /// The kernel's answer.
+        #[source]
+        error: io::Error,
+    },
+    /// The limit on processes.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// Blocking work did not return.
     #[error(transparent)]
     EndedEarly(#[from] EndedEarly),

@@ -2,6 +2,7 @@
 //! of call that does more than delegate. This is the only place that knows gRPC codes ([`status`]).
 
 mod agent;
+mod clock;
 pub mod container;
 pub mod error;
 pub mod events;

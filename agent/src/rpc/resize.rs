@@ -1,4 +1,4 @@
-//! The ResizeGuest call: processors, and the look for a memory device the VMM has plugged. The
+//! The ResizeGuest call: processors, how many processes there may be, and the look for a memory device the VMM has plugged. The
 //! guest's kernel then brings up that device by itself; the VMM knows how far it is.
 
 use std::path::Path;
@@ -7,6 +7,7 @@ use bulkhead_proto::agent::{ResizeGuestRequest, ResizeGuestResponse};
 
 use super::agent::Agent;
 use super::error::SandboxError;
+use crate::container::cgroup;
 use crate::{blocking, cpus, disk, stats};
 
 impl Agent {
@@ -23,6 +24,9 @@ impl Agent {
                 field: "online_cpus",
                 expected: "a guest's: the host's processors are not the pod's",
             });
+        }
+        if let Some(limit) = request.pids_limit {
+            cgroup::limit_pids(&self.containers().paths.cgroup_of_pod(), limit)?;
         }
         // One at a time, and not while the sandbox is being set up.
         let _alone = self.0.sandbox.lock().await;

@@ -9,7 +9,7 @@ use rustix::mount::MountFlags;
 
 use super::agent::Agent;
 use super::error::SandboxError;
-use crate::container::ContainerError;
+use crate::container::{ContainerError, cgroup};
 use crate::net::{NetError, apply, files, model, sysctl};
 use crate::userns::IdMap;
 use crate::{blocking, clock, cpus, host, init};
@@ -73,6 +73,8 @@ impl Agent {
         let host = self.containers().paths.host();
         if host.is_none() {
             own_machine(&request)?;
+            // On the host the kubelet's own limit is there, on the pod's cgroup.
+            cgroup::limit_pids(&self.containers().paths.cgroup_of_pod(), request.pids_limit)?;
         }
         let node_network = host.is_some_and(|pod| pod.network == host::Network::Node);
         if node_network && request.hostname.is_empty() {
@@ -151,7 +153,7 @@ impl Agent {
             if let (Some(network), None) = (&network, host) {
                 apply::apply(network).await?;
             }
-            if user_namespace.is_some() {
+            if !node_network {
                 sysctl::set_all(&open_network())?;
             }
             // After the devices have their names, which sysctls may contain.
@@ -174,9 +176,10 @@ impl Agent {
     }
 }
 
-/// The network is the guest's, so that root of a user namespace has no rights over it
-/// (`CAP_NET_BIND_SERVICE`, `CAP_NET_RAW`). What every container in a pod expects to be able to do
-/// all the same is opened to all users of the pod.
+/// What containerd opens to all users of a pod that has a network of its own: every port, and ping
+/// (`enable_unprivileged_ports`, `enable_unprivileged_icmp`). Here also in a user namespace, where
+/// containerd leaves ping out: the network is not the namespace's, so its root has no rights over it
+/// (`CAP_NET_BIND_SERVICE`, `CAP_NET_RAW`), and the range of groups is the guest's or the node's.
 fn open_network() -> HashMap<String, String> {
     let open = [
         ("net.ipv4.ip_unprivileged_port_start", "0"),

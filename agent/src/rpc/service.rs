@@ -181,6 +181,15 @@ impl Service for Agent {
             .map_err(status::of_sandbox)
     }
 
+    async fn adjust_clock(
+        &self,
+        request: Request<AdjustClockRequest>,
+    ) -> RpcResult<AdjustClockResponse> {
+        self.adjust_clock(request.into_inner())
+            .map(Response::new)
+            .map_err(status::of_sandbox)
+    }
+
     async fn power_off(&self, _: Request<PowerOffRequest>) -> RpcResult<PowerOffResponse> {
         self.containers().end_all(Duration::ZERO).await;
         self.0.power_off.notify_one();

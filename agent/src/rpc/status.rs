@@ -45,9 +45,11 @@ pub fn of_sandbox(error: SandboxError) -> Status {
         SandboxError::Invalid { .. } => Code::InvalidArgument,
         // The guest's kernel may refuse to let a processor go.
         SandboxError::Cpu(_) => Code::FailedPrecondition,
-        SandboxError::System { .. } | SandboxError::File { .. } | SandboxError::EndedEarly(_) => {
-            Code::Internal
-        }
+        SandboxError::System { .. }
+        | SandboxError::File { .. }
+        | SandboxError::Clock { .. }
+        | SandboxError::Cgroup(_)
+        | SandboxError::EndedEarly(_) => Code::Internal,
     };
     status(code, &error)
 }

@@ -187,8 +187,8 @@ sections! {
         driver: String = "auto".into();
         /// Where version 2 is mounted.
         root: String = "/sys/fs/cgroup".into();
-        /// Parent for pods for which CRI names none, in the driver's form; empty means
-        /// bulkhead.slice (systemd) or /bulkhead (cgroupfs).
+        /// Parent for pods for which CRI names none, in the driver's form: a slice's name or path, or
+        /// a path; empty means bulkhead.slice (systemd) or /bulkhead (cgroupfs).
         default_parent: String = String::new();
     }
 

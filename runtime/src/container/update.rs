@@ -69,6 +69,7 @@ pub async fn update(
             record.status.resources = resources::merged(&record.status.resources, &asked);
         };
         app.records.containers.update(&id, change).await?;
+        sandbox::oom_score::fit(&app, &pod);
         // And what the limits no longer want goes back afterwards; the limit holds in any case.
         if let Err(error) = sandbox::fit(&app, &pod, Change::None).await {
             tracing::warn!(pod = pod.id, error = chain(&error), "the VM keeps its size");

@@ -2,12 +2,18 @@
 //! be waited for without being our child (after a restart of the daemon it is not), and killed.
 
 use std::{
-    fs, io,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
     os::fd::{AsFd as _, OwnedFd},
+    sync::Mutex,
 };
 
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+use bulkhead_common::lock;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    },
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -18,6 +24,8 @@ use crate::records::VmmProcess;
 pub struct Process {
     identity: VmmProcess,
     pidfd: AsyncFd<OwnedFd>,
+    /// Held from the choice of an `oom_score_adj` until it is written: the last one chosen stays.
+    scoring: Mutex<()>,
 }
 
 impl Process {
@@ -54,7 +62,11 @@ impl Process {
         // each time; `OwnedFd` gives the same descriptor for as long as it lives.
         #[allow(deprecated)]
         let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
-        Ok(Self { identity, pidfd })
+        Ok(Self {
+            identity,
+            pidfd,
+            scoring: Mutex::default(),
+        })
     }
 
     /// What identifies it.
@@ -78,6 +90,25 @@ impl Process {
             Ok(_) | Err(rustix::io::Errno::CHILD) => Ok(()),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Sets its `oom_score_adj` to what `choose` says, -1000 to 1000, and gives that; one set at a
+    /// time.
+    ///
+    /// # Errors
+    /// If it has ended, or the kernel refuses.
+    pub fn set_oom_score(&self, choose: impl FnOnce() -> i32) -> io::Result<i32> {
+        let _one = lock(&self.scoring);
+        let score = choose();
+        let path = format!("/proc/{}/oom_score_adj", self.identity.pid);
+        let mut file = OpenOptions::new().write(true).open(path)?;
+        // Opened while it was there, the file is this process's and not a later one's.
+        let mut fds = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
+        if poll(&mut fds, Some(&Timespec::default()))? > 0 {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        file.write_all(score.to_string().as_bytes())?;
+        Ok(score)
     }
 
     /// Sends SIGKILL; one that has ended is no error.
@@ -160,6 +191,12 @@ mod tests {
         };
         assert!(Process::find(rebooted).unwrap().is_none());
 
+        let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        let raised = score.trim().parse::<i32>().unwrap() + 7;
+        assert_eq!(again.set_oom_score(|| raised).unwrap(), raised);
+        let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        assert_eq!(score.trim(), raised.to_string());
+
         again.kill().unwrap();
         tokio::time::timeout(Duration::from_secs(10), process.wait())
             .await
@@ -168,6 +205,7 @@ mod tests {
         again.wait().await.unwrap();
         again.kill().unwrap();
         assert!(Process::find(process.identity()).unwrap().is_none());
+        assert!(process.set_oom_score(|| raised).is_err());
         let _reaped = child.wait();
     }
 }

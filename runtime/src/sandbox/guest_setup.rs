@@ -57,6 +57,8 @@ pub(super) async fn request(
         shared_pid_namespace: wanted.shared_pid,
         user_namespace: wanted.user_namespace,
         scratch_file,
+        // The caller's to say.
+        pids_limit: 0,
     })
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bulkhead_common::lock;
-use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::sync::{OwnedMutexGuard, Semaphore, watch};
 
 use super::{Pod, SandboxError, names::Reserved};
 use crate::{config::Config, task::KeyedMutex};
@@ -23,6 +23,8 @@ pub struct Pods {
     settling: Mutex<HashSet<String>>,
     /// Boots at one time: more of them than CPUs only make each other late.
     pub(super) boots: Arc<Semaphore>,
+    /// Changes when the host's wall clock is set.
+    host_clock: watch::Sender<()>,
 }
 
 impl Pods {
@@ -34,6 +36,7 @@ impl Pods {
             turns: KeyedMutex::default(),
             settling: Mutex::default(),
             boots: Arc::new(Semaphore::new(config.boot.parallel)),
+            host_clock: watch::channel(()).0,
         }
     }
 
@@ -75,6 +78,16 @@ impl Pods {
         if let Some(pod) = live.remove(id) {
             pod.end();
         }
+    }
+
+    /// Changes when the host's wall clock is set.
+    pub(super) fn host_clock_set(&self) -> watch::Receiver<()> {
+        self.host_clock.subscribe()
+    }
+
+    /// The host's wall clock was set.
+    pub(super) fn note_host_clock(&self) {
+        self.host_clock.send_replace(());
     }
 
     pub(super) fn reserved(&self) -> MutexGuard<'_, Reserved> {

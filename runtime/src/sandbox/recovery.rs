@@ -13,7 +13,7 @@ use bulkhead_proto::agent::HelloRequest;
 use tokio::task::JoinHandle;
 
 use super::{
-    Pod, monitor, names,
+    Pod, guest_clock, monitor, names, oom_score,
     release::{self, Extent},
     settle::{settle_later, settle_surely},
     stop::stop_in_turn,
@@ -37,6 +37,7 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Brings memory and host into line with the records. Runs before the socket is open.
 pub async fn recover(app: &Arc<App>) {
+    tokio::spawn(guest_clock::watch_host(Arc::downgrade(app)));
     let records = app.records.sandboxes.list();
     {
         let mut reserved = app.pods.reserved();
@@ -96,6 +97,7 @@ fn recover_one(app: &Arc<App>, record: &Arc<SandboxRecord>) -> Option<JoinHandle
             // Not waited for: one pod that is slow to answer keeps no other from being served.
             let app = Arc::clone(app);
             tokio::spawn(async move {
+                guest_clock::keep(&app, &pod);
                 say_hello(&pod).await;
                 container::pod_ready(&app, &pod).await;
             });
@@ -145,6 +147,8 @@ fn take_up(app: &Arc<App>, record: &SandboxRecord, process: Process) -> Arc<Pod>
     let agent = agent::connect_lazily(&machine.agent());
     let pod = Pod::new(record.id.clone(), agent, machine, Arc::new(process));
     app.pods.insert(Arc::clone(&pod));
+    // An earlier release's VMs have the daemon's.
+    oom_score::fit(app, &pod);
     monitor::watch(app, &pod);
     pod
 }

@@ -11,7 +11,7 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Pod, SandboxError, find,
+    Pod, SandboxError, find, pids,
     run::{cgroup_limit, cgroup_parent},
     sizing::{self, Sum},
 };
@@ -67,7 +67,8 @@ pub async fn update(
     detached(async move {
         let change = move |record: &mut SandboxRecord| record.config.linux = Some(linux);
         app.records.sandboxes.update(&pod.id, change).await?;
-        fit(&app, &pod, Change::None).await
+        fit(&app, &pod, Change::None).await?;
+        pids::carry(&app, &pod).await
     })
     .await
 }
@@ -103,6 +104,7 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
         online_cpus: wanted.vcpus,
         // The memory device is plugged with the first resize that adds some.
         rescan: wanted.memory_mib > limits.boot_memory_mib,
+        pids_limit: None,
     };
     let guest = pod
         .agent

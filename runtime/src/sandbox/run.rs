@@ -9,7 +9,7 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Pod, SandboxError, ending, guest_setup, monitor, names,
+    Pod, SandboxError, ending, guest_clock, guest_setup, monitor, names, oom_score, pids,
     release::Extent,
     scratch,
     settle::settle_surely,
@@ -172,6 +172,7 @@ async fn finish(
         return Err(error.into());
     }
     monitor::watch(app, &pod);
+    guest_clock::keep(app, &pod);
     container::pod_ready(app, &pod).await;
     if let Some(record) = app.records.sandboxes.get(&id) {
         status::sandbox_changed(app, ContainerEventType::ContainerCreatedEvent, &record);
@@ -231,6 +232,7 @@ impl Start<'_> {
             has_guest_clock,
         } = machine.start(start).await?;
         let process = Arc::new(process);
+        oom_score::apply(app, record, &process);
 
         // CNI works and the process is recorded while the guest boots. All end in bounded time;
         // none is cut off by another's failure, so that what they made is whole when it is undone.
@@ -370,7 +372,10 @@ impl Start<'_> {
     ) -> Result<agent::Agent, SandboxError> {
         let agent = agent::connect(&machine.agent()).await?;
         let paths = &self.app.config.paths;
-        let setup = guest_setup::request(self.record, self.wanted, attached, paths).await?;
+        let mut setup = guest_setup::request(self.record, self.wanted, attached, paths).await?;
+        if self.wanted.machine == MachineKind::Vm {
+            setup.pids_limit = pids::limit(self.app, &self.record.config).await?;
+        }
         agent
             .call(
                 "set the sandbox up",

@@ -40,6 +40,7 @@ pub(super) async fn build(
         // They come on top of the memory the VM was made for.
         sandbox::fit(app, pod, Change::New(limits)).await?;
     }
+    sandbox::oom_score::fit(app, pod);
     pod_volumes::attach(app, pod, &mut volumes).await?;
     disks::attach(pod, layers).await?;
     disks::attach(pod, &volumes.layers).await?;

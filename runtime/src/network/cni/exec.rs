@@ -64,6 +64,13 @@ pub async fn run(
         .kill_on_drop(true)
         .spawn()
         .map_err(start)?;
+    // Before it has its input: what it starts and leaves behind has the usual value, too, and not
+    // that of the daemon, which the OOM killer spares.
+    if let Some(pid) = child.id()
+        && let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0")
+    {
+        tracing::debug!(plugin, "its oom_score_adj stays as the daemon's: {error}");
+    }
     let input = Value::Object(config.clone()).to_string();
     let (Some(mut stdin), Some(stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())

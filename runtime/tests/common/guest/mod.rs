@@ -425,10 +425,19 @@ impl agent_server::Agent for Guest {
         request: Request<api::ResizeGuestRequest>,
     ) -> Answer<api::ResizeGuestResponse> {
         let request = request.into_inner();
-        self.call(&format!("resize to {} CPUs", request.online_cpus))?;
+        match request.pids_limit {
+            Some(limit) => self.call(&format!("limit to {limit} processes"))?,
+            None => self.call(&format!("resize to {} CPUs", request.online_cpus))?,
+        }
         Ok(Response::new(api::ResizeGuestResponse {
             online_cpus: request.online_cpus,
         }))
+    }
+    async fn adjust_clock(
+        &self,
+        _: Request<api::AdjustClockRequest>,
+    ) -> Answer<api::AdjustClockResponse> {
+        Err(Status::unimplemented("its clock is the host's"))
     }
     async fn resize_terminal(
         &self,
