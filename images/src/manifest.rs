@@ -92,9 +92,9 @@ pub enum ManifestError {
     /// A diff_id that is not sha256.
     #[error("the diff_id {0} is not a sha256 digest; others are not supported")]
     DiffIdAlgorithm(Digest),
-    /// Nothing to run.
-    #[error("the image has no layers")]
-    NoLayers,
+    /// Nothing that says what to run.
+    #[error("the manifest names no configuration; this is no container image")]
+    NoConfig,
     /// Two layers that cannot be told apart as disks.
     #[error("the layers {one} and {other} begin with the same digits")]
     Alike {
@@ -126,20 +126,31 @@ struct RawManifest {
     schema_version: Option<u32>,
     media_type: Option<String>,
     config: Option<RawDescriptor>,
-    layers: Option<Vec<RawDescriptor>>,
-    manifests: Option<Vec<RawDescriptor>>,
+    layers: Option<Vec<Option<RawDescriptor>>>,
+    manifests: Option<Vec<Option<RawDescriptor>>>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+// Go, in which registries and builders are written, reads `null` as the empty value wherever it
+// stands; so does all that follows.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
 struct RawDescriptor {
-    #[serde(default)]
     media_type: Option<String>,
-    digest: String,
-    #[serde(default)]
-    size: u64,
-    #[serde(default)]
+    digest: Option<String>,
+    size: Option<u64>,
     platform: Option<RawPlatform>,
+}
+
+impl RawDescriptor {
+    fn digest(&self) -> Result<Digest, BadDigest> {
+        self.digest.as_deref().unwrap_or_default().parse()
+    }
+}
+
+/// A list as Go reads it.
+fn list<T: Default>(raw: Option<Vec<Option<T>>>) -> Vec<T> {
+    let items = raw.unwrap_or_default().into_iter();
+    items.map(Option::unwrap_or_default).collect()
 }
 
 #[derive(Deserialize, Default)]
@@ -194,15 +205,10 @@ pub fn parse_manifest(bytes: &[u8], content_type: &str) -> Result<Manifest, Mani
         }
     };
     if index {
-        return choose(raw.manifests.unwrap_or_default());
+        return choose(list(raw.manifests));
     }
-    let Some(config) = raw.config else {
-        return Err(ManifestError::NoLayers);
-    };
-    let layers = raw.layers.unwrap_or_default();
-    if layers.is_empty() {
-        return Err(ManifestError::NoLayers);
-    }
+    let config = raw.config.ok_or(ManifestError::NoConfig)?;
+    let layers = list(raw.layers);
     limit("layers", layers.len() as u64, MOST_LAYERS as u64)?;
     for layer in &layers {
         check_layer_type(layer.media_type.as_deref().unwrap_or_default())?;
@@ -224,10 +230,11 @@ fn limit(what: &'static str, count: u64, limit: u64) -> Result<(), ManifestError
 }
 
 fn blob(raw: RawDescriptor, what: &'static str, most: u64) -> Result<Blob, ManifestError> {
-    limit(what, raw.size, most)?;
+    let size = raw.size.unwrap_or_default();
+    limit(what, size, most)?;
     Ok(Blob {
-        digest: raw.digest.parse()?,
-        size: raw.size,
+        digest: raw.digest()?,
+        size,
     })
 }
 
@@ -262,13 +269,13 @@ fn choose(entries: Vec<RawDescriptor>) -> Result<Manifest, ManifestError> {
         .filter_map(|entry| Some((named(entry)?.distance()?, entry)))
         .min_by_key(|(distance, _)| *distance);
     if let Some((_, entry)) = best {
-        return Ok(Manifest::Index(vec![entry.digest.parse()?]));
+        return Ok(Manifest::Index(vec![entry.digest()?]));
     }
     let nameless: Vec<Digest> = entries
         .iter()
-        .filter(|entry| named(entry).is_none())
+        .filter(|entry| named(entry).is_none() && entry.digest.is_some())
         .take(MOST_NAMELESS)
-        .map(|entry| entry.digest.parse())
+        .map(RawDescriptor::digest)
         .collect::<Result<_, _>>()?;
     if !nameless.is_empty() {
         return Ok(Manifest::Index(nameless));
@@ -326,27 +333,28 @@ struct RawConfigFile {
     variant: Option<String>,
     #[serde(default)]
     config: Option<RawConfig>,
-    rootfs: RawRootfs,
+    #[serde(default)]
+    rootfs: Option<RawRootfs>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct RawRootfs {
-    #[serde(default)]
-    diff_ids: Option<Vec<String>>,
+    diff_ids: Option<Vec<Option<String>>>,
 }
 
 /// A command line. Docker takes a single text for a list of one.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Words {
-    List(Vec<String>),
+    List(Vec<Option<String>>),
     One(String),
 }
 
 impl Words {
     fn list(self) -> Vec<String> {
         match self {
-            Self::List(words) => words,
+            Self::List(words) => list(Some(words)),
             Self::One(word) => vec![word],
         }
     }
@@ -356,11 +364,11 @@ impl Words {
 #[serde(rename_all = "PascalCase", default)]
 struct RawConfig {
     user: Option<String>,
-    env: Option<Vec<String>>,
+    env: Option<Vec<Option<String>>>,
     entrypoint: Option<Words>,
     cmd: Option<Words>,
     working_dir: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
+    labels: Option<BTreeMap<String, Option<String>>>,
     stop_signal: Option<String>,
     volumes: Option<BTreeMap<String, serde_json::Value>>,
 }
@@ -404,10 +412,7 @@ pub fn parse_config(bytes: &[u8]) -> Result<ConfigFile, ManifestError> {
     if !platform.is_linux() {
         return Err(not_here([platform]));
     }
-    let diff_ids = raw
-        .rootfs
-        .diff_ids
-        .unwrap_or_default()
+    let diff_ids = list(raw.rootfs.unwrap_or_default().diff_ids)
         .iter()
         .take(MOST_LAYERS + 1)
         .map(|text| text.parse::<Digest>())
@@ -423,11 +428,16 @@ pub fn parse_config(bytes: &[u8]) -> Result<ConfigFile, ManifestError> {
     limit("volumes", volumes.len() as u64, MOST_VOLUMES as u64)?;
     let config = ImageConfig {
         user: config.user.unwrap_or_default(),
-        env: config.env.unwrap_or_default(),
+        env: list(config.env),
         entrypoint: config.entrypoint.map(Words::list).unwrap_or_default(),
         cmd: config.cmd.map(Words::list).unwrap_or_default(),
         working_dir: config.working_dir.unwrap_or_default(),
-        labels: config.labels.unwrap_or_default(),
+        labels: config
+            .labels
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, value)| (name, value.unwrap_or_default()))
+            .collect(),
         stop_signal: config.stop_signal.unwrap_or_default(),
         volumes: volumes.into_keys().collect(),
     };

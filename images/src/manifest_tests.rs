@@ -119,7 +119,6 @@ fn what_is_refused() {
     let many: Vec<_> = (0..=500_u32).map(|_| layer(1)).collect();
     for (what, value) in [
         ("schema 1", json!({"schemaVersion": 1, "fsLayers": []})),
-        ("no layers", image(&[])),
         (
             "artifact",
             json!({"mediaType": "application/vnd.cncf.helm.chart", "layers": []}),
@@ -183,7 +182,8 @@ fn a_configuration_with_nulls_and_without() {
     let least = parse_config(least.to_string().as_bytes()).unwrap();
     assert_eq!(least.config, ImageConfig::default());
     assert_eq!(least.platform.distance(), Some(0), "nothing said");
-    assert!(parse_config(b"{}").is_err());
+    assert_eq!(parse_config(b"{}").unwrap().diff_ids, []);
+    assert!(parse_config(b"5").is_err());
 }
 
 #[test]
@@ -278,4 +278,76 @@ proptest::proptest! {
         let _ = parse_manifest(&bytes, "");
         let _ = parse_config(&bytes);
     }
+}
+
+#[test]
+fn null_is_the_empty_value_wherever_it_stands() {
+    let nothing = json!(null);
+    let mut null_layers = image(&[]);
+    null_layers["layers"] = nothing.clone();
+    for none in [image(&[]), null_layers] {
+        let Manifest::Image { layers, .. } = parse(&none).unwrap() else {
+            panic!("an index?")
+        };
+        assert!(layers.is_empty());
+    }
+    let mut odd = image(&[json!({
+        "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest(1),
+        "size": null, "annotations": null, "urls": null, "platform": null,
+    })]);
+    for key in ["annotations", "subject", "artifactType", "mediaType"] {
+        odd[key] = nothing.clone();
+    }
+    let Manifest::Image { layers, .. } = parse(&odd).unwrap() else {
+        panic!("an index?")
+    };
+    assert_eq!((layers.len(), layers[0].size), (1, 0));
+    // An empty digest is none.
+    for bad in [
+        image(&[nothing.clone()]),
+        image(&[json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": null})]),
+    ] {
+        assert!(parse(&bad).is_err(), "{bad}");
+    }
+    let mut no_config = image(&[layer(1)]);
+    no_config["config"] = nothing.clone();
+    assert!(matches!(parse(&no_config), Err(ManifestError::NoConfig)));
+
+    let platform =
+        json!({"os": "linux", "architecture": "amd64", "variant": null, "os.features": null});
+    let index =
+        json!({"manifests": [null, {"digest": digest(3), "size": null, "platform": platform}]});
+    assert_eq!(
+        parse(&index).unwrap(),
+        Manifest::Index(vec![Digest::of(&[3])])
+    );
+    assert!(matches!(
+        parse(&json!({"manifests": null, "mediaType": "application/vnd.oci.image.index.v1+json"})),
+        Err(ManifestError::Platform { .. })
+    ));
+
+    let file = json!({
+        "architecture": null, "os": null, "variant": null, "created": null, "history": null,
+        "rootfs": null,
+        "config": {
+            "User": null, "Env": [null, "A=b"], "Entrypoint": [null, "x"], "Cmd": null,
+            "WorkingDir": null, "Labels": {"a": null, "b": "c"}, "StopSignal": null,
+            "Volumes": {"/v": null}, "Healthcheck": null, "ExposedPorts": null,
+        },
+    });
+    let file = parse_config(file.to_string().as_bytes()).unwrap();
+    assert!(file.diff_ids.is_empty());
+    assert_eq!(file.config.env, ["", "A=b"]);
+    assert_eq!(file.config.entrypoint, ["", "x"]);
+    assert_eq!(file.config.labels["a"], "");
+    assert_eq!(file.config.labels["b"], "c");
+    for file in [
+        json!({"config": null}),
+        json!({"rootfs": {"diff_ids": null, "type": null}}),
+    ] {
+        let file = parse_config(file.to_string().as_bytes()).unwrap();
+        assert_eq!(file.config, ImageConfig::default());
+    }
+    let file = json!({"rootfs": {"diff_ids": [null]}});
+    assert!(parse_config(file.to_string().as_bytes()).is_err());
 }

@@ -5,12 +5,15 @@
 //! CRI runtime keeps: a tag beside a digest is dropped (the digest decides), digests are checked
 //! strictly, and a bare image id is told apart from a name.
 
-use std::fmt;
+use std::{fmt, net::Ipv6Addr};
 
 use oci_spec::distribution::{ParseError, Reference};
 
 use crate::digest::{BadDigest, Digest};
 
+/// Stands in for an IPv6 address, which oci-spec's grammar lacks. It cannot be an image's own:
+/// `.invalid` is nobody's (RFC 6761 §6.4).
+const STAND_IN: &str = "ipv6.invalid";
 /// Longest text looked at; the grammar allows 255 for the repository, 128 for the tag.
 const LONGEST: usize = 1024;
 
@@ -43,6 +46,9 @@ pub enum BadName {
     /// Its digest does not fit.
     #[error(transparent)]
     Digest(#[from] BadDigest),
+    /// What stands in brackets is no IPv6 address.
+    #[error("what stands in its brackets is not an IPv6 address")]
+    Address,
 }
 
 impl ImageName {
@@ -50,6 +56,9 @@ impl ImageName {
     pub fn parse(text: &str) -> Result<Self, BadName> {
         if text.len() > LONGEST {
             return Err(BadName::TooLong(text.len()));
+        }
+        if text.starts_with('[') {
+            return Self::parse_ipv6(text);
         }
         let reference = Reference::try_from(text)?;
         let target = match (reference.digest(), reference.tag()) {
@@ -65,6 +74,27 @@ impl ImageName {
         // The grammar lets a host have capital letters; a first part that turns out to be no host
         // (it has neither dot nor port) is one of the repository's, which may not.
         Reference::try_from(name.to_string())?;
+        Ok(name)
+    }
+
+    /// `[address]` or `[address]:port` in the host's place (distribution's reference grammar; an
+    /// address has no zone there).
+    fn parse_ipv6(text: &str) -> Result<Self, BadName> {
+        let (address, rest) = text
+            .strip_prefix('[')
+            .and_then(|text| text.split_once(']'))
+            .ok_or(BadName::Address)?;
+        if address.contains('.') || address.parse::<Ipv6Addr>().is_err() {
+            return Err(BadName::Address);
+        }
+        if !rest.starts_with([':', '/']) {
+            return Err(BadName::Grammar(ParseError::ReferenceInvalidFormat));
+        }
+        let mut name = Self::parse(&format!("{STAND_IN}{rest}"))?;
+        let Some(port) = name.registry.strip_prefix(STAND_IN) else {
+            return Err(BadName::Grammar(ParseError::ReferenceInvalidFormat));
+        };
+        name.registry = registry(&format!("[{address}]{port}"));
         Ok(name)
     }
 
@@ -142,6 +172,16 @@ mod tests {
                 "Registry.K8s.io/pause:3.9",
                 "registry.k8s.io/pause:3.9".to_owned(),
             ),
+            ("[::1]:5000/app:1", "[::1]:5000/app:1".to_owned()),
+            ("[::1]/app", "[::1]/app:latest".to_owned()),
+            (
+                "[2001:DB8::1]:443/a/b:c",
+                "[2001:db8::1]:443/a/b:c".to_owned(),
+            ),
+            (
+                &format!("[fd00::5]:5000/x:v1@sha256:{HEX}"),
+                format!("[fd00::5]:5000/x@sha256:{HEX}"),
+            ),
             (
                 &format!("gcr.io/x/y@sha256:{HEX}"),
                 format!("gcr.io/x/y@sha256:{HEX}"),
@@ -182,6 +222,19 @@ mod tests {
             "a b",
             "a\nb",
             "a@md5:d41d8cd98f00b204e9800998ecf8427e",
+            "[::1]",
+            "[::1]:5000",
+            "[::1]app",
+            "[::1/app",
+            "::1/app",
+            "[]/app",
+            "[1.2.3.4]/app",
+            "[::ffff:1.2.3.4]/app",
+            "[fe80::1%eth0]/app",
+            "[::g]/app",
+            "[::1]:x/app",
+            "[::1]/UPPER",
+            "[[::1]]/app",
             &long,
             &format!("a@sha256:{}", HEX.to_uppercase()),
         ] {
@@ -192,7 +245,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn parsing_is_total_and_printing_is_its_inverse(
-            text in "\\PC{0,80}|[a-zA-Z.]{1,5}(:[0-9]{1,5})?(/[a-zA-Z]{1,3}){0,3}(:[a-z])?",
+            text in "\\PC{0,80}|\\[[0-9a-f:.]{1,9}\\](:[0-9]{1,5})?/[a-zA-Z/]{1,5}(:[a-z])?|[a-zA-Z.]{1,5}(:[0-9]{1,5})?(/[a-zA-Z]{1,3}){0,3}(:[a-z])?",
         ) {
             if let Ok(name) = ImageName::parse(&text) {
                 let again = ImageName::parse(&name.to_string()).unwrap();

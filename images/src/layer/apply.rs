@@ -10,12 +10,13 @@ use super::entries::{Entries, Entry, EntryKind};
 use super::error::{EntryProblem, LayerError, printable};
 use super::limits::Limits;
 use super::sparse::Extent;
-use super::tree::{Leaf, Node, NodeId, Refusal, Tree, components, opaque_name};
+use super::tree::{
+    Leaf, Node, NodeId, Refusal, Tree, WHITEOUT, components, opaque_name, raw_components,
+};
 use crate::erofs::{
     Attr, Child, DirInput, FileType, InodeId, Node as Special, Writer, XattrName, Xattrs,
 };
 
-const WHITEOUT: &[u8] = b".wh.";
 /// Prefix of the metadata of aufs, of which only the opaque mark has a meaning.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -155,10 +156,10 @@ impl<'a, W: Write + Seek> Applier<'a, W> {
             .map_err(|refusal| refusal.at(path))
     }
 
-    /// An entry for the root itself.
+    /// An entry for the root itself. One that is no directory says nothing: the root is one.
     fn root(&mut self, entry: &Entry, attr: Attr) -> Result<(), LayerError> {
         if entry.kind != EntryKind::Directory {
-            return Err(LayerError::entry(&entry.path, EntryProblem::Root));
+            return Ok(());
         }
         let xattrs = self.xattrs(entry)?;
         if let Some(root) = self.tree.dir_mut(NodeId::ROOT) {
@@ -225,16 +226,26 @@ impl<'a, W: Write + Seek> Applier<'a, W> {
     /// Finds the file a hard link is for.
     fn link_target(&mut self, path: &[u8], target: &[u8]) -> Result<NodeId, LayerError> {
         let missing = || LayerError::entry(path, EntryProblem::LinkTarget(printable(target)));
-        let parts = match components(target, self.limits) {
-            Ok(parts) => parts,
-            Err(EntryProblem::Empty) => return Err(missing()),
-            Err(problem) => return Err(LayerError::entry(path, problem)),
-        };
-        let Some((&name, parents)) = parts.split_last() else {
+        if target.is_empty() {
+            return Err(missing());
+        }
+        let wrong = |problem| LayerError::entry(path, problem);
+        let cleaned = components(target, self.limits).map_err(wrong)?;
+        let Some((&name, parents)) = cleaned.split_last() else {
             let problem = EntryProblem::LinkToDirectory(printable(target));
-            return Err(LayerError::entry(path, problem));
+            return Err(wrong(problem));
         };
-        let dir = match self.tree.walk(parents, false) {
+        // `..` behind a link leads to where the link leads, if what is on the way is there.
+        let mut as_written = raw_components(target, self.limits).map_err(wrong)?;
+        let found = match as_written.pop() {
+            Some(last) if last == name => self.tree.walk(&as_written, false),
+            _ => Err(EntryProblem::NotADirectory.into()),
+        };
+        let found = match found {
+            Err(Refusal::Entry(EntryProblem::NotADirectory)) => self.tree.walk(parents, false),
+            other => other,
+        };
+        let dir = match found {
             Ok(dir) => dir,
             Err(Refusal::Entry(EntryProblem::NotADirectory)) => return Err(missing()),
             Err(other) => return Err(other.at(path)),

@@ -112,10 +112,8 @@ impl<'a, R: Read> Entries<'a, R> {
         self.pass_body()?;
         let mut extended = Extended::default();
         loop {
+            // Headers for an entry that does not come say nothing.
             let Some((block, header)) = self.header()? else {
-                if extended.bytes > 0 {
-                    return Err(self.bad(FormatProblem::Dangling));
-                }
                 return Ok(None);
             };
             match header.kind {
@@ -235,7 +233,7 @@ impl<'a, R: Read> Entries<'a, R> {
             let map = sparse::check(&map, size, self.data).map_err(|p| self.bad(p))?;
             kind = EntryKind::Sparse { size, map };
         }
-        let id = |n: u64, what| u32::try_from(n).map_err(|_| self.bad(FormatProblem::Number(what)));
+        let id = |n, what| owner(n).ok_or_else(|| self.bad(FormatProblem::Number(what)));
         Ok(Entry {
             path,
             kind,
@@ -296,6 +294,16 @@ impl<'a, R: Read> Entries<'a, R> {
             problem,
         }
     }
+}
+
+/// A user or group as chown(2) takes it: 32 bits, of which all set leave the owner as it is, and
+/// that is root where a layer is unpacked.
+fn owner(n: i64) -> Option<u32> {
+    let id = match u32::try_from(n) {
+        Ok(id) => id,
+        Err(_) => i32::try_from(n).ok().filter(|n| *n < 0)?.cast_unsigned(),
+    };
+    Some(if id == u32::MAX { 0 } else { id })
 }
 
 /// Bytes from the end of a body to the next block.

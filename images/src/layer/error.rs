@@ -80,6 +80,19 @@ impl LayerError {
         )
     }
 
+    /// Whether the bytes of the layer are at fault, and not the node.
+    pub fn is_of_content(&self) -> bool {
+        match self {
+            Self::Input { .. }
+            | Self::Truncated { .. }
+            | Self::Format { .. }
+            | Self::Entry { .. }
+            | Self::Limit { .. } => true,
+            Self::Image(error) => !matches!(error, WriterError::Io(_)),
+            Self::File { .. } => false,
+        }
+    }
+
     /// An entry's problem, with its path made printable.
     pub(super) fn entry(path: &[u8], problem: EntryProblem) -> Self {
         Self::Entry {
@@ -107,20 +120,11 @@ pub enum FormatProblem {
     /// A block of zeros, and then no second one.
     #[error("one block of zeros stands alone, two end an archive")]
     LoneZero,
-    /// Extended headers with no entry behind them.
-    #[error("an extended header has no entry behind it")]
-    Dangling,
 }
 
 /// What is wrong with an entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryProblem {
-    /// The path leads out of the layer.
-    #[error("the path has a \"..\" component")]
-    DotDot,
-    /// No path at all.
-    #[error("the path is empty")]
-    Empty,
     /// A NUL byte in a path or target.
     #[error("the path or the link's target has a NUL byte")]
     Nul,
@@ -139,9 +143,6 @@ pub enum EntryProblem {
     /// A parent is a file.
     #[error("a component of the path is not a directory")]
     NotADirectory,
-    /// The root replaced by something else.
-    #[error("the root of the layer can only be a directory")]
-    Root,
     /// A hard link to nothing in this layer.
     #[error(
         "hard link to \"{0}\", which is not in this layer before the link; \

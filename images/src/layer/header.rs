@@ -8,8 +8,8 @@ pub(super) struct Header {
     pub name: Vec<u8>,
     pub link: Vec<u8>,
     pub mode: u16,
-    pub uid: u64,
-    pub gid: u64,
+    pub uid: i64,
+    pub gid: i64,
     pub size: u64,
     pub mtime: i64,
     pub kind: u8,
@@ -53,9 +53,9 @@ impl Header {
         Ok(Some(Self {
             link: text(field(157, 100)).to_vec(),
             // Some writers put the file type's bits there, too.
-            mode: u16::try_from(unsigned(field(100, 8), "mode")? & 0o7777).unwrap_or(0),
-            uid: unsigned(field(108, 8), "uid")?,
-            gid: unsigned(field(116, 8), "gid")?,
+            mode: u16::try_from(number(field(100, 8), "mode")? & 0o7777).unwrap_or(0),
+            uid: signed(field(108, 8), "uid")?,
+            gid: signed(field(116, 8), "gid")?,
             size,
             mtime: signed(field(136, 12), "mtime")?,
             major: device(329, "devmajor")?,

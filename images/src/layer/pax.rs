@@ -10,8 +10,8 @@ pub(super) struct Pax {
     pub path: Option<Vec<u8>>,
     pub link: Option<Vec<u8>>,
     pub size: Option<u64>,
-    pub uid: Option<u64>,
-    pub gid: Option<u64>,
+    pub uid: Option<i64>,
+    pub gid: Option<i64>,
     pub mtime: Option<(i64, u32)>,
     /// Full names and values, in the order of the records.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
@@ -51,12 +51,25 @@ impl Pax {
             }
             decimal(value).map(Some).ok_or(FormatProblem::Number(what))
         };
+        let id = |what| -> Result<Option<i64>, FormatProblem> {
+            if value.is_empty() {
+                return Ok(None);
+            }
+            let (sign, digits) = match value.strip_prefix(b"-") {
+                Some(digits) => (-1, digits),
+                None => (1, value),
+            };
+            decimal(digits)
+                .and_then(|n| i64::try_from(n).ok())
+                .map(|n| Some(sign * n))
+                .ok_or(FormatProblem::Number(what))
+        };
         match key {
             b"path" => self.path = some(),
             b"linkpath" => self.link = some(),
             b"size" => self.size = int("size")?,
-            b"uid" => self.uid = int("uid")?,
-            b"gid" => self.gid = int("gid")?,
+            b"uid" => self.uid = id("uid")?,
+            b"gid" => self.gid = id("gid")?,
             b"mtime" if value.is_empty() => self.mtime = None,
             b"mtime" => self.mtime = Some(time(value).ok_or(FormatProblem::Number("mtime"))?),
             b"GNU.sparse.major" => self.sparse.major = int("GNU.sparse.major")?,

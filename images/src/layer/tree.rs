@@ -278,6 +278,10 @@ impl<'a> Tree<'a> {
 
     /// Lets a name stand for a node, whatever it stood for before.
     pub(super) fn link(&mut self, dir: NodeId, name: &[u8], id: NodeId) -> Result<(), Refusal> {
+        // The target of a link may name directories that are made for it.
+        if name.len() > MAX_NAME {
+            return Err(EntryProblem::NameTooLong.into());
+        }
         self.charge(name.len() as u64 + NAME_COST)?;
         if let Some(dir) = self.dir_mut(dir) {
             dir.children.insert(name.into(), id);
@@ -320,31 +324,55 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// Splits a path into its components: absolute or not, doubled slashes and `.` left out.
+/// Most bytes of a name (NAME_MAX).
+const MAX_NAME: usize = 255;
+
+/// What an entry's last name begins with to hide another.
+pub(super) const WHITEOUT: &[u8] = b".wh.";
+
+/// Splits a path into its components, cleaned as Go's `filepath.Clean` does, by which containerd
+/// and the builders go: absolute or not, `a/../b` is `b`, and nothing leads above the root. None
+/// at all stand for the root.
 pub(super) fn components<'p>(
     path: &'p [u8],
     limits: &Limits,
 ) -> Result<Vec<&'p [u8]>, EntryProblem> {
-    if path.is_empty() {
-        return Err(EntryProblem::Empty);
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in raw_components(path, limits)? {
+        if part == b".." {
+            parts.pop();
+        } else {
+            parts.push(part);
+        }
     }
+    let Some((last, parents)) = parts.split_last() else {
+        return Ok(parts);
+    };
+    // A whiteout is no file: what it hides may have as long a name as a file.
+    let longest = if last.starts_with(WHITEOUT) {
+        WHITEOUT.len() + MAX_NAME
+    } else {
+        MAX_NAME
+    };
+    if last.len() > longest || parents.iter().any(|part| part.len() > MAX_NAME) {
+        return Err(EntryProblem::NameTooLong);
+    }
+    Ok(parts)
+}
+
+/// The components as they stand there, `..` included; doubled slashes and `.` left out.
+pub(super) fn raw_components<'p>(
+    path: &'p [u8],
+    limits: &Limits,
+) -> Result<Vec<&'p [u8]>, EntryProblem> {
     if path.len() > limits.max_path {
         return Err(EntryProblem::PathTooLong(limits.max_path));
     }
     if path.contains(&0) {
         return Err(EntryProblem::Nul);
     }
-    let parts = path
-        .split(|b| *b == b'/')
-        .filter(|part| !matches!(*part, b"" | b"."));
-    let parts: Vec<&[u8]> = parts.collect();
-    if parts.contains(&&b".."[..]) {
-        return Err(EntryProblem::DotDot);
-    }
-    if parts.iter().any(|part| part.len() > 255) {
-        return Err(EntryProblem::NameTooLong);
-    }
-    Ok(parts)
+    let parts = path.split(|b| *b == b'/');
+    Ok(parts.filter(|part| !matches!(*part, b"" | b".")).collect())
 }
 
 /// The attribute by which overlayfs knows an opaque directory.

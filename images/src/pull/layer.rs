@@ -127,53 +127,19 @@ async fn fetch(
         progress.set(LayerState::Present);
         return Ok(info);
     }
-    progress.set(LayerState::Fetching);
-
-    let (mut sender, receiver) = stream::channel(Arc::clone(&progress));
-    let download = async {
-        session.blob(&wanted.blob, &mut sender).await?;
-        // Nobody there to hear of the end: the conversion has failed and says why.
-        sender.end().await;
-        Ok::<(), RegistryError>(())
-    };
-    let expected = wanted.diff_id.clone();
-    let conversion =
-        tokio::task::spawn_blocking(move || convert(receiver, &store, &expected, &limits));
-    let (downloaded, converted) = futures::join!(download, conversion);
-
-    match downloaded {
-        Ok(()) | Err(RegistryError::Receiver { .. }) => {}
-        // The conversion's error is then only that its input broke off.
-        Err(source) => {
-            let (image, source) = (name.to_string(), Box::new(source));
-            return Err(ImagesError::Registry { image, source }.into());
-        }
-    }
-    let info = match converted {
-        Ok(Ok(info)) => info,
-        Ok(Err(Unusable::Layer(source))) => {
-            return Err(ImagesError::Layer {
-                image: name.to_string(),
-                digest: wanted.blob.digest,
-                source,
+    let info = loop {
+        progress.set(LayerState::Fetching);
+        match fetch_once(&store, &session, &name, &limits, &wanted, &progress).await {
+            Ok(info) => break info,
+            Err(error)
+                if is_wrong_blob(&error) && session.has_another_place(&wanted.blob.digest) =>
+            {
+                tracing::warn!(
+                    image = %name, error = %bulkhead_common::chain(&error),
+                    "a host gave wrong bytes; the layer is fetched from the next one"
+                );
             }
-            .into());
-        }
-        Ok(Err(Unusable::DiffId(actual))) => {
-            return Err(ImagesError::DiffId {
-                image: name.to_string(),
-                digest: wanted.blob.digest,
-                expected: wanted.diff_id,
-                actual,
-            }
-            .into());
-        }
-        Ok(Err(Unusable::Store(source))) => return Err(source.into()),
-        Err(_) => {
-            return Err(ImagesError::Ending {
-                what: "unpacking a layer",
-            }
-            .into());
+            Err(error) => return Err(error.into()),
         }
     };
     tracing::debug!(
@@ -196,16 +162,97 @@ async fn fetch(
     Ok(info)
 }
 
+/// Whether the host that a blob came from gave other bytes than it should have.
+fn is_wrong_blob(error: &ImagesError) -> bool {
+    matches!(error, ImagesError::Registry { source, .. } if source.is_wrong_content())
+}
+
+/// Fetches and converts, from one host or, where connections broke, several.
+async fn fetch_once(
+    store: &Arc<Store>,
+    session: &Session,
+    name: &ImageName,
+    limits: &Arc<Limits>,
+    wanted: &LayerRequest,
+    progress: &Arc<LayerProgress>,
+) -> Result<LayerInfo, ImagesError> {
+    let (mut sender, receiver) = stream::channel(Arc::clone(progress));
+    let download = async {
+        session.blob(&wanted.blob, &mut sender).await?;
+        // Nobody there to hear of the end: the conversion has failed and says why.
+        sender.end().await;
+        Ok::<(), RegistryError>(())
+    };
+    let (expected, store, limits) = (
+        wanted.diff_id.clone(),
+        Arc::clone(store),
+        Arc::clone(limits),
+    );
+    let others = session.has_several_places(&wanted.blob.digest);
+    let conversion =
+        tokio::task::spawn_blocking(move || convert(receiver, &store, &expected, &limits, others));
+    let (downloaded, converted) = futures::join!(download, conversion);
+
+    match downloaded {
+        Ok(()) | Err(RegistryError::Receiver { .. }) => {}
+        // The conversion's error is then only that its input broke off or was wrong.
+        Err(source) => {
+            return Err(ImagesError::Registry {
+                image: name.to_string(),
+                source: Box::new(source),
+            });
+        }
+    }
+    match converted {
+        Ok(Ok(info)) => Ok(info),
+        Ok(Err(Unusable::Layer(source))) => Err(ImagesError::Layer {
+            image: name.to_string(),
+            digest: wanted.blob.digest.clone(),
+            source,
+        }),
+        Ok(Err(Unusable::DiffId(actual))) => Err(ImagesError::DiffId {
+            image: name.to_string(),
+            digest: wanted.blob.digest.clone(),
+            expected: wanted.diff_id.clone(),
+            actual,
+        }),
+        Ok(Err(Unusable::Store(source))) => Err(source),
+        Err(_) => Err(ImagesError::Ending {
+            what: "unpacking a layer",
+        }),
+    }
+}
+
 enum Unusable {
     Layer(Box<LayerError>),
     DiffId(Digest),
     Store(ImagesError),
 }
 
-/// The blocking half: reads to the true end, which is told only if the blob's digest was right,
-/// then compares the diff_id, and only then gives the file its name.
+/// The blocking half. With `others` a layer that makes no sense is received to its end all the
+/// same: only then is it known whether the image is bad or the host that sent it.
 fn convert(
-    receiver: stream::Receiver,
+    mut receiver: stream::Receiver,
+    store: &Store,
+    expected: &Digest,
+    limits: &Limits,
+    others: bool,
+) -> Result<LayerInfo, Unusable> {
+    let result = convert_stream(&mut receiver, store, expected, limits);
+    if others
+        && let Err(Unusable::Layer(error)) = &result
+        && error.is_of_content()
+    {
+        // The download's own error says whether the bytes were wrong.
+        let _ = io::copy(&mut receiver, &mut io::sink());
+    }
+    result
+}
+
+/// Reads to the true end, which is told only if the blob's digest was right, then compares the
+/// diff_id, and only then gives the file its name.
+fn convert_stream(
+    receiver: &mut stream::Receiver,
     store: &Store,
     expected: &Digest,
     limits: &Limits,

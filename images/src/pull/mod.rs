@@ -5,6 +5,7 @@
 //! last of them goes away, the connections close and temporary files go, and layers that are done
 //! stay for the next try.
 
+mod empty;
 mod layer;
 mod progress;
 mod stream;
@@ -31,7 +32,7 @@ use crate::{
     platform::Platform,
     reference::ImageName,
     registry::{Blob, Credentials, Document, Registry, RegistryError, Session},
-    store::{ImageRecord, Lease, Store, now},
+    store::{ImageRecord, LayerRecord, Lease, Store},
 };
 
 /// How deep an index may hold indexes.
@@ -218,8 +219,35 @@ impl Puller {
         let config = read.config;
         let pairs = manifest::pair_layers(found.layers, read.diff_ids, self.settings.max_layers)
             .map_err(refused)?;
-        let leases = self.expect(name, &pairs).await?;
+        let (leases, layers) = if pairs.is_empty() {
+            let (lease, layer) = empty::layer(&self.store, &self.limits).await?;
+            (vec![lease], vec![layer])
+        } else {
+            let leases = self.expect(name, &pairs).await?;
+            let layers = self.fetch_layers(name, &session, pairs, progress).await?;
+            (leases, layers)
+        };
+        let image = ImageRecord::new(&config_file.digest, config_file.bytes.len(), config, layers);
+        let image = self
+            .store
+            .commit(ImageRecord {
+                repo_tags: name.repo_tag().into_iter().collect(),
+                repo_digests: vec![name.repo_digest(&found.digest)],
+                ..image
+            })
+            .await?;
+        drop(leases);
+        Ok(image)
+    }
 
+    /// Fetches the layers that are not here, several at a time.
+    async fn fetch_layers(
+        &self,
+        name: &ImageName,
+        session: &Arc<Session>,
+        pairs: Vec<(Digest, Blob)>,
+        progress: &Arc<PullProgress>,
+    ) -> Result<Vec<LayerRecord>, SharedError> {
         let waiting = pairs
             .iter()
             .map(|(_, blob)| LayerProgress::new(&blob.digest, blob.size));
@@ -233,37 +261,21 @@ impl Puller {
                     diff_id,
                     blob,
                 };
-                self.layers
-                    .get(&self.store, &session, name, &self.limits, wanted, progress)
+                let layer =
+                    self.layers
+                        .get(&self.store, session, name, &self.limits, wanted, progress);
+                async move { Ok::<_, SharedError>((index, layer.await?)) }
             });
         // Boxed: the borrowed state of the closures would not be general enough for a 'static
         // future otherwise.
         let fetches: Vec<BoxFuture<'_, _>> = fetches.map(|fetch| fetch.boxed()).collect();
+        // In whatever order they are done: a slot that is free takes the next layer at once.
         let mut layers: Vec<_> = futures::stream::iter(fetches)
-            .buffered(self.settings.parallel_layers)
+            .buffer_unordered(self.settings.parallel_layers.max(1))
             .try_collect()
             .await?;
-        if let Some(top) = layers.iter().rposition(|layer| layer.opaque_root) {
-            layers.drain(..top);
-        }
-
-        let config_size = config_file.bytes.len() as u64;
-        let size = layers.iter().fold(config_size, |sum, layer| {
-            sum.saturating_add(layer.file_size)
-        });
-        let image = ImageRecord {
-            id: config_file.digest.to_string(),
-            listed: true,
-            repo_tags: name.repo_tag().into_iter().collect(),
-            repo_digests: vec![name.repo_digest(&found.digest)],
-            config,
-            layers,
-            size,
-            pulled_at: now(),
-        };
-        let image = self.store.commit(image).await?;
-        drop(leases);
-        Ok(image)
+        layers.sort_by_key(|(index, _)| *index);
+        Ok(layers.into_iter().map(|(_, layer)| layer).collect())
     }
 
     /// If the image with this digest is here, gives it the name it was pulled by now.

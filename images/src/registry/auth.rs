@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use reqwest::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use serde::Deserialize;
 
-use crate::hosts::Endpoint;
+use crate::hosts::{Endpoint, same_host};
 
 /// Longest challenge header looked at, and most challenges in it.
 const LONGEST_CHALLENGE: usize = 8 << 10;
@@ -131,17 +131,15 @@ impl Credentials {
 }
 
 fn host_of(address: &str) -> String {
-    let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
-    rest.split('/').next().unwrap_or(rest).to_ascii_lowercase()
-}
-
-fn same_host(one: &str, other: &str) -> bool {
-    // Docker Hub's many names.
-    let canonical = |host: &str| match host {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
-        other => other.to_owned(),
+    let (scheme, rest) = address.split_once("://").unwrap_or(("", address));
+    let host = rest.split('/').next().unwrap_or(rest).to_ascii_lowercase();
+    // As a URL has it: the scheme's own port is not written.
+    let default = match scheme {
+        "https" => ":443",
+        "http" => ":80",
+        _ => "",
     };
-    canonical(one) == canonical(other)
+    host.strip_suffix(default).unwrap_or(&host).to_owned()
 }
 
 /// `Authorization: Basic …`.
@@ -247,13 +245,10 @@ fn parameter_value(text: &str) -> Option<(String, &str)> {
 /// The answer of a token service.
 #[derive(Deserialize)]
 pub(super) struct TokenAnswer {
-    #[serde(default)]
-    token: String,
-    #[serde(default)]
-    access_token: String,
+    token: Option<String>,
+    access_token: Option<String>,
     /// Seconds the token is good for; 60 when not said (the token specification).
-    #[serde(default)]
-    pub expires_in: Option<u64>,
+    pub expires_in: Option<i64>,
 }
 
 impl TokenAnswer {
@@ -261,7 +256,7 @@ impl TokenAnswer {
     pub fn token(&self) -> Option<&str> {
         [&self.token, &self.access_token]
             .into_iter()
-            .map(String::as_str)
+            .filter_map(Option::as_deref)
             .find(|token| !token.is_empty())
     }
 }
@@ -333,6 +328,7 @@ mod tests {
             pull: true,
             headers: HeaderMap::new(),
             tls: crate::hosts::Tls::default(),
+            dial_timeout: None,
             mirror,
         }
     }
@@ -351,6 +347,9 @@ mod tests {
         credentials.server = host_of("https://Mirror.example:5000/v1/");
         assert!(credentials.at(&mirror, "example.com:8443") == &credentials.secret);
         assert!(credentials.at(&own, "example.com:8443") == &Secret::None);
+        credentials.server = host_of("https://Example.com:443/v2/");
+        let plain = endpoint("https://example.com/v2", false);
+        assert!(credentials.at(&plain, "example.com") == &credentials.secret);
         credentials.server = host_of("https://index.docker.io/v1/");
         assert!(credentials.at(&hub, "docker.io") == &credentials.secret);
     }

@@ -1,8 +1,9 @@
 //! A blob as a stream: into a [`Sink`], with its digest and size checked before the end is told,
 //! and continued at the byte where a connection broke.
 
-use std::{future::Future, sync::atomic::Ordering};
+use std::future::Future;
 
+use bulkhead_common::lock;
 use bytes::Bytes;
 use reqwest::{StatusCode, header};
 
@@ -36,20 +37,28 @@ pub trait Sink: Send {
 struct Progress {
     offset: u64,
     hasher: Hasher,
+    /// The places its bytes came from, in turn.
+    from: Vec<usize>,
 }
 
 impl Session {
     /// Streams a blob. `Ok` means that exactly the bytes its digest names went into the sink; the
     /// sink's owner must not believe any end before that.
+    ///
+    /// # Errors
+    /// [`RegistryError::Digest`] and [`RegistryError::Length`] mean that what the sink got is
+    /// wrong. Whoever gave it is not asked for this blob again: with
+    /// [`Self::has_another_place`] it can be streamed anew, into another sink.
     pub async fn blob(&self, blob: &Blob, sink: &mut impl Sink) -> Result<(), RegistryError> {
         let asked = self.asked_blob(&blob.digest);
         let mut progress = Progress {
             offset: 0,
             hasher: blob.digest.hasher(),
+            from: Vec::new(),
         };
         let mut connections = 0;
         let mut failures = Failures::default();
-        let places = self.places(Need::Pull)?;
+        let places = self.places_for(&blob.digest)?;
         let count = places.len();
         for (at, (index, place)) in places.into_iter().enumerate() {
             let tries = self.tries_at(at + 1 == count);
@@ -58,15 +67,29 @@ impl Session {
             let error = loop {
                 let before = progress.offset;
                 connections += 1;
-                match self
+                let done = self
                     .blob_once(place, &asked, blob, &mut progress, sink, &mut timer)
-                    .await
-                {
-                    Ok(()) => {
-                        self.preferred.store(index, Ordering::Relaxed);
-                        return check(place, &asked, blob, progress.hasher);
-                    }
+                    .await;
+                if progress.offset > before && progress.from.last() != Some(&index) {
+                    progress.from.push(index);
+                }
+                let done = match done {
+                    Ok(()) => check(place, &asked, blob, &progress.hasher),
+                    Err(error) => Err(error),
+                };
+                match done {
+                    Ok(()) => return Ok(()),
                     Err(error @ RegistryError::Receiver { .. }) => return Err(error),
+                    // Wrong bytes are in the sink: whoever sent them, it starts again.
+                    Err(error)
+                        if (error.is_wrong_content() && progress.offset > before)
+                            || (matches!(error, RegistryError::Digest { .. })
+                                && progress.offset > 0) =>
+                    {
+                        place.note(Need::Pull, &error);
+                        self.distrust(&blob.digest, &progress.from);
+                        return Err(error);
+                    }
                     Err(error) => {
                         fruitless = if progress.offset > before {
                             1
@@ -83,9 +106,22 @@ impl Session {
                     }
                 }
             };
+            place.note(Need::Pull, &error);
             failures.add(place, error);
         }
         Err(failures.into_error(&asked.what))
+    }
+
+    /// Leaves out, from now on, who gave wrong bytes for a blob. Of several the last one may be
+    /// right: it gets a chance to send the whole.
+    fn distrust(&self, digest: &Digest, from: &[usize]) {
+        let mut wrong = lock(&self.wrong);
+        let several = from.iter().any(|place| Some(place) != from.last());
+        for place in from {
+            if !several || Some(place) != from.last() {
+                wrong.insert((digest.clone(), *place));
+            }
+        }
     }
 
     async fn blob_once(
@@ -190,8 +226,8 @@ fn cut(place: &Place, asked: &Asked, blob: &Blob, got: u64) -> RegistryError {
     }
 }
 
-fn check(place: &Place, asked: &Asked, blob: &Blob, hasher: Hasher) -> Result<(), RegistryError> {
-    let actual = hasher.finish();
+fn check(place: &Place, asked: &Asked, blob: &Blob, hasher: &Hasher) -> Result<(), RegistryError> {
+    let actual = hasher.clone().finish();
     if actual == blob.digest {
         return Ok(());
     }

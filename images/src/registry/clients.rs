@@ -4,7 +4,8 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, atomic::AtomicUsize},
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
 };
 
 use bulkhead_common::lock;
@@ -29,7 +30,7 @@ const MOST_CLIENTS: usize = 64;
 pub struct Registry {
     config_dir: PathBuf,
     policy: RetryPolicy,
-    clients: Mutex<HashMap<(Tls, bool), reqwest::Client>>,
+    clients: Mutex<HashMap<(Tls, bool, Option<Duration>), reqwest::Client>>,
 }
 
 impl Registry {
@@ -72,19 +73,20 @@ impl Registry {
                 endpoint,
                 client,
                 authorization: Mutex::default(),
+                failed: AtomicBool::new(false),
             })
             .collect();
         Ok(Session {
             name: name.clone(),
             policy: self.policy.clone(),
             places,
-            preferred: AtomicUsize::new(0),
+            wrong: Mutex::default(),
         })
     }
 
     fn client(&self, endpoint: &Endpoint) -> Result<reqwest::Client, RegistryError> {
         let loopback = hosts::is_loopback(endpoint.base.host_str().unwrap_or_default());
-        let key = (endpoint.tls.clone(), loopback);
+        let key = (endpoint.tls.clone(), loopback, endpoint.dial_timeout);
         let clients = || lock(&self.clients);
         if let Some(client) = clients().get(&key) {
             return Ok(client.clone());

@@ -1,7 +1,5 @@
 //! Documents fetched whole: manifests, indexes and configurations, with their digests checked.
 
-use std::sync::atomic::Ordering;
-
 use super::{
     error::RegistryError,
     request::{self, Asked},
@@ -98,7 +96,7 @@ impl Session {
         let places = self.places(need)?;
         let count = places.len();
         let mut failures = Failures::default();
-        for (at, (index, place)) in places.into_iter().enumerate() {
+        for (at, (_, place)) in places.into_iter().enumerate() {
             let tries = self.tries_at(at + 1 == count);
             let mut timer = StallTimer::new(&self.policy);
             let mut done = 0;
@@ -108,10 +106,7 @@ impl Session {
                     .document_once(place, asked, expected, limit, &mut timer)
                     .await
                 {
-                    Ok(document) => {
-                        self.preferred.store(index, Ordering::Relaxed);
-                        return Ok(document);
-                    }
+                    Ok(document) => return Ok(document),
                     Err(error) if error.transient() && done < tries => {
                         if !retry::back_off(&self.policy, done, &error).await {
                             break error.after(done);
@@ -120,6 +115,7 @@ impl Session {
                     Err(error) => break error.after(done),
                 }
             };
+            place.note(need, &error);
             failures.add(place, error);
         }
         Err(failures.into_error(&asked.what))

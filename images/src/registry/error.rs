@@ -190,6 +190,11 @@ impl RegistryError {
         )
     }
 
+    /// Whether what came is not what was asked for, so that another host may do better.
+    pub fn is_wrong_content(&self) -> bool {
+        matches!(self, Self::Digest { .. } | Self::Length { .. })
+    }
+
     /// How long the registry asks to wait.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

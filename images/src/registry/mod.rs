@@ -12,12 +12,16 @@
 mod auth;
 mod blob;
 mod clients;
+mod der;
 mod document;
 mod error;
+mod identity;
 mod request;
 mod retry;
 mod session;
 mod tls;
+mod token;
+mod verify;
 
 pub use auth::{BadAuth, Credentials, PullSecret, Secret};
 pub use blob::{Blob, Sink};

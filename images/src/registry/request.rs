@@ -10,14 +10,13 @@ use reqwest::{
 };
 
 use super::{
-    auth::{self, Challenge, Secret, TokenAnswer},
+    auth::{self, Challenge, Secret},
     error::RegistryError,
     retry::StallTimer,
     session::{Authorization, Place, Session},
 };
 
-const MOST_REDIRECTS: u32 = 10;
-const LARGEST_TOKEN_ANSWER: u64 = 1 << 20;
+pub(super) const MOST_REDIRECTS: u32 = 10;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -132,7 +131,7 @@ impl Session {
                 .await
                 .map_err(|late| late.into_error(place.host(), &asked.what))?
                 .map_err(|source| transport(place, asked, source))?;
-            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+            if !is_redirect(&response) {
                 return Ok((response, at_home));
             }
             url = redirect_target(place, asked, &url, &response)?;
@@ -200,102 +199,6 @@ impl Session {
         let named = challenges.first().and_then(|c| c.parameters.get("realm"));
         Err(denied(named.map_or("not named", String::as_str)))
     }
-
-    /// The token specification of the distribution project: a GET with scope and service, with
-    /// basic authentication if there are credentials; for an identity token the OAuth2 form.
-    async fn token(
-        &self,
-        place: &Place,
-        asked: &Asked,
-        challenge: &Challenge,
-        realm: &str,
-        timer: &mut StallTimer,
-        denied: RegistryError,
-    ) -> Result<Authorization, RegistryError> {
-        let bad = |why| RegistryError::Token {
-            host: place.host(),
-            realm: realm.to_owned(),
-            why,
-        };
-        let mut url = Url::parse(realm).map_err(|_| bad("is not a URL"))?;
-        let in_clear = url.scheme() != "https";
-        if in_clear && (url.scheme() != "http" || place.endpoint.base.scheme() == "https") {
-            return Err(bad(
-                "is not reached by https, while the registry is: refused",
-            ));
-        }
-        let scope = challenge
-            .parameters
-            .get("scope")
-            .cloned()
-            .unwrap_or_else(|| format!("repository:{}:pull", self.name.repository()));
-        let service = challenge.parameters.get("service");
-        let mut query = Vec::new();
-        if let Some(service) = service {
-            query.push(("service", service.as_str()));
-        }
-        query.push(("scope", scope.as_str()));
-
-        let request = if let Secret::Identity(token) = &place.secret {
-            let mut form = url::form_urlencoded::Serializer::new(String::new());
-            form.append_pair("grant_type", "refresh_token")
-                .append_pair("client_id", "bulkhead")
-                .append_pair("refresh_token", token);
-            for (name, value) in query {
-                form.append_pair(name, value);
-            }
-            place
-                .client
-                .post(url)
-                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(form.finish())
-        } else {
-            url.query_pairs_mut().extend_pairs(query);
-            let mut request = place.client.get(url);
-            if let Secret::Basic(user, password) = &place.secret {
-                let header = auth::basic(user, password)
-                    .ok_or_else(|| bad("cannot be given these credentials"))?;
-                request = request.header(header::AUTHORIZATION, header);
-            }
-            request
-        };
-        let asked_token = Asked {
-            path: String::new(),
-            what: format!("a token for {}", asked.what),
-            head_only: false,
-            accept: None,
-        };
-        let mut response = timer
-            .wait(request.send())
-            .await
-            .map_err(|late| late.into_error(place.host(), &asked_token.what))?
-            .map_err(|source| transport(place, &asked_token, source))?;
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
-                return Err(denied);
-            }
-            _ => return Err(refused(place, &asked_token, &response)),
-        }
-        let bytes = body(
-            place,
-            &asked_token,
-            &mut response,
-            LARGEST_TOKEN_ANSWER,
-            timer,
-        )
-        .await?;
-        let answer: TokenAnswer =
-            serde_json::from_slice(&bytes).map_err(|_| bad("did not answer with a token"))?;
-        let token = answer
-            .token()
-            .ok_or_else(|| bad("did not answer with a token"))?;
-        let header = auth::bearer(token).ok_or_else(|| bad("gave a token with odd characters"))?;
-        // A little early, so that it does not end on the way. An absurd life time is cut.
-        let life = answer.expires_in.unwrap_or(60).clamp(20, 86_400) - 10;
-        let expires = Instant::now().checked_add(Duration::from_secs(life));
-        Ok(Authorization { header, expires })
-    }
 }
 
 impl Place {
@@ -310,7 +213,11 @@ impl Place {
     }
 }
 
-fn redirect_target(
+pub(super) fn is_redirect(response: &Response) -> bool {
+    matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+pub(super) fn redirect_target(
     place: &Place,
     asked: &Asked,
     from: &Url,
@@ -339,7 +246,7 @@ fn redirect_target(
 }
 
 /// The error for a status that is no success.
-fn refused(place: &Place, asked: &Asked, response: &Response) -> RegistryError {
+pub(super) fn refused(place: &Place, asked: &Asked, response: &Response) -> RegistryError {
     let (host, what) = (place.host(), asked.what.clone());
     let retry_after = retry_after(response.headers(), SystemTime::now());
     let realm = || {

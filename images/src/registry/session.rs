@@ -1,17 +1,19 @@
 //! What a pull knows of the hosts that have its image, and which of them is asked next.
 
 use std::{
+    collections::HashSet,
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Instant,
 };
 
+use bulkhead_common::lock;
 use reqwest::header::HeaderValue;
 
 use super::{auth::Secret, error::RegistryError, retry::RetryPolicy};
-use crate::{hosts::Endpoint, reference::ImageName};
+use crate::{digest::Digest, hosts::Endpoint, reference::ImageName};
 
 /// One pull's view of the hosts that have the image.
 #[derive(Debug)]
@@ -19,8 +21,8 @@ pub struct Session {
     pub(super) name: ImageName,
     pub(super) policy: RetryPolicy,
     pub(super) places: Vec<Place>,
-    /// The place that answered last: asked first from then on.
-    pub(super) preferred: AtomicUsize,
+    /// Places that gave wrong bytes for a blob: not asked for it again.
+    pub(super) wrong: Mutex<HashSet<(Digest, usize)>>,
 }
 
 /// A host with what is known of it in this session.
@@ -30,6 +32,8 @@ pub(super) struct Place {
     pub(super) client: reqwest::Client,
     pub(super) secret: Secret,
     pub(super) authorization: Mutex<Option<Authorization>>,
+    /// Whether it failed in this session, so that the others are asked before it.
+    pub(super) failed: AtomicBool,
 }
 
 /// What a host's challenge led to.
@@ -40,16 +44,16 @@ pub(super) struct Authorization {
 }
 
 /// What is needed of a host.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Need {
     Resolve,
     Pull,
 }
 
 impl Session {
-    /// The places that may do what is needed, the one that answered last first.
+    /// The places that may do what is needed, in the order of the configuration; for content
+    /// those that failed in this session come last.
     pub(super) fn places(&self, need: Need) -> Result<Vec<(usize, &Place)>, RegistryError> {
-        let preferred = self.preferred.load(Ordering::Relaxed);
         let mut places: Vec<_> = self
             .places
             .iter()
@@ -69,10 +73,32 @@ impl Session {
             });
         }
         // Tags are resolved in the configured order, always: a mirror that came up again counts.
-        if matches!(need, Need::Pull) {
-            places.sort_by_key(|(index, _)| *index != preferred);
+        if need == Need::Pull {
+            places.sort_by_key(|(_, place)| place.failed.load(Ordering::Relaxed));
         }
         Ok(places)
+    }
+
+    /// The places for a blob: not those that gave wrong bytes for it.
+    pub(super) fn places_for(
+        &self,
+        digest: &Digest,
+    ) -> Result<Vec<(usize, &Place)>, RegistryError> {
+        let mut places = self.places(Need::Pull)?;
+        let wrong = lock(&self.wrong);
+        places.retain(|(index, _)| !wrong.contains(&(digest.clone(), *index)));
+        Ok(places)
+    }
+
+    /// Whether a blob whose bytes were wrong may still come from somewhere else.
+    pub fn has_another_place(&self, digest: &Digest) -> bool {
+        self.places_for(digest)
+            .is_ok_and(|places| !places.is_empty())
+    }
+
+    /// Whether more than one place may be asked for a blob.
+    pub fn has_several_places(&self, digest: &Digest) -> bool {
+        self.places_for(digest).is_ok_and(|places| places.len() > 1)
     }
 
     pub(super) fn tries_at(&self, is_last: bool) -> u32 {
@@ -85,6 +111,14 @@ impl Session {
 }
 
 impl Place {
+    /// Notes a failure after which the other places go first. That it lacks one thing says
+    /// nothing of the others: a mirror may have a part of an image only.
+    pub(super) fn note(&self, need: Need, error: &RegistryError) {
+        if need == Need::Resolve || !matches!(error, RegistryError::NotFound { .. }) {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// `host[:port]` for messages.
     pub(super) fn host(&self) -> String {
         let host = self.endpoint.base.host_str().unwrap_or_default();

@@ -3,13 +3,18 @@
 use std::sync::{Arc, OnceLock};
 
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    ClientConfig, RootCertStore,
+    client::WebPkiServerVerifier,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, pem::PemObject as _},
 };
 
-use super::{error::RegistryError, retry::RetryPolicy};
+use super::{
+    error::RegistryError,
+    identity,
+    retry::RetryPolicy,
+    verify::{NoVerification, OwnAuthority},
+};
 use crate::hosts::{Endpoint, Tls, is_loopback};
 
 /// A client for one host.
@@ -26,7 +31,7 @@ pub(super) fn client(
         .tls_backend_preconfigured(config)
         // Redirects are followed by our own loop, which knows what not to send along.
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(policy.connect_timeout)
+        .connect_timeout(endpoint.dial_timeout.unwrap_or(policy.connect_timeout))
         .user_agent(concat!("bulkhead/", env!("CARGO_PKG_VERSION")));
     if is_loopback(&host) {
         builder = builder.no_proxy();
@@ -63,78 +68,36 @@ fn config(tls: &Tls) -> Result<ClientConfig, String> {
     let builder = if tls.skip_verify {
         builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(NoVerification))
+            .with_custom_certificate_verifier(Arc::new(NoVerification::new(provider())))
     } else {
         let mut roots = system_roots().clone();
+        let mut own = Vec::new();
         for pem in &tls.authorities {
-            let mut some = false;
+            let before = own.len();
             for certificate in CertificateDer::pem_slice_iter(pem) {
                 let certificate = certificate.map_err(|error| format!("ca: {error}"))?;
                 roots
-                    .add(certificate)
+                    .add(certificate.clone())
                     .map_err(|error| format!("ca: {error}"))?;
-                some = true;
+                own.push(certificate);
             }
-            if !some {
+            if own.len() == before {
                 return Err("ca: a file holds no PEM certificate".to_owned());
             }
         }
-        builder.with_root_certificates(roots)
+        if own.is_empty() {
+            builder.with_root_certificates(roots)
+        } else {
+            let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+                .build()
+                .map_err(|error| format!("ca: {error}"))?;
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(OwnAuthority::new(inner, own)))
+        }
     };
-    // One identity: rustls offers one chain per client; containerd's list is there for several
-    // files, of which the first is what is used in practice.
-    let Some((chain, key)) = tls.clients.first() else {
-        return Ok(builder.with_no_client_auth());
-    };
-    let chain = CertificateDer::pem_slice_iter(chain)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| format!("client certificate: {error}"))?;
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("client key: {error}"))?;
-    builder
-        .with_client_auth_cert(chain, key)
-        .map_err(|error| format!("client: {error}"))
-}
-
-/// `skip_verify = true`: the operator asked for it. Signatures of the handshake are checked even
-/// so; only whom the certificate belongs to is not.
-#[derive(Debug)]
-struct NoVerification;
-
-impl ServerCertVerifier for NoVerification {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &provider().signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
+    match identity::resolver(&tls.clients, &provider())? {
+        Some(resolver) => Ok(builder.with_client_cert_resolver(resolver)),
+        None => Ok(builder.with_no_client_auth()),
     }
 }

@@ -13,12 +13,13 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use bulkhead_common::lock;
 use bulkhead_records::{Database, Table};
 
+pub(crate) use self::records::now;
 pub use self::records::{FileInfo, HoldRecord, ImageRecord, LayerRecord, PartRecord};
 use crate::{digest::Digest, error::ImagesError};
 
@@ -486,14 +487,6 @@ fn file_name(layer: &str) -> String {
 fn expired(part: &PartRecord) -> bool {
     // A clock that was set back must not keep parts for ever.
     now().abs_diff(part.wanted_at) > KEEP_PARTS.as_secs()
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }
 
 /// Runs a change to its end, whether the caller waits for it or goes away.

@@ -1,5 +1,7 @@
 //! The store's records: images, who holds them, and layers of pulls that are not done.
 
+use std::time::SystemTime;
+
 use bulkhead_records::Record;
 use serde::{Deserialize, Serialize};
 
@@ -48,12 +50,48 @@ pub struct LayerRecord {
     pub implicit_dirs: Vec<Vec<u8>>,
 }
 
+impl ImageRecord {
+    /// The record of an image whose layers, lowest first, are all here: not what it is called.
+    /// `id` is its configuration's digest, `config_size` that file's size in bytes.
+    pub fn new(
+        id: &Digest,
+        config_size: usize,
+        config: ImageConfig,
+        mut layers: Vec<LayerRecord>,
+    ) -> Self {
+        if let Some(top) = layers.iter().rposition(|layer| layer.opaque_root) {
+            layers.drain(..top);
+        }
+        let size = layers.iter().fold(config_size as u64, |sum, layer| {
+            sum.saturating_add(layer.file_size)
+        });
+        Self {
+            id: id.to_string(),
+            listed: true,
+            repo_tags: Vec::new(),
+            repo_digests: Vec::new(),
+            config,
+            layers,
+            size,
+            pulled_at: now(),
+        }
+    }
+}
+
 impl Record for ImageRecord {
     const TABLE: &'static str = "images";
 
     fn key(&self) -> &str {
         &self.id
     }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 /// Somebody (a container) needs an image's layers.

@@ -10,8 +10,10 @@
 
 mod fixture;
 mod hostile;
+mod mirrors;
 mod platforms;
 mod proxy;
 mod real;
 mod server;
 mod sharing;
+mod tls;

@@ -4,24 +4,29 @@ use super::builder::*;
 use super::*;
 
 #[test]
-fn paths_that_lead_out() {
-    for name in ["..", "../x", "a/../b", "a/..", "/../x", "./../x"] {
-        assert_eq!(
-            problem(&Tar::default().file(name, "").end()),
-            EntryProblem::DotDot,
-            "{name}"
-        );
+fn paths_that_lead_out_end_at_the_root() {
+    for (name, place) in [
+        ("../x", "x"),
+        ("/../x", "x"),
+        ("./../x", "x"),
+        ("../../../../x", "x"),
+        ("a/../../x", "x"),
+        ("../a/../x", "x"),
+    ] {
+        let tree = tree(&Tar::default().file(name, "here").end());
+        assert_eq!(paths(&tree), [place], "{name}");
     }
-    assert_eq!(
-        problem(&Tar::default().file("", "").end()),
-        EntryProblem::Empty
-    );
-    for name in ["/", ".", "./", "//./"] {
-        let tar = Tar::default().file(name, "").end();
-        assert_eq!(problem(&tar), EntryProblem::Root, "{name}");
-        let tar = Tar::default().symlink(name, "/etc").end();
-        assert_eq!(problem(&tar), EntryProblem::Root, "{name}");
-    }
+    // Behind a link, too: `..` is taken out of the path before links are followed.
+    let tar = Tar::default()
+        .symlink("l", "../../..")
+        .file("l/../x", "")
+        .file("l/y", "")
+        .end();
+    assert_eq!(paths(&tree(&tar)), ["l", "x", "y"]);
+}
+
+#[test]
+fn odd_paths_and_targets() {
     let nul = Tar::default().pax(&[("path", b"a\0b")]).file("x", "").end();
     assert_eq!(problem(&nul), EntryProblem::Nul);
     let nul = Tar::default()
@@ -134,6 +139,8 @@ fn cut_off_anywhere() {
         let between = [
             0..=0,
             512 + 700..=1536,
+            // Behind an extended header, whose entry does not come.
+            2560..=2560,
             s..=s.next_multiple_of(512),
             5120..=tar.len(),
         ];
@@ -313,8 +320,6 @@ fn headers_that_are_not_headers() {
         .file("g", "")
         .end();
     assert_eq!(format_problem(&lone), FormatProblem::LoneZero);
-    let dangling = Tar::default().file("f", "").pax(&[("path", b"g")]).end();
-    assert_eq!(format_problem(&dangling), FormatProblem::Dangling);
     for kind in [b'D', b'M', b'N', b'?', 0xff] {
         let tar = Tar::default().item(&item(kind, "f")).end();
         assert_eq!(problem(&tar), EntryProblem::Type(kind));
@@ -363,7 +368,7 @@ fn nothing_is_left_of_a_refused_layer() {
     let limits = Limits::default();
     let bad = Tar::default()
         .file("a", [1; 100_000])
-        .file("../b", "")
+        .hardlink("b", "nothing")
         .end();
     convert(&bad[..], dir.path(), &limits, &mut |_| {}).unwrap_err();
     assert_eq!(left(), 0);

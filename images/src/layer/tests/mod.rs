@@ -3,6 +3,7 @@
 mod builder;
 mod formats;
 mod hostile;
+mod lenient;
 mod property;
 mod tools;
 mod trees;
