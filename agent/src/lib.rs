@@ -10,6 +10,7 @@
 //! | [`container`] | a container's life: root file system, cgroup, spec, records |
 //! | [`process`] | standard streams, exit statuses, reaping |
 //! | [`volumes`] | what containers' mounts have as their source |
+//! | [`memory`] | what all containers together may use, and how much the guest wants |
 //! | [`net`], [`disk`], [`cpus`], [`user`], [`stats`] | devices and data of the guest |
 //! | [`apparmor`], [`userns`] | what confines a container beyond its namespaces |
 //! | [`serve`], [`gate`] | accepting connections: from the host alone, and so many at a time |
@@ -30,6 +31,7 @@ pub mod host;
 pub mod huge_pages;
 pub mod init;
 pub mod launcher;
+pub mod memory;
 pub mod mount_attr;
 pub mod mutex;
 pub mod names;

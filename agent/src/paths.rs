@@ -65,6 +65,11 @@ impl Paths {
         }
     }
 
+    /// The cgroup under which every container's is made.
+    pub fn containers_cgroup(&self) -> PathBuf {
+        self.cgroup_root.join(&self.cgroup_parent)
+    }
+
     /// Where EROFS layers are mounted, one directory per disk serial.
     pub fn layers(&self) -> PathBuf {
         self.base.join("layers")

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use crate::container::Containers;
+use crate::memory::Memory;
 use crate::stats::usage::Usage;
 
 /// Everything the calls work on.
@@ -18,6 +19,7 @@ pub(super) struct State {
     // Held by the calls that change the pod as a whole: one at a time.
     pub(super) sandbox: tokio::sync::Mutex<()>,
     pub(super) usage: Usage,
+    pub(super) memory: Arc<Memory>,
     // Notified once PowerOff was answered.
     pub(super) power_off: Notify,
 }
@@ -25,8 +27,10 @@ pub(super) struct State {
 impl Agent {
     /// An agent over these containers.
     pub fn new(containers: Arc<Containers>) -> Self {
+        let memory = Memory::new(containers.paths.containers_cgroup());
         Self(Arc::new(State {
             containers,
+            memory,
             sandbox: tokio::sync::Mutex::default(),
             usage: Usage::default(),
             power_off: Notify::new(),

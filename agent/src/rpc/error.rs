@@ -10,6 +10,7 @@ use crate::container::ContainerError;
 use crate::container::cgroup::CgroupError;
 use crate::cpus::CpuError;
 use crate::disk::DiskError;
+use crate::memory::MemoryError;
 use crate::net::NetError;
 
 /// What can go wrong with the guest as a whole.
@@ -24,6 +25,9 @@ pub enum SandboxError {
     /// The processors.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// The containers' memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// The shared PID namespace.
     #[error(transparent)]
     Container(#[from] ContainerError),

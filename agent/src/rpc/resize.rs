@@ -40,6 +40,9 @@ impl Agent {
             Ok::<_, SandboxError>(())
         })
         .await?;
+        if let Some(policy) = &request.memory {
+            self.0.memory.set(policy).await?;
+        }
         Ok(ResizeGuestResponse {
             online_cpus: stats::online_cpus(),
         })

@@ -76,6 +76,9 @@ impl Agent {
             // On the host the kubelet's own limit is there, on the pod's cgroup.
             cgroup::limit_pids(&self.containers().paths.cgroup_of_pod(), request.pids_limit)?;
         }
+        if let (None, Some(policy)) = (host, &request.memory) {
+            self.0.memory.set(policy).await?;
+        }
         let node_network = host.is_some_and(|pod| pod.network == host::Network::Node);
         if node_network && request.hostname.is_empty() {
             let name = rustix::system::uname();

@@ -10,6 +10,7 @@ use futures::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::agent::Agent;
+use super::events::MemoryDemands;
 use super::{container, events, sandbox, stats, status, terminal};
 
 type RpcResult<T> = Result<Response<T>, Status>;
@@ -169,6 +170,17 @@ impl Service for Agent {
             .await
             .map(Response::new)
             .map_err(status::of_container)
+    }
+
+    type WatchMemoryStream = MemoryDemands;
+
+    async fn watch_memory(
+        &self,
+        _: Request<WatchMemoryRequest>,
+    ) -> RpcResult<Self::WatchMemoryStream> {
+        Ok(Response::new(events::memory_demands(
+            self.0.memory.demand(),
+        )))
     }
 
     async fn resize_guest(

@@ -49,6 +49,7 @@ pub fn of_sandbox(error: SandboxError) -> Status {
         | SandboxError::File { .. }
         | SandboxError::Clock { .. }
         | SandboxError::Cgroup(_)
+        | SandboxError::Memory(_)
         | SandboxError::EndedEarly(_) => Code::Internal,
     };
     status(code, &error)

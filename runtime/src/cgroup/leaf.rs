@@ -38,6 +38,13 @@ impl Leaf {
         }
     }
 
+    /// One that is on record.
+    pub fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -68,6 +75,38 @@ impl Leaf {
             .open(self.path.join("cgroup.procs"))
             .map(OwnedFd::from)
             .map_err(|e| io("open cgroup.procs of", e))
+    }
+}
+
+impl Leaf {
+    /// For a leaf that is beside its pod's cgroup: as much memory as the VM takes, and the pod's share of
+    /// CPU time. Where a controller is not on there is no file, and no limit anywhere. Blocks.
+    ///
+    /// # Errors
+    /// If the kernel refuses a limit.
+    pub fn bound(&self, pod: &Path, memory: u64) -> Result<(), CgroupError> {
+        let mut limits = vec![("memory.max", memory.to_string())];
+        for file in ["cpu.weight", "cpu.max"] {
+            if let Ok(text) = fs::read_to_string(pod.join(file)) {
+                limits.push((file, text.trim().to_owned()));
+            }
+        }
+        for (file, value) in limits {
+            let file = self.path.join(file);
+            match OpenOptions::new().write(true).open(&file) {
+                Ok(open) => {
+                    io::Write::write_all(&mut &open, value.as_bytes()).map_err(|source| {
+                        CgroupError::Io {
+                            action: "set a limit of",
+                            path: file,
+                            source,
+                        }
+                    })?
+                }
+                Err(e) => tracing::debug!(file = %file.display(), "no limit: {e}"),
+            }
+        }
+        Ok(())
     }
 }
 

@@ -123,17 +123,21 @@ sections! {
 
     /// Pods, where the kubelet does not say.
     sandbox: Sandbox {
-        /// Virtual CPUs of a pod without a CPU limit; 0 means as many as the host has, 4 at most.
+        /// Virtual CPUs of a pod without a CPU limit; 0 means as many as the host has.
         vcpus: u64 = 0;
         /// The most virtual CPUs a pod gets, at most 64; 0 means as many as the host has.
         max_vcpus: u64 = 0;
-        /// Guest memory in MiB of a pod without a memory limit.
+        /// Guest memory in MiB that a pod without a memory limit starts with; it gets more when its
+        /// containers need it, up to max_memory_mib.
         memory_mib: u64 = 512;
-        /// The most guest memory in MiB a pod can be resized to while it runs, at most 1048576; 0 means as
-        /// much as the host has. Address space only, until a pod is resized.
+        /// The most guest memory in MiB a pod can have, at most 1048576; 0 means as much as the host
+        /// has. Address space only, until a pod uses it.
         max_memory_mib: u64 = 0;
         /// Guest memory in MiB below which no pod is started: less does not boot.
         min_memory_mib: u64 = 80;
+        /// Guest memory in MiB for the guest's kernel and agent: it comes on top of what a pod's
+        /// containers may use.
+        guest_overhead_mib: u64 = 64;
         /// Size limit in MiB of a pod's writable disk (its file grows as it is used).
         scratch_mib: u64 = 10_240;
         /// Give pods a file server (virtio-fs) for volumes of the host. Without, a pod with such a

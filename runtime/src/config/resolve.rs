@@ -126,6 +126,8 @@ pub struct Sandbox {
     pub max_memory_mib: u64,
     /// The least memory.
     pub min_memory_mib: u64,
+    /// What a guest's kernel and agent take of its memory.
+    pub guest_overhead_mib: u64,
     /// Bound of the writable disk.
     pub scratch_mib: u64,
     /// Whether VMMs have a file server.
@@ -380,7 +382,7 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         At("sandbox", "min_memory_mib").number(raw.sandbox.min_memory_mib, 32, MAX_MEMORY_MIB)?;
     let sandbox = Sandbox {
         vcpus: match At("sandbox", "vcpus").number(raw.sandbox.vcpus, 0, u64::from(max_vcpus))? {
-            0 => host_cpus.min(4).min(max_vcpus),
+            0 => host_cpus.min(max_vcpus),
             n => n,
         },
         max_vcpus,
@@ -398,6 +400,11 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
             n => n,
         },
         min_memory_mib,
+        guest_overhead_mib: At("sandbox", "guest_overhead_mib").number(
+            raw.sandbox.guest_overhead_mib,
+            16,
+            1_024,
+        )?,
         scratch_mib: At("sandbox", "scratch_mib").number(raw.sandbox.scratch_mib, 16, MOST_MIB)?,
         volumes: raw.sandbox.volumes,
         stop_timeout: At("sandbox", "stop_timeout_secs")

@@ -127,6 +127,9 @@ pub struct Shape {
     pub memory_mib: u64,
     /// Size limit of the writable disk.
     pub scratch_mib: u64,
+    /// Bytes that all containers may use together; `None` where the pod has no limit.
+    #[serde(default)]
+    pub containers_memory: Option<u64>,
     /// Between what the size can be changed; `None` where it cannot (pods of an older daemon).
     #[serde(default)]
     pub limits: Option<SizeLimits>,
@@ -141,6 +144,13 @@ pub struct SizeLimits {
     pub max_memory_mib: u64,
     /// The most virtual CPUs.
     pub max_vcpus: u32,
+    /// Whether it gets memory when its containers need it, as far as the node has it.
+    #[serde(default)]
+    pub elastic: bool,
+    /// Whether it is charged to a cgroup beside the pod's, because the pod's limit is for the
+    /// containers alone.
+    #[serde(default)]
+    pub beside: bool,
 }
 
 /// One thing a pod holds on the host.

@@ -21,6 +21,7 @@ pub(crate) fn sandbox(id: &str) -> SandboxRecord {
             vcpus: 1,
             memory_mib: 128,
             scratch_mib: 64,
+            containers_memory: None,
             limits: None,
         },
         network: None,

@@ -3,14 +3,14 @@
 
 use std::{path::Path, time::Duration};
 
-use bulkhead_proto::agent::SetupSandboxRequest;
+use bulkhead_proto::agent::{MemoryPolicy, SetupSandboxRequest};
 
 use super::{SCRATCH, SandboxError, dns, validate::ValidatedPod};
 use crate::{
     clock::now_ns,
     config::Paths,
     network::Attached,
-    records::{MachineKind, SandboxRecord},
+    records::{MachineKind, SandboxRecord, Shape},
 };
 
 /// The writable disk's file in the pod's state directory.
@@ -59,6 +59,21 @@ pub(super) async fn request(
         scratch_file,
         // The caller's to say.
         pids_limit: 0,
+        memory: memory_policy(&record.shape),
+    })
+}
+
+/// What memory the containers of a VM may use; a pod on the host has its cgroup's limit.
+pub(super) fn memory_policy(shape: &Shape) -> Option<MemoryPolicy> {
+    let limits = shape.limits?;
+    let bytes = |mib: u64| mib.saturating_mul(1 << 20);
+    Some(MemoryPolicy {
+        containers_max: shape.containers_memory.unwrap_or(0),
+        guest_max: match limits.elastic {
+            true => bytes(limits.max_memory_mib),
+            false => 0,
+        },
+        guest_bytes: bytes(limits.boot_memory_mib),
     })
 }
 

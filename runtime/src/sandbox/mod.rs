@@ -5,6 +5,7 @@ mod dns;
 mod ending;
 mod error;
 mod find;
+mod growth;
 mod guest_clock;
 mod guest_setup;
 mod list;

@@ -1,7 +1,13 @@
 //! One live pod: all that the daemon holds for it in memory. What must survive the daemon is in its
 //! record (`records`); how it comes to its end is in `settle`.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use tokio::sync::{Mutex, MutexGuard, watch};
 
@@ -29,6 +35,8 @@ pub struct Pod {
     /// Held over a resize. Not the pod's turn: stopping it does not wait for a guest that is slow to
     /// give memory back.
     resizing: Mutex<()>,
+    /// How much memory its guest wants, MiB; for a pod without a limit.
+    demand_mib: AtomicU64,
     over: watch::Sender<bool>,
 }
 
@@ -48,6 +56,7 @@ impl Pod {
             disks: Mutex::default(),
             volumes: Mutex::default(),
             resizing: Mutex::default(),
+            demand_mib: AtomicU64::new(0),
             over: watch::channel(false).0,
         })
     }
@@ -60,6 +69,15 @@ impl Pod {
     /// The turn to resize it.
     pub(super) async fn resizing(&self) -> MutexGuard<'_, ()> {
         self.resizing.lock().await
+    }
+
+    /// How much memory its guest wants, MiB; 0 where it has not said.
+    pub(super) fn demand_mib(&self) -> u64 {
+        self.demand_mib.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn demand(&self, mib: u64) {
+        self.demand_mib.store(mib, Ordering::Relaxed);
     }
 
     /// Out of service: what follows the pod ends.

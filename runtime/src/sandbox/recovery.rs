@@ -13,7 +13,7 @@ use bulkhead_proto::agent::HelloRequest;
 use tokio::task::JoinHandle;
 
 use super::{
-    Pod, guest_clock, monitor, names, oom_score,
+    Pod, growth, guest_clock, monitor, names, oom_score,
     release::{self, Extent},
     settle::{settle_later, settle_surely},
     stop::stop_in_turn,
@@ -150,6 +150,7 @@ fn take_up(app: &Arc<App>, record: &SandboxRecord, process: Process) -> Arc<Pod>
     // An earlier release's VMs have the daemon's.
     oom_score::fit(app, &pod);
     monitor::watch(app, &pod);
+    growth::follow(app, &pod);
     pod
 }
 

@@ -11,14 +11,17 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Pod, SandboxError, find, pids,
-    run::{cgroup_limit, cgroup_parent},
+    Pod, SandboxError, find,
+    guest_setup::memory_policy,
+    pids,
+    run::{cgroup_parent, pod_limits},
     sizing::{self, Sum},
 };
 use crate::{
     app::App,
+    cgroup::Leaf,
     records::{ContainerState, MachineKind, SandboxRecord, Shape},
-    task::detached,
+    task::{blocking, detached},
 };
 
 /// A processor comes up in milliseconds; going offline it waits for what runs on it.
@@ -85,12 +88,19 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
     };
     let linux = record.config.linux.clone().unwrap_or_default();
     let mut wanted = target(app, &record, &linux, change).await?;
+    if limits.elastic {
+        let demand = wanted.memory_mib.max(pod.demand_mib());
+        wanted.memory_mib = sizing::grown(demand, limits);
+    }
     if !matches!(change, Change::None) {
         wanted.vcpus = wanted.vcpus.max(now.vcpus);
         wanted.memory_mib = wanted.memory_mib.max(now.memory_mib);
     }
     if wanted == now {
         return Ok(());
+    }
+    if limits.beside {
+        bound(app, &record, wanted.memory_mib.max(now.memory_mib)).await?;
     }
     // First the VM: what the guest is to bring up must be there.
     let size = Resize {
@@ -105,6 +115,7 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
         // The memory device is plugged with the first resize that adds some.
         rescan: wanted.memory_mib > limits.boot_memory_mib,
         pids_limit: None,
+        memory: memory_policy(&wanted),
     };
     let guest = pod
         .agent
@@ -117,10 +128,13 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
         ..Resize::default()
     };
     let memory_mib = pod.machine.resize(wait).await?;
+    if limits.beside {
+        bound(app, &record, memory_mib).await?;
+    }
     let reached = Shape {
         vcpus: wanted.vcpus,
         memory_mib,
-        ..now
+        ..wanted
     };
     app.records
         .sandboxes
@@ -147,6 +161,16 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
     Ok(())
 }
 
+/// The bound of a VM that is charged beside its pod's cgroup.
+async fn bound(app: &App, record: &SandboxRecord, guest_mib: u64) -> Result<(), SandboxError> {
+    let Some(leaf) = record.cgroup().map(Leaf::at) else {
+        return Ok(());
+    };
+    let parent = cgroup_parent(app, &record.config)?;
+    let mib = sizing::total_mib(&app.config.vmm, guest_mib);
+    blocking(move || Ok(leaf.bound(&parent, mib << 20)?)).await
+}
+
 /// How large the VM is to be.
 async fn target(
     app: &App,
@@ -155,7 +179,7 @@ async fn target(
     change: Change<'_>,
 ) -> Result<Shape, SandboxError> {
     let parent = cgroup_parent(app, &record.config)?;
-    let limit = cgroup_limit(app, &parent).await?;
+    let cgroup = pod_limits(app, &record.config, &parent).await?;
     let mut containers = app.records.containers_of(&record.id);
     containers.retain(|container| {
         matches!(
@@ -172,12 +196,11 @@ async fn target(
         Change::None | Change::Container { .. } => None,
     };
     let resources = resources.chain(new);
-    sizing::resized(
-        &app.config.sandbox,
-        &app.config.vmm,
-        Some(linux),
-        Sum::of(resources)?,
-        limit.as_ref(),
-        record.shape,
-    )
+    let given = sizing::Given {
+        sandbox: &app.config.sandbox,
+        vmm: &app.config.vmm,
+        linux: Some(linux),
+        cgroup: &cgroup,
+    };
+    sizing::resized(given, Sum::of(resources)?, record.shape)
 }

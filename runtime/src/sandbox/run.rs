@@ -9,18 +9,18 @@ use bulkhead_proto::{
 };
 
 use super::{
-    Pod, SandboxError, ending, guest_clock, guest_setup, monitor, names, oom_score, pids,
+    Pod, SandboxError, ending, growth, guest_clock, guest_setup, monitor, names, oom_score, pids,
     release::Extent,
     scratch,
     settle::settle_surely,
-    sizing::{self, CgroupLimit},
+    sizing,
     timeline::Timeline,
     validate::{self, ValidatedPod},
 };
 use crate::{
     agent::{self, AgentError, ReadyListener},
     app::App,
-    cgroup::{self, Leaf},
+    cgroup::{self, Leaf, PodLimits},
     clock::now_ns,
     container,
     error::chain,
@@ -66,6 +66,7 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
             vcpus: 0,
             memory_mib: 0,
             scratch_mib: app.config.sandbox.scratch_mib,
+            containers_memory: None,
             limits: None,
         },
     };
@@ -86,7 +87,7 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
             }
         }
     };
-    let leaf = Leaf::of(&parent, &id);
+    let leaf = leaf(&parent, &id, &shape);
     let record = SandboxRecord {
         id: id.clone(),
         config,
@@ -173,6 +174,7 @@ async fn finish(
     }
     monitor::watch(app, &pod);
     guest_clock::keep(app, &pod);
+    growth::follow(app, &pod);
     container::pod_ready(app, &pod).await;
     if let Some(record) = app.records.sandboxes.get(&id) {
         status::sandbox_changed(app, ContainerEventType::ContainerCreatedEvent, &record);
@@ -280,6 +282,7 @@ impl Start<'_> {
         let (leaf, machine, uid) = (self.leaf.clone(), Arc::clone(machine), self.uid);
         let (id, mib) = (self.record.id.clone(), self.record.shape.scratch_mib);
         let share = self.record.has_share();
+        let bound = self.bound()?;
         let work = blocking(move || {
             for dir in [paths.pod(&id), paths.pod_state(&id)] {
                 make_dir(&dir)?;
@@ -289,6 +292,9 @@ impl Start<'_> {
                 Share::of_pod(&paths.pod(&id)).create()?;
             }
             let cgroup_procs = leaf.create(&root)?;
+            if let Some((parent, mib)) = &bound {
+                leaf.bound(parent, mib << 20)?;
+            }
             let disk = paths.pod_state(&id).join(guest_setup::SCRATCH_FILE);
             let disk = scratch::create(&paths.state_dir, &disk, mib)?;
             Ok((cgroup_procs, disk))
@@ -299,6 +305,17 @@ impl Start<'_> {
                 action: "make the pod's directories and disk".to_owned(),
                 source: std::io::ErrorKind::TimedOut.into(),
             })?
+    }
+
+    /// For a VM beside its pod's cgroup: that cgroup, and how much memory the VM may take, MiB.
+    fn bound(&self) -> Result<Option<(PathBuf, u64)>, SandboxError> {
+        let shape = self.record.shape;
+        if !shape.limits.is_some_and(|limits| limits.beside) {
+            return Ok(None);
+        }
+        let parent = cgroup_parent(self.app, &self.record.config)?;
+        let mib = sizing::total_mib(&self.app.config.vmm, shape.memory_mib);
+        Ok(Some((parent, mib)))
     }
 
     /// Until its record is on disk the process is owned by its cgroup, which is on record: the
@@ -418,32 +435,60 @@ async fn shape(
     config: &PodSandboxConfig,
     parent: &std::path::Path,
 ) -> Result<Shape, SandboxError> {
-    let limit = cgroup_limit(app, parent).await?;
-    sizing::shape(
-        &app.config.sandbox,
-        &app.config.vmm,
-        config.linux.as_ref(),
-        limit.as_ref(),
-    )
+    let cgroup = pod_limits(app, config, parent).await?;
+    sizing::shape(sizing::Given {
+        sandbox: &app.config.sandbox,
+        vmm: &app.config.vmm,
+        linux: config.linux.as_ref(),
+        cgroup: &cgroup,
+    })
 }
 
-/// The tightest memory limit on the pod's cgroup.
-pub(super) async fn cgroup_limit(
+/// What the pod's cgroup allows. One that CRI does not name is everybody's, and says nothing about
+/// this pod; those above it bound it all the same.
+pub(super) async fn pod_limits(
     app: &App,
+    config: &PodSandboxConfig,
     parent: &std::path::Path,
-) -> Result<Option<CgroupLimit>, SandboxError> {
-    let (root, parent) = (app.config.cgroup.root.clone(), parent.to_owned());
-    let limit = blocking(move || {
-        cgroup::memory_limit(&root, &parent).map_err(|source| SandboxError::Os {
-            action: "read the memory limit of the pod's cgroup".to_owned(),
+) -> Result<PodLimits, SandboxError> {
+    let (root, whose) = (app.config.cgroup.root.clone(), parent.to_owned());
+    let parent = parent.to_owned();
+    let named = config
+        .linux
+        .as_ref()
+        .is_some_and(|l| !l.cgroup_parent.is_empty());
+    let limits = blocking(move || {
+        cgroup::pod_limits(&root, &parent).map_err(|source| SandboxError::Os {
+            action: "read the limits of the pod's cgroup".to_owned(),
             source,
         })
     })
     .await?;
-    Ok(limit.map(|(bytes, whose)| CgroupLimit {
-        bytes,
-        whose: whose.display().to_string(),
-    }))
+    if named {
+        return Ok(limits);
+    }
+    let above = match limits.memory {
+        Some(bytes)
+            if limits
+                .above
+                .as_ref()
+                .is_none_or(|(other, _)| bytes < *other) =>
+        {
+            Some((bytes, whose))
+        }
+        _ => limits.above,
+    };
+    Ok(PodLimits {
+        above,
+        ..PodLimits::default()
+    })
+}
+
+/// Where the VM is charged: in the pod's cgroup, or beside it.
+fn leaf(parent: &std::path::Path, id: &str, shape: &Shape) -> Leaf {
+    let beside = shape.limits.is_some_and(|limits| limits.beside);
+    let above = parent.parent().filter(|_| beside);
+    Leaf::of(above.unwrap_or(parent), id)
 }
 
 /// Everything the pod will hold, in the order it is made.

@@ -1,11 +1,17 @@
-//! How large a pod's VM is: from what the kubelet says the pod may use, from the defaults where it
-//! says nothing, and never more than the pod's cgroup allows. Pure.
+//! How large a pod's VM is, and what its containers may use together. Pure.
+//!
+//! The kubelet sums up limits over those containers that have one, and writes the sum to the pod's cgroup
+//! only if all have: that cgroup says whether a pod is limited. A limited pod's containers get their
+//! limit whole; what the machine itself needs comes on top (KEP-688: from the RuntimeClass's overhead,
+//! which the kubelet has added to the cgroup's limit, or, where that is missing or too small, from a
+//! cgroup of Bulkhead's own). A pod without a limit starts small and grows (`growth`).
 
 use bulkhead_contract::vmm::MAX_MEMORY_MIB;
 use bulkhead_proto::cri::{LinuxContainerResources, LinuxPodSandboxConfig};
 
 use super::SandboxError;
 use crate::{
+    cgroup::PodLimits,
     config::{Sandbox, Vmm},
     records::{Shape, SizeLimits},
 };
@@ -13,52 +19,111 @@ use crate::{
 const MIB: u64 = 1 << 20;
 /// Page tables take 8 bytes for each 4 KiB page, once in the process and once in KVM: 1/256.
 const TABLES: u64 = 256;
+/// The guest's kernel has 64 bytes for each page of 4 KiB, its struct page: 1/64.
+const PAGE_STRUCTS: u64 = 64;
 /// The period of CPU limits where none is named, microseconds (cpu.max's default).
 const DEFAULT_PERIOD: i64 = 100_000;
 
 /// How many times its processors a pod can be grown to, and to how many in any case.
 const VCPU_ROOM: u32 = 4;
 const VCPU_ROOM_MIN: u32 = 4;
+/// With how many processors a VM boots at most: the rest come online while the pod is already ready.
+const BOOT_VCPUS: u32 = 4;
 /// The unit in which memory is added (virtio-mem's block).
 const BLOCK_MIB: u64 = 2;
 
-/// A limit on the pod's cgroup, and on which level it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CgroupLimit {
-    /// memory.max.
-    pub bytes: u64,
-    /// The cgroup that has it.
-    pub whose: String,
+/// All that says how large a pod may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// The daemon's configuration.
+    pub sandbox: &'a Sandbox,
+    /// The daemon's configuration.
+    pub vmm: &'a Vmm,
+    /// CRI's: the sums and the overhead.
+    pub linux: Option<&'a LinuxPodSandboxConfig>,
+    /// What the pod's cgroup allows; does not exist where CRI names none.
+    pub cgroup: &'a PodLimits,
 }
 
-/// The shape of a pod's VM.
+/// The shape of a new pod's VM.
 ///
-/// Memory: the pod's limit (the containers' sum and the RuntimeClass's overhead), or the default;
-/// whatever the cgroup allows is a bound in either case; from a limit the VMM's own need is taken
-/// off before the rest is the guest's. CPUs: as many as the CPU limit can keep busy.
-pub fn shape(
-    sandbox: &Sandbox,
-    vmm: &Vmm,
-    linux: Option<&LinuxPodSandboxConfig>,
-    cgroup: Option<&CgroupLimit>,
-) -> Result<Shape, SandboxError> {
-    let resources = linux.and_then(|l| l.resources.as_ref());
-    let overhead = linux.and_then(|l| l.overhead.as_ref());
-    let vcpus = vcpus(sandbox, resources, overhead)?;
-    let memory_mib = memory(sandbox, vmm, resources, overhead, cgroup)?.min(MAX_MEMORY_MIB);
+/// # Errors
+/// If a number cannot be, or a cgroup above the pod leaves too little to boot.
+pub fn shape(given: Given<'_>) -> Result<Shape, SandboxError> {
+    let vcpus = given.vcpus()?;
+    let memory = given.memory(0, None)?;
+    let boot_mib = memory.guest_mib;
+    let max_memory_mib = given
+        .bounded(given.sandbox.max_memory_mib)
+        .min(MAX_MEMORY_MIB)
+        .max(boot_mib);
     // A processor the guest may get some day takes some of its memory from the start (its per-CPU
     // area), so there are some times as many as it has, not as many as the host has.
     let room = vcpus.saturating_mul(VCPU_ROOM).max(VCPU_ROOM_MIN);
     Ok(Shape {
-        vcpus,
-        memory_mib,
-        scratch_mib: sandbox.scratch_mib,
+        vcpus: vcpus.min(BOOT_VCPUS),
+        memory_mib: boot_mib,
+        scratch_mib: given.sandbox.scratch_mib,
+        containers_memory: memory.containers,
         limits: Some(SizeLimits {
-            boot_memory_mib: memory_mib,
-            max_memory_mib: sandbox.max_memory_mib.max(memory_mib),
-            max_vcpus: room.min(sandbox.max_vcpus).max(vcpus),
+            boot_memory_mib: boot_mib,
+            max_memory_mib,
+            max_vcpus: room.min(given.sandbox.max_vcpus).max(vcpus),
+            elastic: memory.containers.is_none() && max_memory_mib > boot_mib,
+            beside: memory.beside,
         }),
     })
+}
+
+/// The shape of a pod whose limits have changed: that of a new pod with these limits, or as much
+/// as its containers may use together where that is more; between what the VM was made for.
+///
+/// # Errors
+/// As for a new pod.
+pub fn resized(given: Given<'_>, sum: Sum, now: Shape) -> Result<Shape, SandboxError> {
+    let Some(limits) = now.limits else {
+        return Ok(now);
+    };
+    let place = Some(limits.beside);
+    let mut memory = given.memory(sum.memory.unwrap_or(0), place)?;
+    if limits.elastic {
+        // It has what it needs by growing; a limit that is new holds in the guest.
+        memory.guest_mib = memory.guest_mib.max(limits.boot_memory_mib);
+    }
+    if sum.huge > 0 {
+        // Of the memory that is the guest's, no memory limit counts them.
+        let with_huge = memory.guest_mib.saturating_add(sum.huge.div_ceil(MIB));
+        let bound = match (limits.beside, given.cgroup.memory) {
+            (false, Some(bytes)) => given.guest_share(bytes / MIB),
+            _ => u64::MAX,
+        };
+        let bounded = given.bounded(with_huge.min(bound));
+        memory.guest_mib = memory.guest_mib.max(bounded);
+    }
+    let mut vcpus = given.vcpus()?;
+    if let Some(sum) = sum.cpus {
+        vcpus = vcpus.max(whole(sum));
+    }
+    Ok(Shape {
+        vcpus: vcpus.clamp(1, limits.max_vcpus.max(1)),
+        memory_mib: grown(memory.guest_mib, limits),
+        containers_memory: memory.containers,
+        ..now
+    })
+}
+
+/// A size the VM can have: memory is added in blocks of 2 MiB to what it booted with.
+pub(super) fn grown(memory_mib: u64, limits: SizeLimits) -> u64 {
+    let most = limits.max_memory_mib.max(limits.boot_memory_mib);
+    let bounded = memory_mib.clamp(limits.boot_memory_mib, most);
+    bounded - (bounded - limits.boot_memory_mib) % BLOCK_MIB
+}
+
+/// All the memory a VM with this much for its guest takes, MiB: the bound of a cgroup of its own.
+pub fn total_mib(vmm: &Vmm, guest_mib: u64) -> u64 {
+    guest_mib
+        .saturating_add(guest_mib.div_ceil(TABLES))
+        .saturating_add(vmm.overhead_mib)
 }
 
 /// What the containers of a pod may use together, where each of them has a limit.
@@ -74,6 +139,9 @@ pub struct Sum {
 
 impl Sum {
     /// Of these limits. One container without a limit leaves the sum without a meaning.
+    ///
+    /// # Errors
+    /// If one cannot be.
     pub fn of<'a>(
         containers: impl Iterator<Item = &'a LinuxContainerResources>,
     ) -> Result<Self, SandboxError> {
@@ -96,128 +164,144 @@ impl Sum {
     }
 }
 
-/// The shape of a pod whose limits have changed: that of a new pod with these limits, or as much
-/// as its containers may use together where that is more; between what the VM was made for.
-pub fn resized(
-    sandbox: &Sandbox,
-    vmm: &Vmm,
-    linux: Option<&LinuxPodSandboxConfig>,
-    sum: Sum,
-    cgroup: Option<&CgroupLimit>,
-    now: Shape,
-) -> Result<Shape, SandboxError> {
-    let Some(limits) = now.limits else {
-        return Ok(now);
-    };
-    let by_pod = shape(sandbox, vmm, linux, cgroup)?;
-    let overhead = linux.and_then(|l| l.overhead.as_ref());
-    let mut memory_mib = by_pod.memory_mib;
-    if let Some(sum) = sum.memory {
-        let extra = overhead.map_or(0, |r| r.memory_limit_in_bytes);
-        let bytes = sum.saturating_add(u64::try_from(extra).unwrap_or(0));
-        let bound = cgroup.map_or(bytes, |c| c.bytes.min(bytes));
-        memory_mib = memory_mib.max(guest_share(bound / MIB, vmm.overhead_mib));
-    }
-    if sum.huge > 0 {
-        let bound = cgroup.map_or(u64::MAX, |c| guest_share(c.bytes / MIB, vmm.overhead_mib));
-        let with_huge = memory_mib.saturating_add(sum.huge.div_ceil(MIB));
-        memory_mib = memory_mib.max(with_huge.min(bound));
-    }
-    let mut vcpus = by_pod.vcpus;
-    if let Some(sum) = sum.cpus {
-        vcpus = vcpus.max(whole(sum));
-    }
-    Ok(Shape {
-        vcpus: vcpus.clamp(1, limits.max_vcpus.max(1)),
-        memory_mib: grown(memory_mib, limits),
-        ..now
-    })
+/// How much memory, and whose.
+#[derive(Debug, Clone, Copy)]
+struct Memory {
+    guest_mib: u64,
+    /// Bytes that the containers may use together.
+    containers: Option<u64>,
+    /// Whether the VM is charged to a cgroup beside the pod's.
+    beside: bool,
 }
 
-/// A size the VM can have: memory is added in blocks of 2 MiB to what it booted with.
-fn grown(memory_mib: u64, limits: SizeLimits) -> u64 {
-    let most = limits.max_memory_mib.max(limits.boot_memory_mib);
-    let bounded = memory_mib.clamp(limits.boot_memory_mib, most);
-    bounded - (bounded - limits.boot_memory_mib) % BLOCK_MIB
+impl Given<'_> {
+    /// `sum` is what the containers may use together, bytes, 0 if they have no such limit; `place`
+    /// where the VM already is.
+    fn memory(&self, sum: u64, place: Option<bool>) -> Result<Memory, SandboxError> {
+        let resources = self.linux.and_then(|l| l.resources.as_ref());
+        let overhead = self.linux.and_then(|l| l.overhead.as_ref());
+        let limit = amount(
+            "resources.memory_limit_in_bytes",
+            resources.map(|r| r.memory_limit_in_bytes),
+        )?;
+        let extra = amount(
+            "overhead.memory_limit_in_bytes",
+            overhead.map(|r| r.memory_limit_in_bytes),
+        )?;
+        let least = self.sandbox.min_memory_mib;
+        let memory = match (self.cgroup.exists, self.cgroup.memory, limit) {
+            (true, Some(bytes), _) => {
+                // A cgroup smaller than the overhead in it is not the kubelet's.
+                let containers = if bytes > extra { bytes - extra } else { bytes };
+                let need = self.guest_for(containers);
+                let fits = total_mib(self.vmm, need) <= bytes / MIB;
+                let beside = place.unwrap_or(!fits);
+                Memory {
+                    guest_mib: match beside {
+                        true => need,
+                        false => self.guest_share(bytes / MIB),
+                    },
+                    containers: Some(containers),
+                    beside,
+                }
+            }
+            // No kubelet made a cgroup for it: the sum is all there is.
+            (false, _, limit) if limit > 0 => {
+                let containers = limit.max(sum);
+                let given = self.guest_share(limit.saturating_add(extra) / MIB);
+                Memory {
+                    guest_mib: given.max(self.guest_for(containers)),
+                    containers: Some(containers),
+                    beside: false,
+                }
+            }
+            // No limit, or of some containers only.
+            (_, _, limit) => Memory {
+                guest_mib: self
+                    .sandbox
+                    .memory_mib
+                    .max(self.guest_for(limit))
+                    .max(self.guest_for(sum)),
+                containers: None,
+                beside: place.unwrap_or(false),
+            },
+        };
+        let guest_mib = self
+            .bounded(memory.guest_mib.max(least))
+            .min(MAX_MEMORY_MIB);
+        if guest_mib < least {
+            return Err(self.too_little(guest_mib));
+        }
+        Ok(Memory {
+            guest_mib,
+            ..memory
+        })
+    }
+
+    /// The guest whose containers may use so many bytes: its kernel and agent come on top, and the
+    /// kernel's description of each page.
+    fn guest_for(&self, containers: u64) -> u64 {
+        if containers == 0 {
+            return 0;
+        }
+        let need = containers
+            .div_ceil(MIB)
+            .saturating_add(self.sandbox.guest_overhead_mib);
+        let mib = need.saturating_mul(PAGE_STRUCTS) / (PAGE_STRUCTS - 1);
+        mib.next_multiple_of(BLOCK_MIB)
+    }
+
+    /// What a limit on VM and guest together leaves the guest: the VMM's own need is taken off, and
+    /// the page tables that map the guest's memory (the process's and KVM's), which the kernel
+    /// charges to the same cgroup.
+    fn guest_share(&self, limit_mib: u64) -> u64 {
+        let left = limit_mib.saturating_sub(self.vmm.overhead_mib);
+        // guest + guest / TABLES <= left.
+        left.saturating_mul(TABLES) / (TABLES + 1)
+    }
+
+    /// Not more than the cgroups above allow.
+    fn bounded(&self, guest_mib: u64) -> u64 {
+        match &self.cgroup.above {
+            Some((bytes, _)) => guest_mib.min(self.guest_share(bytes / MIB)),
+            None => guest_mib,
+        }
+    }
+
+    fn too_little(&self, guest_mib: u64) -> SandboxError {
+        let (bytes, whose) = self.cgroup.above.clone().unwrap_or_default();
+        let least = self.sandbox.min_memory_mib;
+        SandboxError::Invalid {
+            what: format!(
+                "the pod has too little memory to boot: the cgroup {} allows {} MiB, which leaves {guest_mib} MiB \
+                 for the guest, and {least} MiB are needed ({} MiB with the VMM); raise that cgroup's limit",
+                whose.display(),
+                bytes / MIB,
+                total_mib(self.vmm, least),
+            ),
+        }
+    }
+
+    /// As many as the pod may use: its cgroup's own quota, or all.
+    fn vcpus(&self) -> Result<u32, SandboxError> {
+        let resources = self.linux.and_then(|l| l.resources.as_ref());
+        let by_cri = resources.map(cpus).transpose()?.flatten();
+        let milli = match (self.cgroup.exists, self.cgroup.cpus) {
+            // The overhead is in it.
+            (true, quota) => quota,
+            (false, _) => {
+                let overhead = self.linux.and_then(|l| l.overhead.as_ref());
+                let extra = overhead.map(self::cpus).transpose()?.flatten().unwrap_or(0);
+                by_cri.map(|milli| milli.saturating_add(extra))
+            }
+        };
+        let most = self.sandbox.max_vcpus;
+        Ok(milli.map_or(self.sandbox.vcpus, |milli| whole(milli).clamp(1, most)))
+    }
 }
 
 fn whole(milli: u64) -> u32 {
     u32::try_from(milli.div_ceil(1_000)).unwrap_or(u32::MAX)
-}
-
-fn memory(
-    sandbox: &Sandbox,
-    vmm: &Vmm,
-    resources: Option<&LinuxContainerResources>,
-    overhead: Option<&LinuxContainerResources>,
-    cgroup: Option<&CgroupLimit>,
-) -> Result<u64, SandboxError> {
-    let limit = amount(
-        "resources.memory_limit_in_bytes",
-        resources.map(|r| r.memory_limit_in_bytes),
-    )?;
-    let extra = amount(
-        "overhead.memory_limit_in_bytes",
-        overhead.map(|r| r.memory_limit_in_bytes),
-    )?;
-    // Without the containers' limit the overhead alone limits nothing: BestEffort and Burstable
-    // pods have no sum.
-    let given = (limit > 0).then(|| limit.saturating_add(extra));
-    let own = vmm.overhead_mib;
-    let guest = |bytes: u64| guest_share(bytes / MIB, own);
-
-    let by_request = given.map_or(sandbox.memory_mib, guest);
-    let memory_mib = cgroup.map_or(by_request, |c| by_request.min(guest(c.bytes)));
-    if memory_mib >= sandbox.min_memory_mib {
-        return Ok(memory_mib);
-    }
-    let tables = sandbox.min_memory_mib.div_ceil(TABLES);
-    let need = sandbox
-        .min_memory_mib
-        .saturating_add(own)
-        .saturating_add(tables);
-    let bound = match (given, cgroup) {
-        (given, Some(c)) if given.is_none_or(|g| c.bytes < g) => {
-            format!("the cgroup {} allows {} MiB", c.whose, c.bytes / MIB)
-        }
-        (Some(given), _) => format!(
-            "its memory limit with the overhead is {} MiB (resources {} MiB, overhead {} MiB)",
-            given / MIB,
-            limit / MIB,
-            extra / MIB
-        ),
-        (None, _) => format!("its default memory is {} MiB", sandbox.memory_mib),
-    };
-    Err(SandboxError::Invalid {
-        what: format!(
-            "the pod has too little memory to boot: {bound}, and {need} MiB are needed ({} MiB for \
-             the guest, {} MiB for its VMM); raise the limit or the RuntimeClass's \
-             overhead.podFixed.memory",
-            sandbox.min_memory_mib,
-            need.saturating_sub(sandbox.min_memory_mib)
-        ),
-    })
-}
-
-/// What a limit leaves the guest: the VMM's own need is taken off, and the page tables that map
-/// the guest's memory (the process's and KVM's), which the kernel charges to the same cgroup.
-fn guest_share(limit_mib: u64, own_mib: u64) -> u64 {
-    let left = limit_mib.saturating_sub(own_mib);
-    // guest + guest / TABLES <= left.
-    left.saturating_mul(TABLES) / (TABLES + 1)
-}
-
-fn vcpus(
-    sandbox: &Sandbox,
-    resources: Option<&LinuxContainerResources>,
-    overhead: Option<&LinuxContainerResources>,
-) -> Result<u32, SandboxError> {
-    let Some(cpus) = resources.map(cpus).transpose()?.flatten() else {
-        return Ok(sandbox.vcpus);
-    };
-    let extra = overhead.map(self::cpus).transpose()?.flatten().unwrap_or(0);
-    let milli = cpus.saturating_add(extra);
-    Ok(whole(milli).clamp(1, sandbox.max_vcpus))
 }
 
 /// A CPU limit in thousandths of a CPU; quota 0 or below is none (CRI, cpu_quota).
@@ -241,180 +325,4 @@ fn amount(what: &str, value: Option<i64>) -> Result<u64, SandboxError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Config;
-
-    fn resources(quota: i64, mib: i64) -> Option<LinuxContainerResources> {
-        Some(LinuxContainerResources {
-            cpu_quota: quota,
-            cpu_period: 100_000,
-            memory_limit_in_bytes: mib << 20,
-            ..Default::default()
-        })
-    }
-
-    fn of(
-        res: Option<LinuxContainerResources>,
-        over: Option<LinuxContainerResources>,
-        cgroup_mib: Option<u64>,
-    ) -> Result<Shape, SandboxError> {
-        let file = "[vmm]\noverhead_mib = 20\n[sandbox]\nmemory_mib = 512\nmin_memory_mib = 100\n";
-        let mut config = Config::parse(std::path::Path::new("t"), file).unwrap();
-        (config.sandbox.vcpus, config.sandbox.max_vcpus) = (2, 8);
-        let linux = LinuxPodSandboxConfig {
-            resources: res,
-            overhead: over,
-            ..Default::default()
-        };
-        let cgroup = cgroup_mib.map(|mib| CgroupLimit {
-            bytes: mib << 20,
-            whose: "/pod".into(),
-        });
-        shape(&config.sandbox, &config.vmm, Some(&linux), cgroup.as_ref())
-    }
-
-    #[test]
-    fn guest_and_vmm_together_fit_what_is_given() {
-        let table = [
-            // resources, overhead, cgroup -> vcpus, memory
-            (None, None, None, 2, 512),
-            (resources(0, 0), resources(0, 0), None, 2, 512),
-            (resources(20_000, 128), resources(5_000, 64), None, 1, 171),
-            (
-                resources(20_000, 128),
-                resources(5_000, 64),
-                Some(192),
-                1,
-                171,
-            ),
-            (
-                resources(20_000, 128),
-                resources(5_000, 64),
-                Some(150),
-                1,
-                129,
-            ),
-            (resources(150_000, 4096), None, None, 2, 4060),
-            (resources(300_000, 4096), resources(1, 0), None, 4, 4060),
-            (resources(10_000_000, 4096), None, None, 8, 4060),
-            (None, None, Some(300), 2, 278),
-            (None, resources(0, 64), Some(4096), 2, 512),
-            // No VM can have as much as this limit.
-            (resources(0, 4 << 20), None, None, 2, MAX_MEMORY_MIB),
-        ];
-        for (res, over, cgroup, vcpus, memory_mib) in table {
-            let got = of(res.clone(), over.clone(), cgroup).unwrap();
-            let case = format!("{res:?} {over:?} {cgroup:?}");
-            assert_eq!((got.vcpus, got.memory_mib), (vcpus, memory_mib), "{case}");
-        }
-    }
-
-    #[test]
-    fn a_changed_limit_changes_the_size_within_what_the_vm_was_made_for() {
-        let file = "[vmm]\noverhead_mib = 20\n[sandbox]\nmemory_mib = 512\n\
-                    min_memory_mib = 100\nmax_memory_mib = 2048\n";
-        let mut config = Config::parse(std::path::Path::new("t"), file).unwrap();
-        (config.sandbox.vcpus, config.sandbox.max_vcpus) = (2, 8);
-        let linux = |res| LinuxPodSandboxConfig {
-            resources: res,
-            ..Default::default()
-        };
-        let first = linux(resources(100_000, 276));
-        let boot = shape(&config.sandbox, &config.vmm, Some(&first), None).unwrap();
-        let limits = boot.limits.unwrap();
-        assert_eq!((boot.vcpus, boot.memory_mib), (1, 255));
-        assert_eq!((limits.max_vcpus, limits.max_memory_mib), (4, 2048));
-        let sum = |cpus, mib: Option<u64>| Sum {
-            memory: mib.map(|mib| mib << 20),
-            cpus,
-            huge: 0,
-        };
-        let huge = |mib: u64| Sum {
-            huge: mib << 20,
-            ..sum(None, None)
-        };
-        let table = [
-            // resources, containers' sum, cgroup -> vcpus, memory
-            (resources(100_000, 276), sum(None, None), None, 1, 255),
-            (resources(200_000, 532), sum(None, None), None, 2, 509),
-            // The kubelet changes the pod first and the containers then, or the other way round.
-            (
-                resources(200_000, 532),
-                sum(Some(500), Some(100)),
-                None,
-                2,
-                509,
-            ),
-            (
-                resources(100_000, 276),
-                sum(Some(2_500), Some(532)),
-                None,
-                3,
-                509,
-            ),
-            (
-                resources(100_000, 276),
-                sum(None, Some(532)),
-                Some(300),
-                1,
-                277,
-            ),
-            // Not below what it booted with, not beyond what it was made for.
-            (resources(10_000, 150), sum(None, None), None, 1, 255),
-            (resources(9_900_000, 9_999), sum(None, None), None, 4, 2047),
-            (None, sum(None, None), None, 2, 511),
-            // Huge pages come on top, as far as the cgroup lets them.
-            (resources(100_000, 276), huge(8), None, 1, 263),
-            (resources(100_000, 276), huge(512), Some(300), 1, 277),
-        ];
-        for (res, sum, cgroup_mib, vcpus, memory_mib) in table {
-            let case = format!("{res:?} {sum:?} {cgroup_mib:?}");
-            let cgroup = cgroup_mib.map(|mib: u64| CgroupLimit {
-                bytes: mib << 20,
-                whose: "/pod".into(),
-            });
-            let linux = linux(res);
-            let (sandbox, vmm) = (&config.sandbox, &config.vmm);
-            let got = resized(sandbox, vmm, Some(&linux), sum, cgroup.as_ref(), boot).unwrap();
-            assert_eq!((got.vcpus, got.memory_mib), (vcpus, memory_mib), "{case}");
-        }
-        let fixed = Shape {
-            limits: None,
-            ..boot
-        };
-        let linux = linux(resources(200_000, 532));
-        let (sandbox, vmm) = (&config.sandbox, &config.vmm);
-        let got = resized(sandbox, vmm, Some(&linux), Sum::default(), None, fixed).unwrap();
-        assert_eq!(got, fixed);
-    }
-
-    #[test]
-    fn a_sum_needs_a_limit_of_every_container() {
-        let (one, two) = (resources(50_000, 64).unwrap(), resources(0, 32).unwrap());
-        let of = |list: &[LinuxContainerResources]| Sum::of(list.iter()).unwrap();
-        assert_eq!(of(&[]), Sum::default());
-        let sum = of(&[one.clone(), one.clone()]);
-        assert_eq!((sum.memory, sum.cpus), (Some(128 << 20), Some(1_000)));
-        let sum = of(&[one, two]);
-        assert_eq!((sum.memory, sum.cpus), (Some(96 << 20), None));
-    }
-
-    #[test]
-    fn too_little_is_refused_with_the_figures() {
-        let error = of(resources(0, 64), resources(0, 32), None)
-            .unwrap_err()
-            .to_string();
-        for part in [
-            "96 MiB",
-            "resources 64 MiB",
-            "overhead 32 MiB",
-            "121 MiB are needed",
-        ] {
-            assert!(error.contains(part), "{error}");
-        }
-        let error = of(None, None, Some(64)).unwrap_err().to_string();
-        assert!(error.contains("the cgroup /pod allows 64 MiB"), "{error}");
-        assert!(of(resources(0, -1), None, None).is_err());
-    }
-}
+mod tests;

@@ -199,8 +199,8 @@ async fn host(app: &App, record: &SandboxRecord) -> (Usage, Option<u64>) {
     };
     let root = app.config.cgroup.root.clone();
     let read = tokio::task::spawn_blocking(move || {
-        let limit = cgroup::memory_limit(&root, &leaf).ok().flatten();
-        (cgroup::usage(&leaf), limit.map(|(bytes, _)| bytes))
+        let limits = cgroup::pod_limits(&root, &leaf).unwrap_or_default();
+        (cgroup::usage(&leaf), limits.tightest_memory())
     });
     read.await.unwrap_or_default()
 }

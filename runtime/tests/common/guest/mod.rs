@@ -446,6 +446,13 @@ impl agent_server::Agent for Guest {
         absent()
     }
 
+    type WatchMemoryStream = Answers<api::MemoryDemand>;
+    async fn watch_memory(
+        &self,
+        _: Request<api::WatchMemoryRequest>,
+    ) -> Answer<Self::WatchMemoryStream> {
+        absent()
+    }
     type EventsStream = Answers<api::Event>;
     async fn events(&self, request: Request<api::EventsRequest>) -> Answer<Self::EventsStream> {
         let mut next = usize::try_from(request.into_inner().from_sequence).unwrap();
