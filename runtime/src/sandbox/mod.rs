@@ -13,6 +13,7 @@ mod monitor;
 mod names;
 pub(crate) mod oom_score;
 mod pids;
+mod placement;
 mod pod;
 mod pods;
 mod recovery;

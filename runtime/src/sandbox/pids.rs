@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bulkhead_proto::{agent::ResizeGuestRequest, cri::PodSandboxConfig};
 
-use super::{Pod, SandboxError, run::cgroup_parent};
+use super::{Pod, SandboxError, placement::cgroup_parent};
 use crate::{app::App, cgroup, records::MachineKind, task::blocking};
 
 /// One write in the guest.

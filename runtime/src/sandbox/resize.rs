@@ -14,12 +14,12 @@ use super::{
     Pod, SandboxError, find,
     guest_setup::memory_policy,
     pids,
-    run::{cgroup_parent, pod_limits},
+    placement::{Bound, cgroup_parent, pod_limits},
     sizing::{self, Sum},
 };
 use crate::{
     app::App,
-    cgroup::Leaf,
+    error::chain,
     records::{ContainerState, MachineKind, SandboxRecord, Shape},
     task::{blocking, detached},
 };
@@ -76,6 +76,24 @@ pub async fn update(
     .await
 }
 
+/// The processors beyond those a VM boots with, of a pod that is ready: nobody waits for them.
+pub(super) fn bring_up_the_rest(app: &Arc<App>, pod: &Arc<Pod>) {
+    let record = app.records.sandboxes.get(&pod.id);
+    if !record.is_some_and(|record| sizing::may_have_more_vcpus(&record.shape)) {
+        return;
+    }
+    let (app, pod) = (Arc::clone(app), Arc::clone(pod));
+    tokio::spawn(async move {
+        if let Err(error) = fit(&app, &pod, Change::None).await {
+            tracing::warn!(
+                pod = pod.id,
+                error = chain(&error),
+                "the pod keeps the processors it has booted with"
+            );
+        }
+    });
+}
+
 /// Makes the pod's VM as large as its limits say.
 pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), SandboxError> {
     let _turn = pod.resizing().await;
@@ -99,9 +117,7 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
     if wanted == now {
         return Ok(());
     }
-    if limits.beside {
-        bound(app, &record, wanted.memory_mib.max(now.memory_mib)).await?;
-    }
+    bound(app, &record, wanted.memory_mib.max(now.memory_mib)).await?;
     // First the VM: what the guest is to bring up must be there.
     let size = Resize {
         // No VM has so many that they do not fit.
@@ -128,9 +144,7 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
         ..Resize::default()
     };
     let memory_mib = pod.machine.resize(wait).await?;
-    if limits.beside {
-        bound(app, &record, memory_mib).await?;
-    }
+    bound(app, &record, memory_mib).await?;
     let reached = Shape {
         vcpus: wanted.vcpus,
         memory_mib,
@@ -161,14 +175,11 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
     Ok(())
 }
 
-/// The bound of a VM that is charged beside its pod's cgroup.
 async fn bound(app: &App, record: &SandboxRecord, guest_mib: u64) -> Result<(), SandboxError> {
-    let Some(leaf) = record.cgroup().map(Leaf::at) else {
-        return Ok(());
-    };
-    let parent = cgroup_parent(app, &record.config)?;
-    let mib = sizing::total_mib(&app.config.vmm, guest_mib);
-    blocking(move || Ok(leaf.bound(&parent, mib << 20)?)).await
+    match Bound::of(app, record, guest_mib)? {
+        Some(bound) => blocking(move || bound.set()).await,
+        None => Ok(()),
+    }
 }
 
 /// How large the VM is to be.

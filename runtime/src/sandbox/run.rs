@@ -1,7 +1,7 @@
 //! RunPodSandbox: a pod comes up. Its resources are recorded, made in order, and undone in reverse
 //! when a step fails.
 
-use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
 use bulkhead_proto::{
     agent::{Interface, Ready},
@@ -10,8 +10,9 @@ use bulkhead_proto::{
 
 use super::{
     Pod, SandboxError, ending, growth, guest_clock, guest_setup, monitor, names, oom_score, pids,
+    placement::{Bound, cgroup_parent, leaf, pod_limits},
     release::Extent,
-    scratch,
+    resize, scratch,
     settle::settle_surely,
     sizing,
     timeline::Timeline,
@@ -20,7 +21,7 @@ use super::{
 use crate::{
     agent::{self, AgentError, ReadyListener},
     app::App,
-    cgroup::{self, Leaf, PodLimits},
+    cgroup::Leaf,
     clock::now_ns,
     container,
     error::chain,
@@ -181,6 +182,7 @@ async fn finish(
         status::sandbox_changed(app, ContainerEventType::ContainerStartedEvent, &record);
     }
     tracing::info!(pod = %id, ms = total, "the pod is ready");
+    resize::bring_up_the_rest(app, &pod);
     Ok(id)
 }
 
@@ -282,7 +284,7 @@ impl Start<'_> {
         let (leaf, machine, uid) = (self.leaf.clone(), Arc::clone(machine), self.uid);
         let (id, mib) = (self.record.id.clone(), self.record.shape.scratch_mib);
         let share = self.record.has_share();
-        let bound = self.bound()?;
+        let bound = Bound::of(self.app, self.record, self.record.shape.memory_mib)?;
         let work = blocking(move || {
             for dir in [paths.pod(&id), paths.pod_state(&id)] {
                 make_dir(&dir)?;
@@ -292,8 +294,8 @@ impl Start<'_> {
                 Share::of_pod(&paths.pod(&id)).create()?;
             }
             let cgroup_procs = leaf.create(&root)?;
-            if let Some((parent, mib)) = &bound {
-                leaf.bound(parent, mib << 20)?;
+            if let Some(bound) = bound {
+                bound.set()?;
             }
             let disk = paths.pod_state(&id).join(guest_setup::SCRATCH_FILE);
             let disk = scratch::create(&paths.state_dir, &disk, mib)?;
@@ -305,17 +307,6 @@ impl Start<'_> {
                 action: "make the pod's directories and disk".to_owned(),
                 source: std::io::ErrorKind::TimedOut.into(),
             })?
-    }
-
-    /// For a VM beside its pod's cgroup: that cgroup, and how much memory the VM may take, MiB.
-    fn bound(&self) -> Result<Option<(PathBuf, u64)>, SandboxError> {
-        let shape = self.record.shape;
-        if !shape.limits.is_some_and(|limits| limits.beside) {
-            return Ok(None);
-        }
-        let parent = cgroup_parent(self.app, &self.record.config)?;
-        let mib = sizing::total_mib(&self.app.config.vmm, shape.memory_mib);
-        Ok(Some((parent, mib)))
     }
 
     /// Until its record is on disk the process is owned by its cgroup, which is on record: the
@@ -413,23 +404,6 @@ impl Start<'_> {
     }
 }
 
-pub(super) fn cgroup_parent(app: &App, config: &PodSandboxConfig) -> Result<PathBuf, SandboxError> {
-    let given = config
-        .linux
-        .as_ref()
-        .map_or("", |l| l.cgroup_parent.as_str());
-    let parent = match given {
-        "" => app.config.cgroup.default_parent.as_str(),
-        given => given,
-    };
-    cgroup::parent_path(app.config.cgroup.driver, parent)
-        .map(|below| app.config.cgroup.root.join(below))
-        .map_err(|source| SandboxError::CgroupParent {
-            parent: parent.to_owned(),
-            source,
-        })
-}
-
 async fn shape(
     app: &App,
     config: &PodSandboxConfig,
@@ -442,53 +416,6 @@ async fn shape(
         linux: config.linux.as_ref(),
         cgroup: &cgroup,
     })
-}
-
-/// What the pod's cgroup allows. One that CRI does not name is everybody's, and says nothing about
-/// this pod; those above it bound it all the same.
-pub(super) async fn pod_limits(
-    app: &App,
-    config: &PodSandboxConfig,
-    parent: &std::path::Path,
-) -> Result<PodLimits, SandboxError> {
-    let (root, whose) = (app.config.cgroup.root.clone(), parent.to_owned());
-    let parent = parent.to_owned();
-    let named = config
-        .linux
-        .as_ref()
-        .is_some_and(|l| !l.cgroup_parent.is_empty());
-    let limits = blocking(move || {
-        cgroup::pod_limits(&root, &parent).map_err(|source| SandboxError::Os {
-            action: "read the limits of the pod's cgroup".to_owned(),
-            source,
-        })
-    })
-    .await?;
-    if named {
-        return Ok(limits);
-    }
-    let above = match limits.memory {
-        Some(bytes)
-            if limits
-                .above
-                .as_ref()
-                .is_none_or(|(other, _)| bytes < *other) =>
-        {
-            Some((bytes, whose))
-        }
-        _ => limits.above,
-    };
-    Ok(PodLimits {
-        above,
-        ..PodLimits::default()
-    })
-}
-
-/// Where the VM is charged: in the pod's cgroup, or beside it.
-fn leaf(parent: &std::path::Path, id: &str, shape: &Shape) -> Leaf {
-    let beside = shape.limits.is_some_and(|limits| limits.beside);
-    let above = parent.parent().filter(|_| beside);
-    Leaf::of(above.unwrap_or(parent), id)
 }
 
 /// Everything the pod will hold, in the order it is made.

@@ -112,6 +112,12 @@ pub fn resized(given: Given<'_>, sum: Sum, now: Shape) -> Result<Shape, SandboxE
     })
 }
 
+/// Whether a VM of this shape may have booted with fewer processors than its pod may use.
+pub(super) fn may_have_more_vcpus(shape: &Shape) -> bool {
+    let most = shape.limits.map_or(shape.vcpus, |limits| limits.max_vcpus);
+    (BOOT_VCPUS..most).contains(&shape.vcpus)
+}
+
 /// A size the VM can have: memory is added in blocks of 2 MiB to what it booted with.
 pub(super) fn grown(memory_mib: u64, limits: SizeLimits) -> u64 {
     let most = limits.max_memory_mib.max(limits.boot_memory_mib);
@@ -194,7 +200,9 @@ impl Given<'_> {
                 // A cgroup smaller than the overhead in it is not the kubelet's.
                 let containers = if bytes > extra { bytes - extra } else { bytes };
                 let need = self.guest_for(containers);
-                let fits = total_mib(self.vmm, need) <= bytes / MIB;
+                // The configured overhead has some slack, which an overhead of the class need not have.
+                let least = need.saturating_sub(self.sandbox.guest_overhead_mib / 4);
+                let fits = least <= self.guest_share(bytes / MIB);
                 let beside = place.unwrap_or(!fits);
                 Memory {
                     guest_mib: match beside {

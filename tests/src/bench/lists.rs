@@ -67,6 +67,7 @@ async fn fill(database: &Path) -> Outcome {
             vcpus: 1,
             memory_mib: 256,
             scratch_mib: 64,
+            containers_memory: None,
             limits: None,
         },
         network: None,

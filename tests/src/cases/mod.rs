@@ -23,6 +23,7 @@ mod recovery;
 mod resize;
 mod scale;
 mod security;
+mod sizes;
 mod stats;
 mod streaming;
 mod volumes;
@@ -42,6 +43,7 @@ pub fn all() -> Vec<Test> {
         stats::tests(),
         events::tests(),
         resize::tests(),
+        sizes::tests(),
         lifecycle::tests(),
         logs::tests(),
         network::tests(),
