@@ -8,10 +8,10 @@ use futures::future::join_all;
 
 use crate::{
     app::App,
-    cgroup::{self, Usage},
+    cgroup::{self, PodLimits, Usage},
     clock::now_ns,
     error::chain,
-    records::{ContainerRecord, MachineKind, SandboxRecord, SandboxState},
+    records::{ContainerRecord, MachineKind, SandboxRecord, SandboxState, Shape},
     sandbox::{self, Pod, SandboxError},
 };
 
@@ -44,6 +44,8 @@ pub(super) struct Sample {
     pub(super) host: Usage,
     /// The tightest memory limit on the pod's cgroups.
     pub(super) limit: Option<u64>,
+    /// What the VM may take beyond the pod's limit, if it is charged beside the pod.
+    pub(super) beside: Option<u64>,
     /// The VMM's own count.
     pub(super) vmm: Option<VmmMemory>,
 }
@@ -139,7 +141,7 @@ async fn collect(
         deadline,
         |mut agent| async move { agent.stats(request).await },
     );
-    let (guest, (host, limit), vmm) = tokio::join!(guest, host(app, &record), async {
+    let (guest, (host, limits), vmm) = tokio::join!(guest, host(app, &record), async {
         // It walks its own memory for that: only on request, or where there is no cgroup's count.
         match detail {
             Detail::Full => vmm(pod, deadline).await,
@@ -186,21 +188,27 @@ async fn collect(
         containers: containers.collect(),
         guest: figures,
         host,
-        limit,
+        limit: limits.tightest_memory(),
+        beside: beside(&record.shape, &limits),
         vmm,
         record,
     })
 }
 
-/// The pod's cgroup and the limit on it.
-async fn host(app: &App, record: &SandboxRecord) -> (Usage, Option<u64>) {
+fn beside(shape: &Shape, limits: &PodLimits) -> Option<u64> {
+    shape.limits.filter(|limits| limits.beside)?;
+    limits.memory?.checked_sub(shape.containers_memory?)
+}
+
+/// The pod's cgroup and the limits on it.
+async fn host(app: &App, record: &SandboxRecord) -> (Usage, PodLimits) {
     let Some(leaf) = record.cgroup().map(ToOwned::to_owned) else {
-        return (Usage::default(), None);
+        return (Usage::default(), PodLimits::default());
     };
     let root = app.config.cgroup.root.clone();
     let read = tokio::task::spawn_blocking(move || {
         let limits = cgroup::pod_limits(&root, &leaf).unwrap_or_default();
-        (cgroup::usage(&leaf), limits.tightest_memory())
+        (cgroup::usage(&leaf), limits)
     });
     read.await.unwrap_or_default()
 }
