@@ -140,7 +140,11 @@ pub(crate) async fn fit(app: &App, pod: &Pod, change: Change<'_>) -> Result<(), 
         });
     let guest = guest.await?;
     let wait = Resize {
-        wait_ms: Some(MEMORY_DEADLINE_MS),
+        wait_ms: Some(match limits.elastic && wanted.memory_mib < now.memory_mib {
+            // Nobody waits for what goes back.
+            true => 0,
+            false => MEMORY_DEADLINE_MS,
+        }),
         ..Resize::default()
     };
     let memory_mib = pod.machine.resize(wait).await?;
