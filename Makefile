@@ -8,9 +8,9 @@ export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
 help:
 	@echo 'make demo     pull an image, run a pod in its own microVM, look at it, take it away'
-	@echo 'make test     every test; closes with "N passed, N failed, N skipped"'
+	@echo 'make test     the tests; closes with "N passed, N failed, N skipped"'
 	@echo 'make bench    figures: phases of a start, memory, latencies (BENCH="--peer qemu")'
-	@echo 'make fuzz     every parser of what guests, images and clients say, a minute each (FUZZ="600 spdy")'
+	@echo 'make fuzz     the parsers of what guests, images, registries and clients say, a minute each (FUZZ="600 spdy")'
 	@echo 'make build    what a node runs, in target/dist-release'
 	@echo 'make install  the same, to DESTDIR and PREFIX (/usr)'
 	@echo 'make lint     formatting, clippy, documentation, dependencies, import circles: as CI wants them'
@@ -46,6 +46,7 @@ lint:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --quiet
 	@tests/deny.sh
 	cargo run --locked --quiet -p bulkhead-circles
+	@guest-kernel/test-check-config.sh
 	@for script in $$(git ls-files '*.sh' .ci/run); do bash -n $$script || exit 1; done
 
 shell:

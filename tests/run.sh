@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# `make test`: every test there is. Builds, runs the unit and property tests on the machine, then
-# what needs a real host with KVM and cgroup v2 in two test hosts side by side: first the VMM's and
-# the agent's own tests, then the end-to-end tests, then critest, the CRI's own validation suite.
+# `make test`. Builds, runs the unit and property tests on the machine, then what needs a real host with
+# KVM and cgroup v2 in two test hosts side by side: first the VMM's and the agent's own tests, then the
+# end-to-end tests, then critest, the CRI's own validation suite.
 # Where the machine has KVM of its own, there is one host and it is the machine. Closes with one
 # line: N passed, N failed, N skipped.
 # With filters only what those tests need is built and booted.

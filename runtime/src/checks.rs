@@ -6,6 +6,11 @@ use std::{
     path::Path,
 };
 
+use rustix::{
+    io::Errno,
+    mount::{FsOpenFlags, fsconfig_set_string, fsopen},
+};
+
 use crate::{
     cgroup,
     config::{Config, NetworkMode, VhostNet},
@@ -236,7 +241,30 @@ fn loop_mounts() -> Found {
             return without(&format!("the kernel has no {name}"));
         }
     }
+    let overlay = takes_layers(add_layer());
+    if let Found::Missing(why) = overlay {
+        return without(&why);
+    }
     Found::Good("/dev/loop-control, erofs, overlay, ext4".to_owned())
+}
+
+/// Asks the kernel's overlayfs for what the agent asks of it: an overlay that is given its layers one
+/// by one. Nothing is mounted.
+fn add_layer() -> rustix::io::Result<()> {
+    let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&overlay, "lowerdir+", "/")
+}
+
+fn takes_layers(tried: rustix::io::Result<()>) -> Found {
+    match tried {
+        // The kernel does not know the option.
+        Err(Errno::INVAL) => Found::Missing(
+            "the kernel's overlayfs does not take layers one by one (lowerdir+): use Linux 6.8 or later"
+                .to_owned(),
+        ),
+        // Other errors (no root, for one) say nothing about it.
+        _ => Found::Good("lowerdir+".to_owned()),
+    }
 }
 
 fn cni_configuration(config: &Config) -> Found {
@@ -291,5 +319,17 @@ mod tests {
             assert!(lacking.contains(part), "{lacking}");
         }
         assert!(all(&config).len() >= lacking.lines().count());
+    }
+
+    #[test]
+    fn a_kernel_too_old_for_overlays_of_many_layers_is_named() {
+        let found = takes_layers(Err(Errno::INVAL));
+        assert!(
+            matches!(&found, Found::Missing(why) if why.contains("6.8")),
+            "{found:?}"
+        );
+        for tried in [Ok(()), Err(Errno::PERM), Err(Errno::NODEV)] {
+            assert!(matches!(takes_layers(tried), Found::Good(_)), "{tried:?}");
+        }
     }
 }

@@ -1,8 +1,7 @@
 //! The life of pods against a fake VMM: that what goes wrong at any step leaves nothing behind and
 //! gives the right code, that Stop and Remove may be repeated, that a new daemon takes pods up.
 //!
-//! Needs root, a cgroup version 2 hierarchy and /dev/kvm to open (no VM is made); without them
-//! each test says so and counts as skipped.
+//! Needs root and a cgroup version 2 hierarchy; without them each test says so and counts as skipped.
 
 #![allow(
     clippy::unwrap_used,

@@ -28,7 +28,7 @@ mod terminal_size;
 mod tokens;
 mod upgrade;
 mod urls;
-mod websocket;
+pub mod websocket;
 
 pub use backend::Backend;
 pub use error::ServerError;

@@ -1,5 +1,5 @@
 /*
- * Tries every way to an AF_VSOCK socket, and what one could reach:
+ * Tries every way to sockets of AF_VSOCK and AF_ALG, and what one of AF_VSOCK could reach:
  *   vsock-walls make            makes sockets by socket(2), socketpair(2), io_uring and 32-bit socketcall(2)
  *   vsock-walls talk CID PORT   connects, says 64 bytes, and prints how many came back
  *   vsock-walls open PATH       opens a device node
@@ -145,6 +145,7 @@ int main(int argc, char **argv)
 {
 	if (argc == 2 && !strcmp(argv[1], "make")) {
 		make(AF_VSOCK, "vsock");
+		make(AF_ALG, "alg");
 		/* That a way is there at all. */
 		make(AF_INET, "inet");
 		return 0;

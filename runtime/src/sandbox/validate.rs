@@ -207,7 +207,8 @@ fn invalid(what: impl Into<String>) -> SandboxError {
 #[cfg(test)]
 mod tests {
     use bulkhead_proto::cri::{
-        Int64Value, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption,
+        IdMapping, Int64Value, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceOption,
+        UserNamespace,
     };
     use tonic::Code;
 
@@ -281,6 +282,47 @@ mod tests {
             machine(&config(), "host", Reject).unwrap(),
             MachineKind::Host
         );
+    }
+
+    #[test]
+    fn users_of_its_own_are_not_for_a_pod_in_the_hosts_namespaces() {
+        let range = IdMapping {
+            container_id: 0,
+            host_id: 200_000,
+            length: 65_536,
+        };
+        let pod = |network: NamespaceMode, pid: NamespaceMode, ipc: NamespaceMode| {
+            let options = NamespaceOption {
+                network: network.into(),
+                pid: pid.into(),
+                ipc: ipc.into(),
+                userns_options: Some(UserNamespace {
+                    mode: NamespaceMode::Pod.into(),
+                    uids: vec![range],
+                    gids: vec![range],
+                }),
+                ..Default::default()
+            };
+            with_security(LinuxSandboxSecurityContext {
+                namespace_options: Some(options),
+                ..Default::default()
+            })
+        };
+        use NamespaceMode::{Container, Node, Pod};
+        for handler in ["", "host"] {
+            for (config, field) in [
+                (pod(Pod, Node, Pod), "hostPID"),
+                (pod(Node, Pod, Pod), "hostNetwork"),
+                (pod(Pod, Container, Node), "hostIPC"),
+            ] {
+                let error = validate(&config, handler).unwrap_err();
+                assert_eq!(error.code(), Code::InvalidArgument, "{field}");
+                let text = error.to_string();
+                assert!(text.contains("hostUsers") && text.contains(field), "{text}");
+            }
+            let own = validate(&pod(Pod, Container, Pod), handler).unwrap();
+            assert!(own.user_namespace.is_some());
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ const CLOSE: u8 = 255;
 
 /// How channels are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Codec {
+pub struct Codec {
     /// Text messages: a digit, then base64.
     base64: bool,
     /// The fifth protocol.
@@ -18,8 +18,10 @@ pub(super) struct Codec {
 
 /// What a message says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum ChannelMessage {
+pub enum ChannelMessage {
+    /// Bytes of a channel.
     Data(u8, Bytes),
+    /// A channel that is closed.
     Closed(u8),
     /// Nothing of this protocol: passed over.
     Nothing,
@@ -28,11 +30,12 @@ pub(super) enum ChannelMessage {
 /// A message that is none of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a message that is not of the channel protocol that was agreed on")]
-pub(super) struct BadMessage;
+pub struct BadMessage;
 
 impl Codec {
     /// Of a protocol's name.
-    pub(super) fn of(protocol: &str) -> Self {
+    #[must_use]
+    pub fn of(protocol: &str) -> Self {
         Self {
             base64: protocol.contains("base64."),
             closes: protocol.starts_with("v5."),
@@ -40,7 +43,10 @@ impl Codec {
     }
 
     /// Reads a data message.
-    pub(super) fn read(self, message: &Message) -> Result<ChannelMessage, BadMessage> {
+    ///
+    /// # Errors
+    /// It is not of this protocol.
+    pub fn read(self, message: &Message) -> Result<ChannelMessage, BadMessage> {
         let bytes = match message {
             Message::Binary(bytes) if !self.base64 => bytes.clone(),
             // Browsers of the plain protocol may send text.
@@ -69,7 +75,8 @@ impl Codec {
     }
 
     /// Writes a data message.
-    pub(super) fn write(self, channel: u8, data: &[u8]) -> Message {
+    #[must_use]
+    pub fn write(self, channel: u8, data: &[u8]) -> Message {
         if self.base64 {
             let mut text = String::with_capacity(1 + data.len().div_ceil(3) * 4);
             text.push(char::from(b'0'.saturating_add(channel)));
@@ -83,7 +90,8 @@ impl Codec {
     }
 
     /// Says that a channel is closed, where the protocol has a word for it.
-    pub(super) fn close(self, channel: u8) -> Option<Message> {
+    #[must_use]
+    pub fn close(self, channel: u8) -> Option<Message> {
         self.closes
             .then(|| Message::Binary(Bytes::copy_from_slice(&[CLOSE, channel])))
     }

@@ -1,7 +1,7 @@
 //! WebSocket: channels by the first byte of each message ([`codec`], pure), for exec, attach and the
 //! older port-forward, and SPDY carried inside ([`tunnel`]).
 
-mod codec;
+pub mod codec;
 mod connection;
 mod tunnel;
 

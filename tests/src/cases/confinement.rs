@@ -209,7 +209,7 @@ async fn a_pod_can_have_users_of_its_own(context: &mut Context) -> Outcome {
         });
         config
     };
-    let mut root = made("root", NamespaceMode::Pod, 0, &["SYS_ADMIN"]);
+    let mut root = made("root", NamespaceMode::Pod, 0, &["SYS_ADMIN", "NET_ADMIN"]);
     let volume = Path::new("/tmp").join(format!("users-volume-{}", std::process::id()));
     fs::create_dir_all(&volume)?;
     fs::write(volume.join("given"), "")?;
@@ -252,6 +252,11 @@ async fn a_pod_can_have_users_of_its_own(context: &mut Context) -> Outcome {
     // Root in there is nobody to the guest's kernel.
     let done = cri.exec(&root, &["/bin/hostname", "changed"]).await?;
     check!(done.exit_code != 0, "the guest's host name was changed");
+    // The pod's network belongs to the guest.
+    for change in ["ip link set lo down", "brctl addbr br0"] {
+        let done = cri.exec(&root, &["/bin/sh", "-c", change]).await?;
+        check!(done.exit_code != 0, "{change} was allowed");
+    }
     let user = cri.status(&root).await?.user.and_then(|user| user.linux);
     let user = user.unwrap_or_default();
     check!(
@@ -266,7 +271,8 @@ async fn a_pod_can_have_users_of_its_own(context: &mut Context) -> Outcome {
         .shell(
             &plain,
             "cat /proc/self/uid_map; id -u; id -G; echo $$ >/proc/self/fd/1; cat /proc/1/cmdline | tr '\\0' ' '; \
-             timeout 2 nc -l -p 80 </dev/null; [ $? -ne 1 ] && echo bound",
+             timeout 2 nc -l -p 80 </dev/null; [ $? -ne 1 ] && echo bound; \
+             ping -c 1 127.0.0.1 && echo answered",
         )
         .await?;
     check!(
@@ -274,7 +280,9 @@ async fn a_pod_can_have_users_of_its_own(context: &mut Context) -> Outcome {
         "{shown}"
     );
     check!(
-        shown.contains("bound") && shown.contains("sleep 1000"),
+        ["bound", "answered", "sleep 1000"]
+            .iter()
+            .all(|word| shown.contains(word)),
         "{shown}"
     );
 

@@ -75,6 +75,16 @@ pub fn open_sources(list: &[Mount], base: &Path) -> Result<Vec<Option<Source>>, 
 }
 
 fn open_source(path: &Path, recursive: bool, base: &Path) -> Result<Source, Errno> {
+    let source = find_source(path, base)?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
+    Ok(Source {
+        tree: clone(&source, recursive)?,
+        directory: kind == FileType::Directory,
+    })
+}
+
+/// Opens a source by its path. Links are followed below `base` alone, and magic links nowhere.
+fn find_source(path: &Path, base: &Path) -> Result<OwnedFd, Errno> {
     // On the host a container that writes a directory above could turn a part of the path into a
     // link after the daemon has looked at it.
     let mut resolve = ResolveFlags::NO_MAGICLINKS;
@@ -82,12 +92,7 @@ fn open_source(path: &Path, recursive: bool, base: &Path) -> Result<Source, Errn
         resolve |= ResolveFlags::NO_SYMLINKS;
     }
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let source = rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)?;
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode);
-    Ok(Source {
-        tree: clone(&source, recursive)?,
-        directory: kind == FileType::Directory,
-    })
+    rustix::fs::openat2(CWD, path, flags, Mode::empty(), resolve)
 }
 
 /// Attaches all mounts, in the order of `list`. Returns the container's own /dev, if it has one; a
@@ -354,6 +359,31 @@ mod tests {
         assert!(refused("/dev", "/proc/sys/kernel"));
         assert!(refused("/data", "/proc"));
         assert!(refused("/data", "/proc/cpuinfo"));
+    }
+
+    #[test]
+    fn a_source_is_opened_without_following_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        fs::create_dir(dir.join("real")).unwrap();
+        fs::write(dir.join("real/file"), "").unwrap();
+        symlink("real", dir.join("link")).unwrap();
+        symlink(dir.join("real/file"), dir.join("whole")).unwrap();
+        let elsewhere = Path::new("/run/bulkhead-agent");
+        let open = |name: &str, base: &Path| find_source(&dir.join(name), base).map(drop);
+        for good in ["real", "real/file"] {
+            assert_eq!(open(good, elsewhere), Ok(()), "{good}");
+        }
+        // Whether the last name of the path is the link or one above it.
+        for linked in ["link", "link/file", "whole"] {
+            assert_eq!(open(linked, elsewhere), Err(Errno::LOOP), "{linked}");
+            // What the agent has made for the pod itself.
+            assert_eq!(open(linked, &dir), Ok(()), "{linked}");
+        }
+        let magic = Path::new("/proc/self/cwd");
+        for base in [elsewhere, Path::new("/proc")] {
+            assert_eq!(find_source(magic, base).map(drop), Err(Errno::LOOP));
+        }
     }
 
     #[test]

@@ -223,6 +223,24 @@ fn lists_and_filters() {
 }
 
 #[test]
+fn a_guest_that_does_not_answer_is_left_out_of_lists_of_statistics() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    daemon.running("c1", &["serve"]);
+    let listed = || {
+        let app = &daemon.app;
+        let containers = daemon.block_on(list_stats(app, None)).len();
+        let pods = daemon.block_on(crate::stats::list_pods(app, None)).len();
+        let metrics = daemon.block_on(crate::stats::list_metrics(app)).len();
+        (containers, pods, metrics)
+    };
+    assert_eq!(listed(), (1, 1, 1));
+    node.guest.never_answer("stats");
+    // Each list ends long before the minute that `block_on` gives it, without the pod.
+    assert_eq!(listed(), (0, 0, 0));
+}
+
+#[test]
 fn limits_change_in_guest_and_record() {
     let node = Node::new();
     let daemon = node.daemon();

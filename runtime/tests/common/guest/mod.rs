@@ -55,6 +55,7 @@ struct State {
     attached: usize,
     calls: Vec<String>,
     fail: HashMap<String, Status>,
+    silent: BTreeSet<String>,
     events: Vec<api::Event>,
 }
 
@@ -185,6 +186,11 @@ impl Guest {
 
     pub fn fail_with(&self, call: &str, status: Status) {
         self.with(|state| state.fail.insert(call.to_owned(), status));
+    }
+
+    /// From now on this call gets no answer.
+    pub fn never_answer(&self, call: &str) {
+        self.with(|state| state.silent.insert(call.to_owned()));
     }
 
     pub fn disks(&self) -> Vec<String> {
@@ -479,6 +485,9 @@ impl agent_server::Agent for Guest {
     }
     async fn stats(&self, request: Request<api::StatsRequest>) -> Answer<api::StatsResponse> {
         self.call("stats")?;
+        if self.with(|state| state.silent.contains("stats")) {
+            std::future::pending::<()>().await;
+        }
         let of = |id: &String| api::ContainerStats {
             container_id: id.clone(),
             time_unix_ns: 9,

@@ -2,6 +2,7 @@
 //! io_uring, limits that hold, and images and volumes that try to lead the runtime elsewhere.
 
 mod attacks;
+mod default_profile;
 mod devices;
 mod limits;
 mod support;
@@ -33,7 +34,14 @@ pub(super) fn tests() -> Vec<Test> {
         test!("host_walls", the_default_apparmor_profile_confines),
         test!("host_walls", io_uring_without_a_profile_is_refused),
     ];
-    [own, limits::tests(), attacks::tests(), devices::tests()].concat()
+    [
+        own,
+        default_profile::tests(),
+        limits::tests(),
+        attacks::tests(),
+        devices::tests(),
+    ]
+    .concat()
 }
 
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
