@@ -336,6 +336,8 @@ async fn a_guest_boots_runs_a_container_from_plugged_layers_and_powers_off() {
     );
 }
 
+const HOUR: i64 = 3_600_000_000_000;
+
 #[tokio::test]
 async fn a_guest_has_a_nodes_limits_and_the_hosts_time() {
     let Some(mut guest) = Guest::boot().await else {
@@ -415,7 +417,6 @@ async fn a_guest_has_a_nodes_limits_and_the_hosts_time() {
         let answer = guest.agent.client.adjust_clock(request).await;
         answer.map(tonic::Response::into_inner)
     };
-    const HOUR: i64 = 3_600_000_000_000;
     let read = adjust(0, 0, 0).await.unwrap();
     assert!((0..HOUR).contains(&(read.answered_unix_ns - read.received_unix_ns)));
     for step in [-HOUR, HOUR, 5 * HOUR + 1] {

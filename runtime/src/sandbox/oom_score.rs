@@ -80,6 +80,8 @@ fn of_class(cgroup_parent: &str) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use ContainerState::{Created, Creating, Exited, Running};
+
     use super::*;
     use crate::records::testing;
 
@@ -113,7 +115,6 @@ mod tests {
             record.status.state = state;
             Arc::new(record)
         };
-        use ContainerState::{Created, Creating, Exited, Running};
         let burstable = container(950, Running);
         let sidecar = container(3, Creating);
         assert_eq!(score(&sandbox, &[]), 0);
