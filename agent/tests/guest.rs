@@ -335,3 +335,101 @@ async fn a_guest_boots_runs_a_container_from_plugged_layers_and_powers_off() {
         "{console}"
     );
 }
+
+const HOUR: i64 = 3_600_000_000_000;
+
+#[tokio::test]
+async fn a_guest_has_a_nodes_limits_and_the_hosts_time() {
+    let Some(mut guest) = Guest::boot().await else {
+        return;
+    };
+    let setup = SetupSandboxRequest {
+        scratch_disk: "scratch".into(),
+        sysctls: [("net.ipv4.ip_unprivileged_port_start".into(), "500".into())].into(),
+        pids_limit: 40,
+        ..SetupSandboxRequest::default()
+    };
+    guest.agent.client.setup_sandbox(setup).await.unwrap();
+    let layer = guest.at("layer");
+    make_layer(&layer);
+    guest.plug("lone", &layer);
+    let mut wanted = request("c1", &["sleep", "1000"]);
+    wanted.layers = vec!["lone".into()];
+    guest.agent.create_with(wanted).await.unwrap();
+    guest.agent.begin("c1").await.unwrap();
+
+    // Whatever the size; the pod's own wins.
+    let script = "cd /proc/sys && for name in vm/overcommit_memory kernel/panic_on_oops \
+        kernel/keys/root_maxkeys kernel/keys/root_maxbytes vm/max_map_count kernel/pid_max \
+        kernel/threads-max fs/file-max fs/inotify/max_user_watches fs/inotify/max_user_instances \
+        fs/fanotify/max_user_marks fs/epoll/max_user_watches user/max_user_namespaces \
+        user/max_time_namespaces net/netfilter/nf_conntrack_buckets \
+        net/netfilter/nf_conntrack_max net/ipv4/tcp_mem net/ipv4/udp_mem net/ipv4/tcp_rmem \
+        net/ipv4/tcp_max_orphans kernel/core_pattern net/ipv4/ip_unprivileged_port_start \
+        net/ipv4/ping_group_range; do echo $name $(cat $name); done";
+    let (stdout, stderr, _) = guest.agent.exec_sh("c1", "sysctls", script).await;
+    assert_eq!(
+        stdout,
+        "vm/overcommit_memory 1\nkernel/panic_on_oops 1\nkernel/keys/root_maxkeys 1000000\n\
+         kernel/keys/root_maxbytes 25000000\nvm/max_map_count 1048576\nkernel/pid_max 4194304\n\
+         kernel/threads-max 4194304\nfs/file-max 9223372036854775807\n\
+         fs/inotify/max_user_watches 1048576\nfs/inotify/max_user_instances 8192\n\
+         fs/fanotify/max_user_marks 1048576\nfs/epoll/max_user_watches 4194304\n\
+         user/max_user_namespaces 65536\nuser/max_time_namespaces 65536\n\
+         net/netfilter/nf_conntrack_buckets 16384\nnet/netfilter/nf_conntrack_max 131072\n\
+         net/ipv4/tcp_mem 98304 131072 196608\nnet/ipv4/udp_mem 196608 262144 393216\n\
+         net/ipv4/tcp_rmem 4096 131072 6291456\nnet/ipv4/tcp_max_orphans 32768\n\
+         kernel/core_pattern\nnet/ipv4/ip_unprivileged_port_start 500\n\
+         net/ipv4/ping_group_range 0 2147483647\n",
+        "{stderr}"
+    );
+    // Each was set: the console has no word of one that was not.
+    let console = std::fs::read_to_string(guest.at("console.log")).unwrap_or_default();
+    assert!(!console.contains("kernel parameter"), "{console}");
+
+    // A fork bomb ends at the pod's limit, also below another container's.
+    let bomb = "sh -c 'i=0; while [ $i -lt 100 ]; do sleep 1000 & i=$((i+1)); done' 2>&1; \
+                read now </sys/fs/cgroup/pids.current; echo $now; kill -9 -1; kill -9 $$";
+    let (stdout, ..) = guest.agent.exec_sh("c1", "bomb", bomb).await;
+    let count = stdout
+        .lines()
+        .last()
+        .and_then(|line| line.parse::<u64>().ok());
+    assert!(
+        stdout.contains("can't fork") && count.is_some_and(|n| (30..=40).contains(&n)),
+        "{stdout}"
+    );
+    let lift = ResizeGuestRequest {
+        pids_limit: Some(0),
+        ..ResizeGuestRequest::default()
+    };
+    guest.agent.client.resize_guest(lift).await.unwrap();
+    let (stdout, ..) = guest.agent.exec_sh("c1", "more", bomb).await;
+    let count = stdout.trim().parse::<u64>();
+    assert!(count.as_ref().is_ok_and(|n| *n > 100), "{stdout}");
+
+    let mut adjust = async |step_ns, slew_ns, rate_ppb| {
+        let request = AdjustClockRequest {
+            step_ns,
+            slew_ns,
+            rate_ppb,
+        };
+        let answer = guest.agent.client.adjust_clock(request).await;
+        answer.map(tonic::Response::into_inner)
+    };
+    let read = adjust(0, 0, 0).await.unwrap();
+    assert!((0..HOUR).contains(&(read.answered_unix_ns - read.received_unix_ns)));
+    for step in [-HOUR, HOUR, 5 * HOUR + 1] {
+        let stepped = adjust(step, 0, 0).await.unwrap();
+        let moved = stepped.answered_unix_ns - stepped.received_unix_ns - step;
+        assert!((0..HOUR / 60).contains(&moved), "{step}: {stepped:?}");
+    }
+    // Ten times as fast as the kernel slews: it takes the two without a jump.
+    let slewed = adjust(0, 5_000_000, -20_000).await.unwrap();
+    assert!((0..5_000_000).contains(&(slewed.answered_unix_ns - slewed.received_unix_ns)));
+    for (step, slew, rate) in [(0, HOUR, 0), (0, i64::MIN, 0), (0, 0, 500_001)] {
+        let refused = adjust(step, slew, rate).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
+    assert!(adjust(i64::MAX, 0, 0).await.is_err());
+}

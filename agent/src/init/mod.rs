@@ -84,6 +84,8 @@ fn raise_limits() {
         );
     };
     set(Resource::Nofile, Some(FILES));
+    // Also timers count against it (timer_create(2)); the kernel's own comes from the memory it boots with.
+    set(Resource::Sigpending, Some(1 << 17));
     set(Resource::Nproc, None);
     set(Resource::Core, None);
 }

@@ -40,9 +40,7 @@ const PARAMETERS: &[(&str, &str)] = &[
     ("user/max_mnt_namespaces", "65536"),
     ("user/max_cgroup_namespaces", "65536"),
     ("user/max_time_namespaces", "65536"),
-    // kube-proxy's least, with its ratio of buckets doubled: 128 KiB. The buckets come first, for
-    // setting them sets the other.
-    ("net/netfilter/nf_conntrack_buckets", "16384"),
+    // kube-proxy's least; the buckets are on the VMM's command line.
     ("net/netfilter/nf_conntrack_max", "131072"),
     // Pages for all sockets together, and bytes for one, as the kernel has them with 8 GiB.
     ("net/ipv4/tcp_mem", "98304 131072 196608"),

@@ -55,12 +55,14 @@ fn score(record: &SandboxRecord, containers: &[Arc<ContainerRecord>]) -> i32 {
     let alive = containers
         .iter()
         .filter(|container| container.status.state != ContainerState::Exited);
-    let lowest = alive
-        .map(|container| container.status.resources.oom_score_adj)
-        .min();
     let linux = record.config.linux.as_ref();
-    let class = || of_class(linux.map_or("", |linux| linux.cgroup_parent.as_str()));
-    let score = lowest.unwrap_or_else(class).clamp(LOWEST, HIGHEST);
+    let class = of_class(linux.map_or("", |linux| linux.cgroup_parent.as_str()));
+    // 0 is CRI's default, and no value of the kubelet's.
+    let asked = alive.map(|container| match container.status.resources.oom_score_adj {
+        0 => class,
+        asked => asked,
+    });
+    let score = asked.min().unwrap_or(class).clamp(LOWEST, HIGHEST);
     // It fits after the clamp.
     i32::try_from(score).unwrap_or_default()
 }
@@ -80,6 +82,8 @@ fn of_class(cgroup_parent: &str) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use ContainerState::{Created, Creating, Exited, Running};
+
     use super::*;
     use crate::records::testing;
 
@@ -113,7 +117,6 @@ mod tests {
             record.status.state = state;
             Arc::new(record)
         };
-        use ContainerState::{Created, Creating, Exited, Running};
         let burstable = container(950, Running);
         let sidecar = container(3, Creating);
         assert_eq!(score(&sandbox, &[]), 0);
@@ -121,6 +124,10 @@ mod tests {
         assert_eq!(score(&sandbox, &[burstable.clone(), sidecar]), 3);
         let init = container(3, Exited);
         assert_eq!(score(&sandbox, &[burstable, init]), 950);
+        let mut best_effort = testing::sandbox("a");
+        let linux = best_effort.config.linux.get_or_insert_default();
+        linux.cgroup_parent = "/kubepods/besteffort/pod1".to_owned();
+        assert_eq!(score(&best_effort, &[container(0, Running)]), 1000);
         // The daemon outlives a VM.
         assert_eq!(score(&sandbox, &[container(-1000, Created)]), -998);
     }

@@ -67,11 +67,12 @@ pub async fn update(
     if record.machine == MachineKind::Vm {
         target(&app, &record, &linux, Change::None).await?;
     }
+    let cgroup = cgroup_parent(&app, &record.config)?;
     detached(async move {
         let change = move |record: &mut SandboxRecord| record.config.linux = Some(linux);
         app.records.sandboxes.update(&pod.id, change).await?;
         fit(&app, &pod, Change::None).await?;
-        pids::carry(&app, &pod).await
+        pids::carry(&app, &pod, &cgroup).await
     })
     .await
 }

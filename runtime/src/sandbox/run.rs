@@ -382,7 +382,8 @@ impl Start<'_> {
         let paths = &self.app.config.paths;
         let mut setup = guest_setup::request(self.record, self.wanted, attached, paths).await?;
         if self.wanted.machine == MachineKind::Vm {
-            setup.pids_limit = pids::limit(self.app, &self.record.config).await?;
+            let cgroup = cgroup_parent(self.app, &self.record.config)?;
+            setup.pids_limit = pids::limit(self.app, &cgroup).await?;
         }
         agent
             .call(

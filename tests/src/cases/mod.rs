@@ -19,6 +19,7 @@ mod launch_walls;
 mod lifecycle;
 mod logs;
 mod network;
+mod node;
 mod recovery;
 mod resize;
 mod scale;
@@ -47,6 +48,7 @@ pub fn all() -> Vec<Test> {
         lifecycle::tests(),
         logs::tests(),
         network::tests(),
+        node::tests(),
         images::tests(),
         image_config::tests(),
         security::tests(),

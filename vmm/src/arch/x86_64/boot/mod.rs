@@ -32,11 +32,13 @@ pub use tables::GDT_ENTRIES;
 ///   code, an eighth of its boot, and back in when the agent brings up the second.
 /// - `random.trust_cpu=on`: RDRAND may seed; virtio-rng follows.
 /// - `cryptomgr.notests`: no self-tests at boot.
+/// - `nf_conntrack.hashsize=16384`: 128 KiB of buckets for connection tracking, where a small guest
+///   would have a tenth; to change them later takes an RCU grace period.
 /// - `8250.nr_uarts=1`: one serial port to look at.
 /// - `memory_hotplug.online_policy=auto-movable`: added memory is for what can be moved, so that it
 ///   can be taken back, as long as the kernel keeps a quarter of all for itself.
 const BASE_CMDLINE: &str = "console=ttyS0 quiet panic=-1 maxcpus=1 noreplace-smp random.trust_cpu=on \
-                            cryptomgr.notests 8250.nr_uarts=1 \
+                            cryptomgr.notests nf_conntrack.hashsize=16384 8250.nr_uarts=1 \
                             memory_hotplug.online_policy=auto-movable";
 
 /// The whole command line: the VMM's words, then `extra`, whose words win.
