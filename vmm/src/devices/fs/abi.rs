@@ -84,6 +84,9 @@ pub mod fattr {
 
 pub const GETATTR_FH: u32 = 1;
 pub const OPEN_KILL_SUIDGID: u32 = 1;
+/// `fuse_write_in.write_flags`: from the guest's page cache, by whatever open file it found; what is
+/// written has its place in the file.
+pub const WRITE_CACHE: u32 = 1 << 0;
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub const FSYNC_DATA_ONLY: u32 = 1;
 /// `fuse_open_out.open_flags`: reads and writes pass the guest's page cache by, so a read ends where

@@ -114,7 +114,7 @@ impl Server {
     pub(super) fn write(
         &self,
         handle: u64,
-        at: u64,
+        (at, append): (u64, bool),
         length: u32,
         kill: bool,
         scratch: &mut Scratch<'_>,
@@ -128,9 +128,20 @@ impl Server {
         }
         scratch.chain.readable.truncate(size(length));
         let (data, fd) = (&scratch.chain.readable, handle.fd.as_fd());
-        let written = data
-            .pwritev(fd, offset(at)?, 0)
-            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let at = offset(at)?;
+        let written = match append {
+            // In one step with finding the end, for others append, too.
+            true => data.pwritev(fd, at, libc::RWF_APPEND),
+            false => data.pwritev(fd, at, 0),
+        };
+        let written = match written {
+            // One of the kernel's own files, which has no end.
+            Err(error) if append && error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                data.pwritev(fd, at, 0)
+            }
+            written => written,
+        };
+        let written = written.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         self.metrics.writes.add(1);
         self.metrics.bytes_written.add(written as u64);
         let mut w = Writer(&mut scratch.out);
@@ -231,7 +242,7 @@ impl Server {
         }
         let flags = open_flags(flags)?;
         let writable = flags & OFlags::ACCMODE != OFlags::RDONLY;
-        let fd = self.reopen(&node, flags)?;
+        let fd = self.open_for_guest(&node, flags)?;
         if kill && flags.contains(OFlags::TRUNC) {
             strip_set_ids(&fd)?;
         }

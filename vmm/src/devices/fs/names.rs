@@ -198,7 +198,8 @@ impl Server {
         made: Caller,
     ) -> Result<(OwnedFd, Statx), Errno> {
         let exclusive = OFlags::from_bits_retain(flags).contains(OFlags::EXCL);
-        let flags = open_flags(flags)?;
+        // As in `open_for_guest`; a file that is new is not append-only.
+        let flags = open_flags(flags)? - OFlags::APPEND;
         // Always exclusive: so a symbolic link is never followed, whoever put it there.
         let fresh = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOCTTY;
         match rustix::fs::openat(&dir.fd, name, flags | fresh, permissions(mode)) {

@@ -148,6 +148,8 @@ pub enum Request<'a> {
         offset: u64,
         size: u32,
         kill: bool,
+        /// At the file's end, wherever that is by now.
+        append: bool,
     },
     StatFs,
     Release {
@@ -316,13 +318,19 @@ impl<'a> Request<'a> {
                 }
             }
             op::WRITE => {
-                let (handle, offset, size, flags) = (r.u64()?, r.u64()?, r.u32()?, r.u32()?);
-                r.skip(16)?;
+                let (handle, offset, size, how) = (r.u64()?, r.u64()?, r.u32()?, r.u32()?);
+                r.skip(8)?; // lock_owner
+                let flags = r.u32()?;
+                r.skip(4)?;
+                // The flags are those of the file at the time of its write, for fcntl(2) changes
+                // them. What a mapping has written goes out by any descriptor of the file.
+                let appends = flags & libc::O_APPEND.cast_unsigned() != 0;
                 Request::Write {
                     handle,
                     offset,
                     size,
-                    kill: flags & abi::WRITE_KILL_SUIDGID != 0,
+                    kill: how & abi::WRITE_KILL_SUIDGID != 0,
+                    append: appends && how & abi::WRITE_CACHE == 0,
                 }
             }
             op::STATFS => Request::StatFs,

@@ -158,6 +158,19 @@ impl Server {
         self.handles().get(id)
     }
 
+    /// Opens the file behind a node to keep it open for the guest.
+    ///
+    /// Never for appending, though the guest's file is: of one opened that way pwrite(2) ignores the
+    /// offset, and what a mapping has written must land where it was. Each write says whether it
+    /// appends. A file that has the attribute of append-only opens in no other way, and no mapping
+    /// writes in one.
+    pub(super) fn open_for_guest(&self, node: &Node, flags: OFlags) -> Result<OwnedFd, Errno> {
+        match self.reopen(node, flags - OFlags::APPEND) {
+            Err(Errno::PERM) if flags.contains(OFlags::APPEND) => self.reopen(node, flags),
+            opened => opened,
+        }
+    }
+
     /// Opens the file behind a node anew. Only regular files and directories are ever opened:
     /// what a device or a FIFO does when it is opened is the guest's own business.
     pub(super) fn reopen(&self, node: &Node, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -270,7 +283,8 @@ impl Server {
                 offset,
                 size,
                 kill,
-            } => self.write(handle, offset, size, kill, scratch),
+                append,
+            } => self.write(handle, (offset, append), size, kill, scratch),
             Request::Lookup { .. }
             | Request::Symlink { .. }
             | Request::Mknod { .. }

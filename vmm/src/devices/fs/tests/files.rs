@@ -216,7 +216,9 @@ fn the_rest_of_a_file_system() {
     assert_eq!(client.rename((1, "a"), (1, "e"), 64), Err(libc::EINVAL));
     // Append goes to the end, whatever offset the guest believes in.
     let append = client.open(file, libc::O_WRONLY | libc::O_APPEND).unwrap();
-    client.write(file, append, 2, b"AB").unwrap();
+    client
+        .write_as(file, append, 2, b"AB", (0, libc::O_APPEND))
+        .unwrap();
     assert_eq!(client.read(file, handle, 0, 50).unwrap(), b"0123456789AB");
     let cut = client.open(file, libc::O_RDWR | libc::O_TRUNC).unwrap();
     assert_eq!(client.read(file, cut, 0, 50).unwrap(), b"");
@@ -268,6 +270,79 @@ fn the_rest_of_a_file_system() {
     client.ask(op::SYNCFS, 1, &longs(&[0])).unwrap();
     assert_eq!(client.ask(op::READ - 6, 1, &[]), Err(libc::EINVAL));
     assert_eq!(client.ask(4242, 1, &[]), Err(libc::ENOSYS));
+}
+
+/// What a mapping has written goes out by any descriptor of the file, one that appends, too.
+#[test]
+fn appends_go_to_the_end_and_mapped_pages_to_their_place() {
+    let mut client = Client::new();
+    let path = client.share().join("log");
+    fs::write(&path, "0123456789").unwrap();
+    let log = client.lookup(1, "log").unwrap();
+    let append = libc::O_APPEND;
+    let handle = client.open(log, libc::O_RDWR | append).unwrap();
+    let cached = abi::WRITE_CACHE;
+    client
+        .write_as(log, handle, 2, b"map", (cached, 0))
+        .unwrap();
+    client
+        .write_as(log, handle, 4, b"M", (cached, append))
+        .unwrap();
+    // Another pod has appended since the guest looked.
+    client
+        .write_as(log, handle, 3, b"end", (0, append))
+        .unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"01maM56789end");
+    // fcntl(2) takes the flag off and puts it on.
+    client.write_as(log, handle, 0, b"X", (0, 0)).unwrap();
+    let plain = client.open(log, libc::O_RDWR).unwrap();
+    client.write_as(log, plain, 0, b"Y", (0, append)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"X1maM56789endY");
+    // Created rather than opened.
+    let flags = libc::O_RDWR | libc::O_CREAT | append;
+    let (new, handle) = client.create(1, "new", flags, 0o600).unwrap();
+    client.write(new, handle, 0, b"0123").unwrap();
+    client
+        .write_as(new, handle, 1, b"map", (cached, 0))
+        .unwrap();
+    client.write_as(new, handle, 0, b"!", (0, append)).unwrap();
+    assert_eq!(fs::read(client.share().join("new")).unwrap(), b"0map!");
+    let (_, handle) = client.create(1, "log", flags, 0o600).unwrap();
+    client
+        .write_as(log, handle, 1, b"map", (cached, 0))
+        .unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"XmapM56789endY");
+    // A copy has its place, too, once the flag is off.
+    let body = longs(&[plain, 1, log, handle, 6, 3, 0]);
+    let copied = client.ask(op::COPY_FILE_RANGE, log, &body).unwrap();
+    assert_eq!(u32_at(&copied, 0), 3);
+    assert_eq!(fs::read(&path).unwrap(), b"XmapM5map9endY");
+}
+
+#[test]
+fn a_file_that_is_append_only_is_appended_to() {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let mut client = Client::new();
+    let path = client.share().join("audit");
+    fs::write(&path, "1").unwrap();
+    let on_host = fs::File::open(&path).unwrap();
+    let set = |append: bool| {
+        let mut flags = ioctl_getflags(&on_host)?;
+        flags.set(IFlags::APPEND, append);
+        ioctl_setflags(&on_host, flags)
+    };
+    if set(true).is_err() {
+        println!("skipped: this file system or user knows no append-only files");
+        return;
+    }
+    let file = client.lookup(1, "audit").unwrap();
+    assert_eq!(client.open(file, libc::O_WRONLY), Err(libc::EPERM));
+    let opened = client.open(file, libc::O_WRONLY | libc::O_APPEND);
+    let written =
+        opened.and_then(|handle| client.write_as(file, handle, 0, b"2", (0, libc::O_APPEND)));
+    set(false).unwrap();
+    assert_eq!(written, Ok(1));
+    assert_eq!(fs::read(&path).unwrap(), b"12");
 }
 
 /// The guest's page cache reads no further than a file's size, which the kernel's own files do not

@@ -203,8 +203,21 @@ impl Client {
         data: &[u8],
         flags: u32,
     ) -> Result<u32, i32> {
+        self.write_as(node, handle, at, data, (flags, 0))
+    }
+
+    /// With the flags of the write, and those of the open file.
+    fn write_as(
+        &mut self,
+        node: u64,
+        handle: u64,
+        at: u64,
+        data: &[u8],
+        (how, flags): (u32, i32),
+    ) -> Result<u32, i32> {
         let mut body = longs(&[handle, at]);
-        body.extend(words(&[data.len() as u32, flags, 0, 0, 0, 0]));
+        let flags = flags.cast_unsigned();
+        body.extend(words(&[data.len() as u32, how, 0, 0, flags, 0]));
         body.extend_from_slice(data);
         Ok(u32_at(&self.ask(op::WRITE, node, &body)?, 0))
     }
