@@ -70,7 +70,7 @@ fn mount_new(volume: &MemoryVolume, at: &Path) -> Result<(), VolumeError> {
         options.push_str(&format!(",size={}", volume.bytes));
     }
     let data = CString::new(options).unwrap_or_default();
-    rustix::mount::mount(kind, at, kind, MountFlags::NODEV, Some(data.as_c_str())).map_err(
+    rustix::mount::mount(kind, at, kind, MountFlags::empty(), Some(data.as_c_str())).map_err(
         |error| VolumeError::File {
             what: "mounting a file system in memory at",
             path: at.to_owned(),

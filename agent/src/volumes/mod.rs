@@ -171,8 +171,9 @@ impl Volumes {
             if filled {
                 return Ok(());
             }
-            // Its device nodes are the host's, and must not work here.
-            rustix::mount::mount(TAG, &at, "virtiofs", MountFlags::NODEV, None).map_err(|error| {
+            // With its device nodes, as a volume is on any node: they are this kernel's devices,
+            // and the container's device filter says which of them it may open.
+            rustix::mount::mount(TAG, &at, "virtiofs", MountFlags::empty(), None).map_err(|error| {
                 VolumeError::Share {
                     error: error.into(),
                 }

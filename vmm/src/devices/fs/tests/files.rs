@@ -27,6 +27,9 @@ fn init_agrees_on_what_both_know() {
         abi::init::HANDLE_KILLPRIV_V2,
         abi::init::ALLOW_IDMAP,
         abi::init::MAX_PAGES,
+        abi::init::DONT_MASK,
+        abi::init::POSIX_ACL,
+        abi::init::SETXATTR_EXT,
     ] {
         assert!(flags & flag != 0, "{flag:#x} of {flags:#x}");
     }
@@ -118,14 +121,10 @@ fn owners_and_modes_are_the_guests() {
         .unwrap()
         .mode();
     assert_eq!(mode & 0o7777, 0o711);
-    // Nobody can be made an owner by mistake, and devices not at all.
+    // Nobody can be made an owner by mistake.
     (client.uid, client.gid) = (u32::MAX, u32::MAX);
     assert_eq!(client.mkdir(1, "nobody", 0o755), Err(libc::EINVAL));
     (client.uid, client.gid) = (0, 0);
-    for kind in [libc::S_IFCHR, libc::S_IFBLK] {
-        let body = named(words(&[kind | 0o666, 0x103, 0, 0]), "null");
-        assert_eq!(client.ask(op::MKNOD, 1, &body), Err(libc::EPERM));
-    }
     client
         .set(
             file,
@@ -143,55 +142,6 @@ fn owners_and_modes_are_the_guests() {
     // The threads are again who they were.
     fs::set_permissions(client.share(), fs::Permissions::from_mode(0o700)).unwrap();
     client.mkdir(1, "after", 0o755).unwrap();
-}
-
-#[test]
-fn extended_attributes_are_the_users_only() {
-    let mut client = Client::new();
-    let path = client.share().join("file");
-    fs::write(&path, "x").unwrap();
-    let file = client.lookup(1, "file").unwrap();
-    let set = |name: &str, value: &str| {
-        let mut body = named(words(&[value.len() as u32, 0]), name);
-        body.extend_from_slice(value.as_bytes());
-        body
-    };
-    if rustix::fs::setxattr(&path, "user.host", b"1", rustix::fs::XattrFlags::empty()).is_err() {
-        println!("skipped: this file system has no extended attributes");
-        return;
-    }
-    client
-        .ask(op::SETXATTR, file, &set("user.guest", "value"))
-        .unwrap();
-    let get = |name: &str, size: u32| named(words(&[size, 0]), name);
-    let value = client.ask(op::GETXATTR, file, &get("user.guest", 100));
-    assert_eq!(value.unwrap(), b"value");
-    let length = client.ask(op::GETXATTR, file, &get("user.guest", 0));
-    assert_eq!(u32_at(&length.unwrap(), 0), 5);
-    let small = client.ask(op::GETXATTR, file, &get("user.guest", 2));
-    assert_eq!(small, Err(libc::ERANGE));
-    let listed = client.ask(op::LISTXATTR, file, &words(&[1000, 0])).unwrap();
-    assert_eq!(listed.len(), "user.host\0user.guest\0".len());
-    for name in [
-        "security.capability",
-        "trusted.x",
-        "system.posix_acl_access",
-        "x",
-    ] {
-        let refused = Err(libc::EOPNOTSUPP);
-        assert_eq!(client.ask(op::SETXATTR, file, &set(name, "v")), refused);
-        assert_eq!(client.ask(op::GETXATTR, file, &get(name, 9)), refused);
-        let removed = client.ask(op::REMOVEXATTR, file, &named(vec![], name));
-        assert_eq!(removed, refused);
-    }
-    // A length beyond the message, and one beyond the limit.
-    let mut long = named(words(&[4000, 0]), "user.x");
-    assert_eq!(client.ask(op::SETXATTR, file, &long), Err(libc::EINVAL));
-    long[..4].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert_eq!(client.ask(op::SETXATTR, file, &long), Err(libc::E2BIG));
-    client
-        .ask(op::REMOVEXATTR, file, &named(vec![], "user.guest"))
-        .unwrap();
 }
 
 #[test]
@@ -417,6 +367,8 @@ fn it_is_saved_while_the_guest_holds_nothing() {
     let saved = client.machine.device().save().unwrap();
     assert_eq!(saved.queues.len(), 2);
     assert_eq!(saved.state["mounted"], true);
+    let agreed = saved.state["agreed"].as_u64().unwrap();
+    assert!(agreed & abi::init::SETXATTR_EXT != 0, "{agreed:#x}");
     let again = |state: &serde_json::Value| {
         let share: OwnedFd = fs::File::open(client.share()).unwrap().into();
         let descriptors = crate::jail::descriptors().unwrap();
@@ -438,5 +390,7 @@ fn it_is_saved_while_the_guest_holds_nothing() {
     client.high = queues.remove(0);
     client.queue = queues.remove(0);
     client.machine = copy;
-    client.lookup(1, "file").unwrap();
+    let file = client.lookup(1, "file").unwrap();
+    // In the words that were agreed on.
+    client.set_xattr(file, "user.x", b"1", 0).unwrap();
 }
