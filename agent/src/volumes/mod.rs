@@ -230,6 +230,21 @@ impl Volumes {
         Ok(())
     }
 
+    /// Gives a volume in memory another limit.
+    ///
+    /// # Errors
+    /// If no container has it, or more is in it than the limit.
+    pub async fn resize_memory(&self, name: &str, bytes: u64) -> Result<(), VolumeError> {
+        check_name("name", name)?;
+        let _turn = self.memory.lock().await;
+        let (name, at) = (name.to_owned(), self.paths.memory(name));
+        blocking::run(move || match memory::is_mounted(&at) {
+            true => memory::resize(&at, bytes),
+            false => Err(VolumeError::NoMemory { name }),
+        })
+        .await
+    }
+
     /// Forgets disks that are gone.
     pub async fn forget_disks(&self, serials: &[String]) {
         let mut disks = self.disks.lock().await;
