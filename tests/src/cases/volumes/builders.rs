@@ -62,7 +62,7 @@ cp /bin/busybox busybox-chown; echo mine > mine
 as_user '/data/busybox-chown chown 1000 /data/mine'
 setcap cap_chown+ep busybox-chown; getcap busybox-chown
 as_user '/data/busybox-chown chown 1000 /data/mine'; stat -c '%u %a' mine
-cp -p busybox-chown copy; setfattr -x security.capability copy; getcap copy
+cp busybox-chown copy; setcap cap_chown+ep copy; setfattr -x security.capability copy; getcap copy
 echo >> busybox-chown; getcap busybox-chown
 as_user '/data/busybox-chown chown 0 /data/mine'; stat -c %u mine
 setcap cap_chown+ep busybox-chown; chown 1000 busybox-chown; getcap busybox-chown
@@ -78,7 +78,6 @@ as_user 'cat /data/acl/f'
 getfacl -cn acl/f; stat -c %a acl/f
 chmod g= acl/f; as_user 'cat /data/acl/f'
 chmod g=r acl/f; as_user 'cat /data/acl/f'
-cp -p acl/f acl/copy; as_user 'cat /data/acl/copy'
 setfacl -b acl/f; as_user 'cat /data/acl/f'; stat -c %a acl/f
 setfacl -d -m u:1000:rwX acl
 (umask 077; echo new > acl/new; mkdir acl/sub; echo deep > acl/sub/deep)
@@ -89,7 +88,7 @@ setfacl -k acl; (umask 077; echo last > acl/last); stat -c %a acl/last
 "#;
 const ACLS_SEEN: &str = "refused\nsecret\n\
     user::rw-\nuser:1000:r--\ngroup::---\nmask::r--\nother::---\n\n640\n\
-    refused\nsecret\nsecret\nrefused\n600\nnew\ndeep\nmore\n\
+    refused\nsecret\nrefused\n600\nnew\ndeep\nmore\n\
     user::rwx\nuser:1000:rwx\ngroup::---\nmask::rwx\nother::---\n\n600\n";
 
 const ATTRIBUTES: &str = r#"
@@ -202,7 +201,7 @@ mkdir merged/acl; setfacl -d -m u:1000:rwx merged/acl; echo > merged/acl/f
 setfattr -n trusted.mine -v 1 merged/b
 check() {
     cat merged/b; ls merged merged/d; stat -c '%F %t:%T' merged/null; getcap merged/busybox
-    stat -c '%u %F' merged/link merged/fifo; getfacl -cn merged/acl/f | grep 1000
+    stat -c '%u %F' merged/link merged/fifo; getfacl -cn merged/acl/f | grep -o 'user:1000:rwx'
     getfattr --only-values -n trusted.mine merged/b; echo; echo x > merged/null
     find merged -type c
 }
@@ -212,7 +211,7 @@ stat -c '%n %F %t:%T' upper/gone; find upper -type c | sort
 "#;
 const OVERLAY_SEEN: &str = "low\nup\nmerged:\nacl\nb\nbusybox\nd\nfifo\nlink\nnull\n\nmerged/d:\nnew\n\
     character special file 1:3\nmerged/busybox cap_chown=ep\n1000 symbolic link\n1000 fifo\n\
-    user:1000:rwx\t\t\t#effective:rw-\n1\nmerged/null\ny\n\
+    user:1000:rwx\n1\nmerged/null\ny\n\
     upper/gone character special file 0:0\nupper/a\nupper/gone\nupper/null\n";
 
 async fn an_overlay_is_on_a_volume(context: &mut Context) -> Outcome {

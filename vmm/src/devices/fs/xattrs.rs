@@ -64,15 +64,16 @@ fn get(node: &Node, name: &CStr, size: u32, scratch: &mut Scratch<'_>) -> Result
     if own && node.origin != Origin::Stored {
         return Err(Errno::NODATA);
     }
-    // For its length alone the value is read too: rustix asks for no length.
-    let room = match size {
-        0 => MAX_XATTR,
-        size => size,
+    let file = name_of(&node.fd)?;
+    let found = match size {
+        0 => rustix::fs::getxattr_query(&*file, &*host),
+        // At most 64 KiB.
+        size => {
+            scratch.buffer.clear();
+            scratch.buffer.resize(usize::try_from(size).unwrap_or(0), 0);
+            rustix::fs::getxattr(&*file, &*host, scratch.buffer.as_mut_slice())
+        }
     };
-    scratch.buffer.clear();
-    // At most 64 KiB.
-    scratch.buffer.resize(usize::try_from(room).unwrap_or(0), 0);
-    let found = rustix::fs::getxattr(&*name_of(&node.fd)?, &*host, scratch.buffer.as_mut_slice());
     match found {
         Err(Errno::OPNOTSUPP) if own => Err(Errno::NODATA),
         found => answer(size, found?, scratch),
