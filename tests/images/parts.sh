@@ -2,6 +2,7 @@
 # Fetches and builds what the test images are made of, into the cache, and prints the folder:
 #   busybox/   an upstream busybox (Debian's source package, defconfig, static) with its applets
 #   nginx/     nginx and the libraries it needs, unpacked from Debian's packages
+#   files/     setcap, setfacl, setfattr and their libraries, in the same way
 #   programs/  the C programs of this folder, static
 # Debian's own busybox-static is not used: it lacks applets that CRI's tests call, and its shell
 # prefers applets over files.
@@ -9,6 +10,7 @@ set -euo pipefail
 
 cache=${BULKHEAD_CACHE:-$HOME/.cache/bulkhead}
 packages=(nginx nginx-common libc6 libcrypt1 libpcre2-8-0 libssl3 zlib1g)
+file_tools=(acl attr libacl1 libattr1 libcap2 libcap2-bin)
 say() { printf '==> %s\n' "$*" >&2; }
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -43,13 +45,19 @@ nice make -j"$(nproc)" >>../busybox.log 2>&1 || { tail -n 30 ../busybox.log >&2;
 make CONFIG_PREFIX="$work/out/busybox" install >>../busybox.log 2>&1
 cd "$work"
 
-say "test images: fetching nginx from Debian: ${packages[*]}"
-mkdir -p debs out/nginx
-(cd debs && apt-get -q -o APT::Sandbox::User=root download "${packages[@]}") >>apt.log 2>&1 || { cat apt.log >&2; exit 1; }
-for deb in debs/*.deb; do
-    name=$(basename "$deb"); name=${name%%_*}
-    dpkg -x "$deb" "out/nginx/$name"
-done
+unpack() { # FOLDER PACKAGE…: each package below a folder of its own
+    local folder=$1 deb name
+    shift
+    say "test images: fetching for $folder from Debian: $*"
+    mkdir -p "debs/$folder" "out/$folder"
+    (cd "debs/$folder" && apt-get -q -o APT::Sandbox::User=root download "$@") >>apt.log 2>&1 || { cat apt.log >&2; exit 1; }
+    for deb in "debs/$folder"/*.deb; do
+        name=$(basename "$deb"); name=${name%%_*}
+        dpkg -x "$deb" "out/$folder/$name"
+    done
+}
+unpack nginx "${packages[@]}"
+unpack files "${file_tools[@]}"
 
 mkdir out/programs
 for source in "$here"/*.c; do

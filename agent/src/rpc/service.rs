@@ -137,6 +137,16 @@ impl Service for Agent {
         Ok(Response::new(PutVolumeResponse {}))
     }
 
+    async fn resize_volume(
+        &self,
+        request: Request<ResizeVolumeRequest>,
+    ) -> RpcResult<ResizeVolumeResponse> {
+        let ResizeVolumeRequest { name, bytes } = request.into_inner();
+        let resized = self.containers().volumes.resize_memory(&name, bytes).await;
+        resized.map_err(status::of_volume)?;
+        Ok(Response::new(ResizeVolumeResponse {}))
+    }
+
     async fn sync_volumes(&self, _: Request<SyncVolumesRequest>) -> RpcResult<SyncVolumesResponse> {
         let synced = self.containers().volumes.sync().await;
         synced.map_err(status::of_volume)?;

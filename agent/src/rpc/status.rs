@@ -140,6 +140,7 @@ fn volume_code(error: &VolumeError) -> Code {
     };
     match error {
         VolumeError::Invalid { .. } => Code::InvalidArgument,
+        VolumeError::NoMemory { .. } => Code::NotFound,
         VolumeError::Share { .. } => Code::FailedPrecondition,
         VolumeError::HugePages(error) => huge_pages_code(error),
         VolumeError::Part { error, .. } => match error.kind() {

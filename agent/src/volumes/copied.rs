@@ -14,6 +14,7 @@ use std::path::{Component, Path, PathBuf};
 
 use bulkhead_proto::agent::put_volume_request::{Entry, Header, Part};
 use bulkhead_proto::agent::{Ownership, PutVolumeRequest};
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 
 use tokio::sync::Mutex;
@@ -128,6 +129,17 @@ async fn receive<E>(
                         return Err(invalid("header.links.name", &link.name, allowed));
                     }
                 }
+                if header.places.len() > MAX_ENTRIES {
+                    return Err(invalid("header.places", b"", "8192 at most"));
+                }
+                for place in &header.places {
+                    let names = || place.split(|byte| *byte == b'/');
+                    if place.starts_with(b"..") || !names().all(is_one_name) {
+                        let allowed =
+                            "relative, without \".\" and \"..\", not beginning with two dots";
+                        return Err(invalid("header.places", place, allowed));
+                    }
+                }
                 content.header = header;
             }
             Some(Part::Entry(entry)) if !first => {
@@ -170,6 +182,7 @@ fn digest(content: &Content, hasher: &mut DefaultHasher) {
     for link in &content.header.links {
         (&link.name, &link.target).hash(hasher);
     }
+    content.header.places.hash(hasher);
     for entry in &content.entries {
         (&entry.path, entry.directory, &entry.content).hash(hasher);
         own(&entry.ownership).hash(hasher);
@@ -197,6 +210,7 @@ fn apply(at: &Path, content: &Content) -> io::Result<()> {
     }
     fs::rename(&link, at.join(DATA))?;
     bring_links(at, content)?;
+    make_places(at, &content.header.places)?;
     remove_others(at, &new)
 }
 
@@ -253,10 +267,12 @@ fn bring_links(at: &Path, content: &Content) -> io::Result<()> {
             continue;
         }
         let path = at.join(&name);
-        let same = wanted
-            .get(name.as_os_str())
-            .is_some_and(|target| fs::read_link(&path).is_ok_and(|is| is == *target));
-        if !same {
+        // What is no link is a place where another volume is mounted in a container, and would take
+        // that with it.
+        let Ok(target) = fs::read_link(&path) else {
+            continue;
+        };
+        if wanted.get(name.as_os_str()) != Some(&target.as_os_str()) {
             fs::remove_file(&path)?;
         }
     }
@@ -264,6 +280,28 @@ fn bring_links(at: &Path, content: &Content) -> io::Result<()> {
         match symlink(target, at.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Makes the directories that other volumes are mounted on. No link is followed: a name that is a
+/// link has come to be a key of the volume, and the mount goes where that leads.
+fn make_places(at: &Path, places: &[Bytes]) -> io::Result<()> {
+    'places: for place in places {
+        let mut path = at.to_owned();
+        for name in Path::new(OsStr::from_bytes(place)) {
+            path.push(name);
+            match fs::symlink_metadata(&path) {
+                Ok(found) if found.is_dir() => {}
+                Ok(_) => continue 'places,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir(&path)?;
+                    // Whatever the umask.
+                    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(())
@@ -313,6 +351,7 @@ mod tests {
                 root: me(0o755),
                 data: me(0o750),
                 links: links.collect(),
+                places: Vec::new(),
             },
             entries: entries.collect(),
         }
@@ -347,6 +386,45 @@ mod tests {
         assert_eq!(mode & 0o7777, 0o640);
     }
 
+    #[test]
+    fn places_for_other_volumes_stay_when_it_turns() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("v");
+        let mut first = content("..1", &[("a", "1"), ("gone", "1")]);
+        first.header.places = ["sub", "deep/er", "a"].map(Bytes::from).to_vec();
+        apply(&at, &first).unwrap();
+        assert_eq!(names(&at), ["..1", "..data", "a", "deep", "gone", "sub"]);
+        assert!(at.join("deep/er").is_dir());
+        // What the launcher made to mount on, a file even.
+        fs::write(at.join("file"), "").unwrap();
+        fs::create_dir(at.join("late")).unwrap();
+        let mut second = content("..2", &[("a", "2"), ("sub", "2")]);
+        second.header.places = first.header.places.clone();
+        apply(&at, &second).unwrap();
+        assert_eq!(
+            names(&at),
+            ["..2", "..data", "a", "deep", "file", "late", "sub"]
+        );
+        assert_eq!(fs::read(at.join("a")).unwrap(), b"2");
+        assert!(at.join("sub").is_dir() && at.join("a").is_symlink());
+        // A key beside them has its link.
+        apply(&at, &content("..3", &[("late", "3"), ("new", "3")])).unwrap();
+        assert_eq!(fs::read(at.join("new")).unwrap(), b"3");
+        assert!(at.join("late").is_dir() && !at.join("a").exists());
+    }
+
+    #[test]
+    fn places_are_made_through_no_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (at, out) = (dir.path().join("v"), dir.path().join("out"));
+        fs::create_dir(&out).unwrap();
+        let mut content = content("..1", &[("a", "1")]);
+        content.header.links[0].target = Bytes::from("..data/../../out");
+        content.header.places = vec![Bytes::from("a/x")];
+        apply(&at, &content).unwrap();
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+    }
+
     fn received(parts: Vec<PutVolumeRequest>) -> Result<Content, VolumeError> {
         let stream = futures::stream::iter(parts.into_iter().map(Ok::<_, io::Error>));
         futures::executor::block_on(receive(stream))
@@ -378,6 +456,11 @@ mod tests {
             let mut bad = content("..1", &[("a", "1")]);
             bad.header.links[0].name = name.as_bytes().to_vec().into();
             assert!(received(parts(bad)).is_err(), "{name}");
+        }
+        for place in ["..", "../x", "..data/x", "a//b", "/a", "a/..", "a/./b", ""] {
+            let mut bad = content("..1", &[("a", "1")]);
+            bad.header.places = vec![Bytes::from(place)];
+            assert!(received(parts(bad)).is_err(), "{place}");
         }
         let mut late = parts(content("..1", &[("a", "1")]));
         late.reverse();

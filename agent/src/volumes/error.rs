@@ -51,6 +51,12 @@ pub enum VolumeError {
         #[source]
         error: io::Error,
     },
+    /// A volume in memory that no container has.
+    #[error("no container of the pod has the volume {name:?} in memory")]
+    NoMemory {
+        /// Which.
+        name: String,
+    },
     /// A file or a mount.
     #[error("{what} {}", path.display())]
     File {

@@ -23,6 +23,10 @@ pub fn mount(volume: &MemoryVolume, at: &Path, placed: PathBuf) -> Result<PathBu
     if !is_mounted(at) {
         place::make_directory(at)?;
         mount_new(volume, at)?;
+    } else if volume.huge_page_bytes == 0 {
+        // The kubelet may have resized it since. One that holds more keeps its limit, and the
+        // container starts: the daemon tells of it.
+        let _ = resize(at, volume.bytes);
     }
     if volume.sub_path.is_empty() {
         return Ok(at.to_owned());
@@ -41,7 +45,23 @@ pub fn mount(volume: &MemoryVolume, at: &Path, placed: PathBuf) -> Result<PathBu
     Ok(placed)
 }
 
-fn is_mounted(at: &Path) -> bool {
+/// Gives a tmpfs another limit.
+///
+/// # Errors
+/// The kernel's, when more is in it.
+pub fn resize(at: &Path, bytes: u64) -> Result<(), VolumeError> {
+    let data = CString::new(format!("size={bytes}")).unwrap_or_default();
+    rustix::mount::mount_remount(at, MountFlags::empty(), data.as_c_str()).map_err(|error| {
+        VolumeError::File {
+            what: "changing the size of the file system in memory at",
+            path: at.to_owned(),
+            error: error.into(),
+        }
+    })
+}
+
+/// Whether a file system is mounted there.
+pub fn is_mounted(at: &Path) -> bool {
     let device =
         |path: &Path| fs::symlink_metadata(path).map(|m| std::os::unix::fs::MetadataExt::dev(&m));
     match (device(at), at.parent().map(device)) {
@@ -70,7 +90,7 @@ fn mount_new(volume: &MemoryVolume, at: &Path) -> Result<(), VolumeError> {
         options.push_str(&format!(",size={}", volume.bytes));
     }
     let data = CString::new(options).unwrap_or_default();
-    rustix::mount::mount(kind, at, kind, MountFlags::NODEV, Some(data.as_c_str())).map_err(
+    rustix::mount::mount(kind, at, kind, MountFlags::empty(), Some(data.as_c_str())).map_err(
         |error| VolumeError::File {
             what: "mounting a file system in memory at",
             path: at.to_owned(),

@@ -171,8 +171,9 @@ impl Volumes {
             if filled {
                 return Ok(());
             }
-            // Its device nodes are the host's, and must not work here.
-            rustix::mount::mount(TAG, &at, "virtiofs", MountFlags::NODEV, None).map_err(|error| {
+            // With its device nodes, as a volume is on any node: they are this kernel's devices,
+            // and the container's device filter says which of them it may open.
+            rustix::mount::mount(TAG, &at, "virtiofs", MountFlags::empty(), None).map_err(|error| {
                 VolumeError::Share {
                     error: error.into(),
                 }
@@ -227,6 +228,21 @@ impl Volumes {
             });
         }
         Ok(())
+    }
+
+    /// Gives a volume in memory another limit.
+    ///
+    /// # Errors
+    /// If no container has it, or more is in it than the limit.
+    pub async fn resize_memory(&self, name: &str, bytes: u64) -> Result<(), VolumeError> {
+        check_name("name", name)?;
+        let _turn = self.memory.lock().await;
+        let (name, at) = (name.to_owned(), self.paths.memory(name));
+        blocking::run(move || match memory::is_mounted(&at) {
+            true => memory::resize(&at, bytes),
+            false => Err(VolumeError::NoMemory { name }),
+        })
+        .await
     }
 
     /// Forgets disks that are gone.

@@ -323,6 +323,8 @@ impl Inspector<'_> {
         let name = volume.mount_point.file_name().unwrap_or_default();
         Ok(Some(Memory {
             name: memory_name(&name.to_string_lossy()),
+            place: volume.mount_point.clone(),
+            device: root.st_dev,
             bytes: limit.f_blocks.saturating_mul(limit.f_frsize),
             huge_page_bytes: match volume.kind.as_str() {
                 "hugetlbfs" => page_size(&volume.super_options).unwrap_or(limit.f_bsize),

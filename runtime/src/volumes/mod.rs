@@ -3,7 +3,7 @@
 //! [`validate`] refuses what makes no sense, [`inspect`] looks at the sources and decides what each
 //! becomes ([`Kind`]), [`add_anonymous`] adds what the image asks for; all serve any handler. For a pod in a virtual machine [`pod_volumes`] then carries
 //! the plan out: mounts in the pod's [`share`], copies that follow the host ([`snapshot`],
-//! `watch`), disks, sockets.
+//! `watch`), volumes in memory that follow its size (`size`), disks, sockets.
 //!
 //! Not here: what the guest does with it (the agent), images' layers (the images crate), the OCI spec (`oci`).
 
@@ -18,6 +18,7 @@ mod plan;
 pub mod pod_volumes;
 mod record;
 pub mod share;
+mod size;
 pub mod snapshot;
 mod token;
 pub mod validate;

@@ -92,6 +92,10 @@ impl Source {
 pub struct Memory {
     /// Its name in the pod.
     pub name: String,
+    /// The kubelet's own file system for it.
+    pub place: PathBuf,
+    /// That file system's device.
+    pub device: u64,
     /// Its limit; 0 means none.
     pub bytes: u64,
     /// The size of its pages, for huge ones.

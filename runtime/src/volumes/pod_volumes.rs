@@ -7,11 +7,12 @@ use bulkhead_images::{ImageRecord, LayerDisk};
 use bulkhead_proto::agent;
 
 use super::{
-    BlockDisk, Image, Kind, Plan, Source, VolumeError, VolumeRecord, blocking,
+    BlockDisk, Image, Kind, Memory, Plan, Source, VolumeError, VolumeRecord, blocking,
     bridge::Bridge,
     digest::digest,
     followed::Followed,
     share::{Inside, MountOptions, Share},
+    size::SizeWatch,
     snapshot::Ownership,
     token::Token,
     watch::Watch,
@@ -109,14 +110,7 @@ pub fn prepare(
             Kind::Shared(source, options) => {
                 Some(prepared.share(&others, container, source, options))
             }
-            Kind::Memory(memory) => Some(agent::volume::Source::Memory(agent::MemoryVolume {
-                name: memory.name,
-                bytes: memory.bytes,
-                huge_page_bytes: memory.huge_page_bytes,
-                root: Some(memory.root.into()),
-                sub_path: memory.sub_path.to_string_lossy().into_owned(),
-                sub_path_made: Some(memory.mounted.into()),
-            })),
+            Kind::Memory(memory) => Some(prepared.memory(memory)),
             Kind::Copied(source) => {
                 let name = name_of(&source.path);
                 prepared.records.push(VolumeRecord::Copy {
@@ -156,6 +150,25 @@ pub fn prepare(
 }
 
 impl Prepared {
+    fn memory(&mut self, memory: Memory) -> agent::volume::Source {
+        // A hugetlbfs keeps the size it was mounted with, on any node.
+        if memory.huge_page_bytes == 0 {
+            self.records.push(VolumeRecord::Memory {
+                name: memory.name.clone(),
+                path: memory.place,
+                device: memory.device,
+            });
+        }
+        agent::volume::Source::Memory(agent::MemoryVolume {
+            name: memory.name,
+            bytes: memory.bytes,
+            huge_page_bytes: memory.huge_page_bytes,
+            root: Some(memory.root.into()),
+            sub_path: memory.sub_path.to_string_lossy().into_owned(),
+            sub_path_made: Some(memory.mounted.into()),
+        })
+    }
+
     fn share(
         &mut self,
         others: &[VolumeRecord],
@@ -301,6 +314,10 @@ async fn follow(
                 let watch = Watch::start(pod.agent.clone(), name.clone(), path.clone()).await?;
                 live.watches.insert(name.clone(), watch);
             }
+            VolumeRecord::Memory { name, path, device } if !live.sizes.contains_key(name) => {
+                let size = SizeWatch::start(pod.agent.clone(), name.clone(), path.clone(), *device);
+                live.sizes.insert(name.clone(), size);
+            }
             VolumeRecord::Socket {
                 name,
                 path,
@@ -371,6 +388,9 @@ pub async fn release(app: &App, record: &ContainerRecord) -> Result<(), VolumeEr
             VolumeRecord::Copy { name, .. } if !needed(name) => {
                 live.as_mut().map(|live| live.watches.remove(name));
             }
+            VolumeRecord::Memory { name, .. } if !needed(name) => {
+                live.as_mut().map(|live| live.sizes.remove(name));
+            }
             VolumeRecord::Socket { name, .. } if !needed(name) => {
                 live.as_mut().map(|live| live.bridges.remove(name));
             }
@@ -413,6 +433,7 @@ fn names(record: &VolumeRecord) -> Option<&str> {
     match record {
         VolumeRecord::Share { name, .. }
         | VolumeRecord::Copy { name, .. }
+        | VolumeRecord::Memory { name, .. }
         | VolumeRecord::Socket { name, .. } => Some(name),
         VolumeRecord::Disk { .. } | VolumeRecord::Image { .. } => None,
     }

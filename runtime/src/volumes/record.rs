@@ -32,6 +32,15 @@ pub enum VolumeRecord {
         /// The source, without links.
         path: PathBuf,
     },
+    /// A volume in the guest's memory whose size follows the kubelet's own.
+    Memory {
+        /// Its name in the guest.
+        name: String,
+        /// The kubelet's file system, whose size it has.
+        path: PathBuf,
+        /// That file system's device.
+        device: u64,
+    },
     /// A socket of the host that the guest can reach.
     Socket {
         /// Its name in the guest.

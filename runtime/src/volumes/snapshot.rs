@@ -1,6 +1,7 @@
 //! A volume in the layout of the kubelet's AtomicWriter (ConfigMap, Secret, projected, downwardAPI),
 //! read whole: `..data` leads to a directory beside it, and everything else in the root is a link
-//! through `..data`. Whoever writes the volume is not trusted with the host: nothing is followed
+//! through `..data`, or a directory of nothing but directories, which the kubelet makes where the pod
+//! mounts another volume inside this one. Whoever writes the volume is not trusted with the host: nothing is followed
 //! out of the directory, only regular files are opened, and only so much is read.
 
 use std::{
@@ -59,6 +60,9 @@ pub struct Snapshot {
     pub data: Ownership,
     /// The links in the root directory, beside `..data`.
     pub links: BTreeMap<OsString, OsString>,
+    /// Directories beside `..data` for other volumes' mounts, relative to the root, the outer before
+    /// the inner.
+    pub places: Vec<PathBuf>,
     /// What is in the data directory; a directory comes before what is in it.
     pub entries: Vec<Entry>,
 }
@@ -89,7 +93,7 @@ pub fn read(root: impl AsFd) -> io::Result<Option<Snapshot>> {
     if !is_data_directory(&data_directory) {
         return Ok(None);
     }
-    let Some(links) = links(&open(root, Path::new("."), OFlags::DIRECTORY)?)? else {
+    let Some((links, places)) = links(&open(root, Path::new("."), OFlags::DIRECTORY)?)? else {
         return Ok(None);
     };
     let data = open(root, Path::new(&data_directory), OFlags::DIRECTORY)?;
@@ -105,6 +109,7 @@ pub fn read(root: impl AsFd) -> io::Result<Option<Snapshot>> {
         data: (&rustix::fs::fstat(&data)?).into(),
         data_directory,
         links,
+        places,
         entries: reader.entries,
     }))
 }
@@ -118,9 +123,12 @@ fn is_data_directory(name: &OsString) -> bool {
         && bytes != DATA.as_bytes()
 }
 
-/// The links of the root directory; `None` if there is anything else that is not the writer's own.
-fn links(root: &OwnedFd) -> io::Result<Option<BTreeMap<OsString, OsString>>> {
-    let mut links = BTreeMap::new();
+type Links = BTreeMap<OsString, OsString>;
+
+/// The links of the root directory and the places in it; `None` if there is anything else that is not
+/// the writer's own.
+fn links(root: &OwnedFd) -> io::Result<Option<(Links, Vec<PathBuf>)>> {
+    let (mut links, mut places) = (Links::new(), Vec::new());
     for entry in Dir::read_from(root)? {
         let entry = entry?;
         let name = OsString::from_vec(entry.file_name().to_bytes().to_vec());
@@ -132,7 +140,12 @@ fn links(root: &OwnedFd) -> io::Result<Option<BTreeMap<OsString, OsString>>> {
             Ok(target) if target.as_bytes().starts_with(b"..data/") => {
                 links.insert(name, OsString::from_vec(target.into_bytes()));
             }
-            Ok(_) | Err(Errno::INVAL) => return Ok(None),
+            Ok(_) => return Ok(None),
+            Err(Errno::INVAL) => match open(root, Path::new(&name), OFlags::DIRECTORY) {
+                Ok(place) if is_place(&place, Path::new(&name), 0, &mut places)? => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                _ => return Ok(None),
+            },
             // Removed since it was listed.
             Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
@@ -141,7 +154,34 @@ fn links(root: &OwnedFd) -> io::Result<Option<BTreeMap<OsString, OsString>>> {
             return Ok(None);
         }
     }
-    Ok(Some(links))
+    places.sort();
+    Ok(Some((links, places)))
+}
+
+/// Whether there are only directories in a directory; each is put among the places.
+fn is_place(
+    directory: &OwnedFd,
+    path: &Path,
+    depth: usize,
+    places: &mut Vec<PathBuf>,
+) -> io::Result<bool> {
+    if depth > MAX_DEPTH || places.len() >= MAX_ENTRIES {
+        return Ok(false);
+    }
+    places.push(path.to_owned());
+    for entry in Dir::read_from(directory)? {
+        let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
+        if name == "." || name == ".." {
+            continue;
+        }
+        let Ok(inner) = open(directory, Path::new(&name), OFlags::DIRECTORY) else {
+            return Ok(false);
+        };
+        if !is_place(&inner, &path.join(&name), depth + 1, places)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 struct Reader {
@@ -279,6 +319,32 @@ mod tests {
         let link = volume();
         symlink("/etc/shadow", link.path().join("..data/x")).unwrap();
         assert_eq!(snapshot(&link), None);
+    }
+
+    /// As the kubelet makes them (MakeNestedMountpoints).
+    #[test]
+    fn places_for_other_volumes_are_part_of_it() {
+        let dir = volume();
+        fs::create_dir_all(dir.path().join("other/deep")).unwrap();
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        let got = snapshot(&dir).unwrap();
+        let places: Vec<_> = got.places.iter().map(|p| p.to_str().unwrap()).collect();
+        assert_eq!(places, ["empty", "other", "other/deep"]);
+        assert_eq!(got.links.len(), 2);
+        // Whatever is in one makes it something else.
+        let inside = dir.path().join("other/deep/x");
+        fs::write(&inside, "").unwrap();
+        assert_eq!(snapshot(&dir), None);
+        fs::remove_file(&inside).unwrap();
+        symlink("/etc", &inside).unwrap();
+        assert_eq!(snapshot(&dir), None);
+        fs::remove_file(&inside).unwrap();
+        let mut path = dir.path().join("deep");
+        for _ in 0..=MAX_DEPTH + 1 {
+            path.push("d");
+        }
+        fs::create_dir_all(path).unwrap();
+        assert_eq!(snapshot(&dir), None);
     }
 
     #[test]

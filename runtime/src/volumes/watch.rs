@@ -217,6 +217,11 @@ fn parts(name: &str, snapshot: &Snapshot) -> Vec<PutVolumeRequest> {
         root: Some(snapshot.root.into()),
         data: Some(snapshot.data.into()),
         links: links.collect(),
+        places: snapshot
+            .places
+            .iter()
+            .map(|place| bytes(place.as_os_str()))
+            .collect(),
     };
     let entries = snapshot.entries.iter().map(|entry| {
         Part::Entry(Entry {

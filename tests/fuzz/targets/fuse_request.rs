@@ -10,7 +10,9 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     let end = usize::try_from(header.len).unwrap();
-    let Ok(request) = Request::parse(&header, &input[40..end]) else {
+    // By either form of SETXATTR.
+    let agreed = u64::from(header.unique & 1) << 29;
+    let Ok(request) = Request::parse(&header, &input[40..end], agreed) else {
         return;
     };
     let entry = |name: &std::ffi::CStr| {

@@ -50,21 +50,32 @@ pub(super) fn shell(cmd: &[&str]) -> Config {
     }
 }
 
-/// nginx of Debian over the busybox base: a layer of libraries, one of nginx, one of its site.
-pub(super) fn web_server(parts: &Path, name: &str, port: u16) -> Result<Image, ImageError> {
-    let packages = parts.join("nginx");
-    let mut libraries = Layer::new(Compression::Gzip);
-    for package in ["libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"] {
-        for top in ["lib", "lib64", "usr/lib"] {
+/// The programs and libraries of Debian's packages, each unpacked in a folder of `packages`.
+pub(super) fn unpacked(
+    layer: &mut Layer,
+    packages: &Path,
+    names: &[&str],
+) -> Result<(), ImageError> {
+    for package in names {
+        for top in ["lib", "lib64", "usr/lib", "bin", "sbin", "usr/bin"] {
             let source = packages.join(package).join(top);
             if source.is_dir() {
                 for parent in ["usr", top].iter().filter(|dir| top.starts_with(**dir)) {
-                    libraries.dir(parent, 0o755)?;
+                    layer.dir(parent, 0o755)?;
                 }
-                libraries.tree(&source, top)?;
+                layer.tree(&source, top)?;
             }
         }
     }
+    Ok(())
+}
+
+/// nginx of Debian over the busybox base: a layer of libraries, one of nginx, one of its site.
+pub(super) fn web_server(parts: &Path, name: &str, port: u16) -> Result<Image, ImageError> {
+    let packages = parts.join("nginx");
+    let needed = ["libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"];
+    let mut libraries = Layer::new(Compression::Gzip);
+    unpacked(&mut libraries, &packages, &needed)?;
     let mut server = Layer::new(Compression::Zstd);
     server.dir("usr", 0o755)?.dir("usr/sbin", 0o755)?;
     server.tree(&packages.join("nginx/usr/sbin"), "usr/sbin")?;

@@ -7,7 +7,7 @@ use tar::EntryType;
 
 use super::{
     Compression, Config, Image, ImageError, Layer,
-    base::{PATH, base, shell, strings, web_server},
+    base::{PATH, base, shell, strings, unpacked, web_server},
     configs, critest,
 };
 
@@ -37,6 +37,7 @@ pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
         )?,
         nginx(parts)?,
         volume_tools(parts)?,
+        file_tools(parts)?,
         many_layers(parts)?,
         odd(parts)?,
         user(parts, "user-name", "www-data")?,
@@ -147,6 +148,29 @@ fn volume_tools(parts: &Path) -> Result<Image, ImageError> {
     }
     Ok(Image {
         name: "volume-tools:latest".to_owned(),
+        layers: vec![base(parts, Compression::Gzip)?, tools],
+        config: shell(&["sh"]),
+    })
+}
+
+/// What sets capabilities, ACLs and attributes, and a program that maps and appends.
+fn file_tools(parts: &Path) -> Result<Image, ImageError> {
+    let mut tools = Layer::new(Compression::Gzip);
+    unpacked(&mut tools, &parts.join("nginx"), &["libc6"])?;
+    let packages = [
+        "acl",
+        "attr",
+        "libacl1",
+        "libattr1",
+        "libcap2",
+        "libcap2-bin",
+    ];
+    unpacked(&mut tools, &parts.join("files"), &packages)?;
+    tools.dir("tools", 0o755)?;
+    let program = critest::program(parts, "map-and-append")?;
+    tools.file("tools/map-and-append", 0o755, program)?;
+    Ok(Image {
+        name: "file-tools:latest".to_owned(),
         layers: vec![base(parts, Compression::Gzip)?, tools],
         config: shell(&["sh"]),
     })

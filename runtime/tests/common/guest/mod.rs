@@ -508,6 +508,12 @@ impl agent_server::Agent for Guest {
     ) -> Answer<api::PutVolumeResponse> {
         absent()
     }
+    async fn resize_volume(
+        &self,
+        _: Request<api::ResizeVolumeRequest>,
+    ) -> Answer<api::ResizeVolumeResponse> {
+        absent()
+    }
     async fn sync_volumes(
         &self,
         _: Request<api::SyncVolumesRequest>,

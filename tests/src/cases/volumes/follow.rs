@@ -51,12 +51,18 @@ async fn a_config_map_turns_under_inotify(context: &mut Context) -> Outcome {
     let watch = ["/tools/watch-turns", "/config", "key"];
     let scratch = Scratch::new("config")?;
     let root = scratch.dir("config")?;
+    // The kubelet makes the place for a volume that the pod mounts inside.
+    fs::create_dir_all(root.join("inner/deep"))?;
+    let inner = scratch.dir("inner")?;
     turn(&root, 0)?;
     let (config, dir) = logs::logging_pod(context, "config");
     let id = context.cri.run_pod(config.clone()).await?;
     let watcher = with(
         logs::logged(container("watch", &tools, &watch), "watch.log"),
-        vec![read_only(mount(&root, "/config"))],
+        vec![
+            read_only(mount(&root, "/config")),
+            mount(&inner, "/config/inner/deep"),
+        ],
     );
     let watcher = context.cri.run(&id, &config, watcher).await?;
     let log = dir.join("watch.log");
@@ -101,6 +107,11 @@ async fn a_config_map_turns_under_inotify(context: &mut Context) -> Outcome {
         "    the slowest of {TURNS} turns was seen after {} ms",
         slowest.as_millis()
     );
+
+    // What is mounted inside stays through all of them.
+    let touch = "touch /config/inner/deep/still";
+    context.cri.shell(&watcher, touch).await?;
+    check!(inner.join("still").exists(), "the volume inside is gone");
 
     // What changed while no daemon ran is brought by the next one.
     context.host.kill_daemon()?;

@@ -1,5 +1,6 @@
 //! Volumes of the host in pods. What the tests share is in `support`.
 
+mod builders;
 mod files;
 mod follow;
 mod kinds;
@@ -10,5 +11,11 @@ pub(super) use support::{Scratch, mount, read_only, with};
 use crate::suite::Test;
 
 pub(super) fn tests() -> Vec<Test> {
-    [files::tests(), follow::tests(), kinds::tests()].concat()
+    [
+        builders::tests(),
+        files::tests(),
+        follow::tests(),
+        kinds::tests(),
+    ]
+    .concat()
 }

@@ -1,19 +1,14 @@
-//! Requests on a file's attributes: stat, chmod, chown, truncate, times, extended attributes.
+//! Requests on a file's attributes: stat, chmod, chown, truncate, times. Extended ones are in `xattrs`.
 
-use std::ffi::CStr;
-
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::files::strip_set_ids;
+use super::files::strip_privileges;
+use super::mapped::{drop_capability, look};
 use super::nodes::Node;
 use super::reply::{self, Writer};
-use super::request::{MAX_XATTR, Request, SetAttr, SetTime};
-use super::server::{Outcome, Payload, Scratch, Server, name_of, stat};
-
-/// The one name space the guest reaches. `security.` and `trusted.` would mean something to the
-/// host's kernel, `system.` (ACLs) is checked by the guest's, which was not told that there are any.
-const XATTRS: &[u8] = b"user.";
+use super::request::{Request, SetAttr, SetTime};
+use super::server::{Outcome, Payload, Scratch, Server};
 
 /// What is read of a text at one time to see how long it is.
 const TEXT_PIECE: usize = 64 << 10;
@@ -24,13 +19,6 @@ const LONGEST_TEXT: u64 = 1 << 30;
 /// How much longer a text may be when it is read than when it was measured.
 const TEXT_GROWS: u64 = 512;
 const TEXT_PAGE: u64 = 4096;
-
-fn allowed(name: &CStr) -> Result<(), Errno> {
-    match name.to_bytes().starts_with(XATTRS) {
-        true => Ok(()),
-        false => Err(Errno::OPNOTSUPP),
-    }
-}
 
 impl Server {
     pub(super) fn on_attributes(
@@ -51,28 +39,12 @@ impl Server {
             }
             Request::SetAttr(ref wanted) => {
                 self.set_attributes(&node, wanted)?;
-                let stat = stat(&node.fd)?;
+                let stat = look(&node.fd)?;
                 reply::attr_out(&mut Writer(&mut scratch.out), node.ino(&stat), &stat);
             }
             Request::StatFs => {
                 let stat = rustix::fs::fstatfs(&node.fd)?;
                 reply::statfs(&mut Writer(&mut scratch.out), &stat);
-            }
-            Request::SetXattr { name, value, flags } => {
-                allowed(name)?;
-                let flags = XattrFlags::from_bits_retain(flags);
-                rustix::fs::setxattr(&*name_of(&node.fd)?, name, value, flags)?;
-            }
-            Request::GetXattr { name, size } => {
-                allowed(name)?;
-                get(size, scratch, |buffer| {
-                    rustix::fs::getxattr(&*name_of(&node.fd)?, name, buffer)
-                })?;
-            }
-            Request::ListXattr { size } => list(&node, size, scratch)?,
-            Request::RemoveXattr { name } => {
-                allowed(name)?;
-                rustix::fs::removexattr(&*name_of(&node.fd)?, name)?;
             }
             _ => return Err(Errno::NOSYS),
         }
@@ -87,8 +59,8 @@ impl Server {
     ) -> Result<rustix::fs::Statx, Errno> {
         // Through the open file where there is one: on a network file system it may know more.
         let mut stat = match handle.map(|h| self.handle(h)) {
-            Some(Ok(handle)) => stat(&handle.fd),
-            _ => stat(&node.fd),
+            Some(Ok(handle)) => look(&handle.fd),
+            _ => look(&node.fd),
         }?;
         if stat.stx_size == 0 && node.kind == FileType::RegularFile && node.origin.is_text() {
             stat.stx_size = self.text_size(node, scratch);
@@ -127,12 +99,11 @@ impl Server {
                 wanted.gid.map(Gid::from_raw),
                 AtFlags::EMPTY_PATH,
             )?;
+            drop_capability(node)?;
         }
         // After the owner, whose change takes set-id bits away.
         if let Some(mode) = wanted.mode {
-            let mode = Mode::from_bits_retain(mode & 0o7777);
-            let name = name_of(&node.fd)?;
-            rustix::fs::chmodat(&self.descriptors, &*name, mode, AtFlags::empty())?;
+            self.change_mode(node, mode)?;
         }
         if let Some(size) = wanted.size {
             self.truncate(node, wanted.handle, size, wanted.kill)?;
@@ -158,14 +129,14 @@ impl Server {
         if let Some(handle) = open.filter(|h| h.writable) {
             rustix::fs::ftruncate(&handle.fd, size)?;
             return if kill {
-                strip_set_ids(&handle.fd)
+                strip_privileges(&handle.fd)
             } else {
                 Ok(())
             };
         }
         let fd = self.reopen(node, OFlags::WRONLY)?;
         rustix::fs::ftruncate(&fd, size)?;
-        if kill { strip_set_ids(&fd) } else { Ok(()) }
+        if kill { strip_privileges(&fd) } else { Ok(()) }
     }
 }
 
@@ -184,55 +155,4 @@ fn timespec(time: Option<SetTime>) -> Timespec {
             tv_nsec: nanos.into(),
         },
     }
-}
-
-/// Answers with a value, or with its length when no room was offered.
-fn get(
-    size: u32,
-    scratch: &mut Scratch<'_>,
-    call: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
-) -> Result<(), Errno> {
-    // For its length alone the value is read too: rustix asks for no length.
-    let room = match size {
-        0 => MAX_XATTR,
-        size => size,
-    };
-    scratch.buffer.clear();
-    // At most 64 KiB.
-    scratch.buffer.resize(usize::try_from(room).unwrap_or(0), 0);
-    let length = call(&mut scratch.buffer)?;
-    answer(size, length, scratch)
-}
-
-fn answer(size: u32, length: usize, scratch: &mut Scratch<'_>) -> Result<(), Errno> {
-    if size == 0 {
-        let length = u32::try_from(length).map_err(|_| Errno::TOOBIG)?;
-        Writer(&mut scratch.out).u32(length).u32(0);
-    } else {
-        let value = scratch.buffer.get(..length).ok_or(Errno::RANGE)?;
-        scratch.out.extend_from_slice(value);
-    }
-    Ok(())
-}
-
-/// The names the guest may know of.
-fn list(node: &Node, size: u32, scratch: &mut Scratch<'_>) -> Result<(), Errno> {
-    scratch.buffer.clear();
-    scratch
-        .buffer
-        .resize(usize::try_from(MAX_XATTR).unwrap_or(0), 0);
-    let length = rustix::fs::listxattr(&*name_of(&node.fd)?, &mut scratch.buffer)?;
-    let mut names = Vec::new();
-    let all = scratch.buffer.get(..length).unwrap_or_default();
-    for name in all.split_inclusive(|b| *b == 0) {
-        if name.starts_with(XATTRS) {
-            names.extend_from_slice(name);
-        }
-    }
-    if size != 0 && names.len() > usize::try_from(size).unwrap_or(0) {
-        return Err(Errno::RANGE);
-    }
-    let length = names.len();
-    scratch.buffer = names;
-    answer(size, length, scratch)
 }

@@ -101,7 +101,9 @@ impl FsDevice {
         if saved.tag != device.tag {
             return Err(wrong(format!("the guest knows it as {:?}", saved.tag)));
         }
-        device.workers.server().set_ready(saved.mounted);
+        if saved.mounted {
+            device.workers.server().set_mounted(saved.agreed);
+        }
         Ok(device)
     }
 
@@ -181,6 +183,7 @@ impl VirtioDevice for FsDevice {
             version: VERSION,
             tag: self.tag.clone(),
             mounted: server.is_ready(),
+            agreed: server.agreed(),
         };
         SavedDevice::new(ID, &state, self.workers.save())
     }

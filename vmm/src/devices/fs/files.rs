@@ -8,6 +8,7 @@ use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::abi;
+use super::mapped::{kind_of_entry, may_have_devices, strip_capability};
 use super::nodes::{self, Handle, Node, Origin};
 use super::reply::{self, Writer};
 use super::request::Request;
@@ -53,10 +54,11 @@ pub(super) fn how_opened(node: &Node, writable: bool, size: u64) -> u32 {
     flags
 }
 
-/// Takes the set-user-id bit away, and the set-group-id bit where it is not one of mandatory
-/// locks, as a write by one without CAP_FSETID does.
-pub(super) fn strip_set_ids(fd: impl AsFd) -> Result<(), Errno> {
+/// Takes file capabilities away, the set-user-id bit, and the set-group-id bit where it is not one of
+/// mandatory locks, as a write by one without CAP_FSETID does.
+pub(super) fn strip_privileges(fd: impl AsFd) -> Result<(), Errno> {
     let mode = Mode::from_raw_mode(u32::from(stat(&fd)?.stx_mode));
+    strip_capability(&fd, mode)?;
     let mut less = mode - Mode::SUID;
     if mode.contains(Mode::XGRP) {
         less -= Mode::SGID;
@@ -114,7 +116,7 @@ impl Server {
     pub(super) fn write(
         &self,
         handle: u64,
-        at: u64,
+        (at, append): (u64, bool),
         length: u32,
         kill: bool,
         scratch: &mut Scratch<'_>,
@@ -124,13 +126,24 @@ impl Server {
             return Err(Errno::INVAL);
         }
         if kill && handle.writable {
-            strip_set_ids(&handle.fd)?;
+            strip_privileges(&handle.fd)?;
         }
         scratch.chain.readable.truncate(size(length));
         let (data, fd) = (&scratch.chain.readable, handle.fd.as_fd());
-        let written = data
-            .pwritev(fd, offset(at)?, 0)
-            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let at = offset(at)?;
+        let written = match append {
+            // In one step with finding the end, for others append, too.
+            true => data.pwritev(fd, at, libc::RWF_APPEND),
+            false => data.pwritev(fd, at, 0),
+        };
+        let written = match written {
+            // One of the kernel's own files, which has no end.
+            Err(error) if append && error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                data.pwritev(fd, at, 0)
+            }
+            written => written,
+        };
+        let written = written.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
         self.metrics.writes.add(1);
         self.metrics.bytes_written.add(written as u64);
         let mut w = Writer(&mut scratch.out);
@@ -231,9 +244,9 @@ impl Server {
         }
         let flags = open_flags(flags)?;
         let writable = flags & OFlags::ACCMODE != OFlags::RDONLY;
-        let fd = self.reopen(&node, flags)?;
+        let fd = self.open_for_guest(&node, flags)?;
         if kill && flags.contains(OFlags::TRUNC) {
-            strip_set_ids(&fd)?;
+            strip_privileges(&fd)?;
         }
         let how = how_opened(&node, writable, stat(&fd)?.stx_size);
         self.keep_open(fd, how, writable, None, &node, scratch)
@@ -283,6 +296,7 @@ impl Server {
         scratch.buffer.clear();
         scratch.buffer.reserve(DIR_BYTES);
         let buffer: &mut [MaybeUninit<u8>] = scratch.buffer.spare_capacity_mut();
+        let devices = handle.origin == Origin::Stored && may_have_devices(&handle.fd);
         let mut entries = RawDir::new(&handle.fd, buffer);
         let mut w = Writer(&mut scratch.out);
         while let Some(entry) = entries.next() {
@@ -296,7 +310,11 @@ impl Server {
             if w.0.len() + reply::dirent_len(name.len()) > room {
                 break;
             }
-            let kind = entry.file_type().as_raw_mode() >> 12;
+            let kind = match entry.file_type() {
+                FileType::RegularFile if devices => kind_of_entry(&handle.fd, entry.file_name()),
+                kind => kind,
+            };
+            let kind = kind.as_raw_mode() >> 12;
             let ino = nodes::ino(handle.device, entry.ino());
             reply::dirent(&mut w, ino, entry.next_entry_cookie(), kind, name);
         }

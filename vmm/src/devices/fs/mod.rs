@@ -20,14 +20,21 @@
 //! The guest's view: entry and attribute times are zero and data is invalidated on change, so what
 //! the host does is seen at the next system call. A guest's kernel drops a file's entry, and with it
 //! the node here, as soon as nothing uses it, which keeps the table small. Locks are the guest's own
-//! (between its processes, not towards the host). Device nodes cannot be made, and are never opened;
-//! xattrs are `user.` only; a write takes set-id bits away whoever writes.
+//! (between its processes, not towards the host). A write takes set-id bits and file capabilities away
+//! where the guest's kernel says that its writer may not keep them.
+//!
+//! What would mean something to the host's kernel is kept as data: extended attributes below
+//! `user.bulkhead.` (`escape`), devices as regular files (`special`). The guest's kernel decides by
+//! ACLs and file capabilities, and opens devices, which are never opened here.
 
 mod abi;
+pub mod acl;
 mod attributes;
 mod caller;
 mod device;
+pub mod escape;
 mod files;
+mod mapped;
 mod metrics;
 mod names;
 pub mod nodes;
@@ -36,7 +43,9 @@ mod reader;
 mod reply;
 pub mod request;
 mod server;
+pub mod special;
 mod workers;
+mod xattrs;
 
 pub use device::{FsConfig, FsDevice, FsError, MAX_TAG};
 pub use metrics::FsMetrics;

@@ -8,11 +8,13 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 
 use super::caller::Caller;
-use super::files::{how_opened, open_flags, strip_set_ids};
+use super::files::{how_opened, open_flags, strip_privileges};
+use super::mapped::{Beginning, is_device, kind, look, mark_devices, may_have_devices};
 use super::nodes::{Handle, Node, Origin};
 use super::reply::{self, Writer};
 use super::request::{Header, Request};
 use super::server::{Outcome, Payload, Scratch, Server, name_of, stat};
+use super::special::Device;
 
 /// PROC_SUPER_MAGIC (statfs(2)).
 const PROCFS: i64 = 0x9fa0;
@@ -36,10 +38,6 @@ const KERNEL_TEXTS: [i64; 11] = [
 /// Names a file without opening it; a symbolic link names itself.
 const BY_NAME: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-fn permissions(mode: u32) -> Mode {
-    Mode::from_bits_retain(mode & 0o7777)
-}
-
 /// What is behind the files of the file system with this magic number.
 pub(super) fn origin(magic: i64) -> Origin {
     match magic {
@@ -53,8 +51,25 @@ pub(super) fn origin(magic: i64) -> Origin {
 
 fn find(dir: &Node, name: &CStr) -> Result<(OwnedFd, Statx), Errno> {
     let fd = rustix::fs::openat(&dir.fd, name, BY_NAME, Mode::empty())?;
-    let stat = stat(&fd)?;
+    let stat = look(&fd)?;
     Ok((fd, stat))
+}
+
+/// Before a file is moved from one directory to another: where there are devices is noted of the
+/// directory they are in.
+fn follow_device(from: &Node, name: &CStr, to: &Node) {
+    if may_have_devices(&from.fd) && find(from, name).is_ok_and(|(_, s)| is_device(kind(&s))) {
+        mark_devices(to);
+    }
+}
+
+/// Removes what could not be made whole.
+fn undo(dir: &Node, name: &CStr, kind: FileType) {
+    let flags = match kind {
+        FileType::Directory => AtFlags::REMOVEDIR,
+        _ => AtFlags::empty(),
+    };
+    let _ = rustix::fs::unlinkat(&dir.fd, name, flags);
 }
 
 impl Server {
@@ -68,24 +83,21 @@ impl Server {
         let caller = || Caller::become_one(header.uid, header.gid);
         match *request {
             Request::Lookup { name } => self.reply_with_entry(&dir, name, scratch),
-            Request::Mkdir { name, mode } => {
+            Request::Mkdir { name, mode, umask } => {
+                let begin = self.beginning(&dir, FileType::Directory, mode, umask);
                 let made = caller()?;
-                rustix::fs::mkdirat(&dir.fd, name, permissions(mode))?;
+                rustix::fs::mkdirat(&dir.fd, name, begin.first_mode())?;
                 drop(made);
-                self.reply_with_entry(&dir, name, scratch)
+                self.reply_with_new(&dir, name, &begin, scratch)
             }
-            Request::Mknod { name, mode, device } => {
-                let kind = FileType::from_raw_mode(mode);
-                match kind {
-                    FileType::RegularFile | FileType::Fifo | FileType::Socket => {}
-                    // An overlay whiteout, which is not really a device.
-                    FileType::CharacterDevice if device == 0 => {}
-                    _ => return Err(Errno::PERM),
-                }
-                let made = caller()?;
-                rustix::fs::mknodat(&dir.fd, name, kind, permissions(mode), 0)?;
-                drop(made);
-                self.reply_with_entry(&dir, name, scratch)
+            Request::Mknod {
+                name,
+                mode,
+                umask,
+                device,
+            } => {
+                let begin = self.make_node(&dir, name, (mode, umask), device, caller)?;
+                self.reply_with_new(&dir, name, &begin, scratch)
             }
             Request::Symlink { name, target } => {
                 let made = caller()?;
@@ -95,6 +107,9 @@ impl Server {
             }
             Request::Link { node, name } => {
                 let file = self.node(node)?;
+                if is_device(file.kind) {
+                    mark_devices(&dir);
+                }
                 // By the descriptor's own link: linkat(2) takes a bare descriptor only from those
                 // who may open files by handle.
                 rustix::fs::linkat(
@@ -110,17 +125,21 @@ impl Server {
                 name,
                 flags,
                 mode,
+                umask,
                 kill,
             } => {
+                let begin = self.beginning(&dir, FileType::RegularFile, mode, umask);
                 let made = caller()?;
-                let (fd, stat) = self.create(&dir, name, flags, mode, kill, made)?;
+                let (fd, stat) = self.create(&dir, name, flags, &begin, kill, made)?;
                 self.reply_with_open_entry(&dir, fd, &stat, flags, scratch)
             }
-            Request::Tmpfile { flags, mode } => {
+            Request::Tmpfile { flags, mode, umask } => {
+                let begin = self.beginning(&dir, FileType::RegularFile, mode, umask);
                 let flags = open_flags(flags)? | OFlags::TMPFILE | OFlags::CLOEXEC;
                 let made = caller()?;
-                let fd = rustix::fs::openat(&dir.fd, c".", flags, permissions(mode))?;
+                let fd = rustix::fs::openat(&dir.fd, c".", flags, begin.first_mode())?;
                 drop(made);
+                self.finish(&begin, &fd)?;
                 let stat = stat(&fd)?;
                 self.reply_with_open_entry(&dir, fd, &stat, flags.bits(), scratch)
             }
@@ -138,14 +157,20 @@ impl Server {
                 to_name,
                 flags,
             } => {
-                let to = self.node(to)?;
+                let target = self.node(to)?;
                 let flags = RenameFlags::from_bits_retain(flags);
+                if to != header.node {
+                    follow_device(&dir, name, &target);
+                    if flags.contains(RenameFlags::EXCHANGE) {
+                        follow_device(&target, to_name, &dir);
+                    }
+                }
                 // A whiteout that is left behind is the caller's.
                 let made = match flags.contains(RenameFlags::WHITEOUT) {
                     true => Some(caller()?),
                     false => None,
                 };
-                rustix::fs::renameat_with(&dir.fd, name, &to.fd, to_name, flags)?;
+                rustix::fs::renameat_with(&dir.fd, name, &target.fd, to_name, flags)?;
                 drop(made);
                 Ok(Payload::Out)
             }
@@ -167,6 +192,57 @@ impl Server {
         Ok(Payload::Out)
     }
 
+    /// Answers with an entry of `dir` that has just been made.
+    fn reply_with_new(
+        &self,
+        dir: &Node,
+        name: &CStr,
+        begin: &Beginning,
+        scratch: &mut Scratch<'_>,
+    ) -> Outcome {
+        let (fd, mut stat) = find(dir, name)?;
+        if begin.has_acl() {
+            self.finish(begin, &fd)
+                .inspect_err(|_| undo(dir, name, kind(&stat)))?;
+            stat = look(&fd)?;
+        }
+        self.add_entry(dir, fd, &stat, scratch)?;
+        Ok(Payload::Out)
+    }
+
+    /// mknod(2): what it made is still without its ACL.
+    fn make_node(
+        &self,
+        dir: &Node,
+        name: &CStr,
+        (mode, umask): (u32, u32),
+        number: u32,
+        caller: impl Fn() -> Result<Caller, Errno>,
+    ) -> Result<Beginning, Errno> {
+        let kind = FileType::from_raw_mode(mode);
+        if let Some(device) = Device::asked(mode, number) {
+            // The host has a regular file for it.
+            let begin = self.beginning(dir, FileType::RegularFile, mode & 0o7777, umask);
+            let device = Device {
+                mode: begin.mode,
+                ..device
+            };
+            self.make_device(dir, name, device, caller)?;
+            return Ok(begin);
+        }
+        match kind {
+            FileType::RegularFile | FileType::Fifo | FileType::Socket => {}
+            // An overlay's whiteout, which is not really a device.
+            FileType::CharacterDevice => {}
+            _ => return Err(Errno::PERM),
+        }
+        let begin = self.beginning(dir, kind, mode & 0o7777, umask);
+        let made = caller()?;
+        rustix::fs::mknodat(&dir.fd, name, kind, begin.first_mode(), 0)?;
+        drop(made);
+        Ok(begin)
+    }
+
     /// Looks a file of `dir` up for the guest, and puts its entry into the answer.
     fn add_entry(
         &self,
@@ -175,7 +251,7 @@ impl Server {
         stat: &Statx,
         scratch: &mut Scratch<'_>,
     ) -> Result<(u64, Arc<Node>), Errno> {
-        let kind = FileType::from_raw_mode(u32::from(stat.stx_mode));
+        let kind = kind(stat);
         let origin = if dir.same_mount(stat) {
             dir.origin
         } else {
@@ -193,19 +269,22 @@ impl Server {
         dir: &Node,
         name: &CStr,
         flags: u32,
-        mode: u32,
+        begin: &Beginning,
         kill: bool,
         made: Caller,
     ) -> Result<(OwnedFd, Statx), Errno> {
         let exclusive = OFlags::from_bits_retain(flags).contains(OFlags::EXCL);
-        let flags = open_flags(flags)?;
+        // As in `open_for_guest`; a file that is new is not append-only.
+        let flags = open_flags(flags)? - OFlags::APPEND;
         // Always exclusive: so a symbolic link is never followed, whoever put it there.
         let fresh = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOCTTY;
-        match rustix::fs::openat(&dir.fd, name, flags | fresh, permissions(mode)) {
+        match rustix::fs::openat(&dir.fd, name, flags | fresh, begin.first_mode()) {
             Err(Errno::EXIST) if !exclusive => {}
             Err(error) => return Err(error),
             Ok(fd) => {
                 drop(made);
+                self.finish(begin, &fd)
+                    .inspect_err(|_| undo(dir, name, FileType::RegularFile))?;
                 let stat = stat(&fd)?;
                 return Ok((fd, stat));
             }
@@ -213,15 +292,14 @@ impl Server {
         drop(made);
         // Somebody else made it since the guest looked.
         let (path, found) = find(dir, name)?;
-        let kind = FileType::from_raw_mode(u32::from(found.stx_mode));
-        if kind != FileType::RegularFile || dir.origin == Origin::Process {
+        if kind(&found) != FileType::RegularFile || dir.origin == Origin::Process {
             // The guest looks again, and sees what it is.
             return Err(Errno::STALE);
         }
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
         let fd = rustix::fs::openat(&self.descriptors, &*name_of(&path)?, flags, Mode::empty())?;
         if kill {
-            strip_set_ids(&fd)?;
+            strip_privileges(&fd)?;
         }
         let stat = stat(&fd)?;
         Ok((fd, stat))

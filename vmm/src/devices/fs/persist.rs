@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The version this code writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The saved form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,4 +19,6 @@ pub struct SavedFs {
     pub tag: String,
     /// The guest has it mounted.
     pub mounted: bool,
+    /// What it agreed on then (FUSE's flags of INIT).
+    pub agreed: u64,
 }

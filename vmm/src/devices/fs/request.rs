@@ -102,11 +102,13 @@ pub enum Request<'a> {
     Mknod {
         name: &'a CStr,
         mode: u32,
+        umask: u32,
         device: u32,
     },
     Mkdir {
         name: &'a CStr,
         mode: u32,
+        umask: u32,
     },
     Unlink {
         name: &'a CStr,
@@ -132,11 +134,13 @@ pub enum Request<'a> {
         name: &'a CStr,
         flags: u32,
         mode: u32,
+        umask: u32,
         kill: bool,
     },
     Tmpfile {
         flags: u32,
         mode: u32,
+        umask: u32,
     },
     Read {
         handle: u64,
@@ -148,6 +152,8 @@ pub enum Request<'a> {
         offset: u64,
         size: u32,
         kill: bool,
+        /// At the file's end, wherever that is by now.
+        append: bool,
     },
     StatFs,
     Release {
@@ -164,6 +170,8 @@ pub enum Request<'a> {
         name: &'a CStr,
         value: &'a [u8],
         flags: u32,
+        /// With an access ACL: the set-group-id bit goes.
+        kill_sgid: bool,
     },
     GetXattr {
         name: &'a CStr,
@@ -242,11 +250,12 @@ impl Header {
 }
 
 impl<'a> Request<'a> {
-    /// Reads what follows the header. Of a WRITE that is `fuse_write_in` alone.
+    /// Reads what follows the header. Of a WRITE that is `fuse_write_in` alone. `agreed` are the flags
+    /// of INIT that both sides know.
     ///
     /// # Errors
     /// INVAL and NAMETOOLONG for what is malformed, NOSYS for what there is not.
-    pub fn parse(header: &Header, body: &'a [u8]) -> Result<Self, Errno> {
+    pub fn parse(header: &Header, body: &'a [u8], agreed: u64) -> Result<Self, Errno> {
         let mut r = Reader(body);
         Ok(match header.opcode {
             op::INIT => init(&mut r)?,
@@ -273,16 +282,19 @@ impl<'a> Request<'a> {
                 target: r.string(MAX_TARGET)?,
             },
             op::MKNOD => {
-                let (mode, device) = (r.u32()?, r.u32()?);
-                r.skip(8)?;
-                let name = r.name()?;
-                Request::Mknod { name, mode, device }
+                let (mode, device, umask) = (r.u32()?, r.u32()?, r.u32()?);
+                r.skip(4)?;
+                Request::Mknod {
+                    name: r.name()?,
+                    mode,
+                    umask,
+                    device,
+                }
             }
             op::MKDIR => {
-                let mode = r.u32()?;
-                r.skip(4)?;
+                let (mode, umask) = (r.u32()?, r.u32()?);
                 let name = r.name()?;
-                Request::Mkdir { name, mode }
+                Request::Mkdir { name, mode, umask }
             }
             op::UNLINK => Request::Unlink { name: r.name()? },
             op::RMDIR => Request::Rmdir { name: r.name()? },
@@ -316,13 +328,19 @@ impl<'a> Request<'a> {
                 }
             }
             op::WRITE => {
-                let (handle, offset, size, flags) = (r.u64()?, r.u64()?, r.u32()?, r.u32()?);
-                r.skip(16)?;
+                let (handle, offset, size, how) = (r.u64()?, r.u64()?, r.u32()?, r.u32()?);
+                r.skip(8)?; // lock_owner
+                let flags = r.u32()?;
+                r.skip(4)?;
+                // The flags are those of the file at the time of its write, for fcntl(2) changes
+                // them. What a mapping has written goes out by any descriptor of the file.
+                let appends = flags & libc::O_APPEND.cast_unsigned() != 0;
                 Request::Write {
                     handle,
                     offset,
                     size,
-                    kill: flags & abi::WRITE_KILL_SUIDGID != 0,
+                    kill: how & abi::WRITE_KILL_SUIDGID != 0,
+                    append: appends && how & abi::WRITE_CACHE == 0,
                 }
             }
             op::STATFS => Request::StatFs,
@@ -337,12 +355,21 @@ impl<'a> Request<'a> {
             }
             op::SETXATTR => {
                 let (size, flags) = (r.u32()?, r.u32()?);
+                let more = match agreed & abi::init::SETXATTR_EXT {
+                    0 => 0,
+                    _ => (r.u32()?, r.skip(4)?).0,
+                };
                 if size > MAX_XATTR {
                     return Err(Errno::TOOBIG);
                 }
                 let name = r.string(MAX_XATTR_NAME)?;
                 let value = r.take(usize::try_from(size).map_err(|_| Errno::INVAL)?)?;
-                Request::SetXattr { name, value, flags }
+                Request::SetXattr {
+                    name,
+                    value,
+                    flags,
+                    kill_sgid: more & abi::SETXATTR_ACL_KILL_SGID != 0,
+                }
             }
             op::GETXATTR => {
                 let size = r.u32()?.min(MAX_XATTR);
@@ -464,16 +491,15 @@ fn rename<'a>(r: &mut Reader<'a>, with_flags: bool) -> Result<Request<'a>, Errno
 }
 
 fn create<'a>(r: &mut Reader<'a>, unnamed: bool) -> Result<Request<'a>, Errno> {
-    let (flags, mode) = (r.u32()?, r.u32()?);
-    r.skip(4)?; // the umask has been applied
-    let more = r.u32()?;
+    let (flags, mode, umask, more) = (r.u32()?, r.u32()?, r.u32()?, r.u32()?);
     if unnamed {
-        return Ok(Request::Tmpfile { flags, mode });
+        return Ok(Request::Tmpfile { flags, mode, umask });
     }
     Ok(Request::Create {
         name: r.name()?,
         flags,
         mode,
+        umask,
         kill: more & abi::OPEN_KILL_SUIDGID != 0,
     })
 }

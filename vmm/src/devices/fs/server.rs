@@ -1,12 +1,12 @@
 //! From one FUSE message in guest memory to its answer there.
 //!
 //! The server is called by several threads at once and holds no lock over a system call. What the
-//! requests do is in `names`, `files` and `attributes`; this file has the dispatch, and what all
+//! requests do is in `names`, `files`, `attributes` and `xattrs`; this file has the dispatch, and what all
 //! of them use.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
@@ -24,6 +24,8 @@ use crate::virtio::iovec::IoVecs;
 /// The most bytes of one READ or WRITE: 256 pages, the most the guest's kernel puts in a request.
 pub const MAX_WRITE: u32 = 1 << 20;
 const MAX_PAGES: u16 = 256;
+/// In `Server::agreed`: INIT has been answered. No flag of the protocol's.
+const MOUNTED: u64 = 1 << 63;
 
 /// How much the guest may make this process hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,8 +71,8 @@ pub struct Server {
     handles: Mutex<Handles>,
     /// /proc/self/fd, to open what an `O_PATH` descriptor names.
     pub(super) descriptors: OwnedFd,
-    /// INIT has been answered.
-    ready: AtomicBool,
+    /// The flags that INIT agreed on, and `MOUNTED`; 0 before.
+    agreed: AtomicU64,
     /// Counters.
     pub metrics: FsMetrics,
 }
@@ -111,7 +113,7 @@ impl Server {
             nodes: Mutex::new(Nodes::new(share, &root, limits.nodes)),
             handles: Mutex::new(Handles::new(limits.handles)),
             descriptors,
-            ready: AtomicBool::new(false),
+            agreed: AtomicU64::new(0),
             metrics: FsMetrics::default(),
         })
     }
@@ -125,17 +127,27 @@ impl Server {
     /// Whether the guest has mounted it.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
+        self.agreed.load(Ordering::Relaxed) & MOUNTED != 0
     }
 
-    /// A restored guest has mounted it already.
-    pub fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Relaxed);
+    /// The flags of INIT that both sides know, once it is mounted.
+    #[must_use]
+    pub fn agreed(&self) -> u64 {
+        self.agreed.load(Ordering::Relaxed) & !MOUNTED
+    }
+
+    /// A restored guest has mounted it already, and agreed on this.
+    pub fn set_mounted(&self, agreed: u64) {
+        self.set_agreed(agreed | MOUNTED);
+    }
+
+    fn set_agreed(&self, agreed: u64) {
+        self.agreed.store(agreed, Ordering::Relaxed);
     }
 
     /// Closes all the guest holds.
     pub fn clear(&self) {
-        self.set_ready(false);
+        self.set_agreed(0);
         // Closing waits for disks, at times: not under the locks.
         let handles = self.handles().clear();
         let nodes = self.nodes().clear();
@@ -156,6 +168,19 @@ impl Server {
 
     pub(super) fn handle(&self, id: u64) -> Result<Arc<Handle>, Errno> {
         self.handles().get(id)
+    }
+
+    /// Opens the file behind a node to keep it open for the guest.
+    ///
+    /// Never for appending, though the guest's file is: of one opened that way pwrite(2) ignores the
+    /// offset, and what a mapping has written must land where it was. Each write says whether it
+    /// appends. A file that has the attribute of append-only opens in no other way, and no mapping
+    /// writes in one.
+    pub(super) fn open_for_guest(&self, node: &Node, flags: OFlags) -> Result<OwnedFd, Errno> {
+        match self.reopen(node, flags - OFlags::APPEND) {
+            Err(Errno::PERM) if flags.contains(OFlags::APPEND) => self.reopen(node, flags),
+            opened => opened,
+        }
     }
 
     /// Opens the file behind a node anew. Only regular files and directories are ever opened:
@@ -231,7 +256,7 @@ impl Server {
         scratch: &mut Scratch<'_>,
     ) -> Outcome {
         let body = message.get(IN_HEADER..).ok_or(Errno::TOOBIG)?;
-        let request = Request::parse(header, body)?;
+        let request = Request::parse(header, body, self.agreed())?;
         if !self.is_ready() && !matches!(request, Request::Init { .. }) {
             return Err(Errno::NOTCONN);
         }
@@ -270,7 +295,8 @@ impl Server {
                 offset,
                 size,
                 kill,
-            } => self.write(handle, offset, size, kill, scratch),
+                append,
+            } => self.write(handle, (offset, append), size, kill, scratch),
             Request::Lookup { .. }
             | Request::Symlink { .. }
             | Request::Mknod { .. }
@@ -285,11 +311,11 @@ impl Server {
             Request::GetAttr { .. }
             | Request::Statx { .. }
             | Request::SetAttr(_)
-            | Request::StatFs
-            | Request::SetXattr { .. }
+            | Request::StatFs => self.on_attributes(node, &request, scratch),
+            Request::SetXattr { .. }
             | Request::GetXattr { .. }
             | Request::ListXattr { .. }
-            | Request::RemoveXattr { .. } => self.on_attributes(node, &request, scratch),
+            | Request::RemoveXattr { .. } => self.on_xattrs(node, &request, scratch),
             Request::Open { .. }
             | Request::OpenDir
             | Request::Release { .. }
@@ -315,11 +341,14 @@ impl Server {
         const WANTED: u64 = init::ASYNC_READ
             | init::ATOMIC_O_TRUNC
             | init::BIG_WRITES
+            | init::DONT_MASK
             | init::AUTO_INVAL_DATA
             | init::ASYNC_DIO
             | init::PARALLEL_DIROPS
+            | init::POSIX_ACL
             | init::MAX_PAGES
             | init::HANDLE_KILLPRIV_V2
+            | init::SETXATTR_EXT
             | init::INIT_EXT
             | init::DIRECT_IO_ALLOW_MMAP
             | init::ALLOW_IDMAP;
@@ -327,11 +356,12 @@ impl Server {
             return Err(Errno::PROTO);
         }
         self.clear();
-        self.set_ready(true);
+        let agreed = flags & WANTED;
+        self.set_mounted(agreed);
         reply::init(
             &mut Writer(&mut scratch.out),
             max_readahead,
-            flags & WANTED,
+            agreed,
             MAX_WRITE,
             MAX_PAGES,
         );

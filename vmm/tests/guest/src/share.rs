@@ -118,6 +118,47 @@ fn open(path: &str) -> io::Result<File> {
         .open(path)
 }
 
+/// A mapping's pages go out by whatever descriptor of the file the kernel finds: one that appends.
+fn mapped_and_appended(path: &str) -> io::Result<()> {
+    let mut file = open(path)?;
+    file.write_all(b"0123456789")?;
+    let mut log = OpenOptions::new().append(true).open(path)?;
+    // SAFETY: a mapping of a file that is open, one page, unmapped below.
+    let page = unsafe {
+        let (both, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            both,
+            shared,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(page, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+    drop(file);
+    let mut expected = b"0123456789".to_vec();
+    for round in 0..10u8 {
+        let byte = b'a' + round;
+        // SAFETY: within the page, and within the file.
+        unsafe {
+            page.cast::<u8>()
+                .add(usize::from(round))
+                .write_volatile(byte)
+        };
+        log.write_all(&[byte, b'\n'])?;
+        expected[usize::from(round)] = byte;
+        expected.extend([byte, b'\n']);
+        // SAFETY: as mapped.
+        assert_eq!(unsafe { libc::msync(page, 4096, libc::MS_SYNC) }, 0);
+    }
+    // SAFETY: as mapped.
+    assert_eq!(unsafe { libc::munmap(page, 4096) }, 0);
+    let text = fs::read(path)?;
+    assert_eq!(text, expected, "{:?}", String::from_utf8_lossy(&text));
+    Ok(())
+}
+
 /// What programs do with files, in a directory of its own.
 fn check() -> io::Result<String> {
     let dir = format!("{ROOT}/rw/check");
@@ -148,6 +189,8 @@ fn check() -> io::Result<String> {
     let mut text = [0; 10];
     file.read_exact_at(&mut text, 0)?;
     assert_eq!(&text, b"012X456789");
+
+    mapped_and_appended(&at("log"))?;
 
     // Append, holes, sizes.
     append(&at("a"), "end")?;
@@ -254,11 +297,22 @@ fn check() -> io::Result<String> {
     })?;
     assert_eq!(fs::metadata(at("suid"))?.mode() & 0o7777, 0o777);
 
+    // A device is this kernel's, whatever the host has for it.
     // SAFETY: a string that ends in zero, and a structure that is filled.
     unsafe {
-        let device = c(&at("null"));
-        let made = libc::mknod(device.as_ptr(), libc::S_IFCHR | 0o666, 0x103);
-        assert_eq!(made, -1);
+        let device = c(&at("zero"));
+        let made = libc::mknod(device.as_ptr(), libc::S_IFCHR | 0o666, 0x105);
+        assert_eq!(made, 0, "{}", io::Error::last_os_error());
+        let meta = fs::symlink_metadata(at("zero"))?;
+        assert_eq!(meta.mode() & libc::S_IFMT, libc::S_IFCHR);
+        assert_eq!((meta.rdev(), meta.len()), (0x105, 0));
+        let mut zeros = [1; 16];
+        File::open(at("zero"))?.read_exact(&mut zeros)?;
+        assert_eq!(zeros, [0; 16]);
+        let listed = fs::read_dir(&dir)?.find(|e| e.as_ref().unwrap().file_name() == "zero");
+        let listed = listed.unwrap()?.file_type()?;
+        assert!(std::os::unix::fs::FileTypeExt::is_char_device(&listed));
+        fs::remove_file(at("zero"))?;
         assert_eq!(
             libc::mknod(c(&at("fifo")).as_ptr(), libc::S_IFIFO | 0o600, 0),
             0

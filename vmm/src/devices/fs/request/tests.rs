@@ -34,11 +34,12 @@ proptest! {
         opcode in 0u32..60,
         numbers in proptest::collection::vec(any::<u8>(), 0..40),
         text in proptest::collection::vec(prop_oneof![Just(0u8), Just(b'/'), Just(b'.'), any::<u8>()], 0..600),
+        agreed in prop_oneof![Just(0), Just(abi::init::SETXATTR_EXT)],
     ) {
         let body = [numbers, text].concat();
         let message = message(opcode, &body);
         let header = Header::parse(&message, message.len()).unwrap();
-        if let Ok(request) = Request::parse(&header, &message[IN_HEADER..]) {
+        if let Ok(request) = Request::parse(&header, &message[IN_HEADER..], agreed) {
             for name in names(&request) {
                 let bytes = name.to_bytes();
                 prop_assert!((1..=255).contains(&bytes.len()));
@@ -70,7 +71,7 @@ fn flags_and_counts_are_checked() {
     let parse = |opcode, body: &[u8]| {
         let message = message(opcode, body);
         let header = Header::parse(&message, message.len()).unwrap();
-        Request::parse(&header, &message[IN_HEADER..]).map(|_| ())
+        Request::parse(&header, &message[IN_HEADER..], 0).map(|_| ())
     };
     let rename = |flags: u32| {
         let mut body = vec![0; 8];

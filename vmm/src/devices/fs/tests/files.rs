@@ -27,6 +27,9 @@ fn init_agrees_on_what_both_know() {
         abi::init::HANDLE_KILLPRIV_V2,
         abi::init::ALLOW_IDMAP,
         abi::init::MAX_PAGES,
+        abi::init::DONT_MASK,
+        abi::init::POSIX_ACL,
+        abi::init::SETXATTR_EXT,
     ] {
         assert!(flags & flag != 0, "{flag:#x} of {flags:#x}");
     }
@@ -118,14 +121,10 @@ fn owners_and_modes_are_the_guests() {
         .unwrap()
         .mode();
     assert_eq!(mode & 0o7777, 0o711);
-    // Nobody can be made an owner by mistake, and devices not at all.
+    // Nobody can be made an owner by mistake.
     (client.uid, client.gid) = (u32::MAX, u32::MAX);
     assert_eq!(client.mkdir(1, "nobody", 0o755), Err(libc::EINVAL));
     (client.uid, client.gid) = (0, 0);
-    for kind in [libc::S_IFCHR, libc::S_IFBLK] {
-        let body = named(words(&[kind | 0o666, 0x103, 0, 0]), "null");
-        assert_eq!(client.ask(op::MKNOD, 1, &body), Err(libc::EPERM));
-    }
     client
         .set(
             file,
@@ -143,55 +142,6 @@ fn owners_and_modes_are_the_guests() {
     // The threads are again who they were.
     fs::set_permissions(client.share(), fs::Permissions::from_mode(0o700)).unwrap();
     client.mkdir(1, "after", 0o755).unwrap();
-}
-
-#[test]
-fn extended_attributes_are_the_users_only() {
-    let mut client = Client::new();
-    let path = client.share().join("file");
-    fs::write(&path, "x").unwrap();
-    let file = client.lookup(1, "file").unwrap();
-    let set = |name: &str, value: &str| {
-        let mut body = named(words(&[value.len() as u32, 0]), name);
-        body.extend_from_slice(value.as_bytes());
-        body
-    };
-    if rustix::fs::setxattr(&path, "user.host", b"1", rustix::fs::XattrFlags::empty()).is_err() {
-        println!("skipped: this file system has no extended attributes");
-        return;
-    }
-    client
-        .ask(op::SETXATTR, file, &set("user.guest", "value"))
-        .unwrap();
-    let get = |name: &str, size: u32| named(words(&[size, 0]), name);
-    let value = client.ask(op::GETXATTR, file, &get("user.guest", 100));
-    assert_eq!(value.unwrap(), b"value");
-    let length = client.ask(op::GETXATTR, file, &get("user.guest", 0));
-    assert_eq!(u32_at(&length.unwrap(), 0), 5);
-    let small = client.ask(op::GETXATTR, file, &get("user.guest", 2));
-    assert_eq!(small, Err(libc::ERANGE));
-    let listed = client.ask(op::LISTXATTR, file, &words(&[1000, 0])).unwrap();
-    assert_eq!(listed.len(), "user.host\0user.guest\0".len());
-    for name in [
-        "security.capability",
-        "trusted.x",
-        "system.posix_acl_access",
-        "x",
-    ] {
-        let refused = Err(libc::EOPNOTSUPP);
-        assert_eq!(client.ask(op::SETXATTR, file, &set(name, "v")), refused);
-        assert_eq!(client.ask(op::GETXATTR, file, &get(name, 9)), refused);
-        let removed = client.ask(op::REMOVEXATTR, file, &named(vec![], name));
-        assert_eq!(removed, refused);
-    }
-    // A length beyond the message, and one beyond the limit.
-    let mut long = named(words(&[4000, 0]), "user.x");
-    assert_eq!(client.ask(op::SETXATTR, file, &long), Err(libc::EINVAL));
-    long[..4].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert_eq!(client.ask(op::SETXATTR, file, &long), Err(libc::E2BIG));
-    client
-        .ask(op::REMOVEXATTR, file, &named(vec![], "user.guest"))
-        .unwrap();
 }
 
 #[test]
@@ -216,7 +166,9 @@ fn the_rest_of_a_file_system() {
     assert_eq!(client.rename((1, "a"), (1, "e"), 64), Err(libc::EINVAL));
     // Append goes to the end, whatever offset the guest believes in.
     let append = client.open(file, libc::O_WRONLY | libc::O_APPEND).unwrap();
-    client.write(file, append, 2, b"AB").unwrap();
+    client
+        .write_as(file, append, 2, b"AB", (0, libc::O_APPEND))
+        .unwrap();
     assert_eq!(client.read(file, handle, 0, 50).unwrap(), b"0123456789AB");
     let cut = client.open(file, libc::O_RDWR | libc::O_TRUNC).unwrap();
     assert_eq!(client.read(file, cut, 0, 50).unwrap(), b"");
@@ -268,6 +220,79 @@ fn the_rest_of_a_file_system() {
     client.ask(op::SYNCFS, 1, &longs(&[0])).unwrap();
     assert_eq!(client.ask(op::READ - 6, 1, &[]), Err(libc::EINVAL));
     assert_eq!(client.ask(4242, 1, &[]), Err(libc::ENOSYS));
+}
+
+/// What a mapping has written goes out by any descriptor of the file, one that appends, too.
+#[test]
+fn appends_go_to_the_end_and_mapped_pages_to_their_place() {
+    let mut client = Client::new();
+    let path = client.share().join("log");
+    fs::write(&path, "0123456789").unwrap();
+    let log = client.lookup(1, "log").unwrap();
+    let append = libc::O_APPEND;
+    let handle = client.open(log, libc::O_RDWR | append).unwrap();
+    let cached = abi::WRITE_CACHE;
+    client
+        .write_as(log, handle, 2, b"map", (cached, 0))
+        .unwrap();
+    client
+        .write_as(log, handle, 4, b"M", (cached, append))
+        .unwrap();
+    // Another pod has appended since the guest looked.
+    client
+        .write_as(log, handle, 3, b"end", (0, append))
+        .unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"01maM56789end");
+    // fcntl(2) takes the flag off and puts it on.
+    client.write_as(log, handle, 0, b"X", (0, 0)).unwrap();
+    let plain = client.open(log, libc::O_RDWR).unwrap();
+    client.write_as(log, plain, 0, b"Y", (0, append)).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"X1maM56789endY");
+    // Created rather than opened.
+    let flags = libc::O_RDWR | libc::O_CREAT | append;
+    let (new, handle) = client.create(1, "new", flags, 0o600).unwrap();
+    client.write(new, handle, 0, b"0123").unwrap();
+    client
+        .write_as(new, handle, 1, b"map", (cached, 0))
+        .unwrap();
+    client.write_as(new, handle, 0, b"!", (0, append)).unwrap();
+    assert_eq!(fs::read(client.share().join("new")).unwrap(), b"0map!");
+    let (_, handle) = client.create(1, "log", flags, 0o600).unwrap();
+    client
+        .write_as(log, handle, 1, b"map", (cached, 0))
+        .unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"XmapM56789endY");
+    // A copy has its place, too, once the flag is off.
+    let body = longs(&[plain, 1, log, handle, 6, 3, 0]);
+    let copied = client.ask(op::COPY_FILE_RANGE, log, &body).unwrap();
+    assert_eq!(u32_at(&copied, 0), 3);
+    assert_eq!(fs::read(&path).unwrap(), b"XmapM5map9endY");
+}
+
+#[test]
+fn a_file_that_is_append_only_is_appended_to() {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let mut client = Client::new();
+    let path = client.share().join("audit");
+    fs::write(&path, "1").unwrap();
+    let on_host = fs::File::open(&path).unwrap();
+    let set = |append: bool| {
+        let mut flags = ioctl_getflags(&on_host)?;
+        flags.set(IFlags::APPEND, append);
+        ioctl_setflags(&on_host, flags)
+    };
+    if set(true).is_err() {
+        println!("skipped: this file system or user knows no append-only files");
+        return;
+    }
+    let file = client.lookup(1, "audit").unwrap();
+    assert_eq!(client.open(file, libc::O_WRONLY), Err(libc::EPERM));
+    let opened = client.open(file, libc::O_WRONLY | libc::O_APPEND);
+    let written =
+        opened.and_then(|handle| client.write_as(file, handle, 0, b"2", (0, libc::O_APPEND)));
+    set(false).unwrap();
+    assert_eq!(written, Ok(1));
+    assert_eq!(fs::read(&path).unwrap(), b"12");
 }
 
 /// The guest's page cache reads no further than a file's size, which the kernel's own files do not
@@ -342,6 +367,8 @@ fn it_is_saved_while_the_guest_holds_nothing() {
     let saved = client.machine.device().save().unwrap();
     assert_eq!(saved.queues.len(), 2);
     assert_eq!(saved.state["mounted"], true);
+    let agreed = saved.state["agreed"].as_u64().unwrap();
+    assert!(agreed & abi::init::SETXATTR_EXT != 0, "{agreed:#x}");
     let again = |state: &serde_json::Value| {
         let share: OwnedFd = fs::File::open(client.share()).unwrap().into();
         let descriptors = crate::jail::descriptors().unwrap();
@@ -363,5 +390,7 @@ fn it_is_saved_while_the_guest_holds_nothing() {
     client.high = queues.remove(0);
     client.queue = queues.remove(0);
     client.machine = copy;
-    client.lookup(1, "file").unwrap();
+    let file = client.lookup(1, "file").unwrap();
+    // In the words that were agreed on.
+    client.set_xattr(file, "user.x", b"1", 0).unwrap();
 }

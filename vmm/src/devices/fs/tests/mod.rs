@@ -10,6 +10,7 @@
 
 mod attacks;
 mod files;
+mod mapped;
 mod random_messages;
 
 use std::fs;
@@ -203,8 +204,21 @@ impl Client {
         data: &[u8],
         flags: u32,
     ) -> Result<u32, i32> {
+        self.write_as(node, handle, at, data, (flags, 0))
+    }
+
+    /// With the flags of the write, and those of the open file.
+    fn write_as(
+        &mut self,
+        node: u64,
+        handle: u64,
+        at: u64,
+        data: &[u8],
+        (how, flags): (u32, i32),
+    ) -> Result<u32, i32> {
         let mut body = longs(&[handle, at]);
-        body.extend(words(&[data.len() as u32, flags, 0, 0, 0, 0]));
+        let flags = flags.cast_unsigned();
+        body.extend(words(&[data.len() as u32, how, 0, 0, flags, 0]));
         body.extend_from_slice(data);
         Ok(u32_at(&self.ask(op::WRITE, node, &body)?, 0))
     }
@@ -229,7 +243,47 @@ impl Client {
         self.ask(op::RENAME2, from.0, &body)
     }
 
+    fn mknod(&mut self, dir: u64, name: &str, mode: u32, number: u32) -> Result<u64, i32> {
+        let body = named(words(&[mode, number, 0o022, 0]), name);
+        Ok(u64_at(&self.ask(op::MKNOD, dir, &body)?, 0))
+    }
+
+    fn set_xattr(&mut self, node: u64, name: &str, value: &[u8], how: u32) -> Result<(), i32> {
+        let mut body = named(words(&[value.len() as u32, 0, how, 0]), name);
+        body.extend_from_slice(value);
+        self.ask(op::SETXATTR, node, &body).map(|_| ())
+    }
+
+    fn get_xattr(&mut self, node: u64, name: &str, size: u32) -> Reply {
+        self.ask(op::GETXATTR, node, &named(words(&[size, 0]), name))
+    }
+
+    fn remove_xattr(&mut self, node: u64, name: &str) -> Result<(), i32> {
+        self.ask(op::REMOVEXATTR, node, &named(vec![], name))
+            .map(|_| ())
+    }
+
+    fn xattrs(&mut self, node: u64) -> Vec<String> {
+        let listed = self.ask(op::LISTXATTR, node, &words(&[65_536, 0])).unwrap();
+        let text = String::from_utf8(listed).unwrap();
+        let mut names: Vec<_> = text.split_terminator('\0').map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+
+    /// The mode, with the type, and the device's number.
+    fn mode_and_number(&mut self, node: u64) -> (u32, u32) {
+        let attr = self.ask(op::GETATTR, node, &longs(&[0, 0])).unwrap();
+        (u32_at(&attr, 16 + 60), u32_at(&attr, 16 + 76))
+    }
+
     fn names(&mut self, dir: u64) -> Vec<String> {
+        let entries = self.entries(dir).into_iter();
+        entries.map(|(name, _)| name).collect()
+    }
+
+    /// The names in a directory, and the type that the listing says each has.
+    fn entries(&mut self, dir: u64) -> Vec<(String, u32)> {
         let handle = u64_at(&self.ask(op::OPENDIR, dir, &words(&[0, 0])).unwrap(), 0);
         let (mut names, mut offset) = (Vec::new(), 0);
         loop {
@@ -244,13 +298,14 @@ impl Client {
                 let len = u32_at(&bytes, at + 16) as usize;
                 offset = u64_at(&bytes, at + 8);
                 let name = &bytes[at + 24..at + 24 + len];
-                names.push(String::from_utf8(name.to_vec()).unwrap());
+                let kind = u32_at(&bytes, at + 20);
+                names.push((String::from_utf8(name.to_vec()).unwrap(), kind));
                 at = (at + 24 + len).next_multiple_of(8);
             }
         }
         self.ask(op::RELEASEDIR, dir, &longs(&[handle, 0, 0]))
             .unwrap();
-        names.retain(|n| n != "." && n != "..");
+        names.retain(|(name, _)| name != "." && name != "..");
         names.sort();
         names
     }
