@@ -3,7 +3,7 @@
 mod files;
 mod follow;
 mod kinds;
-mod support;
+pub(super) mod support;
 
 pub(super) use support::{Scratch, mount, read_only, with};
 
