@@ -13,6 +13,7 @@ pub mod digest;
 pub mod disk_usage;
 pub mod erofs;
 mod error;
+mod expiry;
 pub mod hosts;
 pub mod layer;
 pub mod manifest;

@@ -10,6 +10,7 @@ use crate::{
     archive::{Export, Importer},
     disk_usage::{Meter, Usage},
     error::{ImagesError, SharedError},
+    expiry,
     manifest::SERIAL_DIGITS,
     pull::{LayerSnapshot, PullSettings, Puller},
     reference::ImageName,
@@ -62,6 +63,7 @@ impl Images {
     /// The directory or the records cannot be used.
     pub fn open(settings: Settings, database: &Database) -> Result<Self, ImagesError> {
         let store = Store::open(settings.layers_dir, database, settings.pull.keep_parts)?;
+        expiry::spawn(&store);
         let registry = Arc::new(Registry::new(settings.hosts_dir, settings.retry));
         Ok(Self {
             importer: Importer::new(Arc::clone(&store), settings.pull.clone()),

@@ -3,28 +3,9 @@
 use std::{fs, io, sync::Arc};
 
 use bulkhead_common::lock;
-use tokio::runtime::Handle;
 
 use super::{Store, detached, file_name};
 use crate::error::ImagesError;
-
-/// Removes a layer's file if nobody has it, without making the caller wait: a lease may end on an
-/// async thread.
-pub(super) fn in_background(store: &Arc<Store>, layer: String) {
-    let store = Arc::clone(store);
-    let free = move || {
-        if let Err(error) = store.free_layer(&layer) {
-            tracing::warn!(
-                %layer, error = %bulkhead_common::chain(&error),
-                "a layer that nobody has cannot be removed; the next start tries again"
-            );
-        }
-    };
-    match Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn_blocking(free)),
-        Err(_) => free(),
-    }
-}
 
 impl Store {
     /// Removes layers of unfinished pulls that nobody came back for; with `all`, because the disk
@@ -72,7 +53,7 @@ impl Store {
         }))
     }
 
-    fn free_layer(&self, layer: &str) -> Result<(), ImagesError> {
+    pub(super) fn free_layer(&self, layer: &str) -> Result<(), ImagesError> {
         let path = self.layers_dir.join(file_name(layer));
         let doomed = self.layers_dir.join(format!(".{layer}.removed"));
         {

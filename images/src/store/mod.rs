@@ -5,7 +5,6 @@
 //! it, and no unfinished pull was about it lately. Holds by containers keep the record of a
 //! removed image. Changes run to their end even if the caller is dropped.
 
-mod expiry;
 mod free;
 mod lookup;
 mod records;
@@ -20,6 +19,7 @@ use std::{
 
 use bulkhead_common::lock;
 use bulkhead_records::{Database, Table};
+use tokio::runtime::Handle;
 
 pub(crate) use self::records::now;
 pub use self::records::{FileInfo, HoldRecord, ImageRecord, LayerRecord, PartRecord};
@@ -60,7 +60,7 @@ impl Drop for Lease {
         drop(leases);
         // What was removed meanwhile goes now. Nearly always somebody has it.
         if !self.store.is_wanted(&self.layer) {
-            free::in_background(&self.store, std::mem::take(&mut self.layer));
+            free_in_background(&self.store, std::mem::take(&mut self.layer));
         }
     }
 }
@@ -89,9 +89,7 @@ impl Store {
             writer: tokio::sync::Mutex::default(),
         };
         store.sweep()?;
-        let store = Arc::new(store);
-        expiry::spawn(&store);
-        Ok(store)
+        Ok(Arc::new(store))
     }
 
     fn sweep(&self) -> Result<(), ImagesError> {
@@ -178,6 +176,11 @@ impl Store {
             .collect();
         known.extend(self.parts.list().iter().map(|part| part.layer.clone()));
         known
+    }
+
+    /// How long a finished layer of an unfinished pull is kept.
+    pub fn keeps_parts_for(&self) -> Duration {
+        self.keep_parts
     }
 
     /// Whether a record has this layer.
@@ -443,6 +446,24 @@ impl Store {
             .iter()
             .map(|hold| hold.holder.clone())
             .collect()
+    }
+}
+
+/// Removes a layer's file if nobody has it, without making the caller wait: a lease may end on an
+/// async thread.
+fn free_in_background(store: &Arc<Store>, layer: String) {
+    let store = Arc::clone(store);
+    let free = move || {
+        if let Err(error) = store.free_layer(&layer) {
+            tracing::warn!(
+                %layer, error = %bulkhead_common::chain(&error),
+                "a layer that nobody has cannot be removed; the next start tries again"
+            );
+        }
+    };
+    match Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(free)),
+        Err(_) => free(),
     }
 }
 

@@ -191,6 +191,7 @@ async fn wait_until(condition: impl Fn() -> bool) {
 async fn layers_of_unfinished_pulls_go_when_their_time_is_up() {
     let fixture = Fixture::new();
     let store = fixture.open_keeping(Duration::from_secs(1));
+    crate::expiry::spawn(&store);
     make_image(&store, 100, "r.example/a:1", &[1]).await;
     let (_, held) = make_layer(&store, 2).await;
     let (_, left) = make_layer(&store, 3).await;

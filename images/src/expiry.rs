@@ -11,16 +11,16 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at},
 };
 
-use super::Store;
+use crate::store::Store;
 
 /// How often at least, and at most, is looked.
 const SLOWEST: Duration = Duration::from_secs(600);
 const FASTEST: Duration = Duration::from_secs(1);
 
 /// Starts it, where there is a runtime; it ends with the store.
-pub(super) fn spawn(store: &Arc<Store>) {
+pub(crate) fn spawn(store: &Arc<Store>) {
     if let Ok(runtime) = Handle::try_current() {
-        let period = (store.keep_parts / 4).clamp(FASTEST, SLOWEST);
+        let period = (store.keeps_parts_for() / 4).clamp(FASTEST, SLOWEST);
         runtime.spawn(run(Arc::downgrade(store), period));
     }
 }
