@@ -1,6 +1,6 @@
 //! From an archive to images on this node.
 
-use std::{error::Error, io::BufRead, sync::Arc};
+use std::{error::Error, sync::Arc};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     digest::Digest,
     error::ImagesError,
-    layer::{LayerInfo, Limits},
+    layer::Limits,
     manifest::{self, ImageConfig},
     pull::{PullSettings, channel, empty, store_layer},
     reference::ImageName,
@@ -192,21 +192,19 @@ fn store_one(
     if let Some(file) = store.layer(&store.lease(&diff_id)) {
         return Ok(record(file.size, file.opaque_root, file.implicit_dirs));
     }
-    let reader = Checked::new(part, layer.digest);
-    let info = convert(reader, store, &diff_id, limits, called, &digest)?;
-    Ok(record(info.file_size, info.opaque_root, info.implicit_dirs))
-}
-
-fn convert(
-    reader: impl BufRead,
-    store: &Store,
-    diff_id: &Digest,
-    limits: &Limits,
-    called: &str,
-    digest: &Digest,
-) -> Result<LayerInfo, ImagesError> {
-    store_layer(reader, store, diff_id, limits)
-        .map_err(|unusable| unusable.of(called.to_owned(), digest.clone(), diff_id.clone()))
+    let mut reader = Checked::new(part, layer.digest);
+    let unusable = match store_layer(&mut reader, store, &diff_id, limits) {
+        Ok(info) => return Ok(record(info.file_size, info.opaque_root, info.implicit_dirs)),
+        Err(unusable) => unusable,
+    };
+    // A blob that is not what its name says explains everything else.
+    Err(match reader.wrong_digest() {
+        Some(actual) => failed(ArchiveError::Digest {
+            name: layer.name,
+            actual,
+        }),
+        None => unusable.of(called.to_owned(), digest, diff_id.clone()),
+    })
 }
 
 /// What an image needs, checked as far as it can be without its layers.

@@ -12,7 +12,7 @@ use std::{
 
 use super::error::ArchiveError;
 use crate::{
-    digest::Digest,
+    digest::{Digest, Hasher},
     layer::{self, Limits, Scanned},
     part::Part,
     pull::unpack,
@@ -179,11 +179,12 @@ impl<R: Read> Read for Tee<R> {
     }
 }
 
-/// Reads a blob and says at its end whether it was the right one.
+/// Reads a blob; its true end is told only if it was the right one.
 pub(super) struct Checked {
     part: BufReader<Part>,
-    hasher: Option<crate::digest::Hasher>,
+    hasher: Option<Hasher>,
     expected: Option<Digest>,
+    actual: Option<Digest>,
 }
 
 impl Checked {
@@ -193,7 +194,15 @@ impl Checked {
             part: BufReader::with_capacity(256 << 10, part),
             hasher: expected.as_ref().map(Digest::hasher),
             expected,
+            actual: None,
         }
+    }
+
+    /// Reads to the end, and gives the digest of a blob that is not the right one.
+    pub(super) fn wrong_digest(mut self) -> Option<Digest> {
+        // Its error is what is asked for.
+        let _ = io::copy(&mut self, &mut io::sink());
+        self.actual
     }
 }
 
@@ -207,14 +216,14 @@ impl Read for Checked {
 
 impl BufRead for Checked {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        let at_end = self.part.fill_buf()?.is_empty();
-        if at_end && let (Some(hasher), Some(expected)) = (self.hasher.take(), &self.expected) {
-            let actual = hasher.finish();
-            if actual != *expected {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("the archive is damaged: blob {expected} has the digest {actual}"),
-                ));
+        if self.part.fill_buf()?.is_empty() {
+            if let (Some(hasher), Some(expected)) = (self.hasher.take(), &self.expected) {
+                let actual = hasher.finish();
+                self.actual = (actual != *expected).then_some(actual);
+            }
+            if let Some(actual) = &self.actual {
+                let text = format!("the archive is damaged: this blob has the digest {actual}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
         }
         self.part.fill_buf()
