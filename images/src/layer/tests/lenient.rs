@@ -213,11 +213,11 @@ fn a_layer_of_no_bytes_is_an_empty_directory() {
 
 #[test]
 fn a_layer_of_more_than_64_gib() {
-    // 300 pieces of one byte, each in a chunk of 256 MiB: holes in the layer's file, too.
-    let pieces: Vec<_> = (0..300_u64).map(|n| format!("{},1", n << 36)).collect();
+    // 300 pieces of one byte, each in a chunk of 512 MiB: holes in the layer's file, too.
+    let pieces: Vec<_> = (0..300_u64).map(|n| format!("{},1", n << 38)).collect();
     let tar = Tar::default()
         .pax(&[
-            ("GNU.sparse.size", (300_u64 << 36).to_string().as_bytes()),
+            ("GNU.sparse.size", (300_u64 << 38).to_string().as_bytes()),
             ("GNU.sparse.map", pieces.join(",").as_bytes()),
         ])
         .file("f", [7; 300])
