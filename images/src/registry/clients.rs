@@ -25,12 +25,15 @@ use crate::{
 /// Clients kept for reuse of connections; configurations change rarely.
 const MOST_CLIENTS: usize = 64;
 
+/// What a client is made for: how it trusts a host, whether without TLS, and how long it may take to connect.
+type ClientKey = (Tls, bool, Option<Duration>);
+
 /// Access to registries.
 #[derive(Debug)]
 pub struct Registry {
     config_dir: PathBuf,
     policy: RetryPolicy,
-    clients: Mutex<HashMap<(Tls, bool, Option<Duration>), reqwest::Client>>,
+    clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
 }
 
 impl Registry {

@@ -120,7 +120,7 @@ mod tests {
         let burstable = container(950, Running);
         let sidecar = container(3, Creating);
         assert_eq!(score(&sandbox, &[]), 0);
-        assert_eq!(score(&sandbox, &[burstable.clone()]), 950);
+        assert_eq!(score(&sandbox, std::slice::from_ref(&burstable)), 950);
         assert_eq!(score(&sandbox, &[burstable.clone(), sidecar]), 3);
         let init = container(3, Exited);
         assert_eq!(score(&sandbox, &[burstable, init]), 950);

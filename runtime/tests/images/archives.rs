@@ -175,7 +175,7 @@ async fn an_image_goes_to_a_node_without_a_network_and_is_the_same() {
         let here = second.images.find(name).unwrap().unwrap();
         let there = first.images.find(name).unwrap().unwrap();
         assert_eq!(here.id, image.id());
-        assert_eq!(here.repo_tags, [name.clone()]);
+        assert_eq!(here.repo_tags, std::slice::from_ref(name));
         assert_eq!(here.config, there.config);
         let diff_ids = |image: &ImageRecord| -> Vec<_> {
             let layers = image.layers.iter();

@@ -399,7 +399,7 @@ async fn a_directory_with_the_port_in_either_form_is_found() {
         let host = name.replace("_5000_", ":5000");
         let reference = format!("{host}/test/image:0");
         let record = service.pull(&reference).await.unwrap();
-        assert_eq!(record.repo_tags, [reference.clone()]);
+        assert_eq!(record.repo_tags, std::slice::from_ref(&reference));
         assert!(service.images.find(&reference).unwrap().is_some());
     }
 }
