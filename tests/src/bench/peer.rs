@@ -26,7 +26,7 @@ const DISK_BYTES: usize = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// As bulkhead-vmm's own words (docs/vmm-api.md), for the others.
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 maxcpus=1 noreplace-smp random.trust_cpu=on \
-                       cryptomgr.notests 8250.nr_uarts=1";
+                       cryptomgr.notests nf_conntrack.hashsize=16384 8250.nr_uarts=1";
 const AGENT_WORDS: &str = "agent_debug";
 const AGENT_MARK: &str = "agent:";
 const READS_MARK: &str = "bench: ";
