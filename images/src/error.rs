@@ -10,6 +10,7 @@ use std::{
 use bulkhead_records::RecordsError;
 
 use crate::{
+    archive::ArchiveError,
     digest::Digest,
     layer::LayerError,
     manifest::ManifestError,
@@ -130,6 +131,14 @@ pub enum ImagesError {
         /// Why.
         source: io::Error,
     },
+    /// An archive cannot be imported or exported.
+    #[error("cannot {action} the archive: {source}")]
+    Archive {
+        /// `import` or `export`.
+        action: &'static str,
+        /// Why.
+        source: Box<ArchiveError>,
+    },
     /// The records failed.
     #[error(transparent)]
     Records(#[from] RecordsError),
@@ -147,6 +156,7 @@ impl ImagesError {
         match self {
             Self::NoSpace { .. } => true,
             Self::Layer { source, .. } => source.is_disk_full(),
+            Self::Archive { source, .. } => source.is_disk_full(),
             Self::Disk { source, .. } => is_full(source),
             _ => false,
         }

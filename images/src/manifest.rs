@@ -28,8 +28,9 @@ const MOST_ENTRIES: usize = 1000;
 const MOST_NAMELESS: usize = 16;
 /// Most `Volumes`: each is a mount, of which a container has no more.
 const MOST_VOLUMES: usize = 1024;
-/// Largest single layer, compressed: 1 TiB, so that sums stay far from overflow.
-const LARGEST_BLOB: u64 = 1 << 40;
+/// Largest single layer, compressed: 16 TiB, more than a layer's image can have, and sums of 500
+/// stay far from overflow. What an image may have is the pull's to say.
+const LARGEST_BLOB: u64 = 16 << 40;
 
 /// For the `Accept` header: all forms understood.
 pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \

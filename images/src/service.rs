@@ -1,12 +1,16 @@
 //! The image service: pull, list, find, remove, hold.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{error::Error, path::PathBuf, sync::Arc};
 
 use bulkhead_records::Database;
+use bytes::Bytes;
+use futures::Stream;
 
 use crate::{
+    archive::{Export, Importer},
     disk_usage::{Meter, Usage},
     error::{ImagesError, SharedError},
+    expiry,
     manifest::SERIAL_DIGITS,
     pull::{LayerSnapshot, PullSettings, Puller},
     reference::ImageName,
@@ -45,20 +49,24 @@ pub struct Settings {
 pub struct Images {
     store: Arc<Store>,
     puller: Arc<Puller>,
+    importer: Importer,
     pods_dir: PathBuf,
     image_meter: Arc<Meter>,
     pods_meter: Arc<Meter>,
 }
 
 impl Images {
-    /// Opens the store. Blocks.
+    /// Opens the store. Blocks. In a tokio runtime it begins to remove what unfinished pulls leave
+    /// when its time is up.
     ///
     /// # Errors
     /// The directory or the records cannot be used.
     pub fn open(settings: Settings, database: &Database) -> Result<Self, ImagesError> {
-        let store = Store::open(settings.layers_dir, database)?;
+        let store = Store::open(settings.layers_dir, database, settings.pull.keep_parts)?;
+        expiry::spawn(&store);
         let registry = Arc::new(Registry::new(settings.hosts_dir, settings.retry));
         Ok(Self {
+            importer: Importer::new(Arc::clone(&store), settings.pull.clone()),
             puller: Puller::new(Arc::clone(&store), registry, settings.pull),
             store,
             pods_dir: settings.pods_dir,
@@ -73,7 +81,7 @@ impl Images {
         reference: &str,
         secret: Option<&PullSecret>,
     ) -> Result<Arc<ImageRecord>, SharedError> {
-        let name = name(reference)?;
+        let name = image_name(reference)?;
         let credentials = Credentials::of(secret).map_err(|source| ImagesError::Auth {
             image: name.to_string(),
             source,
@@ -81,6 +89,30 @@ impl Images {
         let result = self.puller.pull(name, credentials).await;
         self.image_meter.forget();
         result
+    }
+
+    /// Makes the images of an archive (`docker save`, OCI layout; packed or not) images of this
+    /// node, by `name` if that is given and the archive has one image only.
+    ///
+    /// # Errors
+    /// As of a pull, and [`ImagesError::Archive`]. Images before one that fails are here.
+    pub async fn import<E: Error + Send + Sync + 'static>(
+        &self,
+        archive: impl Stream<Item = Result<Bytes, E>> + Send,
+        name: Option<&str>,
+    ) -> Result<Vec<Arc<ImageRecord>>, ImagesError> {
+        let name = name.map(image_name).transpose()?;
+        let result = self.importer.import(archive, name).await;
+        self.image_meter.forget();
+        result
+    }
+
+    /// Begins an archive of images, by any of their names.
+    ///
+    /// # Errors
+    /// NotFound; an image by a release that did not keep what is needed.
+    pub fn export(&self, references: &[String]) -> Result<Export, ImagesError> {
+        Export::new(&self.store, references)
     }
 
     /// How far the pull of this image is: one entry per layer; `None` if there is no such pull.
@@ -171,7 +203,7 @@ pub fn serial(layer: &LayerRecord) -> String {
     std::iter::once('l').chain(digits).collect()
 }
 
-fn name(reference: &str) -> Result<ImageName, ImagesError> {
+fn image_name(reference: &str) -> Result<ImageName, ImagesError> {
     if reference.is_empty() {
         return Err(ImagesError::NoName);
     }

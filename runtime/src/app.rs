@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use bulkhead_common::lock;
-use bulkhead_images::{Images, ImagesError, PullSettings, RetryPolicy, Settings};
+use bulkhead_images::{Images, ImagesError, PullSettings, RetryPolicy, Settings, layer::Limits};
 use bulkhead_records::RecordsError;
 use bulkhead_streaming::Urls;
 
@@ -88,6 +88,14 @@ fn image_settings(config: &Config) -> Settings {
         },
         pull: PullSettings {
             parallel_layers: config.registry.parallel_layers,
+            max_image_bytes: config.images.max_image_bytes,
+            layer_limits: Limits {
+                max_layer_bytes: config.images.max_layer_bytes,
+                max_entries: config.images.max_layer_entries,
+                max_memory_bytes: config.images.max_layer_memory,
+                ..Limits::default()
+            },
+            keep_parts: config.images.keep_unfinished,
             ..PullSettings::default()
         },
     }

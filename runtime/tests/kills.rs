@@ -437,6 +437,7 @@ async fn fill(daemon: &Daemon) {
         }],
         size: 10,
         pulled_at: 0,
+        config_file: String::new(),
     };
     let records = Records::open(&paths.database()).unwrap();
     let images = Table::<ImageRecord>::open(records.database()).unwrap();

@@ -18,9 +18,21 @@ const _: () = assert!(ROOT_SLOT as usize * SLOT == SUPER_OFFSET + SUPER_SIZE);
 /// Bytes for the root inode, its attributes and its tail.
 const ROOT_ROOM: usize = BLOCK - SUPER_OFFSET - SUPER_SIZE;
 
+/// An image that is whole.
+#[derive(Debug)]
+pub struct Finished<W> {
+    /// The file or buffer.
+    pub out: W,
+    /// The length of the image in bytes.
+    pub size: u64,
+    /// Where each inode's record is, in the order in which they were added: bytes from the
+    /// beginning of the image.
+    pub inodes: Vec<u64>,
+}
+
 impl<W: Write + Seek> Writer<W> {
-    /// Writes the directories (the first is the root) and the superblock, and returns the file,
-    /// flushed but not synced, and the length of the image. `links` gives the inodes that have
+    /// Writes the directories (the first is the root) and the superblock. The file is flushed, but
+    /// not synced. `links` gives the inodes that have
     /// another number of links than one.
     ///
     /// # Errors
@@ -30,7 +42,7 @@ impl<W: Write + Seek> Writer<W> {
         dirs: &[DirInput<'_>],
         links: impl IntoIterator<Item = (InodeId, u32)>,
         uuid: [u8; 16],
-    ) -> Result<(W, u64), WriterError> {
+    ) -> Result<Finished<W>, WriterError> {
         self.flush_run()?;
         let tree = self.place_dirs(dirs)?;
         let mut first_block = Vec::new();
@@ -102,9 +114,14 @@ impl<W: Write + Seek> Writer<W> {
             })
             .collect();
         let last = (0, superblock.first_block(&first_block));
+        let inodes = self.places.offsets();
         // The superblock last: until then the file is not an image.
         let inner = self.out.finish(links.into_iter().chain([last]))?;
-        Ok((inner, size))
+        Ok(Finished {
+            out: inner,
+            size,
+            inodes,
+        })
     }
 
     /// Decides where each directory's blocks and inode go: all blocks first, then all inodes.

@@ -68,3 +68,10 @@ pub struct Attr {
 /// An inode of the image being written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct InodeId(pub(super) u32);
+
+impl InodeId {
+    /// How many inodes were added before it.
+    pub fn index(self) -> u32 {
+        self.0
+    }
+}

@@ -30,7 +30,8 @@ mod writer;
 mod xattr;
 
 pub use dirs::{Child, DirInput};
+pub use finish::Finished;
 pub use format::{BLOCK_SIZE, FileType};
 pub use inode::{Attr, InodeId, WriterError};
-pub use writer::{FileData, Node, SparseData, Writer};
+pub use writer::{FileData, Node, Piece, SparseData, Writer};
 pub use xattr::{XattrName, Xattrs};

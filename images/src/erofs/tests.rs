@@ -29,7 +29,7 @@ fn plain(w: &mut Writer<Cursor<Vec<u8>>>, data: &[u8], x: &Xattrs) -> InodeId {
     for part in data.chunks(1000) {
         w.file_data(&mut file, part).unwrap();
     }
-    w.end_file(file, &ATTR, x).unwrap()
+    w.end_file(file, &ATTR, x).unwrap().0
 }
 
 fn root<'a>(entries: Vec<(&'a [u8], Child)>, none: &'a Xattrs) -> DirInput<'a> {
@@ -44,7 +44,7 @@ fn root<'a>(entries: Vec<(&'a [u8], Child)>, none: &'a Xattrs) -> DirInput<'a> {
 #[test]
 fn an_empty_image() {
     let none = Xattrs::default();
-    let (out, size) = writer()
+    let Finished { out, size, .. } = writer()
         .finish(&[root(vec![], &none)], [], [1; 16])
         .unwrap();
     let image = out.into_inner();
@@ -79,7 +79,7 @@ fn every_size_around_the_block() {
         .iter()
         .map(|(n, id)| (&n[..], Child::Inode(*id, FileType::Regular)))
         .collect();
-    let (out, _) = w.finish(&[root(entries, &x)], [], [0; 16]).unwrap();
+    let Finished { out, .. } = w.finish(&[root(entries, &x)], [], [0; 16]).unwrap();
     let tree = read::read_tree(&out.into_inner()).unwrap();
     for n in sizes {
         for kind in ["a", "b"] {
@@ -102,11 +102,11 @@ fn sparse_files_keep_their_holes() {
     w.sparse_data(&mut s, size - 1, b"z").unwrap();
     assert!(w.sparse_data(&mut s, size - 1, b"z").is_err(), "going back");
     assert!(w.sparse_data(&mut s, size, b"z").is_err(), "behind the end");
-    let id = w.end_sparse(s, &ATTR, &none).unwrap();
+    let id = w.end_sparse(s, &ATTR, &none).unwrap().0;
     let hole = w.begin_sparse(1 << 40).unwrap();
-    let hole = w.end_sparse(hole, &ATTR, &none).unwrap();
+    let hole = w.end_sparse(hole, &ATTR, &none).unwrap().0;
     let empty = w.begin_sparse(0).unwrap();
-    let empty = w.end_sparse(empty, &ATTR, &none).unwrap();
+    let empty = w.end_sparse(empty, &ATTR, &none).unwrap().0;
     assert!(w.begin_sparse(u64::MAX).is_err());
     let kind = FileType::Regular;
     let dir = root(
@@ -116,7 +116,7 @@ fn sparse_files_keep_their_holes() {
         ],
         &none,
     );
-    let (out, len) = w.finish(&[dir], [(hole, 0)], [0; 16]).unwrap();
+    let Finished { out, size: len, .. } = w.finish(&[dir], [(hole, 0)], [0; 16]).unwrap();
     assert!(len < (2 << 20), "{len} bytes");
     let tree = read::read_tree(&out.into_inner()).unwrap();
     let file = &tree[&b"f"[..]];
@@ -159,7 +159,7 @@ fn large_directories_and_links() {
         parent: 0,
         entries: many,
     };
-    let (out, _) = w.finish(&[top, sub], [(node, 5000)], [0; 16]).unwrap();
+    let Finished { out, .. } = w.finish(&[top, sub], [(node, 5000)], [0; 16]).unwrap();
     let tree = read::read_tree(&out.into_inner()).unwrap();
     assert_eq!(tree.len(), 5004);
     assert_eq!(
@@ -189,7 +189,7 @@ fn big_attributes() {
         parent: 0,
         entries: vec![],
     };
-    let (out, _) = w.finish(&[root(entries, &none), sub], [], [0; 16]).unwrap();
+    let Finished { out, .. } = w.finish(&[root(entries, &none), sub], [], [0; 16]).unwrap();
     let tree = read::read_tree(&out.into_inner()).unwrap();
     assert_eq!(tree[&b"f"[..]].data, b"small");
     for name in ["f", "g"] {

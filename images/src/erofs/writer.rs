@@ -4,7 +4,7 @@ use std::io::{Seek, Write};
 
 use super::dirs;
 use super::format::{
-    BLOCK, BLOCK_SIZE, FileType, INCOMPAT_CHUNKED, INODE_SIZE, Inode, Layout, NULL_BLOCK,
+    BLOCK, BLOCK_SIZE, FileType, INCOMPAT_CHUNKED, INODE_SIZE, Inode, Layout, NULL_BLOCK, SLOT,
     SLOTS_PER_BLOCK, device, put32,
 };
 use super::inode::{Attr, InodeId, WriterError};
@@ -34,6 +34,27 @@ pub enum Node<'a> {
     Socket,
 }
 
+/// Where a piece of a file's data is in the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece {
+    /// At a byte of the image.
+    At {
+        /// The byte.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Behind an inode, whose own place is known at the end of the image.
+    Behind {
+        /// The inode.
+        inode: InodeId,
+        /// Bytes from the beginning of its record.
+        offset: u32,
+        /// How many bytes.
+        len: u32,
+    },
+}
+
 /// A regular file whose data is being written.
 #[derive(Debug)]
 pub struct FileData {
@@ -54,6 +75,8 @@ pub struct SparseData {
     pos: u64,
     /// The chunk that `pos` is in has been started.
     open: bool,
+    /// Where the data is, in its order.
+    pieces: Vec<Piece>,
 }
 
 impl SparseData {
@@ -130,7 +153,7 @@ impl<W: Write + Seek> Writer<W> {
         Ok(())
     }
 
-    /// Ends a file whose data is complete.
+    /// Ends a file whose data is complete, and says where that is.
     ///
     /// # Errors
     /// When data is missing, or writing fails.
@@ -139,21 +162,29 @@ impl<W: Write + Seek> Writer<W> {
         file: FileData,
         attr: &Attr,
         xattrs: &Xattrs,
-    ) -> Result<InodeId, WriterError> {
+    ) -> Result<(InodeId, Vec<Piece>), WriterError> {
         if file.written != file.size {
             return Err(WriterError::Data {
                 at: file.written,
                 size: file.size,
             });
         }
-        self.add_flat(
-            FileType::Regular,
-            attr,
-            xattrs,
-            file.size,
-            file.start,
-            &file.tail,
-        )
+        let mut pieces = Vec::new();
+        let offset = u64::from(file.start) * BLOCK_SIZE;
+        note(&mut pieces, offset, file.size - file.tail.len() as u64);
+        let contiguous = self.out.pos();
+        let kind = FileType::Regular;
+        let inode = self.add_flat(kind, attr, xattrs, file.size, file.start, &file.tail)?;
+        if is_inline(&file.tail, xattrs) {
+            pieces.push(Piece::Behind {
+                inode,
+                offset: u32::try_from(INODE_SIZE + xattrs.encoded_len()).unwrap_or(u32::MAX),
+                len: u32::try_from(file.tail.len()).unwrap_or(u32::MAX),
+            });
+        } else {
+            note(&mut pieces, contiguous, file.tail.len() as u64);
+        }
+        Ok((inode, pieces))
     }
 
     /// Adds a link, device, pipe or socket.
@@ -207,6 +238,7 @@ impl<W: Write + Seek> Writer<W> {
             index: vec![NULL_BLOCK; chunks],
             pos: 0,
             open: false,
+            pieces: Vec::new(),
         })
     }
 
@@ -248,6 +280,7 @@ impl<W: Write + Seek> Writer<W> {
             self.out.skip(at - file.pos)?;
             let room = usize::try_from(start + chunk - at).unwrap_or(usize::MAX);
             let (now, later) = data.split_at(room.min(data.len()));
+            note(&mut file.pieces, self.out.pos(), now.len() as u64);
             self.out.append(now)?;
             at += now.len() as u64;
             file.pos = at;
@@ -259,7 +292,7 @@ impl<W: Write + Seek> Writer<W> {
         Ok(())
     }
 
-    /// Ends a sparse file.
+    /// Ends a sparse file, and says where its data is.
     ///
     /// # Errors
     /// When writing fails.
@@ -268,10 +301,12 @@ impl<W: Write + Seek> Writer<W> {
         mut file: SparseData,
         attr: &Attr,
         xattrs: &Xattrs,
-    ) -> Result<InodeId, WriterError> {
+    ) -> Result<(InodeId, Vec<Piece>), WriterError> {
         self.close_chunk(&mut file)?;
+        let pieces = std::mem::take(&mut file.pieces);
         if file.index.is_empty() {
-            return self.add_flat(FileType::Regular, attr, xattrs, 0, 0, &[]);
+            let inode = self.add_flat(FileType::Regular, attr, xattrs, 0, 0, &[])?;
+            return Ok((inode, pieces));
         }
         self.incompat |= INCOMPAT_CHUNKED;
         let mut index = Vec::with_capacity(file.index.len() * 4);
@@ -287,7 +322,7 @@ impl<W: Write + Seek> Writer<W> {
             file.size,
             file.chunk_bits,
         );
-        self.add_record(&inode, xattrs, &index)
+        Ok((self.add_record(&inode, xattrs, &index)?, pieces))
     }
 
     /// Fills the chunk being written up to its end, or to the end of the file's last block.
@@ -313,7 +348,7 @@ impl<W: Write + Seek> Writer<W> {
         start: u32,
         tail: &[u8],
     ) -> Result<InodeId, WriterError> {
-        if !tail.is_empty() && tail.len() <= dirs::tail_room(xattrs, BLOCK) {
+        if is_inline(tail, xattrs) {
             let first = if size < BLOCK_SIZE { NULL_BLOCK } else { start };
             let inode = self.inode(kind, Layout::Inline, attr, xattrs, size, first);
             return self.add_record(&inode, xattrs, tail);
@@ -380,10 +415,38 @@ impl<W: Write + Seek> Writer<W> {
     }
 }
 
+/// Notes data that goes to a byte of the image, with what is right before it if it follows that.
+fn note(pieces: &mut Vec<Piece>, at: u64, more: u64) {
+    if let Some(Piece::At { offset, len }) = pieces.last_mut()
+        && offset.checked_add(*len) == Some(at)
+    {
+        *len += more;
+    } else if more > 0 {
+        pieces.push(Piece::At {
+            offset: at,
+            len: more,
+        });
+    }
+}
+
+/// Whether the bytes behind a file's last full block go behind its inode.
+fn is_inline(tail: &[u8], xattrs: &Xattrs) -> bool {
+    !tail.is_empty() && tail.len() <= dirs::tail_room(xattrs, BLOCK)
+}
+
 impl Places {
     /// How many inodes there are.
     pub(super) fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Where each inode's record is: bytes from the beginning of the image. Their runs must have
+    /// been appended.
+    pub(super) fn offsets(&self) -> Vec<u64> {
+        let numbers = (0..self.slots.len()).filter_map(|n| u32::try_from(n).ok());
+        numbers
+            .map(|n| self.nid(InodeId(n)) * SLOT as u64)
+            .collect()
     }
 
     /// The number of an inode in the image; its run must have been appended.

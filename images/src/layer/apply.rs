@@ -27,6 +27,8 @@ const MAX_IMPLICIT: u64 = 4 << 20;
 #[derive(Debug)]
 pub(super) struct Applied {
     pub size: u64,
+    /// Where each inode's record is in the image.
+    pub inodes: Vec<u64>,
     pub implicit_dirs: Vec<Vec<u8>>,
     pub opaque_root: bool,
     pub dropped_xattrs: u64,
@@ -278,7 +280,9 @@ impl<'a, W: Write + Seek> Applier<'a, W> {
             let n = data.len();
             entries.used(n);
         }
-        Ok(self.writer.end_file(file, attr, xattrs)?)
+        let (inode, pieces) = self.writer.end_file(file, attr, xattrs)?;
+        entries.stored(&pieces)?;
+        Ok(inode)
     }
 
     fn sparse<R: Read>(
@@ -314,7 +318,9 @@ impl<'a, W: Write + Seek> Applier<'a, W> {
                 at += n as u64;
             }
         }
-        Ok(self.writer.end_sparse(file, attr, xattrs)?)
+        let (inode, pieces) = self.writer.end_sparse(file, attr, xattrs)?;
+        entries.stored(&pieces)?;
+        Ok(inode)
     }
 
     /// The attributes that an entry may set. Those of overlayfs are left out: in a layer they
@@ -416,11 +422,12 @@ impl<'a, W: Write + Seek> Applier<'a, W> {
         }
         let opaque_root = self.tree.dir(NodeId::ROOT).is_some_and(|root| root.opaque);
         let dropped_xattrs = self.dropped_xattrs;
-        let (out, size) = self.writer.finish(&dirs, links, uuid)?;
+        let finished = self.writer.finish(&dirs, links, uuid)?;
         Ok((
-            out,
+            finished.out,
             Applied {
-                size,
+                size: finished.size,
+                inodes: finished.inodes,
                 implicit_dirs,
                 opaque_root,
                 dropped_xattrs,

@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 use super::apply::Applier;
+use super::description::Description;
 use super::entries::Entries;
 use super::error::LayerError;
 use super::limits::Limits;
+use super::recipe::{Recorded, Recorder};
 use super::source::Progress;
+use crate::digest::Digest;
 use crate::erofs::Writer;
 
 /// How the names of unfinished images begin: what a crash left behind is found by it.
@@ -30,6 +33,8 @@ pub struct LayerInfo {
     pub diff_id: [u8; 32],
     /// Length of the image.
     pub erofs_size: u64,
+    /// Length of its file: the image, and what the file says of itself ([`Description`]).
+    pub file_size: u64,
     /// Directories that have files in this layer but no entry of their own, parents first: they
     /// were made 0755 root:root, and hide the attributes that a layer below may have for them.
     pub implicit_dirs: Vec<Vec<u8>>,
@@ -104,7 +109,22 @@ pub fn convert<R: Read>(
         .suffix(TEMP_SUFFIX)
         .tempfile_in(dir)
         .map_err(|e| failed("creating a layer's image in", e))?;
-    let (_, info) = convert_into(reader, file.as_file(), limits, progress)?;
+    let describing = |e| failed("describing a layer's image in", e);
+    let recorder = Recorder::to_file(dir).map_err(describing)?;
+    let (_, mut info, recorded) = run(reader, file.as_file(), limits, progress, recorder)?;
+    let (recipe, end) = recorded
+        .append(file.as_file(), info.erofs_size)
+        .map_err(describing)?;
+    let description = Description {
+        diff_id: Digest::from_sha256(&info.diff_id),
+        opaque_root: info.opaque_root,
+        implicit_dirs: info.implicit_dirs.clone(),
+        tar_size: info.bytes,
+        recipe,
+    };
+    info.file_size = description
+        .append(file.as_file(), end)
+        .map_err(describing)?;
     file.as_file()
         .sync_all()
         .map_err(|e| failed("syncing a layer's image in", e))?;
@@ -121,24 +141,37 @@ pub fn convert_into<R: Read, W: Write + Seek>(
     limits: &Limits,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(W, LayerInfo), LayerError> {
+    let (out, info, _) = run(reader, out, limits, progress, Recorder::none())?;
+    Ok((out, info))
+}
+
+pub(super) fn run<R: Read, W: Write + Seek>(
+    reader: R,
+    out: W,
+    limits: &Limits,
+    progress: &mut dyn FnMut(Progress),
+    recorder: Recorder,
+) -> Result<(W, LayerInfo, Recorded), LayerError> {
     let mut applier = Applier::new(Writer::new(out, limits.max_layer_bytes)?, limits);
-    let mut entries = Entries::new(reader, limits, progress);
+    let mut entries = Entries::new(reader, limits, progress, recorder);
     while let Some(entry) = entries.next()? {
         applier.apply(&entry, &mut entries)?;
     }
     let count = entries.count();
-    let (bytes, diff_id) = entries.finish()?;
-    let (out, applied) = applier.finish(uuid(&diff_id))?;
+    let tar = entries.finish()?;
+    let (out, applied) = applier.finish(uuid(&tar.sha256))?;
     let info = LayerInfo {
-        bytes,
+        bytes: tar.bytes,
         entries: count,
-        diff_id,
+        diff_id: tar.sha256,
         erofs_size: applied.size,
+        file_size: applied.size,
         implicit_dirs: applied.implicit_dirs,
         opaque_root: applied.opaque_root,
         dropped_xattrs: applied.dropped_xattrs,
     };
-    Ok((out, info))
+    let recorded = tar.recorder.finish(applied.inodes)?;
+    Ok((out, info, recorded))
 }
 
 /// The volume's UUID follows from the content (RFC 9562 version 8), so that the same layer gives

@@ -10,8 +10,10 @@ use super::error::{EntryProblem, FormatProblem, LayerError};
 use super::header::{Header, text};
 use super::limits::Limits;
 use super::pax::Pax;
-use super::source::{Progress, Source};
+use super::recipe::Recorder;
+use super::source::{Finished, Progress, Source};
 use super::sparse::{self, Extent};
+use crate::erofs::Piece;
 
 /// One entry. The data of a file is read with [`Entries::data`] before the next entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +65,9 @@ impl<'a, R: Read> Entries<'a, R> {
         reader: R,
         limits: &'a Limits,
         progress: &'a mut dyn FnMut(Progress),
+        recorder: Recorder,
     ) -> Self {
-        let source = Source::new(reader, limits.max_layer_bytes, progress);
+        let source = Source::new(reader, limits.max_layer_bytes, progress, recorder);
         Self {
             source,
             limits,
@@ -77,6 +80,11 @@ impl<'a, R: Read> Entries<'a, R> {
     /// How many entries there were.
     pub(super) fn count(&self) -> u64 {
         self.count
+    }
+
+    /// Where in the stream the data of the current entry begins, if none of it was read.
+    pub(super) fn offset(&self) -> u64 {
+        self.source.offset()
     }
 
     /// Data of the current entry; empty at its end.
@@ -96,14 +104,19 @@ impl<'a, R: Read> Entries<'a, R> {
         Ok(data.get(..max).unwrap_or(data))
     }
 
+    /// Where the data that was marked as used is in the image.
+    pub(super) fn stored(&mut self, pieces: &[Piece]) -> Result<(), LayerError> {
+        self.source.stored(pieces)
+    }
+
     /// Marks data as used.
     pub(super) fn used(&mut self, n: usize) {
-        self.source.consume(n);
+        self.source.consume_data(n);
         self.data = self.data.saturating_sub(n as u64);
     }
 
     /// Passes over what the stream has behind the archive; see [`Source::finish`].
-    pub(super) fn finish(self) -> Result<(u64, [u8; 32]), LayerError> {
+    pub(super) fn finish(self) -> Result<Finished, LayerError> {
         self.source.finish()
     }
 
@@ -282,7 +295,7 @@ impl<'a, R: Read> Entries<'a, R> {
                 break;
             }
             let n = n.min(usize::try_from(padding).unwrap_or(usize::MAX));
-            self.source.consume(n);
+            self.source.consume(n)?;
             padding -= n as u64;
         }
         Ok(())

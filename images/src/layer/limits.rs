@@ -25,7 +25,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            max_layer_bytes: 64 << 30,
+            max_layer_bytes: 1 << 40,
             max_entries: 2_000_000,
             // PATH_MAX with its final NUL.
             max_path: 4095,

@@ -12,11 +12,14 @@
 
 mod apply;
 mod convert;
+mod description;
 mod entries;
 mod error;
 mod header;
 mod limits;
 mod pax;
+mod recipe;
+mod scan;
 mod source;
 mod sparse;
 #[cfg(test)]
@@ -24,6 +27,9 @@ mod tests;
 mod tree;
 
 pub use convert::{LayerInfo, PendingLayer, TEMP_PREFIX, TEMP_SUFFIX, convert, convert_into};
+pub use description::Description;
 pub use error::{EntryProblem, FormatProblem, LayerError};
 pub use limits::Limits;
+pub use recipe::{Rebuild, Recipe};
+pub use scan::{Scanned, scan};
 pub use source::Progress;

@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Read};
 use sha2::{Digest, Sha256};
 
 use super::error::LayerError;
+use super::recipe::Recorder;
+use crate::erofs::Piece;
 
 /// Bytes read at once.
 const BUFFER: usize = 256 << 10;
@@ -16,6 +18,15 @@ const REPORT: u64 = 1 << 20;
 pub struct Progress {
     /// Bytes of the tar stream read.
     pub bytes: u64,
+}
+
+/// A stream that was read to its end.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// How many bytes it had.
+    pub bytes: u64,
+    pub sha256: [u8; 32],
+    pub recorder: Recorder,
 }
 
 /// A stream being read.
@@ -31,12 +42,19 @@ pub(super) struct Source<'p, R> {
     limit: u64,
     reported: u64,
     progress: &'p mut dyn FnMut(Progress),
+    recorder: Recorder,
 }
 
 impl<'p, R: Read> Source<'p, R> {
-    pub(super) fn new(inner: R, limit: u64, progress: &'p mut dyn FnMut(Progress)) -> Self {
+    pub(super) fn new(
+        inner: R,
+        limit: u64,
+        progress: &'p mut dyn FnMut(Progress),
+        recorder: Recorder,
+    ) -> Self {
         Self {
             inner,
+            recorder,
             buffer: vec![0; BUFFER].into_boxed_slice(),
             start: 0,
             end: 0,
@@ -93,8 +111,21 @@ impl<'p, R: Read> Source<'p, R> {
     }
 
     /// Marks bytes that [`Self::fill`] showed as used.
-    pub(super) fn consume(&mut self, n: usize) {
+    pub(super) fn consume(&mut self, n: usize) -> Result<(), LayerError> {
+        let end = self.end.min(self.start + n);
+        let bytes = self.buffer.get(self.start..end).unwrap_or_default();
+        self.start = end;
+        self.recorder.raw(bytes)
+    }
+
+    /// Marks bytes as used that went into the image: [`Self::stored`] says where.
+    pub(super) fn consume_data(&mut self, n: usize) {
         self.start = self.end.min(self.start + n);
+    }
+
+    /// Where the bytes are that were marked by [`Self::consume_data`].
+    pub(super) fn stored(&mut self, pieces: &[Piece]) -> Result<(), LayerError> {
+        self.recorder.stored(pieces)
     }
 
     /// The next 512 bytes. `None` at the end of the stream.
@@ -116,7 +147,7 @@ impl<'p, R: Read> Source<'p, R> {
             for (to, from) in room.iter_mut().zip(data) {
                 *to = *from;
             }
-            self.consume(n);
+            self.consume(n)?;
             have += n;
         }
         Ok(Some(block))
@@ -133,7 +164,7 @@ impl<'p, R: Read> Source<'p, R> {
             }
             let n = data.len().min(usize::try_from(len).unwrap_or(usize::MAX));
             out.extend_from_slice(data.get(..n).unwrap_or_default());
-            self.consume(n);
+            self.consume(n)?;
             len -= n as u64;
         }
         Ok(out)
@@ -148,23 +179,26 @@ impl<'p, R: Read> Source<'p, R> {
                 return Err(LayerError::Truncated { offset, what });
             }
             let n = data.len().min(usize::try_from(len).unwrap_or(usize::MAX));
-            self.consume(n);
+            self.consume(n)?;
             len -= n as u64;
         }
         Ok(())
     }
 
-    /// Reads to the end of the stream (whatever follows the archive is part of the digest), and
-    /// returns the number of all bytes and their SHA-256.
-    pub(super) fn finish(mut self) -> Result<(u64, [u8; 32]), LayerError> {
+    /// Reads to the end of the stream: whatever follows the archive is part of the digest.
+    pub(super) fn finish(mut self) -> Result<Finished, LayerError> {
         loop {
             let n = self.fill()?.len();
             if n == 0 {
                 break;
             }
-            self.consume(n);
+            self.consume(n)?;
         }
         (self.progress)(Progress { bytes: self.read });
-        Ok((self.read, self.hash.finalize().into()))
+        Ok(Finished {
+            bytes: self.read,
+            sha256: self.hash.finalize().into(),
+            recorder: self.recorder,
+        })
     }
 }

@@ -28,7 +28,7 @@ pub(crate) async fn layer(
         }
         let pending = layer::convert(io::empty(), store.layers_dir(), &limits, &mut |_| ())?;
         let (_, info) = pending.commit(&format!("{}.erofs", diff_id.hex()))?;
-        Ok((lease, info.erofs_size))
+        Ok((lease, info.file_size))
     });
     let (lease, file_size) = match made.await {
         Ok(made) => made.map_err(|source| ImagesError::Layer {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    io::{self, Read as _},
+    io::{self, BufRead, Read as _},
     sync::{Arc, Mutex},
 };
 
@@ -144,7 +144,7 @@ async fn fetch(
     };
     tracing::debug!(
         image = %name, layer = %wanted.blob.digest, blob_size = wanted.blob.size,
-        tar_size = info.bytes, entries = info.entries, file_size = info.erofs_size,
+        tar_size = info.bytes, entries = info.entries, file_size = info.file_size,
         "layer stored"
     );
     if info.dropped_xattrs > 0 {
@@ -154,7 +154,7 @@ async fn fetch(
         );
     }
     let info = FileInfo {
-        size: info.erofs_size,
+        size: info.file_size,
         opaque_root: info.opaque_root,
         implicit_dirs: info.implicit_dirs,
     };
@@ -176,7 +176,7 @@ async fn fetch_once(
     wanted: &LayerRequest,
     progress: &Arc<LayerProgress>,
 ) -> Result<LayerInfo, ImagesError> {
-    let (mut sender, receiver) = stream::channel(Arc::clone(progress));
+    let (mut sender, receiver) = stream::channel(Some(Arc::clone(progress)));
     let download = async {
         session.blob(&wanted.blob, &mut sender).await?;
         // Nobody there to hear of the end: the conversion has failed and says why.
@@ -205,28 +205,45 @@ async fn fetch_once(
     }
     match converted {
         Ok(Ok(info)) => Ok(info),
-        Ok(Err(Unusable::Layer(source))) => Err(ImagesError::Layer {
-            image: name.to_string(),
-            digest: wanted.blob.digest.clone(),
-            source,
-        }),
-        Ok(Err(Unusable::DiffId(actual))) => Err(ImagesError::DiffId {
-            image: name.to_string(),
-            digest: wanted.blob.digest.clone(),
-            expected: wanted.diff_id.clone(),
-            actual,
-        }),
-        Ok(Err(Unusable::Store(source))) => Err(source),
+        Ok(Err(unusable)) => {
+            let (digest, expected) = (wanted.blob.digest.clone(), wanted.diff_id.clone());
+            Err(unusable.of(name.to_string(), digest, expected))
+        }
         Err(_) => Err(ImagesError::Ending {
             what: "unpacking a layer",
         }),
     }
 }
 
-enum Unusable {
+/// Why a layer is not stored.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    /// It cannot be read, or its file not be written.
     Layer(Box<LayerError>),
+    /// It unpacks to something else: to this.
     DiffId(Digest),
+    /// The records failed.
     Store(ImagesError),
+}
+
+impl Unusable {
+    /// As an error of an image's layer.
+    pub(crate) fn of(self, image: String, digest: Digest, expected: Digest) -> ImagesError {
+        match self {
+            Self::Layer(source) => ImagesError::Layer {
+                image,
+                digest,
+                source,
+            },
+            Self::DiffId(actual) => ImagesError::DiffId {
+                image,
+                digest,
+                expected,
+                actual,
+            },
+            Self::Store(source) => source,
+        }
+    }
 }
 
 /// The blocking half. With `others` a layer that makes no sense is received to its end all the
@@ -238,7 +255,7 @@ fn convert(
     limits: &Limits,
     others: bool,
 ) -> Result<LayerInfo, Unusable> {
-    let result = convert_stream(&mut receiver, store, expected, limits);
+    let result = store_layer(&mut receiver, store, expected, limits);
     if others
         && let Err(Unusable::Layer(error)) = &result
         && error.is_of_content()
@@ -249,17 +266,18 @@ fn convert(
     result
 }
 
-/// Reads to the true end, which is told only if the blob's digest was right, then compares the
-/// diff_id, and only then gives the file its name.
-fn convert_stream(
-    receiver: &mut stream::Receiver,
+/// Makes the file of a leased and expected layer. Reads to the true end, which the reader tells
+/// only if the blob's digest was right, then compares the diff_id, and only then gives the file
+/// its name. Blocks.
+pub(crate) fn store_layer(
+    reader: impl BufRead,
     store: &Store,
     expected: &Digest,
     limits: &Limits,
 ) -> Result<LayerInfo, Unusable> {
     let failed = |error| Unusable::Layer(Box::new(error));
     let input = |offset| move |source| failed(LayerError::Input { offset, source });
-    let mut unpacked = stream::unpack(receiver).map_err(input(0))?;
+    let mut unpacked = stream::unpack(reader).map_err(input(0))?;
     let pending =
         layer::convert(&mut unpacked, store.layers_dir(), limits, &mut |_| ()).map_err(failed)?;
     let bytes = pending.info().bytes;
@@ -278,12 +296,7 @@ fn convert_stream(
     if actual != *expected {
         return Err(Unusable::DiffId(actual));
     }
-    let known = pending.info();
-    if known.opaque_root || !known.implicit_dirs.is_empty() {
-        store
-            .expect(expected, known.opaque_root, known.implicit_dirs.clone())
-            .map_err(Unusable::Store)?;
-    }
+    store.finishing(expected).map_err(Unusable::Store)?;
     let name = format!("{}.erofs", expected.hex());
     let (_, info) = pending.commit(&name).map_err(failed)?;
     Ok(info)

@@ -5,7 +5,7 @@
 //! last of them goes away, the connections close and temporary files go, and layers that are done
 //! stay for the next try.
 
-mod empty;
+pub(crate) mod empty;
 mod layer;
 mod progress;
 mod stream;
@@ -24,6 +24,10 @@ use futures::{
 
 use self::layer::{LayerRequest, SingleFlight};
 pub use self::progress::{LayerProgress, LayerSnapshot, LayerState, PullProgress};
+pub(crate) use self::{
+    layer::store_layer,
+    stream::{channel, unpack},
+};
 use crate::{
     digest::Digest,
     error::{ImagesError, SharedError},
@@ -52,6 +56,8 @@ pub struct PullSettings {
     pub max_image_bytes: u64,
     /// What one layer may ask for.
     pub layer_limits: Limits,
+    /// How long a finished layer of an unfinished pull is kept for the next try.
+    pub keep_parts: Duration,
 }
 
 impl Default for PullSettings {
@@ -59,8 +65,9 @@ impl Default for PullSettings {
         Self {
             parallel_layers: 3,
             max_layers: 240,
-            max_image_bytes: 256 << 30,
+            max_image_bytes: 1 << 40,
             layer_limits: Limits::default(),
+            keep_parts: Duration::from_secs(3600),
         }
     }
 }
@@ -227,7 +234,7 @@ impl Puller {
             let layers = self.fetch_layers(name, &session, pairs, progress).await?;
             (leases, layers)
         };
-        let image = ImageRecord::new(&config_file.digest, config_file.bytes.len(), config, layers);
+        let image = ImageRecord::new(&config_file.digest, &config_file.bytes, config, layers);
         let image = self
             .store
             .commit(ImageRecord {

@@ -25,21 +25,21 @@ enum Piece {
 
 /// The async end.
 #[derive(Debug)]
-pub(super) struct Sender {
+pub(crate) struct Sender {
     pieces: mpsc::Sender<Piece>,
-    progress: Arc<LayerProgress>,
+    progress: Option<Arc<LayerProgress>>,
 }
 
 /// The blocking end.
 #[derive(Debug)]
-pub(super) struct Receiver {
+pub(crate) struct Receiver {
     pieces: mpsc::Receiver<Piece>,
     current: Bytes,
     ended: bool,
 }
 
 /// Both ends of a new channel.
-pub(super) fn channel(progress: Arc<LayerProgress>) -> (Sender, Receiver) {
+pub(crate) fn channel(progress: Option<Arc<LayerProgress>>) -> (Sender, Receiver) {
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
     let receiver = Receiver {
         pieces: receiver,
@@ -57,14 +57,16 @@ pub(super) fn channel(progress: Arc<LayerProgress>) -> (Sender, Receiver) {
 
 impl Sender {
     /// Tells the end: all bytes were sent, and they are right.
-    pub(super) async fn end(self) -> bool {
+    pub(crate) async fn end(self) -> bool {
         self.pieces.send(Piece::End).await.is_ok()
     }
 }
 
 impl Sink for Sender {
     async fn put(&mut self, bytes: Bytes) -> bool {
-        self.progress.add(bytes.len() as u64);
+        if let Some(progress) = &self.progress {
+            progress.add(bytes.len() as u64);
+        }
         self.pieces.send(Piece::Data(bytes)).await.is_ok()
     }
 }
@@ -104,7 +106,7 @@ impl Read for Receiver {
 }
 
 /// A blob, unpacked if it is packed.
-pub(super) enum Unpacked<R: BufRead> {
+pub(crate) enum Unpacked<R: BufRead> {
     /// Not packed.
     Plain(R),
     /// gzip, of one or more members.
@@ -115,7 +117,7 @@ pub(super) enum Unpacked<R: BufRead> {
 
 /// Looks at the first bytes. Registries' media types are not always right; the diff_id is what
 /// decides in the end.
-pub(super) fn unpack<R: BufRead>(reader: R) -> io::Result<Unpacked<Front<R>>> {
+pub(crate) fn unpack<R: BufRead>(reader: R) -> io::Result<Unpacked<Front<R>>> {
     let mut reader = Front {
         first: Vec::new(),
         at: 0,
@@ -154,7 +156,7 @@ impl<R: BufRead> Read for Unpacked<R> {
 
 impl<R: BufRead> Unpacked<R> {
     /// The packed side again, to read what stands behind the packed data.
-    pub(super) fn into_inner(self) -> R {
+    pub(crate) fn into_inner(self) -> R {
         match self {
             Self::Plain(reader) => reader,
             Self::Gzip(reader) => reader.into_inner(),
@@ -165,7 +167,7 @@ impl<R: BufRead> Unpacked<R> {
 
 /// A reader whose first bytes were taken out for a look.
 #[derive(Debug)]
-pub(super) struct Front<R> {
+pub(crate) struct Front<R> {
     first: Vec<u8>,
     at: usize,
     rest: R,
@@ -248,7 +250,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        let progress = || LayerProgress::new(&Digest::of(b""), 4);
+        let progress = || Some(LayerProgress::new(&Digest::of(b""), 4));
         let read = |receiver: &mut Receiver| {
             let mut out = Vec::new();
             receiver.read_to_end(&mut out).map(|_| out)

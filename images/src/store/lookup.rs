@@ -76,6 +76,7 @@ mod tests {
             layers: Vec::new(),
             size: 1,
             pulled_at: 0,
+            config_file: String::new(),
         })
     }
 

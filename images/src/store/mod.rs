@@ -5,12 +5,13 @@
 //! it, and no unfinished pull was about it lately. Holds by containers keep the record of a
 //! removed image. Changes run to their end even if the caller is dropped.
 
+mod free;
 mod lookup;
 mod records;
 
 use std::{
     collections::{HashMap, HashSet},
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -18,13 +19,11 @@ use std::{
 
 use bulkhead_common::lock;
 use bulkhead_records::{Database, Table};
+use tokio::runtime::Handle;
 
 pub(crate) use self::records::now;
 pub use self::records::{FileInfo, HoldRecord, ImageRecord, LayerRecord, PartRecord};
-use crate::{digest::Digest, error::ImagesError};
-
-/// How long a finished layer of an unfinished pull is kept for the next try.
-const KEEP_PARTS: Duration = Duration::from_secs(3600);
+use crate::{digest::Digest, error::ImagesError, layer::Description};
 
 /// The store. Cheap to share.
 #[derive(Debug)]
@@ -35,6 +34,8 @@ pub struct Store {
     parts: Table<PartRecord>,
     /// Layers that running pulls count on, and how many do.
     leases: Mutex<HashMap<String, usize>>,
+    /// How long a finished layer of an unfinished pull is kept for the next try.
+    keep_parts: Duration,
     /// Held over each read-change-write of several records.
     writer: tokio::sync::Mutex<()>,
 }
@@ -51,9 +52,15 @@ impl Drop for Lease {
         let mut leases = lock(&self.store.leases);
         if let Some(count) = leases.get_mut(&self.layer) {
             *count -= 1;
-            if *count == 0 {
-                leases.remove(&self.layer);
+            if *count > 0 {
+                return;
             }
+            leases.remove(&self.layer);
+        }
+        drop(leases);
+        // What was removed meanwhile goes now. Nearly always somebody has it.
+        if !self.store.is_wanted(&self.layer) {
+            free_in_background(&self.store, std::mem::take(&mut self.layer));
         }
     }
 }
@@ -61,7 +68,12 @@ impl Drop for Lease {
 impl Store {
     /// Opens the store and sweeps: temporary files, files without a record, images whose files
     /// are gone. Blocks.
-    pub fn open(layers_dir: PathBuf, database: &Database) -> Result<Arc<Self>, ImagesError> {
+    /// A layer of an unfinished pull is kept for `keep_parts`.
+    pub fn open(
+        layers_dir: PathBuf,
+        database: &Database,
+        keep_parts: Duration,
+    ) -> Result<Arc<Self>, ImagesError> {
         fs::create_dir_all(&layers_dir).map_err(|source| ImagesError::Disk {
             action: "make the directory",
             path: layers_dir.clone(),
@@ -73,6 +85,7 @@ impl Store {
             holds: Table::open(database)?,
             parts: Table::open(database)?,
             leases: Mutex::default(),
+            keep_parts,
             writer: tokio::sync::Mutex::default(),
         };
         store.sweep()?;
@@ -108,7 +121,9 @@ impl Store {
             .parts
             .list()
             .iter()
-            .filter(|part| expired(part) || !self.layers_dir.join(file_name(&part.layer)).exists())
+            .filter(|part| {
+                self.is_expired(part) || !self.layers_dir.join(file_name(&part.layer)).exists()
+            })
             .map(|part| part.layer.clone())
             .collect();
         self.parts.batch_blocking(Vec::new(), expired)?;
@@ -120,6 +135,7 @@ impl Store {
             source,
         };
         let dir = &self.layers_dir;
+        let mut adopted = Vec::new();
         for entry in fs::read_dir(dir).map_err(|e| failed("list the directory", dir, e))? {
             let path = entry
                 .map_err(|e| failed("list the directory", dir, e))?
@@ -131,12 +147,24 @@ impl Store {
             if layer.is_some_and(|layer| known.contains(layer)) {
                 continue;
             }
+            if let Some(layer) = layer
+                && describes_itself(&path, layer)
+            {
+                tracing::info!(path = %path.display(), "no record has this layer; it is kept for a pull");
+                adopted.push(PartRecord {
+                    layer: layer.to_owned(),
+                    wanted_at: now(),
+                    opaque_root: false,
+                    implicit_dirs: Vec::new(),
+                });
+                continue;
+            }
             tracing::info!(path = %path.display(), "a file that no image has is removed");
             if let Err(error) = fs::remove_file(&path) {
                 tracing::warn!(path = %path.display(), %error, "it cannot be removed");
             }
         }
-        Ok(())
+        Ok(self.parts.batch_blocking(adopted, Vec::new())?)
     }
 
     /// Layers that some record has.
@@ -148,6 +176,21 @@ impl Store {
             .collect();
         known.extend(self.parts.list().iter().map(|part| part.layer.clone()));
         known
+    }
+
+    /// How long a finished layer of an unfinished pull is kept.
+    pub fn keeps_parts_for(&self) -> Duration {
+        self.keep_parts
+    }
+
+    /// Whether a record has this layer.
+    fn is_wanted(&self, layer: &str) -> bool {
+        self.parts.get(layer).is_some() || self.is_used(layer)
+    }
+
+    fn is_expired(&self, part: &PartRecord) -> bool {
+        // A clock that was set back must not keep parts for ever.
+        now().abs_diff(part.wanted_at) > self.keep_parts.as_secs()
     }
 
     fn is_used(&self, layer: &str) -> bool {
@@ -199,7 +242,8 @@ impl Store {
 
     /// A leased layer's file, if it is there: a file with that name is whole. Blocks.
     pub fn layer(&self, lease: &Lease) -> Option<FileInfo> {
-        let meta = fs::metadata(self.layers_dir.join(file_name(&lease.layer))).ok()?;
+        let path = self.layers_dir.join(file_name(&lease.layer));
+        let meta = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
         let size = meta.len();
         let images = self.images.list();
         let of_image = images
@@ -213,10 +257,13 @@ impl Store {
             Some(_) => return None,
             None => {
                 let part = self.parts.get(&lease.layer)?;
-                (part.opaque_root, part.implicit_dirs.clone())
+                match Description::read(&path) {
+                    Some(said) => (said.opaque_root, said.implicit_dirs),
+                    None => (part.opaque_root, part.implicit_dirs.clone()),
+                }
             }
         };
-        meta.is_file().then_some(FileInfo {
+        Some(FileInfo {
             size,
             opaque_root,
             implicit_dirs,
@@ -247,20 +294,15 @@ impl Store {
             .await?)
     }
 
-    /// Says, before its file gets its name, what an expected layer is like that its file does not
-    /// tell. Blocks: not for async threads.
-    pub fn expect(
-        &self,
-        diff_id: &Digest,
-        opaque_root: bool,
-        implicit_dirs: Vec<Vec<u8>>,
-    ) -> Result<(), ImagesError> {
+    /// Says that an expected layer's file is about to get its name: it is kept from now on for as
+    /// long as layers of unfinished pulls are. Blocks: not for async threads.
+    pub fn finishing(&self, diff_id: &Digest) -> Result<(), ImagesError> {
         let _writer = self.writer.blocking_lock();
         let part = PartRecord {
             layer: diff_id.hex().to_owned(),
             wanted_at: now(),
-            opaque_root,
-            implicit_dirs,
+            opaque_root: false,
+            implicit_dirs: Vec::new(),
         };
         Ok(self.parts.batch_blocking(vec![part], Vec::new())?)
     }
@@ -405,78 +447,23 @@ impl Store {
             .map(|hold| hold.holder.clone())
             .collect()
     }
+}
 
-    /// Removes layers of unfinished pulls that nobody came back for; with `all`, because the disk
-    /// is full, also those of late.
-    pub async fn prune_parts(self: &Arc<Self>, all: bool) -> Result<(), ImagesError> {
-        let parts: Vec<String> = self
-            .parts
-            .list()
-            .iter()
-            .filter(|part| all || expired(part))
-            .map(|part| part.layer.clone())
-            .collect();
-        if parts.is_empty() {
-            return Ok(());
+/// Removes a layer's file if nobody has it, without making the caller wait: a lease may end on an
+/// async thread.
+fn free_in_background(store: &Arc<Store>, layer: String) {
+    let store = Arc::clone(store);
+    let free = move || {
+        if let Err(error) = store.free_layer(&layer) {
+            tracing::warn!(
+                %layer, error = %bulkhead_common::chain(&error),
+                "a layer that nobody has cannot be removed; the next start tries again"
+            );
         }
-        let store = Arc::clone(self);
-        detached("removing unfinished layers", async move {
-            let leased = |layer: &String| {
-                let leases = lock(&store.leases);
-                leases.contains_key(layer)
-            };
-            let parts: Vec<_> = parts.into_iter().filter(|layer| !leased(layer)).collect();
-            store.parts.batch(Vec::new(), parts.clone()).await?;
-            store.free_layers(parts.iter().map(String::as_str)).await
-        })
-        .await
-    }
-
-    /// Removes those of these layers' files that nobody has.
-    async fn free_layers(
-        self: &Arc<Self>,
-        layers: impl Iterator<Item = &str>,
-    ) -> Result<(), ImagesError> {
-        let layers: Vec<String> = layers.map(str::to_owned).collect();
-        let store = Arc::clone(self);
-        tokio::task::spawn_blocking(move || {
-            for layer in layers {
-                store.free_layer(&layer)?;
-            }
-            Ok(())
-        })
-        .await
-        .unwrap_or(Err(ImagesError::Ending {
-            what: "removing layers",
-        }))
-    }
-
-    fn free_layer(&self, layer: &str) -> Result<(), ImagesError> {
-        let path = self.layers_dir.join(file_name(layer));
-        let doomed = self.layers_dir.join(format!(".{layer}.removed"));
-        {
-            // With the lock a pull cannot lease it between the look and the rename; the removal
-            // itself, slow for a large file, is done without.
-            let leases = lock(&self.leases);
-            if leases.contains_key(layer) || self.parts.get(layer).is_some() || self.is_used(layer)
-            {
-                return Ok(());
-            }
-            match fs::rename(&path, &doomed) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                other => other,
-            }
-            .map_err(|source| ImagesError::Disk {
-                action: "remove",
-                path,
-                source,
-            })?;
-        }
-        fs::remove_file(&doomed).map_err(|source| ImagesError::Disk {
-            action: "remove",
-            path: doomed,
-            source,
-        })
+    };
+    match Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(free)),
+        Err(_) => free(),
     }
 }
 
@@ -484,9 +471,9 @@ fn file_name(layer: &str) -> String {
     format!("{layer}.erofs")
 }
 
-fn expired(part: &PartRecord) -> bool {
-    // A clock that was set back must not keep parts for ever.
-    now().abs_diff(part.wanted_at) > KEEP_PARTS.as_secs()
+/// Whether a file is what its name says it is.
+fn describes_itself(path: &Path, layer: &str) -> bool {
+    Description::read(path).is_some_and(|said| said.diff_id.hex() == layer)
 }
 
 /// Runs a change to its end, whether the caller waits for it or goes away.

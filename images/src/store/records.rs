@@ -27,6 +27,10 @@ pub struct ImageRecord {
     pub size: u64,
     /// When it was first pulled, seconds since 1970.
     pub pulled_at: u64,
+    /// The configuration as it was, for archives. Empty in records of releases that did not keep
+    /// it.
+    #[serde(default)]
+    pub config_file: String,
 }
 
 /// A layer of an image.
@@ -52,17 +56,17 @@ pub struct LayerRecord {
 
 impl ImageRecord {
     /// The record of an image whose layers, lowest first, are all here: not what it is called.
-    /// `id` is its configuration's digest, `config_size` that file's size in bytes.
+    /// `id` is its configuration's digest, `config_file` that file, `config` what it says.
     pub fn new(
         id: &Digest,
-        config_size: usize,
+        config_file: &[u8],
         config: ImageConfig,
         mut layers: Vec<LayerRecord>,
     ) -> Self {
         if let Some(top) = layers.iter().rposition(|layer| layer.opaque_root) {
             layers.drain(..top);
         }
-        let size = layers.iter().fold(config_size as u64, |sum, layer| {
+        let size = layers.iter().fold(config_file.len() as u64, |sum, layer| {
             sum.saturating_add(layer.file_size)
         });
         Self {
@@ -74,6 +78,8 @@ impl ImageRecord {
             layers,
             size,
             pulled_at: now(),
+            // JSON is UTF-8.
+            config_file: String::from_utf8_lossy(config_file).into_owned(),
         }
     }
 }
@@ -120,7 +126,9 @@ pub struct PartRecord {
     pub layer: String,
     /// When a pull last wanted it, seconds since 1970.
     pub wanted_at: u64,
-    /// See [`LayerRecord::opaque_root`]; written before the file gets its name.
+    /// See [`LayerRecord::opaque_root`]: of a file by a release whose files do not say it
+    /// themselves.
+    #[serde(default)]
     pub opaque_root: bool,
     /// See [`LayerRecord::implicit_dirs`]; likewise.
     #[serde(default)]

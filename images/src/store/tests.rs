@@ -13,8 +13,13 @@ impl Fixture {
     }
 
     fn open(&self) -> Arc<Store> {
+        self.open_keeping(Duration::from_secs(3600))
+    }
+
+    /// With another time for layers of unfinished pulls.
+    fn open_keeping(&self, keep_parts: Duration) -> Arc<Store> {
         let database = Database::open(&self.dir.path().join("state.redb")).unwrap();
-        Store::open(self.dir.path().join("layers"), &database).unwrap()
+        Store::open(self.dir.path().join("layers"), &database, keep_parts).unwrap()
     }
 
     fn files(&self) -> Vec<String> {
@@ -69,6 +74,7 @@ async fn make_image(store: &Arc<Store>, id: u8, tag: &str, layers: &[u8]) -> Arc
         layers: records,
         size: 1,
         pulled_at: 0,
+        config_file: String::new(),
     };
     store.commit(image).await.unwrap()
 }
@@ -148,16 +154,105 @@ async fn a_held_image_that_is_pulled_again_is_listed_again() {
 }
 
 #[tokio::test]
-async fn a_leased_layer_stays() {
+async fn a_layer_goes_with_its_last_lease() {
     let fixture = Fixture::new();
     let store = fixture.open();
     make_image(&store, 100, "r.example/a:1", &[1]).await;
-    let lease = store.lease(&digest(1));
+    let (first, second) = (store.lease(&digest(1)), store.lease(&digest(1)));
     store.remove("r.example/a:1").await.unwrap();
     assert_eq!(fixture.files().len(), 1);
-    drop(lease);
-    // What was left over by the lease is the sweep's.
-    drop(store);
+    drop(first);
+    assert_eq!(fixture.files().len(), 1);
+    drop(second);
+    wait_until(|| fixture.files().is_empty()).await;
+
+    // Not one that an image or an unfinished pull has.
+    make_image(&store, 100, "r.example/a:1", &[1]).await;
+    let (_, unfinished) = make_layer(&store, 2).await;
+    drop((store.lease(&digest(1)), unfinished));
+    tokio::task::spawn_blocking(|| ()).await.unwrap();
+    assert_eq!(fixture.files().len(), 2);
+}
+
+/// Waits, with a deadline, for what another task or thread does.
+async fn wait_until(condition: impl Fn() -> bool) {
+    let waited = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(5));
+        while !condition() {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waited)
+        .await
+        .expect("it does not happen");
+}
+
+#[tokio::test]
+async fn layers_of_unfinished_pulls_go_when_their_time_is_up() {
+    let fixture = Fixture::new();
+    let store = fixture.open_keeping(Duration::from_secs(1));
+    crate::expiry::spawn(&store);
+    make_image(&store, 100, "r.example/a:1", &[1]).await;
+    let (_, held) = make_layer(&store, 2).await;
+    let (_, left) = make_layer(&store, 3).await;
+    assert_eq!(fixture.files().len(), 3);
+    drop(left);
+    // Nobody pulls anything, and nothing is started anew.
+    wait_until(|| fixture.files().len() == 2).await;
+    assert!(store.layer(&held).is_some());
+    drop(held);
+    wait_until(|| fixture.files().len() == 1).await;
+    assert_eq!(store.list().len(), 1);
+}
+
+/// Converts a layer into the store, as a pull does.
+async fn convert(store: &Arc<Store>, tar: &[u8]) -> (Digest, Lease) {
+    let diff_id = Digest::of(tar);
+    let lease = store.lease(&diff_id);
+    store.expect_layers(std::iter::once(&lease)).await.unwrap();
+    let limits = crate::layer::Limits::default();
+    let pending = crate::layer::convert(tar, store.layers_dir(), &limits, &mut |_| ()).unwrap();
+    pending.commit(&file_name(diff_id.hex())).unwrap();
+    (diff_id, lease)
+}
+
+/// A layer with an opaque root and a directory without an entry.
+fn odd_tar() -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for path in [".wh..wh..opq", "tmp/f"] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        builder.append_data(&mut header, path, &b""[..]).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+#[tokio::test]
+async fn a_lost_database_loses_no_layer() {
+    let fixture = Fixture::new();
+    let (diff_id, size) = {
+        let store = fixture.open();
+        let (diff_id, lease) = convert(&store, &odd_tar()).await;
+        make_layer(&store, 7).await;
+        (diff_id, store.layer(&lease).unwrap().size)
+    };
+    fs::remove_file(fixture.dir.path().join("state.redb")).unwrap();
+    {
+        let store = fixture.open();
+        // The other file does not say what it is.
+        assert_eq!(fixture.files(), [file_name(diff_id.hex())]);
+        let info = store.layer(&store.lease(&diff_id)).unwrap();
+        assert_eq!((info.opaque_root, info.size), (true, size));
+        assert_eq!(info.implicit_dirs, [b"tmp".to_vec()]);
+    }
+    // A file under another's name is not taken for that.
+    fs::remove_file(fixture.dir.path().join("state.redb")).unwrap();
+    let layers = fixture.dir.path().join("layers");
+    fs::rename(
+        layers.join(file_name(diff_id.hex())),
+        layers.join(file_name(digest(1).hex())),
+    )
+    .unwrap();
     fixture.open();
     assert!(fixture.files().is_empty());
 }
@@ -199,12 +294,7 @@ async fn the_sweep_at_start() {
 async fn what_one_pull_found_out_of_a_layer_the_next_knows() {
     let fixture = Fixture::new();
     let store = fixture.open();
-    let lease = store.lease(&digest(1));
-    store.expect_layers(std::iter::once(&lease)).await.unwrap();
-    let (of_pull, dirs) = (Arc::clone(&store), vec![b"tmp".to_vec()]);
-    let expect = move || of_pull.expect(&digest(1), true, dirs);
-    tokio::task::spawn_blocking(expect).await.unwrap().unwrap();
-    fs::write(store.layer_path(&digest(1)), [1; 100]).unwrap();
+    let (_, lease) = convert(&store, &odd_tar()).await;
     // A second pull, or the same one tried again after it was cut off.
     store.expect_layers(std::iter::once(&lease)).await.unwrap();
     let info = store.layer(&lease).unwrap();

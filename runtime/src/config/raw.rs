@@ -197,6 +197,16 @@ sections! {
         /// Names of images that the kubelet's cleaning up leaves alone (CRI's `pinned`); a name may
         /// end in "*".
         pinned: Vec<String> = Vec::new();
+        /// GiB that the layers of one image may have together, as a registry has them.
+        max_image_gib: u64 = 1_024;
+        /// GiB that one layer may have, unpacked. A layer that turns out larger is thrown away.
+        max_layer_gib: u64 = 1_024;
+        /// Files and directories that one layer may have.
+        max_layer_entries: u64 = 2_000_000;
+        /// MiB of memory that the names in one layer may take while it is unpacked.
+        max_layer_memory_mib: u64 = 512;
+        /// Seconds that finished layers of an unfinished pull are kept for the next try.
+        keep_unfinished_secs: u64 = 3_600;
     }
 
     /// Exec, attach and port-forward: a kubelet asks for a URL and connects to it.

@@ -208,6 +208,16 @@ pub struct Volumes {
 pub struct Images {
     /// Which the kubelet leaves alone.
     pub pinned: Pinned,
+    /// Bytes of an image's layers, compressed.
+    pub max_image_bytes: u64,
+    /// Bytes of one layer, unpacked.
+    pub max_layer_bytes: u64,
+    /// Files and directories of one layer.
+    pub max_layer_entries: u64,
+    /// Bytes of memory for the names in one layer.
+    pub max_layer_memory: u64,
+    /// How long layers of unfinished pulls are kept.
+    pub keep_unfinished: Duration,
 }
 
 /// Exec, attach and port-forward.
@@ -287,6 +297,11 @@ impl At {
             return Err(self.bad(value, allowed()));
         }
         T::try_from(value).map_err(|_| self.bad(value, allowed()))
+    }
+
+    /// Bytes; at most what a layer's file can have (EROFS has 2^32 blocks of 4 KiB).
+    fn gib(self, value: u64) -> Result<u64, Bad> {
+        Ok(self.number::<u64>(value, 1, 16 << 10)? << 30)
     }
 
     fn seconds(self, value: u64, most: u64) -> Result<Duration, Bad> {
@@ -469,6 +484,20 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         pinned: Pinned::parse(&raw.images.pinned).map_err(|name| {
             At("images", "pinned").bad(name, "names of images; the last character may be *")
         })?,
+        max_image_bytes: At("images", "max_image_gib").gib(raw.images.max_image_gib)?,
+        max_layer_bytes: At("images", "max_layer_gib").gib(raw.images.max_layer_gib)?,
+        max_layer_entries: At("images", "max_layer_entries").number(
+            raw.images.max_layer_entries,
+            1_000,
+            1_000_000_000,
+        )?,
+        max_layer_memory: At("images", "max_layer_memory_mib").number::<u64>(
+            raw.images.max_layer_memory_mib,
+            16,
+            MOST_MIB,
+        )? << 20,
+        keep_unfinished: At("images", "keep_unfinished_secs")
+            .seconds(raw.images.keep_unfinished_secs, 7 * 24 * HOUR)?,
     };
     let streaming = streaming(&raw.streaming)?;
     let sockets = raw.volumes.sockets.iter();

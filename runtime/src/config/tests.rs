@@ -108,6 +108,14 @@ fn bad_files_name_file_line_key_and_what_is_allowed() {
             "[registry]\nparallel_layers = 0",
             &["registry.parallel_layers = 0", "from 1 to 64"],
         ),
+        (
+            "[images]\nmax_layer_gib = 16385",
+            &["images.max_layer_gib = 16385", "from 1 to 16384"],
+        ),
+        (
+            "[images]\nmax_image_gib = 0",
+            &["images.max_image_gib = 0", "from 1 to 16384"],
+        ),
         ("no toml", &["/etc/test.toml", "line 1"]),
     ];
     for (text, wanted) in table {

@@ -1,7 +1,8 @@
 //! The gRPC code of each failure of the image service.
 
 use bulkhead_images::{
-    ImagesError, SharedError, layer::LayerError, manifest::ManifestError, registry::RegistryError,
+    ImagesError, SharedError, archive::ArchiveError, layer::LayerError, manifest::ManifestError,
+    registry::RegistryError,
 };
 use tonic::Code;
 
@@ -20,6 +21,7 @@ impl Grpc for ImagesError {
             Self::NoSpace { .. } => Code::ResourceExhausted,
             Self::Layer { source, .. } => layer_code(source),
             Self::DiffId { .. } => Code::DataLoss,
+            Self::Archive { source, .. } => archive_code(source),
             Self::Disk { source, .. } => io_code(source),
             Self::Records(source) => source.code(),
             Self::Ending { .. } => Code::Unavailable,
@@ -30,6 +32,25 @@ impl Grpc for ImagesError {
 impl Grpc for SharedError {
     fn code(&self) -> Code {
         self.0.code()
+    }
+}
+
+fn archive_code(error: &ArchiveError) -> Code {
+    match error {
+        _ if error.is_disk_full() => Code::ResourceExhausted,
+        ArchiveError::Spool { source, .. } => io_code(source),
+        ArchiveError::Broken { .. } => Code::Aborted,
+        ArchiveError::Tar { .. }
+        | ArchiveError::Neither
+        | ArchiveError::Json { .. }
+        | ArchiveError::Name { .. }
+        | ArchiveError::Several { .. } => Code::InvalidArgument,
+        ArchiveError::Missing { .. } | ArchiveError::Digest { .. } | ArchiveError::Layer { .. } => {
+            Code::DataLoss
+        }
+        ArchiveError::TooLarge { .. } | ArchiveError::Incomplete { .. } => Code::FailedPrecondition,
+        ArchiveError::Manifest { source } => manifest_code(source),
+        ArchiveError::Write { .. } => Code::Aborted,
     }
 }
 

@@ -8,6 +8,7 @@
     reason = "helpers of tests may fail by panicking"
 )]
 
+mod archives;
 mod fixture;
 mod hostile;
 mod mirrors;

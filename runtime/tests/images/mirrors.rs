@@ -6,7 +6,7 @@ use bulkhead_runtime::error::Grpc as _;
 use tonic::Code;
 
 use super::{
-    fixture::{Image, Layer, Packing, Service, policy},
+    fixture::{Image, Layer, PATIENCE, Packing, Service, policy},
     server::{Asked, Reply, Server},
 };
 
@@ -18,6 +18,18 @@ fn login() -> PullSecret {
         password: "secret".to_owned(),
         ..PullSecret::default()
     }
+}
+
+/// Pulls the registry's first image.
+async fn pull_as(
+    service: &Service,
+    registry: &Server,
+    secret: Option<&PullSecret>,
+) -> Result<std::sync::Arc<bulkhead_images::ImageRecord>, bulkhead_images::SharedError> {
+    let reference = registry.image(0);
+    tokio::time::timeout(PATIENCE, service.images.pull(&reference, secret))
+        .await
+        .expect("a pull must end")
 }
 
 fn authorization(asked: &Asked) -> Option<&str> {
@@ -71,10 +83,8 @@ async fn a_table_that_names_the_registry_itself_gets_its_credentials() {
     ] {
         service.hosts(&registry.address, &text);
         let before = registry.asked().len();
-        let pulled = service.images.pull(&registry.image(0), Some(&login()));
-        pulled
-            .await
-            .unwrap_or_else(|error| panic!("{text}: {error}"));
+        let pulled = pull_as(&service, &registry, Some(&login())).await;
+        pulled.unwrap_or_else(|error| panic!("{text}: {error}"));
         service.images.remove(&registry.image(0)).await.unwrap();
         for asked in registry.asked().into_iter().skip(before) {
             assert!(!asked.path.contains("ns="), "{text}: {}", asked.path);
@@ -92,8 +102,8 @@ async fn the_registrys_credentials_are_not_a_mirrors() {
         &registry.address,
         &format!("[host.\"http://{}\"]\n", mirror.address),
     );
-    let pulled = service.images.pull(&registry.image(0), Some(&login()));
-    pulled.await.unwrap();
+    let pulled = pull_as(&service, &registry, Some(&login())).await;
+    pulled.unwrap();
     assert!(!mirror.asked().is_empty());
     for asked in mirror.asked() {
         assert_eq!(authorization(&asked), None);
@@ -318,10 +328,8 @@ async fn headers_reach_the_token_service_on_the_same_host() {
             ),
         );
         for secret in [None, Some(login())] {
-            let pulled = service.images.pull(&registry.image(0), secret.as_ref());
-            pulled
-                .await
-                .unwrap_or_else(|error| panic!("{realm}: {error}"));
+            let pulled = pull_as(&service, &registry, secret.as_ref()).await;
+            pulled.unwrap_or_else(|error| panic!("{realm}: {error}"));
             service.images.remove(&registry.image(0)).await.unwrap();
         }
         assert!(registry.count("/token") > 0);
@@ -353,8 +361,8 @@ async fn a_token_service_that_redirects_to_another_host_takes_nothing_along() {
     })
     .await;
     let service = Service::new();
-    let pulled = service.images.pull(&registry.image(0), Some(&login()));
-    pulled.await.unwrap();
+    let pulled = pull_as(&service, &registry, Some(&login())).await;
+    pulled.unwrap();
     let asked = elsewhere.asked();
     assert_eq!((asked.len(), authorization(&asked[0])), (1, None));
 

@@ -183,6 +183,125 @@ async fn a_failed_pull_keeps_what_is_done() {
 }
 
 #[tokio::test]
+async fn small_layers_do_not_wait_for_a_large_one_beside_them() {
+    let layers: Vec<_> = (0..11).map(layer).collect();
+    for held in [0, 5, 10] {
+        let image = Image::new(layers.clone());
+        // Asked for again and again, for as long as the others take.
+        let gate = Arc::new(AtomicBool::new(false));
+        let (open, path) = (Arc::clone(&gate), image.layers[held].digest().to_string());
+        let server = Server::with(vec![image.clone()], move |asked| {
+            let shut = asked.path.contains(&path) && !open.load(Ordering::SeqCst);
+            shut.then(|| Reply::new(503, ""))
+        })
+        .await;
+        let policy = RetryPolicy {
+            tries: u32::MAX,
+            longest_wait: Duration::from_millis(100),
+            ..policy()
+        };
+        let service = Service::with(policy, PullSettings::default());
+        let reference = server.image(0);
+        let pull = service.pull(&reference);
+        let others = async {
+            // All the others are done while it has not sent a byte.
+            wait_until(|| {
+                let layers = service.images.progress(&reference).unwrap_or_default();
+                let done =
+                    |layer: &&bulkhead_images::pull::LayerSnapshot| layer.state == LayerState::Done;
+                layers.iter().filter(done).count() == 10
+            })
+            .await;
+            gate.store(true, Ordering::SeqCst);
+        };
+        let (done, ()) = tokio::join!(pull, others);
+        let record = done.unwrap();
+        // In the image they stand in their order all the same.
+        let order: Vec<_> = record
+            .layers
+            .iter()
+            .map(|layer| layer.diff_id.clone())
+            .collect();
+        let expected: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        assert_eq!(order, expected);
+    }
+}
+
+#[tokio::test]
+async fn three_slots_stay_busy_while_there_is_work() {
+    let image = Image::new((0..9).map(layer).collect());
+    // Nothing of a layer comes before three of them are asked for at one time.
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = Arc::clone(&asked);
+    let config = image.id();
+    let server = Server::with(vec![image.clone()], move |asked| {
+        if asked.path.contains("/blobs/") && !asked.path.contains(&config) {
+            counter.fetch_add(1, Ordering::SeqCst);
+            return Some(Reply {
+                silent: true,
+                ..Reply::new(200, "")
+            });
+        }
+        None
+    })
+    .await;
+    let service = Service::with(patient(), PullSettings::default());
+    let reference = server.image(0);
+    let pull = Box::pin(service.pull(&reference));
+    let watch = Box::pin(wait_until(|| asked.load(Ordering::SeqCst) >= 3));
+    let done = futures::future::select(pull, watch).await;
+    assert!(matches!(done, futures::future::Either::Right(_)));
+    let fetching = service.images.progress(&reference).unwrap_or_default();
+    let fetching = fetching
+        .iter()
+        .filter(|layer| layer.state == LayerState::Fetching);
+    assert_eq!(fetching.count(), 3);
+}
+
+#[tokio::test]
+async fn a_lost_database_costs_no_download() {
+    let image = Image::new(vec![layer(1), layer(2)]);
+    let server = Server::with(vec![image.clone()], |_| None).await;
+    let service = Service::new();
+    service.pull(&server.image(0)).await.unwrap();
+    let Service { images, dir } = service;
+    drop(images);
+    std::fs::remove_file(dir.path().join("state.redb")).unwrap();
+    let layers = dir.path().join("layers");
+    let images = open(
+        dir.path(),
+        layers.clone(),
+        policy(),
+        PullSettings::default(),
+    );
+    assert!(images.list().is_empty());
+    assert_eq!(files(&layers).len(), 2);
+    let record = images.pull(&server.image(0), None).await.unwrap();
+    assert_eq!(record.id, image.id());
+    for layer in &image.layers {
+        assert_eq!(server.count(&layer.digest().to_string()), 1);
+    }
+    images.remove(&server.image(0)).await.unwrap();
+    wait_until(|| files(&layers).is_empty()).await;
+}
+
+#[tokio::test]
+async fn an_image_without_layers() {
+    let image = Image::new(vec![]);
+    let server = Server::with(vec![image.clone()], |_| None).await;
+    let service = Service::new();
+    for _ in 0..2 {
+        let record = service.pull(&server.image(0)).await.unwrap();
+        assert_eq!(record.id, image.id());
+        // A container gets an empty directory.
+        assert_eq!(service.images.disks(&record).len(), 1);
+        assert_eq!(service.files().len(), 1);
+    }
+    service.images.remove(&server.image(0)).await.unwrap();
+    wait_until(|| service.files().is_empty()).await;
+}
+
+#[tokio::test]
 async fn progress_can_be_watched() {
     let image = Image::new(vec![layer(1), layer(2)]);
     let (server, gate) = holding_back(&image, 1).await;
@@ -275,7 +394,7 @@ async fn a_full_disk() {
 }
 
 /// Waits, with a deadline, for what another task or thread does.
-async fn wait_until(condition: impl Fn() -> bool) {
+pub async fn wait_until(condition: impl Fn() -> bool) {
     let waited = async {
         let mut ticks = tokio::time::interval(Duration::from_millis(5));
         while !condition() {

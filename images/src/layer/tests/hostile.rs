@@ -379,7 +379,7 @@ fn nothing_is_left_of_a_refused_layer() {
     assert_eq!(left(), 0);
     let pending = convert(&good[..], dir.path(), &limits, &mut |_| {}).unwrap();
     let (path, info) = pending.commit("layer.erofs").unwrap();
-    assert_eq!(std::fs::metadata(&path).unwrap().len(), info.erofs_size);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), info.file_size);
     assert_eq!(left(), 1);
     let missing = dir.path().join("missing");
     let error = convert(&good[..], &missing, &limits, &mut |_| {}).unwrap_err();

@@ -210,3 +210,40 @@ fn a_layer_of_no_bytes_is_an_empty_directory() {
     assert!(paths(&tree).is_empty());
     assert_eq!(info.entries, 0);
 }
+
+#[test]
+fn a_layer_of_more_than_64_gib() {
+    // 300 pieces of one byte, each in a chunk of 512 MiB: holes in the layer's file, too.
+    let pieces: Vec<_> = (0..300_u64).map(|n| format!("{},1", n << 38)).collect();
+    let tar = Tar::default()
+        .pax(&[
+            ("GNU.sparse.size", (300_u64 << 38).to_string().as_bytes()),
+            ("GNU.sparse.map", pieces.join(",").as_bytes()),
+        ])
+        .file("f", [7; 300])
+        .file("behind", "here")
+        .end();
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits::default();
+    let pending = convert(&tar[..], dir.path(), &limits, &mut |_| {}).unwrap();
+    let (path, info) = pending.commit("layer.erofs").unwrap();
+    assert!(info.erofs_size > 64 << 30, "{}", info.erofs_size);
+    let meta = std::fs::metadata(&path).unwrap();
+    assert_eq!(meta.len(), info.file_size);
+    let said = Description::read(&path).unwrap();
+    let mut again = Vec::new();
+    Rebuild::new(std::fs::File::open(&path).unwrap(), &said.recipe)
+        .unwrap()
+        .read_to_end(&mut again)
+        .unwrap();
+    assert!(again == tar, "the tar as it was");
+    // The limit is the operator's.
+    let limits = Limits {
+        max_layer_bytes: 64 << 30,
+        ..limits
+    };
+    assert!(matches!(
+        convert(&tar[..], dir.path(), &limits, &mut |_| {}),
+        Err(LayerError::Image(_))
+    ));
+}

@@ -9,8 +9,10 @@ mod tools;
 mod trees;
 
 use std::collections::BTreeMap;
-use std::io::Cursor;
+use std::io::{Cursor, Read as _};
 
+use super::convert::run as run_with;
+use super::recipe::Recorder;
 use super::*;
 use crate::erofs::read::{File, read_tree};
 
@@ -22,7 +24,22 @@ fn run_limited(tar: &[u8], limits: &Limits) -> Result<(Tree, LayerInfo), LayerEr
     let image = out.into_inner();
     assert_eq!(info.erofs_size, image.len() as u64);
     assert_eq!(info.bytes, tar.len() as u64);
+    assert_eq!(rebuilt(tar, limits), tar, "the tar as it was");
     Ok((read_tree(&image).expect("a sound image"), info))
+}
+
+/// The tar that a layer's file gives back.
+fn rebuilt(tar: &[u8], limits: &Limits) -> Vec<u8> {
+    let file = tempfile::tempfile().unwrap();
+    let recorder = Recorder::to_file(&std::env::temp_dir()).unwrap();
+    let (_, info, recorded) = run_with(tar, &file, limits, &mut |_| {}, recorder).unwrap();
+    let (recipe, _) = recorded.append(&file, info.erofs_size).unwrap();
+    let mut tar = Vec::new();
+    Rebuild::new(file, &recipe)
+        .unwrap()
+        .read_to_end(&mut tar)
+        .unwrap();
+    tar
 }
 
 fn run(tar: &[u8]) -> Result<(Tree, LayerInfo), LayerError> {

@@ -108,6 +108,7 @@ impl Node {
                     layers: vec![layer("a"), layer(top)],
                     size: 10,
                     pulled_at: 0,
+                    config_file: String::new(),
                 };
                 images.put(image).await.unwrap();
             }
