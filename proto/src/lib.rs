@@ -1,5 +1,6 @@
 //! The wire contracts of Bulkhead and nothing else: the CRI v1 services as a kubelet speaks them,
-//! and the service of the agent inside a pod's virtual machine.
+//! the service of the agent inside a pod's virtual machine, and the daemon's own for archives of
+//! images.
 //!
 //! The CRI names, numbers and types are fixed by Kubernetes; `tests/descriptor.rs` holds the
 //! compiled form against a table, so that a slip is caught.
@@ -35,6 +36,18 @@ pub mod agent {
     pub const READY_PORT: u32 = 1025;
 }
 
+/// The daemon's service for images as files, on its CRI socket.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::nursery,
+    clippy::restriction
+)]
+pub mod archives {
+    tonic::include_proto!("bulkhead.archives.v1");
+}
+
 impl std::fmt::Debug for agent::SocketVolume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Not the token: requests are logged.
@@ -48,5 +61,5 @@ impl std::fmt::Debug for agent::SocketVolume {
 
 pub mod session;
 
-/// The compiled descriptor set of both services (a serialised `FileDescriptorSet`).
+/// The compiled descriptor set of all services (a serialised `FileDescriptorSet`).
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -12,8 +12,9 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_proto::cri::{
-    image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
+use bulkhead_proto::{
+    archives::archives_server::ArchivesServer as ArchivesService,
+    cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
 };
 use bulkhead_streaming::ServerError;
 use rustix::fs::{FlockOperation, flock};
@@ -26,6 +27,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::{
     app::{App, OpenError},
+    archives::ArchivesServer,
     config::Config,
     container,
     cri::Server,
@@ -137,6 +139,7 @@ pub async fn serve_until(
         "serving CRI v1"
     );
     let server = Server::new(Arc::clone(&app));
+    let archives = ArchivesService::new(ArchivesServer::new(Arc::clone(&app)));
     let mut ending = stopped.clone();
     let graceful = async move {
         drop(ending.wait_for(|stop| *stop).await);
@@ -153,6 +156,7 @@ pub async fn serve_until(
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(usize::MAX),
         )
+        .add_service(archives)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), graceful);
     let drained = async {
         drop(stopped.wait_for(|stop| *stop).await);

@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod app;
+pub mod archives;
 pub mod cgroup;
 pub mod checks;
 pub mod cli;

@@ -5,8 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bulkhead_proto::cri::{
-    image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+use bulkhead_proto::{
+    archives::archives_client::ArchivesClient,
+    cri::{image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient},
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -39,7 +40,7 @@ pub(super) enum ClientError {
     },
 }
 
-/// Both services of the daemon.
+/// The services of the daemon.
 #[derive(Debug, Clone)]
 pub(super) struct Daemon {
     channel: Channel,
@@ -72,6 +73,11 @@ impl Daemon {
     /// CRI's ImageService.
     pub(super) fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// The daemon's service for images as files.
+    pub(super) fn archives(&self) -> ArchivesClient<Channel> {
+        ArchivesClient::new(self.channel.clone())
     }
 }
 

@@ -3,7 +3,9 @@
 mod check;
 mod client;
 mod console;
+mod export;
 mod images;
+mod import;
 mod output;
 mod pull;
 mod run;
@@ -31,6 +33,10 @@ enum Command {
     Pull(pull::Pull),
     /// List the images of this node
     Images(images::ImagesArgs),
+    /// Make the images of an archive images of this node
+    Import(import::Import),
+    /// Write images of this node into an archive
+    Export(export::Export),
     /// Run one container in a pod of its own, attached; the exit code is the container's
     Run(run::Run),
     /// Show a pod's serial console, and follow it
@@ -46,6 +52,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Images(args) => images::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(args),
         Command::Run(args) => run::run(args),
         Command::Console(args) => console::run(args),
         Command::Version => version(),
