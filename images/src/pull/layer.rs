@@ -127,20 +127,23 @@ async fn fetch(
         progress.set(LayerState::Present);
         return Ok(info);
     }
+    let mut wrong_places = 0;
     let info = loop {
         progress.set(LayerState::Fetching);
-        match fetch_once(&store, &session, &name, &limits, &wanted, &progress).await {
+        let error = match fetch_once(&store, &session, &name, &limits, &wanted, &progress).await {
             Ok(info) => break info,
-            Err(error)
-                if is_wrong_blob(&error) && session.has_another_place(&wanted.blob.digest) =>
-            {
-                tracing::warn!(
-                    image = %name, error = %bulkhead_common::chain(&error),
-                    "a host gave wrong bytes; the layer is fetched from the next one"
-                );
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => error,
+        };
+        // Each time round there is one place less.
+        let wrong = session.wrong_places(&wanted.blob.digest);
+        match wrong.filter(|wrong| is_wrong_blob(&error) && *wrong > wrong_places) {
+            Some(wrong) => wrong_places = wrong,
+            None => return Err(error.into()),
         }
+        tracing::warn!(
+            image = %name, error = %bulkhead_common::chain(&error),
+            "a host gave wrong bytes; the layer is fetched from the next one"
+        );
     };
     tracing::debug!(
         image = %name, layer = %wanted.blob.digest, blob_size = wanted.blob.size,

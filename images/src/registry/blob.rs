@@ -46,9 +46,9 @@ impl Session {
     /// sink's owner must not believe any end before that.
     ///
     /// # Errors
-    /// [`RegistryError::Digest`] and [`RegistryError::Length`] mean that what the sink got is
-    /// wrong. Whoever gave it is not asked for this blob again: with
-    /// [`Self::has_another_place`] it can be streamed anew, into another sink.
+    /// After [`RegistryError::Digest`] and [`RegistryError::Length`] what the sink got may be wrong.
+    /// Whoever gave it is then not asked for this blob again: if [`Self::wrong_places`] has grown,
+    /// it can be streamed anew, into another sink.
     pub async fn blob(&self, blob: &Blob, sink: &mut impl Sink) -> Result<(), RegistryError> {
         let asked = self.asked_blob(&blob.digest);
         let mut progress = Progress {

@@ -90,10 +90,16 @@ impl Session {
         Ok(places)
     }
 
-    /// Whether a blob whose bytes were wrong may still come from somewhere else.
-    pub fn has_another_place(&self, digest: &Digest) -> bool {
-        self.places_for(digest)
-            .is_ok_and(|places| !places.is_empty())
+    /// How many places gave wrong bytes for a blob; `None` if nobody is left to ask for it.
+    pub fn wrong_places(&self, digest: &Digest) -> Option<usize> {
+        if self
+            .places_for(digest)
+            .is_ok_and(|places| places.is_empty())
+        {
+            return None;
+        }
+        let wrong = lock(&self.wrong);
+        Some(wrong.iter().filter(|(other, _)| other == digest).count())
     }
 
     /// Whether more than one place may be asked for a blob.
