@@ -89,6 +89,7 @@ fn requests_to_a_vmm() {
             Request::Resume {} => "resume",
             Request::Snapshot {} => "snapshot",
             Request::Attach { .. } => "attach",
+            Request::AttachNet { .. } => "attach_net",
             Request::Detach { .. } => "detach",
             Request::Metrics {} => "metrics",
             Request::Resize(_) => "resize",
@@ -97,7 +98,7 @@ fn requests_to_a_vmm() {
         .collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds.len(), 9, "{kinds:?}");
+    assert_eq!(kinds.len(), 10, "{kinds:?}");
 }
 
 /// With a key in every object that no release has.

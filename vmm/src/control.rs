@@ -15,6 +15,7 @@ use bulkhead_contract::vmm::{Answer, Done, ErrorKind, Failure, Request};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::api::{self, ConfigError};
+use crate::devices::net::NetConfig;
 use crate::lifecycle::End;
 use crate::machine::{Machine, MachineError, MemoryMap};
 use crate::poll::{poll, readable};
@@ -311,6 +312,21 @@ fn handle(
                 ..done
             });
         }
+        Request::AttachNet { net } => {
+            let (tap, vhost) = tap_and_vhost(fds)?;
+            let slot = machine.attach_net(NetConfig {
+                id: net.id,
+                tap,
+                vhost,
+                mac: net.mac.0,
+                mtu: net.mtu,
+                queue_size: net.queue_size,
+            })?;
+            return Ok(Done {
+                slot: Some(slot),
+                ..done
+            });
+        }
         Request::Detach { id } => machine.detach(&id)?,
         Request::Metrics {} => {
             return Ok(Done {
@@ -340,6 +356,13 @@ fn exactly<const N: usize>(fds: Vec<OwnedFd>) -> Result<[OwnedFd; N], ControlErr
             wanted: N,
             actual: fds.len(),
         })
+}
+
+/// A network device's tap, and after it /dev/vhost-net if it is to be used.
+fn tap_and_vhost(mut fds: Vec<OwnedFd>) -> Result<(OwnedFd, Option<OwnedFd>), ControlError> {
+    let vhost = if fds.len() == 2 { fds.pop() } else { None };
+    let [tap] = exactly(fds)?;
+    Ok((tap, vhost))
 }
 
 type Message = (Vec<u8>, Vec<OwnedFd>);

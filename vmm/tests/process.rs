@@ -135,6 +135,11 @@ fn bad_requests_are_answered_and_harm_nothing() {
             json!({"attach": {"disk": {"id": "d", "read_only": true, "queues": 1}}}),
             "bad_request",
         ),
+        (
+            json!({"attach_net": {"net": {"id": "n", "mac": "02:00:00:00:00:01", "mtu": 1500,
+                "queue_size": 256}}}),
+            "bad_request",
+        ),
     ] {
         let answer = vm.ask(&request, &[]);
         assert_eq!(answer["error"]["kind"], kind, "{request}: {answer}");
@@ -170,6 +175,11 @@ fn disks_come_and_go() {
     }
     vm.must(&json!({"detach": {"id": "l0"}}), &[]);
     assert_eq!(attach("again")["ok"]["slot"], json!(first));
+    // A file is no tap.
+    let net = json!({"attach_net": {"net": {"id": "n", "mac": "02:00:00:00:00:01", "mtu": 1500,
+        "queue_size": 256}}});
+    let refused = vm.ask(&net, &[disk.as_raw_fd()]);
+    assert_eq!(refused["error"]["kind"], "bad_request", "{refused}");
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::config::MacAddress;
+
 /// What the daemon asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -16,10 +18,16 @@ pub enum Request {
     Resume {},
     /// Write state and memory to the two descriptors.
     Snapshot {},
-    /// Add a device; its descriptor comes along.
+    /// Add a disk; its descriptor comes along.
     Attach {
-        /// A disk.
+        /// The disk.
         disk: AttachDisk,
+    },
+    /// Add a network device; its tap comes along, and after it /dev/vhost-net if the kernel is to
+    /// move its frames.
+    AttachNet {
+        /// The device.
+        net: AttachNet,
     },
     /// Take a disk away that the guest has let go of.
     Detach {
@@ -59,6 +67,20 @@ pub struct AttachDisk {
     pub read_only: bool,
     /// How many queues.
     pub queues: u16,
+}
+
+/// A network device to add.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachNet {
+    /// Its name, for messages and snapshots.
+    pub id: String,
+    /// The address.
+    pub mac: MacAddress,
+    /// The greatest packet, bytes.
+    pub mtu: u16,
+    /// Entries of each queue.
+    pub queue_size: u16,
 }
 
 /// What the VMM answers.

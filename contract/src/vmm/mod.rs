@@ -8,4 +8,6 @@ pub use config::{
     BadMacAddress, Config, Console, ControlSocket, Disk, Fs, Jail, MAX_MEMORY_MIB, MAX_VCPUS,
     MacAddress, Net, RestoreFds, Vsock,
 };
-pub use control::{Answer, AttachDisk, Done, ErrorKind, Failure, Request, Resize, Started};
+pub use control::{
+    Answer, AttachDisk, AttachNet, Done, ErrorKind, Failure, Request, Resize, Started,
+};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::path::{Component, PathBuf};
 
-use bulkhead_contract::vmm::{Config, MAX_MEMORY_MIB, MAX_VCPUS};
+use bulkhead_contract::vmm::{AttachDisk, AttachNet, Config, MAX_MEMORY_MIB, MAX_VCPUS};
 
 use crate::devices::fs::MAX_TAG;
 
@@ -93,15 +93,7 @@ fn validate(config: &Config) -> Result<(), ConfigError> {
         within("disks[].queues", disk.queues, &QUEUES)?;
     }
     for net in &config.nets {
-        within("nets[].mtu", net.mtu, &(68..=65_535))?;
-        within("nets[].queue_size", net.queue_size, &QUEUE_SIZE)?;
-        if !net.queue_size.is_power_of_two() {
-            return Err(ConfigError::Range {
-                key: "nets[].queue_size",
-                value: net.queue_size.to_string(),
-                allowed: "a power of two".into(),
-            });
-        }
+        valid_net(net.mtu, net.queue_size)?;
     }
     if let Some(vsock) = &config.vsock {
         within("vsock.cid", vsock.cid, &(3..=u64::from(u32::MAX) - 1))?;
@@ -190,13 +182,37 @@ fn within<T: PartialOrd + ToString>(
     })
 }
 
+fn valid_net(mtu: u16, queue_size: u16) -> Result<(), ConfigError> {
+    within("nets[].mtu", mtu, &(68..=65_535))?;
+    within("nets[].queue_size", queue_size, &QUEUE_SIZE)?;
+    if queue_size.is_power_of_two() {
+        return Ok(());
+    }
+    Err(ConfigError::Range {
+        key: "nets[].queue_size",
+        value: queue_size.to_string(),
+        allowed: "a power of two".into(),
+    })
+}
+
 /// Checks a disk that comes later as those of the configuration are.
-pub(super) fn valid_disk(id: &str, queues: u16) -> Result<(), ConfigError> {
+pub(super) fn valid_disk(disk: &AttachDisk) -> Result<(), ConfigError> {
+    valid_new_id(&disk.id)?;
+    within("attach.disk.queues", disk.queues, &QUEUES)
+}
+
+/// Checks a network device that comes later as those of the configuration are.
+pub(super) fn valid_later_net(net: &AttachNet) -> Result<(), ConfigError> {
+    valid_new_id(&net.id)?;
+    valid_net(net.mtu, net.queue_size)
+}
+
+fn valid_new_id(id: &str) -> Result<(), ConfigError> {
     valid_id(id)?;
     if OWN_IDS.contains(&id) {
         return Err(ConfigError::DuplicateId(id.to_owned()));
     }
-    within("attach.disk.queues", queues, &QUEUES)
+    Ok(())
 }
 
 #[cfg(test)]

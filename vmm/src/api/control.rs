@@ -2,7 +2,7 @@
 
 use bulkhead_contract::vmm::Request;
 
-use super::config::{ConfigError, valid_disk};
+use super::config::{ConfigError, valid_disk, valid_later_net};
 
 /// Parses a request and validates it.
 ///
@@ -10,8 +10,10 @@ use super::config::{ConfigError, valid_disk};
 /// What is wrong.
 pub fn parse(json: &[u8]) -> Result<Request, ConfigError> {
     let request: Request = serde_json::from_slice(json)?;
-    if let Request::Attach { disk } = &request {
-        valid_disk(&disk.id, disk.queues)?;
+    match &request {
+        Request::Attach { disk } => valid_disk(disk)?,
+        Request::AttachNet { net } => valid_later_net(net)?,
+        _ => {}
     }
     Ok(request)
 }
@@ -27,8 +29,14 @@ mod tests {
             parse(br#"{"detach": {"id": "a"}}"#).unwrap(),
             Request::Detach { id: "a".into() }
         );
+        let net = br#"{"attach_net": {"net": {"id": "net1", "mac": "02:00:00:00:00:01", "mtu": 1500, "queue_size": 256}}}"#;
+        assert!(matches!(parse(net).unwrap(), Request::AttachNet { net } if net.id == "net1"));
         for bad in [
             &br#"{"explode": {}}"#[..],
+            br#"{"attach_net": {"net": {"id": "fs", "mac": "02:00:00:00:00:01", "mtu": 1500, "queue_size": 256}}}"#,
+            br#"{"attach_net": {"net": {"id": "a", "mac": "03:00:00:00:00:01", "mtu": 1500, "queue_size": 256}}}"#,
+            br#"{"attach_net": {"net": {"id": "a", "mac": "02:00:00:00:00:01", "mtu": 67, "queue_size": 256}}}"#,
+            br#"{"attach_net": {"net": {"id": "a", "mac": "02:00:00:00:00:01", "mtu": 1500, "queue_size": 100}}}"#,
             br#"{"boot": {"now": true}}"#,
             br#"{"boot": {}, "stop": {}}"#,
             br#"{"attach": {"disk": {"id": "rng", "read_only": true, "queues": 1}}}"#,

@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use self::growth::Growth;
+use crate::devices::net::NetConfig;
 use crate::event_loop::EventLoop;
 use crate::lifecycle::Lifecycle;
 use crate::sync::lock;
@@ -160,10 +161,22 @@ impl Machine {
         read_only: bool,
         queues: u16,
     ) -> Result<String, MachineError> {
-        if self.functions.iter().any(|f| lock(f).id() == id) {
-            return Err(MachineError::Exists(id.to_owned()));
+        self.attach(Source::disk(id, file, read_only, queues))
+    }
+
+    /// Adds a network device and says where it is.
+    ///
+    /// # Errors
+    /// When there is one of this id, no slot, or the descriptors are no tap and vhost-net.
+    pub fn attach_net(&mut self, net: NetConfig) -> Result<String, MachineError> {
+        self.attach(Source::Net(net))
+    }
+
+    fn attach(&mut self, source: Source) -> Result<String, MachineError> {
+        if self.functions.iter().any(|f| lock(f).id() == source.id()) {
+            return Err(MachineError::Exists(source.id().to_owned()));
         }
-        let device = Source::disk(id, file, read_only, queues).into_device(None)?;
+        let device = source.into_device(None)?;
         let address = self.bus.pci.free_address()?;
         let function = VirtioPci::new(address, device, self.transport.clone())?;
         install(&self.bus, &mut self.functions, function)?;

@@ -88,8 +88,8 @@ pub(crate) fn add_disk(guest: &mut Guest, id: &str, file: &File, read_only: bool
     guest.config["disks"].as_array_mut().unwrap().push(disk);
 }
 
-/// A tap named `name` with 10.9.`octet`.1/24, and a network device on it.
-pub(crate) fn add_net(guest: &mut Guest, name: &str, octet: u8, vhost: bool) {
+/// A tap named `name` with 10.9.`octet`.1/24.
+pub(crate) fn tap(name: &str, octet: u8) -> File {
     let tap = File::options()
         .read(true)
         .write(true)
@@ -110,6 +110,12 @@ pub(crate) fn add_net(guest: &mut Guest, name: &str, octet: u8, vhost: bool) {
             .status();
         assert!(done.unwrap().success(), "ip {arguments}");
     }
+    tap
+}
+
+/// A tap named `name` with 10.9.`octet`.1/24, and a network device on it.
+pub(crate) fn add_net(guest: &mut Guest, name: &str, octet: u8, vhost: bool) {
+    let tap = tap(name, octet);
     let vhost = vhost.then(|| {
         let file = File::options()
             .read(true)

@@ -1,9 +1,11 @@
 //! Frames over a tap, moved by the VMM and by the kernel.
 
+use std::fs::File;
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use crate::guest::{MIB, TIMEOUT, add_net, echo, linux, metrics, pattern, run, up};
+use crate::guest::{MIB, TIMEOUT, add_net, echo, linux, metrics, pattern, run, tap, up};
 use serde_json::json;
 
 fn talk_over_tcp(octet: u8) {
@@ -50,4 +52,28 @@ fn frames_go_through_vhost_net() {
     vm.must(&json!({"pause": {}}), &[]);
     vm.must(&json!({"resume": {}}), &[]);
     talk_over_tcp(21);
+}
+
+#[test]
+fn a_device_that_is_plugged_moves_frames() {
+    let Some(guest) = linux() else { return };
+    let vm = up(guest);
+    let tap = tap("bhtest2", 22);
+    let request = json!({"attach_net": {"net": {"id": "late", "mac": "02:01:00:00:00:02",
+        "mtu": 1500, "queue_size": 256}}});
+    let vhost = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/vhost-net");
+    let mut files = vec![tap.as_raw_fd()];
+    files.extend(vhost.as_ref().map(AsRawFd::as_raw_fd));
+    vm.must(&request, &files);
+    assert_eq!(run(&vm, "rescan"), "done");
+    assert_eq!(run(&vm, "net 22"), "up");
+    talk_over_tcp(22);
+    let backend = if vhost.is_ok() { "vhost" } else { "own" };
+    assert_eq!(metrics(&vm)["devices"]["late"]["backend"], backend);
+    vm.must(&json!({"pause": {}}), &[]);
+    vm.must(&json!({"resume": {}}), &[]);
+    talk_over_tcp(22);
 }
