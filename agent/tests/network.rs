@@ -31,30 +31,31 @@ impl Drop for Namespace {
 
 impl Namespace {
     /// With one device of this MAC address; `None` where it cannot be made.
-    fn new(mac: &str) -> Option<Self> {
+    fn new(test: &str, mac: &str) -> Option<Self> {
         if let Some(reason) = common::obstacle() {
             eprintln!("skipped: {reason}");
             return None;
         }
-        let name = format!("agent-test-{}", std::process::id());
+        let name = format!("agent-{test}-{}", std::process::id());
         assert!(ip(&["netns", "add", &name]));
         let namespace = Self(name);
-        let device = [
-            "-n",
-            &namespace.0,
-            "link",
-            "add",
-            "ens5",
-            "address",
-            mac,
-            "type",
-            "dummy",
-        ];
-        if !ip(&device) {
-            eprintln!("skipped: no dummy network devices");
+        if !namespace.add("ens5", mac) {
+            eprintln!("skipped: neither dummy nor veth network devices");
             return None;
         }
         Some(namespace)
+    }
+
+    /// Adds a device: a dummy, or where there are none one end of a pair.
+    fn add(&self, name: &str, mac: &str) -> bool {
+        let add = |kind: &[&str]| {
+            let device = ["-n", &self.0, "link", "add", name, "address", mac, "type"];
+            ip(&[&device, kind].concat())
+        };
+        let peer = format!("{name}-peer");
+        add(&["dummy"])
+            || add(&["veth", "peer", "name", &peer])
+                && ip(&["-n", &self.0, "link", "set", &peer, "up"])
     }
 
     fn show(&self, args: &[&str]) -> Vec<Value> {
@@ -89,6 +90,7 @@ fn network() -> Network {
             mtu: 1410,
             addresses: vec!["10.88.0.5/16".into(), "fd00::5/64".into()],
             hardware_address: "0a:58:0a:58:00:05".into(),
+            ..Interface::default()
         }],
         routes: vec![
             route("", "10.88.0.1"),
@@ -113,12 +115,13 @@ fn network() -> Network {
             address: "10.88.0.1".into(),
             mac: "0a:58:0a:58:00:01".into(),
         }],
+        ..Network::default()
     }
 }
 
 #[tokio::test]
 async fn the_network_is_set_and_changed_as_given() {
-    let Some(namespace) = Namespace::new("02:00:00:00:00:05") else {
+    let Some(namespace) = Namespace::new("first", "02:00:00:00:00:05") else {
         return;
     };
     let mut agent = TestAgent::start_in(Some(&namespace.0)).await.unwrap();
@@ -201,4 +204,146 @@ async fn the_network_is_set_and_changed_as_given() {
     other.interfaces[0].hardware_address = String::new();
     let missing = agent.client.setup_sandbox(setup(other)).await.unwrap_err();
     assert_eq!(missing.code(), Code::NotFound);
+}
+
+/// Three devices, in the order the kernel finds them, whose names are wanted otherwise; routes of two
+/// networks to one destination, in a table of their own, and refusals; a policy rule.
+#[tokio::test]
+async fn further_networks_have_their_names_routes_and_rules() {
+    let Some(namespace) = Namespace::new("further", "02:00:00:00:00:05") else {
+        return;
+    };
+    for (name, mac) in [("eth0", "02:01:00:00:00:05"), ("net1", "02:02:00:00:00:05")] {
+        assert!(namespace.add(name, mac));
+    }
+    let interface = |number: u8, name: &str, address: &str| Interface {
+        mac: format!("02:{number:02x}:00:00:00:05"),
+        name: name.into(),
+        mtu: 1400,
+        addresses: vec![address.into()],
+        hardware_address: format!("0a:58:0a:58:{number:02x}:05"),
+        ..Interface::default()
+    };
+    let route = |interface: &str, destination: &str, gateway: &str| Route {
+        interface: interface.into(),
+        destination: destination.into(),
+        gateway: gateway.into(),
+        ..Route::default()
+    };
+    let in_table = |table: u32, route: Route| Route { table, ..route };
+    let refused = |kind: u32, destination: &str| Route {
+        kind,
+        ..route("", destination, "")
+    };
+    let mut second = interface(1, "net1", "10.89.0.5/16");
+    second.addresses_without_route = second.addresses.clone();
+    let mut third = interface(2, "blue", "10.90.0.5/16");
+    third.no_arp = true;
+    let network = Network {
+        interfaces: vec![interface(0, "eth0", "10.88.0.5/16"), second, third],
+        routes: vec![
+            in_table(1_000, route("net1", "10.89.0.0/16", "")),
+            route("eth0", "", "10.88.0.1"),
+            route("blue", "", "10.90.0.1"),
+            in_table(1_000, route("net1", "0.0.0.0/0", "10.89.0.1")),
+            refused(6, "10.91.0.0/16"),
+            refused(8, "10.92.0.0/16"),
+        ],
+        rules: vec![rule_to(1_000, [10, 89, 0, 5])],
+        sysctls: [
+            ("net/ipv4/tcp_keepalive_time", "1234"),
+            ("net/ipv4/conf/blue/arp_announce", "2"),
+            ("net/ipv4/no_such_parameter", "1"),
+        ]
+        .map(|(name, value)| Sysctl {
+            name: name.into(),
+            value: value.into(),
+        })
+        .into(),
+        ..Network::default()
+    };
+    let mut agent = TestAgent::start_in(Some(&namespace.0)).await.unwrap();
+    // Twice: it is repeatable.
+    for _ in 0..2 {
+        let request = SetupSandboxRequest {
+            network: Some(network.clone()),
+            hostname: "pod".into(),
+            // The pod's own come last.
+            sysctls: [("net.ipv4.tcp_keepalive_intvl".into(), "33".into())].into(),
+            ..SetupSandboxRequest::default()
+        };
+        agent.client.setup_sandbox(request).await.unwrap();
+        for (number, name) in [(0, "eth0"), (1, "net1"), (2, "blue")] {
+            let link = &namespace.show(&["link", "show", name])[0];
+            let mac = format!("0a:58:0a:58:{number:02x}:05");
+            assert_eq!(link["address"], mac, "{link}");
+            let flags = link["flags"].as_array().unwrap();
+            assert_eq!(flags.contains(&"NOARP".into()), name == "blue", "{link}");
+        }
+        let main = namespace.show(&["-4", "route"]);
+        let to = |destination: &str| -> Vec<_> {
+            let routes = main.iter().filter(|route| route["dst"] == destination);
+            routes.map(|route| route["gateway"].clone()).collect()
+        };
+        assert_eq!(
+            to("default"),
+            ["10.88.0.1", "10.90.0.1"],
+            "the first is used"
+        );
+        assert_eq!(to("10.91.0.0/16").len(), 1);
+        assert!(to("10.89.0.0/16").is_empty(), "{main:?}");
+        let table = namespace.show(&["-4", "route", "show", "table", "1000"]);
+        assert_eq!(table.len(), 2, "{table:?}");
+        let rules = namespace.show(&["rule"]);
+        assert_eq!(rules.len(), 4, "{rules:?}");
+        assert!(
+            rules
+                .iter()
+                .any(|rule| rule["src"] == "10.89.0.5" && rule["table"] == "1000"),
+            "{rules:?}"
+        );
+        for (name, value) in [
+            ("net/ipv4/tcp_keepalive_time", "1234"),
+            ("net/ipv4/conf/blue/arp_announce", "2"),
+            ("net/ipv4/tcp_keepalive_intvl", "33"),
+        ] {
+            let found = Command::new("ip")
+                .args(["netns", "exec", &namespace.0, "cat"])
+                .arg(format!("/proc/sys/{name}"))
+                .output()
+                .unwrap();
+            assert_eq!(
+                String::from_utf8_lossy(&found.stdout).trim(),
+                value,
+                "{name}"
+            );
+        }
+    }
+    // The pod is called by its own interface's address.
+    let hosts = format!(
+        "/proc/{}/root{}/sandbox/hosts",
+        agent.child.id(),
+        agent.state().display()
+    );
+    let hosts = std::fs::read_to_string(hosts).unwrap();
+    assert!(
+        hosts.contains("10.88.0.5\tpod") && !hosts.contains("10.89.0.5"),
+        "{hosts}"
+    );
+}
+
+/// `ip rule add from ADDRESS table TABLE`, as the kernel says it: struct fib_rule_hdr, then attributes.
+fn rule_to(table: u32, address: [u8; 4]) -> bytes::Bytes {
+    let attribute = |kind: u16, value: [u8; 4]| {
+        let mut bytes = 8_u16.to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes
+    };
+    // AF_INET, 0 and 32 bits of destination and source, …, FR_ACT_TO_TBL.
+    let mut rule = vec![2, 0, 32, 0, 252, 0, 0, 1, 0, 0, 0, 0];
+    rule.extend(attribute(2, address));
+    rule.extend(attribute(6, 500_u32.to_ne_bytes()));
+    rule.extend(attribute(15, table.to_ne_bytes()));
+    rule.into()
 }

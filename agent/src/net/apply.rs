@@ -1,26 +1,18 @@
 //! Configures the guest's devices to match the model, by netlink. Repeatable: what the model does
-//! not have is removed, what it has stays.
+//! not have is removed, what it has stays. Routes and policy rules are in `routes`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use futures::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-    RouteType,
-};
 use rtnetlink::{Handle, LinkUnspec};
 
-use super::NetError;
-use super::model::{Interface, Network, Prefix, Route};
-
-fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetError {
-    let what = what.into();
-    move |error| NetError::Netlink { what, error }
-}
+use super::model::{Interface, Network, Prefix};
+use super::routes::{set_routes, set_rules};
+use super::{NetError, failed, index_of, sysctl};
+use crate::{blocking, disk};
 
 /// A netlink handle; the task behind it ends when the handle is dropped.
 fn connect() -> Result<Handle, NetError> {
@@ -56,34 +48,65 @@ fn link_of(message: &LinkMessage) -> Link {
     link
 }
 
-/// Sets interfaces, routes and neighbours to exactly what is given.
-///
-/// # Errors
-/// For the first step that fails; calling again continues from there.
-pub async fn apply(network: &Network) -> Result<(), NetError> {
-    let handle = connect()?;
-    let links: Vec<_> = handle
+async fn links(handle: &Handle) -> Result<Vec<Link>, NetError> {
+    handle
         .link()
         .get()
         .execute()
         .map_ok(|message| link_of(&message))
         .try_collect()
         .await
-        .map_err(failed("listing network devices"))?;
+        .map_err(failed("listing network devices"))
+}
+
+/// The device of an interface. An earlier call may have given it its other address.
+fn device_of<'a>(links: &'a [Link], interface: &Interface) -> Option<&'a Link> {
+    let by = |mac: Option<[u8; 6]>| links.iter().find(|link| mac.is_some() && link.mac == mac);
+    by(Some(interface.mac)).or_else(|| by(interface.hardware_address))
+}
+
+/// Sets interfaces, routes, rules and neighbours to exactly what is given.
+///
+/// # Errors
+/// For the first step that fails; calling again continues from there.
+pub async fn apply(network: &Network) -> Result<(), NetError> {
+    let handle = connect()?;
+    let mut links_now = links(&handle).await?;
+    let lacking = |links: &[Link]| {
+        let missing = |interface: &&Interface| device_of(links, interface).is_none();
+        network.interfaces.iter().find(missing).map(|one| one.mac)
+    };
+    if lacking(&links_now).is_some() {
+        // Those beyond the first are plugged while the guest boots. A rescan probes what it finds
+        // before it returns; without one it is missing still.
+        if let Err(error) = blocking::run(disk::rescan).await {
+            tracing::warn!("looking for network devices: {error}");
+        }
+        links_now = links(&handle).await?;
+    }
+    if let Some(mac) = lacking(&links_now) {
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        return Err(NetError::NoDevice { mac });
+    }
+    let devices: Vec<_> = network
+        .interfaces
+        .iter()
+        .filter_map(|interface| Some((device_of(&links_now, interface)?, interface)))
+        .collect();
+    for (link, interface) in &devices {
+        name_link(&handle, link, &interface.name, &links_now).await?;
+    }
+    // Their files have the devices' names; what they say of addresses and routers holds from the
+    // moment in which a device is up.
+    sysctl::set_as_possible(&network.sysctls);
     let mut indexes = HashMap::new();
-    for interface in &network.interfaces {
-        // An earlier call may have given it its other address.
-        let by = |mac: Option<[u8; 6]>| links.iter().find(|link| mac.is_some() && link.mac == mac);
-        let link = by(Some(interface.mac)).or_else(|| by(interface.hardware_address));
-        let link = link.ok_or_else(|| {
-            let mac = interface.mac.map(|byte| format!("{byte:02x}")).join(":");
-            NetError::NoDevice { mac }
-        })?;
+    for (link, interface) in &devices {
         set_link(&handle, link, interface).await?;
         set_addresses(&handle, link.index, interface).await?;
         indexes.insert(interface.name.as_str(), link.index);
     }
     set_routes(&handle, &network.routes, &indexes).await?;
+    set_rules(&handle, &network.rules).await?;
     for neighbour in &network.neighbours {
         let index = index_of(&indexes, &neighbour.interface)?;
         handle
@@ -98,54 +121,72 @@ pub async fn apply(network: &Network) -> Result<(), NetError> {
     Ok(())
 }
 
-fn index_of(indexes: &HashMap<&str, u32>, name: &str) -> Result<u32, NetError> {
-    indexes
-        .get(name)
-        .copied()
-        .ok_or_else(|| NetError::UnknownInterface(name.to_owned()))
+/// Gives a device its name. One that has this name (the kernel counts eth0, eth1… in the order in which
+/// it finds them) gets another for now.
+async fn name_link(handle: &Handle, link: &Link, name: &str, all: &[Link]) -> Result<(), NetError> {
+    if link.name == name {
+        return Ok(());
+    }
+    let holder = all
+        .iter()
+        .find(|other| other.name == name && other.index != link.index);
+    if let Some(holder) = holder {
+        let aside = format!("aside{}", holder.index);
+        // It may have been renamed already, when its own turn came.
+        if still_named(handle, holder).await? {
+            rename(handle, holder, &aside).await?;
+        }
+    }
+    rename(handle, link, name).await
+}
+
+async fn still_named(handle: &Handle, link: &Link) -> Result<bool, NetError> {
+    let now = links(handle).await?;
+    Ok(now
+        .iter()
+        .any(|other| other.index == link.index && other.name == link.name))
+}
+
+async fn rename(handle: &Handle, link: &Link, name: &str) -> Result<(), NetError> {
+    if link.up {
+        let down = LinkUnspec::new_with_index(link.index).down().build();
+        change(handle, down, format!("setting {} down", link.name)).await?;
+    }
+    let rename = LinkUnspec::new_with_index(link.index)
+        .name(name.to_owned())
+        .build();
+    change(handle, rename, format!("renaming {} to {name}", link.name)).await
+}
+
+async fn change(handle: &Handle, message: LinkMessage, what: String) -> Result<(), NetError> {
+    let set = handle.link().set(message).execute().await;
+    set.map_err(failed(what))
 }
 
 async fn set_link(handle: &Handle, link: &Link, interface: &Interface) -> Result<(), NetError> {
-    let set = |message, what: String| async move {
-        handle
-            .link()
-            .set(message)
-            .execute()
-            .await
-            .map_err(failed(what))
-    };
     let name = &interface.name;
-    if link.name != *name {
-        if link.up {
-            let down = LinkUnspec::new_with_index(link.index).down().build();
-            set(down, format!("setting {} down", link.name)).await?;
-        }
-        let rename = LinkUnspec::new_with_index(link.index)
-            .name(name.clone())
-            .build();
-        set(rename, format!("renaming {} to {name}", link.name)).await?;
-    }
     if let Some(address) = interface
         .hardware_address
         .filter(|new| link.mac != Some(*new))
     {
-        let change = LinkUnspec::new_with_index(link.index)
+        let new = LinkUnspec::new_with_index(link.index)
             .address(address.to_vec())
             .build();
-        set(change, format!("changing the hardware address of {name}")).await?;
+        let what = format!("changing the hardware address of {name}");
+        change(handle, new, what).await?;
     }
     if interface.mtu != 0 && interface.mtu != link.mtu {
         let mtu = LinkUnspec::new_with_index(link.index)
             .mtu(interface.mtu)
             .build();
-        set(
-            mtu,
-            format!("setting the MTU of {name} to {}", interface.mtu),
-        )
-        .await?;
+        let what = format!("setting the MTU of {name} to {}", interface.mtu);
+        change(handle, mtu, what).await?;
     }
-    let up = LinkUnspec::new_with_index(link.index).up().build();
-    set(up, format!("setting {name} up")).await
+    let up = LinkUnspec::new_with_index(link.index)
+        .arp(!interface.no_arp)
+        .up()
+        .build();
+    change(handle, up, format!("setting {name} up")).await
 }
 
 fn prefix_of(message: &AddressMessage) -> Option<Prefix> {
@@ -204,157 +245,23 @@ async fn set_addresses(handle: &Handle, index: u32, interface: &Interface) -> Re
             .address()
             .add(index, prefix.address, prefix.length)
             .replace();
+        let mut flags = AddressFlags::empty();
         if prefix.address.is_ipv6() {
             // The address is the pod's alone, and duplicate detection would leave it unusable
             // for a second.
-            let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+            flags |= AddressFlags::Nodad;
+        }
+        if interface.without_route.contains(prefix) {
+            flags |= AddressFlags::Noprefixroute;
+        }
+        if !flags.is_empty() {
+            let flags = AddressAttribute::Flags(flags);
             request.message_mut().attributes.push(flags);
         }
         request.execute().await.map_err(failed(format!(
             "adding address {}/{}",
             prefix.address, prefix.length
         )))?;
-    }
-    Ok(())
-}
-
-fn family(address: &IpAddr) -> AddressFamily {
-    if address.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    }
-}
-
-/// The table of a route message: the attribute, which has room for large numbers, or the header.
-fn table_of(message: &RouteMessage) -> u32 {
-    message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Table(table) => Some(*table),
-            _ => None,
-        })
-        .unwrap_or_else(|| message.header.table.into())
-}
-
-fn route_message(route: &Route, index: u32) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    let header = &mut message.header;
-    header.address_family = family(&route.destination.address);
-    header.destination_prefix_length = route.destination.length;
-    header.table = RouteHeader::RT_TABLE_MAIN;
-    header.protocol = RouteProtocol::Static;
-    header.kind = RouteType::Unicast;
-    header.scope = RouteScope::from(route.scope);
-    if route.onlink {
-        header.flags |= RouteFlags::Onlink;
-    }
-    let attributes = &mut message.attributes;
-    attributes.push(RouteAttribute::Oif(index));
-    if route.destination.length > 0 {
-        attributes.push(RouteAttribute::Destination(
-            route.destination.address.into(),
-        ));
-    }
-    if let Some(gateway) = route.gateway {
-        attributes.push(RouteAttribute::Gateway(gateway.into()));
-    }
-    if let Some(source) = route.source {
-        attributes.push(RouteAttribute::PrefSource(source.into()));
-    }
-    if route.metric != 0 {
-        attributes.push(RouteAttribute::Priority(route.metric));
-    }
-    let mut metrics = Vec::new();
-    if route.mtu != 0 {
-        metrics.push(RouteMetric::Mtu(route.mtu));
-    }
-    if route.advmss != 0 {
-        metrics.push(RouteMetric::Advmss(route.advmss));
-    }
-    if !metrics.is_empty() {
-        attributes.push(RouteAttribute::Metrics(metrics));
-    }
-    message
-}
-
-/// What identifies a route for the kernel: table, destination, metric.
-fn key(message: &RouteMessage) -> (u32, AddressFamily, Option<RouteAttribute>, u8, u32) {
-    let destination = message
-        .attributes
-        .iter()
-        .find(|attribute| matches!(attribute, RouteAttribute::Destination(_)));
-    let metric = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Priority(metric) => Some(*metric),
-            _ => None,
-        });
-    // The kernel gives IPv6 routes without a metric 1024.
-    let default = if message.header.address_family == AddressFamily::Inet6 {
-        1024
-    } else {
-        0
-    };
-    (
-        table_of(message),
-        message.header.address_family,
-        destination.cloned(),
-        message.header.destination_prefix_length,
-        metric.unwrap_or(default),
-    )
-}
-
-async fn set_routes(
-    handle: &Handle,
-    routes: &[Route],
-    indexes: &HashMap<&str, u32>,
-) -> Result<(), NetError> {
-    let mut wanted = Vec::new();
-    for route in routes {
-        wanted.push((
-            route_message(route, index_of(indexes, &route.interface)?),
-            route,
-        ));
-    }
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut all = RouteMessage::default();
-        all.header.address_family = family;
-        let present: Vec<_> = handle
-            .route()
-            .get(all)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(failed("listing routes"))?;
-        for message in present {
-            // Only what an earlier call of this function made; the kernel's own routes follow
-            // addresses and devices.
-            let unwanted = message.header.protocol == RouteProtocol::Static
-                && !wanted
-                    .iter()
-                    .any(|(wanted, _)| key(wanted) == key(&message));
-            if unwanted {
-                handle
-                    .route()
-                    .del(message)
-                    .execute()
-                    .await
-                    .map_err(failed("removing a route that is no longer wanted"))?;
-            }
-        }
-    }
-    for (message, route) in wanted {
-        let Prefix { address, length } = route.destination;
-        handle
-            .route()
-            .add(message)
-            .replace()
-            .execute()
-            .await
-            .map_err(failed(format!("adding the route to {address}/{length}")))?;
     }
     Ok(())
 }

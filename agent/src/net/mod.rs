@@ -1,11 +1,13 @@
-//! The guest's network as the daemon gives it: addresses, routes and neighbours by netlink, name
-//! resolution by files, sysctls. [`model`] checks what is asked; [`apply`] makes it so.
+//! The guest's network as the daemon gives it: addresses, routes, rules and neighbours by netlink,
+//! name resolution by files, sysctls. [`model`] checks what is asked; [`apply`] makes it so.
 
 pub mod apply;
 pub mod files;
 pub mod model;
+mod routes;
 pub mod sysctl;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 /// Why the network could not be set.
@@ -67,4 +69,18 @@ pub enum NetError {
         #[source]
         error: std::io::Error,
     },
+}
+
+/// An error of the kernel's, with what was attempted.
+fn failed(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> NetError {
+    let what = what.into();
+    move |error| NetError::Netlink { what, error }
+}
+
+/// The number of an interface.
+fn index_of(indexes: &HashMap<&str, u32>, name: &str) -> Result<u32, NetError> {
+    indexes
+        .get(name)
+        .copied()
+        .ok_or_else(|| NetError::UnknownInterface(name.to_owned()))
 }

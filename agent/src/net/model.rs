@@ -1,11 +1,17 @@
 //! A network as asked for, checked and in types. Pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
 use bulkhead_proto::agent;
+use rtnetlink::packet_core::Parseable as _;
+use rtnetlink::packet_route::route::{RouteHeader, RouteProtocol, RouteType};
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
-use super::NetError;
+use super::{NetError, sysctl};
 
+/// Bytes of `struct fib_rule_hdr`.
+const RULE_HEADER: usize = 12;
 /// The longest name of an interface (IFNAMSIZ less the zero).
 const MAX_NAME: usize = 15;
 
@@ -31,13 +37,17 @@ pub struct Interface {
     pub mtu: u32,
     /// Its addresses.
     pub addresses: Vec<Prefix>,
+    /// Those of them that bring no route to their network along.
+    pub without_route: Vec<Prefix>,
+    /// It does not ask for hardware addresses.
+    pub no_arp: bool,
 }
 
 /// A route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// Through which interface, by name.
-    pub interface: String,
+    /// Through which interface, by name; none for a kind that needs none.
+    pub interface: Option<String>,
     /// Where to; a prefix of length 0 is the default route.
     pub destination: Prefix,
     /// Through whom; none is on-link.
@@ -54,6 +64,10 @@ pub struct Route {
     pub scope: u8,
     /// The gateway need not be in a connected network.
     pub onlink: bool,
+    /// The routing table.
+    pub table: u32,
+    /// What becomes of a packet.
+    pub kind: RouteType,
 }
 
 /// A permanent neighbour.
@@ -76,6 +90,10 @@ pub struct Network {
     pub routes: Vec<Route>,
     /// In the order given.
     pub neighbours: Vec<Neighbour>,
+    /// Policy rules.
+    pub rules: Vec<RuleMessage>,
+    /// Kernel parameters as files below /proc/sys, with their values, in the order given.
+    pub sysctls: Vec<(PathBuf, String)>,
 }
 
 fn invalid(field: &'static str, value: &str, expected: &'static str) -> NetError {
@@ -176,11 +194,9 @@ impl TryFrom<&agent::Network> for Network {
                     },
                     name: parse_name(&interface.name)?,
                     mtu: interface.mtu,
-                    addresses: interface
-                        .addresses
-                        .iter()
-                        .map(|address| parse_prefix("address", address))
-                        .collect::<Result<_, _>>()?,
+                    addresses: parse_prefixes(&interface.addresses)?,
+                    without_route: parse_prefixes(&interface.addresses_without_route)?,
+                    no_arp: interface.no_arp,
                 })
             })
             .collect::<Result<Vec<_>, NetError>>()?;
@@ -194,7 +210,13 @@ impl TryFrom<&agent::Network> for Network {
         let mut routes = network
             .routes
             .iter()
-            .map(|route| parse_route(route, known(&route.interface)?))
+            .map(|route| {
+                let interface = match route.interface.as_str() {
+                    "" => None,
+                    name => Some(known(name)?),
+                };
+                parse_route(route, interface)
+            })
             .collect::<Result<Vec<_>, NetError>>()?;
         routes.sort_by_key(|route| route.gateway.is_some());
         let neighbours = network
@@ -208,15 +230,80 @@ impl TryFrom<&agent::Network> for Network {
                 })
             })
             .collect::<Result<Vec<_>, NetError>>()?;
+        let rules = network
+            .rules
+            .iter()
+            .map(|rule| parse_rule(rule))
+            .collect::<Result<_, _>>()?;
+        let sysctls = network
+            .sysctls
+            .iter()
+            .map(|parameter| Ok((sysctl::path(&parameter.name)?, parameter.value.clone())))
+            .collect::<Result<_, NetError>>()?;
         Ok(Self {
             interfaces,
             routes,
             neighbours,
+            rules,
+            sysctls,
         })
     }
 }
 
-fn parse_route(route: &agent::Route, interface: String) -> Result<Route, NetError> {
+fn parse_prefixes(texts: &[String]) -> Result<Vec<Prefix>, NetError> {
+    texts
+        .iter()
+        .map(|text| parse_prefix("address", text))
+        .collect()
+}
+
+/// A rule as another kernel says it, in the form in which this one takes it: what says whether its
+/// interfaces are there is left out, and it is marked as ours.
+fn parse_rule(bytes: &[u8]) -> Result<RuleMessage, NetError> {
+    let bad = || {
+        invalid(
+            "rule",
+            &format!("{bytes:02x?}"),
+            "a policy rule of rtnetlink(7)",
+        )
+    };
+    // The parser takes the header for granted.
+    if bytes.len() < RULE_HEADER {
+        return Err(bad());
+    }
+    let mut rule = RuleMessage::parse(bytes).map_err(|_| bad())?;
+    rule.header.flags &= RuleFlags::Invert;
+    rule.attributes
+        .retain(|attribute| !matches!(attribute, RuleAttribute::Protocol(_)));
+    rule.attributes
+        .push(RuleAttribute::Protocol(RouteProtocol::Static));
+    Ok(rule)
+}
+
+fn parse_kind(route: &agent::Route, interface: Option<&String>) -> Result<RouteType, NetError> {
+    let bad = |expected| invalid("route", &route.destination, expected);
+    let kind = match u8::try_from(route.kind).map(RouteType::from) {
+        Ok(RouteType::Unspec | RouteType::Unicast) => RouteType::Unicast,
+        Ok(
+            kind @ (RouteType::BlackHole
+            | RouteType::Unreachable
+            | RouteType::Prohibit
+            | RouteType::Throw),
+        ) => kind,
+        _ => {
+            return Err(bad(
+                "a unicast, blackhole, unreachable, prohibit or throw route",
+            ));
+        }
+    };
+    if kind == RouteType::Unicast && interface.is_none() {
+        return Err(bad("a unicast route has an interface"));
+    }
+    Ok(kind)
+}
+
+fn parse_route(route: &agent::Route, interface: Option<String>) -> Result<Route, NetError> {
+    let kind = parse_kind(route, interface.as_ref())?;
     let gateway = parse_optional("gateway", &route.gateway)?;
     let source = parse_optional("source", &route.source)?;
     let destination = if route.destination.is_empty() {
@@ -259,12 +346,18 @@ fn parse_route(route: &agent::Route, interface: String) -> Result<Route, NetErro
         advmss: route.advmss,
         scope,
         onlink: route.onlink,
+        table: match route.table {
+            0 => RouteHeader::RT_TABLE_MAIN.into(),
+            table => table,
+        },
+        kind,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rtnetlink::packet_core::Emitable as _;
 
     use super::*;
 
@@ -275,7 +368,7 @@ mod tests {
                 name: "eth0".into(),
                 mtu: 1450,
                 addresses: vec!["10.88.0.5/16".into(), "fd00::5/64".into()],
-                hardware_address: String::new(),
+                ..agent::Interface::default()
             }],
             routes: vec![
                 agent::Route {
@@ -290,7 +383,7 @@ mod tests {
                     ..agent::Route::default()
                 },
             ],
-            neighbours: Vec::new(),
+            ..agent::Network::default()
         }
     }
 
@@ -309,7 +402,7 @@ mod tests {
 
     #[test]
     fn invalid_networks_are_refused() {
-        let broken: [fn(&mut agent::Network); 8] = [
+        let broken: [fn(&mut agent::Network); 14] = [
             |n| n.interfaces[0].mac = "02:00:00:00:00".into(),
             |n| n.interfaces[0].mac = "02:00:00:00:00:+1".into(),
             |n| n.interfaces[0].name = "../eth0".into(),
@@ -318,6 +411,17 @@ mod tests {
             |n| n.routes[0].interface = "eth1".into(),
             |n| n.routes[0].destination = "10.0.0.0/8".into(),
             |n| n.routes[1].scope = 256,
+            |n| n.routes[1].interface = String::new(),
+            |n| n.routes[1].kind = 2,
+            |n| n.routes[1].kind = 262,
+            |n| n.interfaces[0].addresses_without_route = vec!["10.0.0.1".into()],
+            |n| n.rules = vec![vec![2; 11].into()],
+            |n| {
+                n.sysctls = vec![agent::Sysctl {
+                    name: "net/../kernel/core_pattern".into(),
+                    value: "x".into(),
+                }];
+            },
         ];
         for (index, change) in broken.into_iter().enumerate() {
             let mut network = network();
@@ -326,7 +430,33 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_rule_of_another_kernel_is_made_ours() {
+        let mut theirs = RuleMessage::default();
+        theirs.header.flags = RuleFlags::Invert | RuleFlags::OifDetached;
+        theirs.attributes = vec![
+            RuleAttribute::Table(100),
+            RuleAttribute::Protocol(RouteProtocol::Boot),
+        ];
+        let mut bytes = vec![0; theirs.buffer_len()];
+        theirs.emit(&mut bytes);
+        let ours = parse_rule(&bytes).unwrap();
+        assert_eq!(ours.header.flags, RuleFlags::Invert);
+        assert_eq!(
+            ours.attributes,
+            [
+                RuleAttribute::Table(100),
+                RuleAttribute::Protocol(RouteProtocol::Static)
+            ]
+        );
+    }
+
     proptest! {
+        #[test]
+        fn arbitrary_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = parse_rule(&bytes);
+        }
+
         #[test]
         fn arbitrary_text_never_panics(text in ".{0,40}") {
             let _ = parse_mac(&text);

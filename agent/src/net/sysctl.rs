@@ -48,6 +48,27 @@ pub fn set_all(parameters: &HashMap<String, String>) -> Result<(), NetError> {
     Ok(())
 }
 
+/// Sets parameters that the node's network has. This kernel is another one: what it does not take is
+/// logged and left.
+pub fn set_as_possible(parameters: &[(PathBuf, String)]) {
+    for (path, value) in parameters {
+        if let Err(error) = set_if_other(path, value) {
+            tracing::warn!(
+                "the network's {} = {value:?} is left as this kernel has it: {error}",
+                path.display()
+            );
+        }
+    }
+}
+
+/// Writing some parameters costs more than reading them, or has effects of its own.
+fn set_if_other(path: &Path, value: &str) -> std::io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|now| now.trim_end_matches('\n') == value) {
+        return Ok(());
+    }
+    fs::write(path, value)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

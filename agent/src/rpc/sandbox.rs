@@ -194,9 +194,10 @@ fn write_hosts(
     hostname: &str,
     network: Option<&model::Network>,
 ) -> Result<(), NetError> {
+    // The pod is called by the addresses of its own interface, not by those of further networks.
     let addresses: Vec<IpAddr> = network
         .iter()
-        .flat_map(|network| &network.interfaces)
+        .flat_map(|network| network.interfaces.first())
         .flat_map(|interface| &interface.addresses)
         .map(|prefix| prefix.address)
         .collect();
