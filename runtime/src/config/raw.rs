@@ -171,6 +171,8 @@ sections! {
         cni_bin_dirs: Vec<String> = vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()];
         /// Where the CNI configuration is: the first file in alphabetical order is used.
         cni_conf_dir: String = "/etc/cni/net.d".into();
+        /// Where pods' network namespaces are: CNI daemons on the node look for them there.
+        netns_dir: String = "/var/run/netns".into();
         /// Seconds a CNI plugin gets.
         cni_timeout_secs: u64 = 60;
     }

@@ -172,6 +172,8 @@ pub struct Network {
     pub cni_bin_dirs: Vec<PathBuf>,
     /// Where their configuration is.
     pub cni_conf_dir: PathBuf,
+    /// Where namespaces of pods are.
+    pub netns_dir: PathBuf,
     /// Time for one plugin.
     pub cni_timeout: Duration,
 }
@@ -435,6 +437,7 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
             .map(|dir| At("network", "cni_bin_dirs").path(dir))
             .collect::<Result<_, _>>()?,
         cni_conf_dir: At("network", "cni_conf_dir").path(&raw.network.cni_conf_dir)?,
+        netns_dir: At("network", "netns_dir").path(&raw.network.netns_dir)?,
         cni_timeout: At("network", "cni_timeout_secs")
             .seconds(raw.network.cni_timeout_secs, HOUR)?,
     };

@@ -92,6 +92,10 @@ fn bad_files_name_file_line_key_and_what_is_allowed() {
             &["network.mode", "\"cni\", \"none\""],
         ),
         (
+            "[network]\nnetns_dir = \"netns\"",
+            &["network.netns_dir", "absolute"],
+        ),
+        (
             "[network]\ncni_bin_dirs = [\"/ok\", \"no\"]",
             &["network.cni_bin_dirs", "\"no\""],
         ),

@@ -20,7 +20,7 @@ pub async fn status(
         [] => condition("RuntimeReady", None),
         lacking => condition("RuntimeReady", Some(("HostLacks", lacking.join("; ")))),
     };
-    let network = match app.network.ready() {
+    let network = match app.network.ready().await {
         Ok(()) => condition("NetworkReady", None),
         Err(e) => condition("NetworkReady", Some(("NetworkNotReady", chain(&e)))),
     };

@@ -12,14 +12,13 @@ use std::{
 
 use bulkhead_contract::vmm::Resize;
 use bulkhead_images::LayerDisk;
-use bulkhead_proto::agent::Interface;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{MachineError, Process};
 use crate::{
     agent::{Address, Agent, ReadyListener},
-    config::Config,
-    network::PodNetwork,
+    config::{Config, Vmm},
+    network::{Nic, PodNetwork},
     records::{MachineKind, SandboxRecord, VmExit},
     sandbox::Timeline,
 };
@@ -88,6 +87,12 @@ pub trait Machine: Debug + Send + Sync {
         file: BorrowedFd<'_>,
     ) -> Result<(), MachineError>;
 
+    /// Gives it a further network device, while it runs.
+    ///
+    /// # Errors
+    /// If it does not take it; always without a guest.
+    async fn attach_nic(&self, vmm: &Vmm, nic: Nic) -> Result<(), MachineError>;
+
     /// Takes a disk away that its agent has let go; one that is not there is fine.
     ///
     /// # Errors
@@ -139,8 +144,8 @@ pub struct Start<'a> {
 pub struct Started {
     /// The process whose end is the pod's.
     pub process: Process,
-    /// The network devices its guest has.
-    pub interfaces: Vec<Interface>,
+    /// It has the tap of its network's first interface.
+    pub has_tap: bool,
     /// Where its agent reports.
     pub ready: ReadyListener,
     /// The permit to boot, to be given back when it has; `None` if nothing boots.

@@ -142,6 +142,28 @@ pub enum NetworkError {
         /// The namespace's file.
         path: PathBuf,
     },
+    /// The CNI interface is of a kind that no virtual network card stands for.
+    #[error(
+        "the CNI interface {name} in {path} is not Ethernet: a virtual machine cannot have it (run \
+         the pod by the handler \"host\", or use a plugin that makes a veth, macvlan or ipvlan)"
+    )]
+    NotEthernet {
+        /// The interface.
+        name: String,
+        /// The namespace's file.
+        path: PathBuf,
+    },
+    /// The plugins left more interfaces than a pod can have.
+    #[error(
+        "the CNI plugins left {number} interfaces in {path}; a pod can have {}",
+        super::link::MAX_INTERFACES
+    )]
+    TooManyInterfaces {
+        /// How many there are.
+        number: usize,
+        /// The namespace's file.
+        path: PathBuf,
+    },
     /// A thread in a namespace could not be started or ended badly.
     #[error("a helper thread for the network namespace {path} {what}")]
     Thread {
@@ -155,9 +177,11 @@ pub enum NetworkError {
 impl Grpc for NetworkError {
     fn code(&self) -> Code {
         match self {
-            Self::NoConfig { .. } | Self::BadConfig { .. } | Self::PluginMissing { .. } => {
-                Code::FailedPrecondition
-            }
+            Self::NoConfig { .. }
+            | Self::BadConfig { .. }
+            | Self::PluginMissing { .. }
+            | Self::NotEthernet { .. }
+            | Self::TooManyInterfaces { .. } => Code::FailedPrecondition,
             Self::Bandwidth { .. } => Code::InvalidArgument,
             // CNI error 11: try again later.
             Self::PluginFailed { error_code: 11, .. } => Code::Unavailable,

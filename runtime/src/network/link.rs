@@ -1,107 +1,175 @@
-//! The pod's side of its network on the host: the tap the VMM reads and writes, tied to the CNI
-//! interface by tc (every frame that comes in at one goes out at the other), and what that
-//! interface has, written down for the guest. Everything here runs inside the pod's namespace.
+//! The pod's side of its network on the host: which interfaces of its namespace the guest gets,
+//! and the taps the VMM reads and writes, each tied to one of them by tc (every frame that comes in
+//! at one goes out at the other). Everything here runs inside the pod's namespace. What the
+//! interfaces have, for the guest, is in `describe`.
 
 use std::{
+    collections::HashSet,
     os::fd::{AsFd as _, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use bulkhead_proto::agent;
-use futures::TryStreamExt as _;
-use rtnetlink::{
-    Handle, LinkUnspec,
-    packet_route::{
-        AddressFamily,
-        address::{AddressAttribute, AddressScope},
-        link::{LinkAttribute, LinkMessage},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
-        route::{
-            RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric,
-            RouteProtocol, RouteType,
-        },
-    },
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use tun_rs::{DeviceBuilder, Layer};
 
-use super::{NetworkError, cni::POD_INTERFACE, netns};
+use super::{
+    NetworkError,
+    cni::POD_INTERFACE,
+    describe::describe,
+    netlink::{Netlink, name_of},
+    netns,
+    sysctl::{self, Parameters},
+};
 
-/// The tap's name in the pod's namespace.
+/// The first tap's name in the pod's namespace.
 pub const TAP: &str = "tap0";
-/// `ETH_P_ALL`, big-endian as tc has it.
-const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
-/// The handle of an ingress qdisc, `ffff:`.
-const INGRESS: u32 = 0xffff_0000;
-/// The kernel's main routing table.
-const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;
+/// The most interfaces a pod gets. More is a plugin gone astray: each costs a device.
+pub const MAX_INTERFACES: usize = 32;
+/// What a link without the attribute is taken to have (it always has it).
+const DEFAULT_MTU: u32 = 1500;
 
-/// Makes the tap, and sets the loopback interface up (some plugins look at it).
+/// An interface the guest gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PodLink {
+    /// The kernel's number.
+    pub(super) index: u32,
+    /// Its name, in the guest, too.
+    pub(super) name: String,
+    /// Its MTU.
+    pub(super) mtu: u32,
+    /// Its hardware address; `None` if it has none of Ethernet's length.
+    pub(super) mac: Option<[u8; 6]>,
+    /// It does not ask for hardware addresses.
+    pub(super) no_arp: bool,
+}
+
+/// A tap that was made for a further interface.
+#[derive(Debug)]
+pub struct LaterTap {
+    /// Its queue.
+    pub tap: OwnedFd,
+    /// The hardware address of the device the guest will have.
+    pub mac: String,
+}
+
+/// Makes the first tap, and sets the loopback interface up (some plugins look at it).
 ///
 /// # Errors
 /// If the kernel refuses.
 pub async fn make_tap(path: &Path) -> Result<OwnedFd, NetworkError> {
     let inside = path.to_owned();
     netns::within(path, move || async move {
-        let tap = || -> std::io::Result<OwnedFd> {
-            // With the virtio-net header, so that segmentation and checksums stay offloaded.
-            let device = DeviceBuilder::new()
-                .name(TAP)
-                .layer(Layer::L2)
-                .offload(true)
-                .enable(false)
-                .build_sync()?;
-            device.as_fd().try_clone_to_owned()
-        };
-        let tap = tap().map_err(|source| NetworkError::Tap {
-            path: inside.clone(),
-            source,
-        })?;
-        // The tap speaks for the guest alone: the host's IPv6 must not answer on it. A host
-        // without IPv6 has no such file, and needs none.
-        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{TAP}/disable_ipv6"), "1");
+        let tap = new_tap(TAP, &inside)?;
         let net = Netlink::open(inside)?;
-        let lo = net.link("lo").await?.ok_or_else(|| net.missing("lo"))?;
+        let lo = net.link("lo").await?;
         net.up(lo.header.index, None).await?;
         Ok(tap)
     })
     .await
 }
 
-/// Ties the tap to the CNI interface and returns what the guest's interface must have. `mac` is the
-/// hardware address of the guest's device.
+/// In the namespace the thread is in, which is that of `path`.
+fn new_tap(name: &str, path: &Path) -> Result<OwnedFd, NetworkError> {
+    let tap = || -> std::io::Result<OwnedFd> {
+        // With the virtio-net header, so that segmentation and checksums stay offloaded.
+        let device = DeviceBuilder::new()
+            .name(name)
+            .layer(Layer::L2)
+            .offload(true)
+            .enable(false)
+            .build_sync()?;
+        device.as_fd().try_clone_to_owned()
+    };
+    let tap = tap().map_err(|source| NetworkError::Tap {
+        path: path.to_owned(),
+        source,
+    })?;
+    // The tap speaks for the guest alone: the host's IPv6 must not answer on it. A host
+    // without IPv6 has no such file, and needs none.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    Ok(tap)
+}
+
+/// Ties the first tap to the CNI interface, and a new one to every further interface that the
+/// plugins left; says what the guest must have. `mac` gives the hardware address of the guest's n-th
+/// device. `fresh` is what a new namespace has of kernel parameters: what differs was set by a
+/// plugin.
 ///
 /// # Errors
-/// If the interface is not there, or the kernel refuses.
-pub async fn tie(path: &Path, mac: String) -> Result<agent::Network, NetworkError> {
+/// If the CNI interface is not there or not Ethernet, there are too many, or the kernel refuses.
+pub async fn tie(
+    path: &Path,
+    mac: impl Fn(usize) -> String + Send + 'static,
+    fresh: Parameters,
+) -> Result<(agent::Network, Vec<LaterTap>), NetworkError> {
     let inside = path.to_owned();
     netns::within(path, move || async move {
-        let net = Netlink::open(inside)?;
-        let outer = net
-            .link(POD_INTERFACE)
-            .await?
-            .ok_or_else(|| net.missing(POD_INTERFACE))?;
-        let tap = net.link(TAP).await?.ok_or_else(|| net.missing(TAP))?;
-        let mtu = mtu_of(&outer);
-        let network = net.describe(&outer, mac, mtu).await?;
-        net.up(tap.header.index, Some(mtu)).await?;
-        net.redirect(outer.header.index, tap.header.index).await?;
-        net.redirect(tap.header.index, outer.header.index).await?;
-        Ok(network)
+        let net = Netlink::open(inside.clone())?;
+        let all = net.links().await?;
+        let tap = all.iter().find(|link| name_of(link) == Some(TAP));
+        let tap = tap.ok_or_else(|| net.missing(TAP))?.header.index;
+        let links = pod_links(&all, &inside)?;
+        let mut network = describe(&net, &links).await?;
+        network.sysctls = sysctl::carried(&fresh, &links);
+        let mut taken: HashSet<String> = all
+            .iter()
+            .filter_map(|link| name_of(link).map(ToOwned::to_owned))
+            .collect();
+        let mut later = Vec::new();
+        for (number, link) in links.iter().enumerate() {
+            let mac = mac(number);
+            if let Some(interface) = network.interfaces.get_mut(number) {
+                interface.mac.clone_from(&mac);
+            }
+            let tap = match number {
+                0 => tap,
+                _ => {
+                    let (made, index) = further_tap(&net, &mut taken, &inside).await?;
+                    later.push(LaterTap { tap: made, mac });
+                    index
+                }
+            };
+            net.up(tap, Some(link.mtu)).await?;
+            net.redirect(link.index, tap).await?;
+            net.redirect(tap, link.index).await?;
+        }
+        Ok((network, later))
     })
     .await
 }
 
-/// Returns what the CNI interface has, and does not change it: a pod on the host uses it itself.
+/// A tap by a name that no interface has, and its number.
+async fn further_tap(
+    net: &Netlink,
+    taken: &mut HashSet<String>,
+    path: &Path,
+) -> Result<(OwnedFd, u32), NetworkError> {
+    let free = |name: &String| !taken.contains(name);
+    // One more name than there can be interfaces is always free.
+    let name = (1..).map(|number| format!("tap{number}")).find(free);
+    let name = name.unwrap_or_default();
+    let tap = new_tap(&name, path)?;
+    let links = net.links().await?;
+    let made = links.iter().find(|link| name_of(link) == Some(&name));
+    let index = made.ok_or_else(|| net.missing("tap"))?.header.index;
+    taken.insert(name);
+    Ok((tap, index))
+}
+
+/// Returns what the CNI interfaces have, and does not change them: a pod on the host uses them
+/// itself.
 ///
 /// # Errors
-/// If the interface is not there, or the kernel refuses.
+/// If the first is not there, or the kernel refuses.
 pub async fn look(path: &Path) -> Result<agent::Network, NetworkError> {
     let inside = path.to_owned();
     netns::within(path, move || async move {
-        let net = Netlink::open(inside)?;
-        let link = net.link(POD_INTERFACE).await?;
-        let link = link.ok_or_else(|| net.missing(POD_INTERFACE))?;
-        let mut network = net.describe(&link, String::new(), mtu_of(&link)).await?;
+        let net = Netlink::open(inside.clone())?;
+        let links = select(&net.links().await?, &inside)?;
+        let mut network = describe(&net, &links).await?;
         for interface in &mut network.interfaces {
             interface.mac.clone_from(&interface.hardware_address);
         }
@@ -110,368 +178,243 @@ pub async fn look(path: &Path) -> Result<agent::Network, NetworkError> {
     .await
 }
 
-fn mtu_of(link: &LinkMessage) -> u32 {
-    let mtu = link
+/// The interfaces a guest gets: see [`select`]; the first must be one it can have.
+fn pod_links(all: &[LinkMessage], path: &Path) -> Result<Vec<PodLink>, NetworkError> {
+    let links = select(all, path)?;
+    if links.first().is_some_and(|link| link.mac.is_none()) {
+        return Err(NetworkError::NotEthernet {
+            name: POD_INTERFACE.to_owned(),
+            path: path.to_owned(),
+        });
+    }
+    Ok(links)
+}
+
+/// The CNI interface, and after it all others that are up and Ethernet. Not loopback and our own
+/// tap; not what the kernel or a module left (tunl0, sit0, gre0 and their like are down, or no
+/// Ethernet); not the ports of another interface of the namespace (a bond's), which itself is there.
+fn select(all: &[LinkMessage], path: &Path) -> Result<Vec<PodLink>, NetworkError> {
+    let first = all.iter().find(|link| name_of(link) == Some(POD_INTERFACE));
+    let first = first.ok_or_else(|| NetworkError::NoInterface {
+        name: POD_INTERFACE,
+        path: path.to_owned(),
+    })?;
+    let mut links = vec![pod_link(first)];
+    for link in all {
+        let name = name_of(link).unwrap_or_default();
+        let flags = link.header.flags;
+        if [POD_INTERFACE, TAP].contains(&name)
+            || flags.contains(LinkFlags::Loopback)
+            || !flags.contains(LinkFlags::Up)
+            || is_port(link, all)
+        {
+            continue;
+        }
+        let found = pod_link(link);
+        let why = if found.mac.is_none() || kind_of(link) == Some(&InfoKind::Vrf) {
+            "it is not Ethernet"
+        } else if is_part(link, all) {
+            "it is a part of another interface of the namespace"
+        } else {
+            links.push(found);
+            continue;
+        };
+        tracing::warn!(
+            interface = name, namespace = %path.display(),
+            "the pod's virtual machine cannot have this interface: {why}"
+        );
+    }
+    if links.len() > MAX_INTERFACES {
+        return Err(NetworkError::TooManyInterfaces {
+            number: links.len(),
+            path: path.to_owned(),
+        });
+    }
+    Ok(links)
+}
+
+fn kind_of(link: &LinkMessage) -> Option<&InfoKind> {
+    link.attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+                LinkInfo::Kind(kind) => Some(kind),
+                _ => None,
+            }),
+            _ => None,
+        })
+}
+
+/// Whether another interface of the namespace takes its frames. A VRF only chooses a routing table.
+fn is_port(link: &LinkMessage, all: &[LinkMessage]) -> bool {
+    let controller = link
         .attributes
         .iter()
         .find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            LinkAttribute::Controller(index) => Some(*index),
             _ => None,
         });
-    mtu.unwrap_or(1500)
+    controller.is_some_and(|index| {
+        all.iter()
+            .any(|other| other.header.index == index && kind_of(other) != Some(&InfoKind::Vrf))
+    })
 }
 
-/// `aa:bb:cc:dd:ee:ff`.
-fn mac_text(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<Vec<_>>()
-        .join(":")
-}
-
-/// A netlink socket of the namespace the thread is in.
-struct Netlink {
-    handle: Handle,
-    path: PathBuf,
-}
-
-impl Netlink {
-    fn open(path: PathBuf) -> Result<Self, NetworkError> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(|source| NetworkError::Namespace {
-                what: "open netlink in",
-                path: path.clone(),
-                source,
-            })?;
-        tokio::spawn(connection);
-        Ok(Self { handle, path })
-    }
-
-    fn failed(&self, what: &'static str) -> impl FnOnce(rtnetlink::Error) -> NetworkError {
-        let path = self.path.clone();
-        move |source| NetworkError::Netlink { what, path, source }
-    }
-
-    fn missing(&self, name: &'static str) -> NetworkError {
-        NetworkError::NoInterface {
-            name,
-            path: self.path.clone(),
-        }
-    }
-
-    async fn link(&self, name: &str) -> Result<Option<LinkMessage>, NetworkError> {
-        let links: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(self.failed("list the interfaces"))?;
-        let named = |link: &LinkMessage| {
-            link.attributes
-                .iter()
-                .any(|a| matches!(a, LinkAttribute::IfName(n) if n == name))
-        };
-        Ok(links.into_iter().find(named))
-    }
-
-    async fn up(&self, index: u32, mtu: Option<u32>) -> Result<(), NetworkError> {
-        let mut message = LinkUnspec::new_with_index(index).up();
-        if let Some(mtu) = mtu {
-            message = message.mtu(mtu);
-        }
-        self.handle
-            .link()
-            .set(message.build())
-            .execute()
-            .await
-            .map_err(self.failed("set an interface up"))
-    }
-
-    async fn redirect(&self, from: u32, to: u32) -> Result<(), NetworkError> {
-        let from = i32::try_from(from).unwrap_or(i32::MAX);
-        self.handle
-            .qdisc()
-            .add(from)
-            .ingress()
-            .execute()
-            .await
-            .map_err(self.failed("add an ingress qdisc"))?;
-        let filter = self
-            .handle
-            .traffic_filter(from)
-            .add()
-            .parent(INGRESS)
-            .protocol(ALL_PROTOCOLS)
-            .redirect(to)
-            .map_err(self.failed("build a redirect"))?;
-        filter
-            .execute()
-            .await
-            .map_err(self.failed("redirect an interface's frames"))
-    }
-
-    /// What the CNI plugins gave the interface.
-    async fn describe(
-        &self,
-        link: &LinkMessage,
-        mac: String,
-        mtu: u32,
-    ) -> Result<agent::Network, NetworkError> {
-        let index = link.header.index;
-        let hardware = link
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                LinkAttribute::Address(bytes) if bytes.len() == 6 => Some(mac_text(bytes)),
-                _ => None,
-            });
-        let interface = agent::Interface {
-            mac,
-            name: POD_INTERFACE.to_owned(),
-            mtu,
-            addresses: self.addresses(index).await?,
-            hardware_address: hardware.unwrap_or_default(),
-        };
-        let mut routes = self.routes(index, AddressFamily::Inet).await?;
-        routes.extend(self.routes(index, AddressFamily::Inet6).await?);
-        // Routes on the link come before those whose gateway they reach.
-        routes.sort_by_key(|route| !route.gateway.is_empty());
-        let neighbours = self.neighbours(index).await?;
-        Ok(agent::Network {
-            interfaces: vec![interface],
-            routes,
-            neighbours,
-        })
-    }
-
-    async fn addresses(&self, index: u32) -> Result<Vec<String>, NetworkError> {
-        let all: Vec<_> = self
-            .handle
-            .address()
-            .get()
-            .set_link_index_filter(index)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(self.failed("list the addresses"))?;
-        let mut found = Vec::new();
-        // The guest makes its own link-local address from the hardware address.
-        for message in all.iter().filter(|m| m.header.scope != AddressScope::Link) {
-            // IFA_LOCAL is the interface's own where IFA_ADDRESS is the peer's (point to point).
-            let local = message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    AddressAttribute::Local(address) => Some(*address),
-                    _ => None,
-                });
-            let address = local.or_else(|| {
-                message
-                    .attributes
-                    .iter()
-                    .find_map(|attribute| match attribute {
-                        AddressAttribute::Address(address) => Some(*address),
-                        _ => None,
-                    })
-            });
-            if let Some(address) = address {
-                found.push(format!("{address}/{}", message.header.prefix_len));
-            }
-        }
-        Ok(found)
-    }
-
-    async fn routes(
-        &self,
-        index: u32,
-        family: AddressFamily,
-    ) -> Result<Vec<agent::Route>, NetworkError> {
-        let mut question = RouteMessage::default();
-        question.header.address_family = family;
-        let all: Vec<_> = self
-            .handle
-            .route()
-            .get(question)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(self.failed("list the routes"))?;
-        Ok(all
-            .iter()
-            .filter_map(|message| route(message, index))
-            .collect())
-    }
-
-    async fn neighbours(&self, index: u32) -> Result<Vec<agent::Neighbour>, NetworkError> {
-        let all: Vec<_> = self
-            .handle
-            .neighbours()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(self.failed("list the neighbours"))?;
-        let mut found = Vec::new();
-        // Only those a plugin set for good; the rest the guest learns.
-        for message in all
-            .iter()
-            .filter(|m| m.header.ifindex == index && m.header.state == NeighbourState::Permanent)
-        {
-            let (mut address, mut mac) = (None, None);
-            for attribute in &message.attributes {
-                match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
-                        address = Some(ip.to_string());
-                    }
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
-                        address = Some(ip.to_string());
-                    }
-                    NeighbourAttribute::LinkLayerAddress(bytes) if bytes.len() == 6 => {
-                        mac = Some(mac_text(bytes));
-                    }
-                    _ => {}
-                }
-            }
-            if let (Some(address), Some(mac)) = (address, mac) {
-                found.push(agent::Neighbour {
-                    interface: POD_INTERFACE.to_owned(),
-                    address,
-                    mac,
-                });
-            }
-        }
-        Ok(found)
-    }
-}
-
-/// A route of the interface that a plugin made; `None` for the kernel's own (they come with the
-/// addresses), other tables and other interfaces.
-fn route(message: &RouteMessage, index: u32) -> Option<agent::Route> {
-    let header = &message.header;
-    if header.protocol == RouteProtocol::Kernel || header.kind != RouteType::Unicast {
-        return None;
-    }
-    let mut found = agent::Route {
-        interface: POD_INTERFACE.to_owned(),
-        scope: u8::from(header.scope).into(),
-        onlink: header.flags.contains(RouteFlags::Onlink),
-        ..agent::Route::default()
-    };
-    let mut table = u32::from(header.table);
-    let mut ours = false;
-    for attribute in &message.attributes {
+/// Whether it lives off the frames of another interface of the namespace (a VLAN of eth0), which are the
+/// guest's. Mostly the other one is on the host.
+fn is_part(link: &LinkMessage, all: &[LinkMessage]) -> bool {
+    let mut lower = None;
+    for attribute in &link.attributes {
         match attribute {
-            RouteAttribute::Oif(oif) => ours = *oif == index,
-            RouteAttribute::Destination(address) => {
-                let address = ip_text(address)?;
-                found.destination = format!("{address}/{}", header.destination_prefix_length);
-            }
-            RouteAttribute::Gateway(address) => found.gateway = ip_text(address)?,
-            RouteAttribute::PrefSource(address) => found.source = ip_text(address)?,
-            RouteAttribute::Priority(metric) => found.metric = *metric,
-            RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Metrics(metrics) => {
-                for metric in metrics {
-                    match metric {
-                        RouteMetric::Mtu(mtu) => found.mtu = *mtu,
-                        RouteMetric::Advmss(advmss) => found.advmss = *advmss,
-                        _ => {}
-                    }
-                }
+            LinkAttribute::Link(index) => lower = Some(*index),
+            // Its number is of another namespace.
+            LinkAttribute::LinkNetNsId(_) => return false,
+            _ => {}
+        }
+    }
+    let stacked = matches!(
+        kind_of(link),
+        Some(InfoKind::Vlan | InfoKind::MacVlan | InfoKind::IpVlan)
+    );
+    stacked && all.iter().any(|other| Some(other.header.index) == lower)
+}
+
+fn pod_link(link: &LinkMessage) -> PodLink {
+    let mut found = PodLink {
+        index: link.header.index,
+        name: name_of(link).unwrap_or_default().to_owned(),
+        mtu: DEFAULT_MTU,
+        mac: None,
+        no_arp: link.header.flags.contains(LinkFlags::Noarp),
+    };
+    let ethernet = link.header.link_layer_type == LinkLayerType::Ether;
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => found.mtu = *mtu,
+            LinkAttribute::Address(bytes) if ethernet => {
+                found.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok();
             }
             _ => {}
         }
     }
-    if found.destination.is_empty() && found.gateway.is_empty() {
-        // A default route over the link itself needs its family said.
-        let any = if header.address_family == AddressFamily::Inet {
-            "0.0.0.0/0"
-        } else {
-            "::/0"
-        };
-        found.destination = any.to_owned();
-    }
-    (ours && table == MAIN_TABLE).then_some(found)
-}
-
-fn ip_text(address: &RouteAddress) -> Option<String> {
-    match address {
-        RouteAddress::Inet(ip) => Some(ip.to_string()),
-        RouteAddress::Inet6(ip) => Some(ip.to_string()),
-        _ => None,
-    }
+    found
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
-    fn message(protocol: RouteProtocol, attributes: Vec<RouteAttribute>) -> RouteMessage {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.protocol = protocol;
-        message.header.kind = RouteType::Unicast;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.destination_prefix_length = 16;
-        message.attributes = attributes;
-        message
-    }
-
-    fn inet(text: &str) -> RouteAddress {
-        RouteAddress::Inet(text.parse::<Ipv4Addr>().unwrap())
-    }
-
-    #[test]
-    fn a_plugins_route_keeps_its_metrics() {
-        let found = route(
-            &message(
-                RouteProtocol::Boot,
-                vec![
-                    RouteAttribute::Oif(2),
-                    RouteAttribute::Destination(inet("10.9.0.0")),
-                    RouteAttribute::Gateway(inet("10.1.0.1")),
-                    RouteAttribute::Priority(7),
-                    RouteAttribute::Metrics(vec![
-                        RouteMetric::Mtu(1400),
-                        RouteMetric::Advmss(1360),
-                    ]),
-                ],
-            ),
-            2,
-        )
-        .unwrap();
-        assert_eq!(
-            (found.destination.as_str(), found.gateway.as_str()),
-            ("10.9.0.0/16", "10.1.0.1")
-        );
-        assert_eq!((found.metric, found.mtu, found.advmss), (7, 1400, 1360));
-    }
-
-    #[test]
-    fn the_kernels_and_others_routes_are_left_out() {
-        let on_link = vec![
-            RouteAttribute::Oif(2),
-            RouteAttribute::Destination(inet("10.1.0.0")),
+    fn link(index: u32, name: &str, flags: LinkFlags, layer: LinkLayerType) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.header.flags = flags;
+        link.header.link_layer_type = layer;
+        link.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Mtu(1400),
+            LinkAttribute::Address(match layer {
+                LinkLayerType::Ether => vec![2, 0, 0, 0, 0, u8::try_from(index).unwrap()],
+                _ => vec![10, 0, 0, 1],
+            }),
         ];
-        assert!(route(&message(RouteProtocol::Kernel, on_link.clone()), 2).is_none());
-        assert!(route(&message(RouteProtocol::Static, on_link.clone()), 3).is_none());
-        assert!(route(&message(RouteProtocol::Static, on_link), 2).is_some());
-        let other_table = vec![RouteAttribute::Oif(2), RouteAttribute::Table(100)];
-        assert!(route(&message(RouteProtocol::Static, other_table), 2).is_none());
+        link
+    }
+
+    fn names(all: &[LinkMessage]) -> Vec<String> {
+        let links = pod_links(all, Path::new("/n")).unwrap();
+        links.into_iter().map(|link| link.name).collect()
     }
 
     #[test]
-    fn a_default_route_over_the_link_names_its_family() {
-        let found = route(
-            &message(RouteProtocol::Static, vec![RouteAttribute::Oif(2)]),
-            2,
-        )
-        .unwrap();
-        assert_eq!(found.destination, "0.0.0.0/0");
+    fn what_is_up_and_ethernet_gets_in_and_the_pods_own_comes_first() {
+        let (up, down) = (LinkFlags::Up, LinkFlags::empty());
+        let ether = LinkLayerType::Ether;
+        let mut bond = link(9, "bond0", up, ether);
+        bond.attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
+                InfoKind::Bond,
+            )]));
+        let mut port = link(10, "net2", up, ether);
+        port.attributes.push(LinkAttribute::Controller(9));
+        // Of another namespace: that of the bridge on the host.
+        let mut elsewhere = link(11, "net3", up | LinkFlags::Noarp, ether);
+        elsewhere.attributes.push(LinkAttribute::Controller(77));
+        let all = [
+            link(1, "lo", up | LinkFlags::Loopback, LinkLayerType::Loopback),
+            link(2, "tunl0", down, LinkLayerType::Tunnel),
+            link(3, "gretap0", down, ether),
+            link(4, "sit0", up, LinkLayerType::Sit),
+            link(5, TAP, up, ether),
+            link(6, "net1", up, ether),
+            link(7, "dummy0", down, ether),
+            link(8, POD_INTERFACE, up, ether),
+            bond,
+            port,
+            elsewhere,
+        ];
+        assert_eq!(names(&all), ["eth0", "net1", "bond0", "net3"]);
+        let links = pod_links(&all, Path::new("/n")).unwrap();
+        assert_eq!(links.iter().filter(|link| link.no_arp).count(), 1);
+        assert_eq!(links[1].mac, Some([2, 0, 0, 0, 0, 6]));
+    }
+
+    #[test]
+    fn a_vrf_does_not_take_its_interfaces_away() {
+        let (up, ether) = (LinkFlags::Up, LinkLayerType::Ether);
+        let mut vrf = link(3, "blue", up, ether);
+        vrf.attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vrf)]));
+        let mut inside = link(4, "net1", up, ether);
+        inside.attributes.push(LinkAttribute::Controller(3));
+        let all = [link(2, POD_INTERFACE, up, ether), vrf, inside];
+        assert_eq!(names(&all), ["eth0", "net1"]);
+    }
+
+    #[test]
+    fn a_vlan_of_the_pods_own_interface_is_left_out_and_one_of_the_hosts_is_not() {
+        let (up, ether) = (LinkFlags::Up, LinkLayerType::Ether);
+        let vlan = |index, name: &str| {
+            let mut vlan = link(index, name, up, ether);
+            vlan.attributes.extend([
+                LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan)]),
+                LinkAttribute::Link(2),
+            ]);
+            vlan
+        };
+        let mut of_host = vlan(4, "net1");
+        of_host.attributes.push(LinkAttribute::LinkNetNsId(0));
+        let all = [
+            link(2, POD_INTERFACE, up, ether),
+            vlan(3, "eth0.5"),
+            of_host,
+        ];
+        assert_eq!(names(&all), ["eth0", "net1"]);
+    }
+
+    #[test]
+    fn a_pod_without_its_interface_is_told() {
+        let up = LinkFlags::Up;
+        let missing = pod_links(
+            &[link(2, "net1", up, LinkLayerType::Ether)],
+            Path::new("/n"),
+        );
+        assert!(matches!(missing, Err(NetworkError::NoInterface { .. })));
+        let tunnel = link(2, POD_INTERFACE, up, LinkLayerType::Tunnel);
+        let refused = pod_links(&[tunnel], Path::new("/n")).unwrap_err();
+        assert!(refused.to_string().contains("Ethernet"), "{refused}");
+        let mut many = vec![link(1, POD_INTERFACE, up, LinkLayerType::Ether)];
+        for number in 2..=33 {
+            many.push(link(
+                number,
+                &format!("net{number}"),
+                up,
+                LinkLayerType::Ether,
+            ));
+        }
+        let refused = pod_links(&many, Path::new("/n")).unwrap_err().to_string();
+        assert!(
+            refused.contains("33") && refused.contains("32"),
+            "{refused}"
+        );
     }
 }

@@ -1,14 +1,21 @@
 //! A pod's network on the host: its namespace, the tap in it, what the CNI plugins add, and what
 //! of that the guest must know.
 //!
-//! [`PodNetwork::prepare`] comes before the VMM starts (it gives the tap), [`PodNetwork::attach`]
-//! runs while the guest boots (for a pod on the host without a tap), [`PodNetwork::teardown`] undoes both and may be repeated. Not here:
-//! configuring the guest's own interfaces, which is the agent's work.
+//! [`PodNetwork::prepare`] comes before the VMM starts: it gives the tap of the one interface that
+//! nearly every pod has. [`PodNetwork::attach`] runs while the guest boots (for a pod on the host
+//! without a tap), and gives a tap for each further interface that the plugins left: those are
+//! plugged into the machine that runs. [`PodNetwork::teardown`] undoes both and may be repeated. Not
+//! here: configuring the guest's own interfaces, which is the agent's work.
 
+mod blocking;
 mod cni;
+mod describe;
 mod error;
 mod link;
+mod namespaces;
+mod netlink;
 mod netns;
+mod sysctl;
 
 use std::{
     os::fd::OwnedFd,
@@ -19,6 +26,9 @@ use bulkhead_proto::{agent, cri::PodSandboxConfig};
 pub use cni::validate;
 use cni::{Attachment, Cni, CniDns, POD_INTERFACE, kubernetes_args};
 pub use error::NetworkError;
+use namespaces::Namespaces;
+use sysctl::Parameters;
+use tokio::sync::OnceCell;
 
 use crate::config::{Config, NetworkMode};
 
@@ -31,12 +41,16 @@ const MAX_MTU: u32 = 65_535;
 pub struct PodNetwork {
     mode: NetworkMode,
     cni: Cni,
-    namespaces: PathBuf,
+    namespaces: Namespaces,
+    /// Kernel parameters of a new namespace.
+    fresh: OnceCell<Parameters>,
 }
 
 /// One network device of a pod's VM.
 #[derive(Debug)]
 pub struct Nic {
+    /// Its name for the VMM.
+    pub id: String,
     /// The tap's queue, for the VMM.
     pub tap: OwnedFd,
     /// The hardware address the guest's device has.
@@ -69,19 +83,23 @@ impl PodNetwork {
                 network.cni_timeout,
                 config.paths.state_dir.join("cni"),
             ),
-            namespaces: config.paths.run_dir.join("netns"),
+            namespaces: Namespaces::new(
+                network.netns_dir.clone(),
+                config.paths.run_dir.join("netns"),
+            ),
+            fresh: OnceCell::new(),
         }
     }
 
     /// Whether pods can have their network now; the error's text is the condition's message.
-    /// Reads a few small files.
+    /// Reads a few small files, and asks plugins that can say.
     ///
     /// # Errors
     /// What is missing.
-    pub fn ready(&self) -> Result<(), NetworkError> {
+    pub async fn ready(&self) -> Result<(), NetworkError> {
         match self.mode {
             NetworkMode::None => Ok(()),
-            NetworkMode::Cni => self.cni.conf().map(drop),
+            NetworkMode::Cni => self.cni.status().await,
         }
     }
 
@@ -90,11 +108,11 @@ impl PodNetwork {
     pub fn netns(&self, sandbox_id: &str) -> Option<PathBuf> {
         match self.mode {
             NetworkMode::None => None,
-            NetworkMode::Cni => Some(self.namespaces.join(sandbox_id)),
+            NetworkMode::Cni => Some(self.namespaces.path(sandbox_id)),
         }
     }
 
-    /// Makes the namespace and the tap.
+    /// Makes the namespace and the tap of its first interface.
     ///
     /// # Errors
     /// If the kernel refuses; the namespace may then be there, for `teardown`.
@@ -102,11 +120,12 @@ impl PodNetwork {
         let Some(path) = self.netns(sandbox_id) else {
             return Ok(Vec::new());
         };
-        create(&path).await?;
+        self.namespaces.create(sandbox_id).await?;
         let tap = link::make_tap(&path).await?;
         Ok(vec![Nic {
+            id: device_id(0),
             tap,
-            mac: device_mac(sandbox_id),
+            mac: device_mac(sandbox_id, 0),
             mtu: MAX_MTU,
         }])
     }
@@ -117,12 +136,13 @@ impl PodNetwork {
     /// If the kernel refuses; the namespace may then be there, for `teardown`.
     pub async fn prepare_namespace(&self, sandbox_id: &str) -> Result<(), NetworkError> {
         match self.netns(sandbox_id) {
-            Some(path) => create(&path).await,
+            Some(_) => self.namespaces.create(sandbox_id).await,
             None => Ok(()),
         }
     }
 
-    /// Has CNI set the pod's network up, and ties it to the tap, if there is one.
+    /// Has CNI set the pod's network up. With a machine that has the tap (`has_tap`), ties that to the
+    /// CNI interface, and gives a device for each further one, for the machine to take in.
     ///
     /// # Errors
     /// Those of CNI and the kernel; what was set up by then is for `teardown`.
@@ -130,28 +150,55 @@ impl PodNetwork {
         &self,
         sandbox_id: &str,
         config: &PodSandboxConfig,
-        nics: &[agent::Interface],
-    ) -> Result<Attached, NetworkError> {
+        has_tap: bool,
+    ) -> Result<(Attached, Vec<Nic>), NetworkError> {
         let Some(path) = self.netns(sandbox_id) else {
-            return Ok(Attached::default());
+            return Ok(Default::default());
         };
-        let result = self
-            .cni
-            .add(attachment(sandbox_id, &path, config), config)
-            .await?;
-        let network = match nics.first() {
-            Some(nic) => link::tie(&path, nic.mac.clone()).await?,
-            None => link::look(&path).await?,
+        let added = self.cni.add(attachment(sandbox_id, &path, config), config);
+        let (network, later, result) = if has_tap {
+            let (added, fresh) = tokio::join!(added, self.fresh());
+            let result = added?;
+            let id = sandbox_id.to_owned();
+            let mac = move |number| device_mac(&id, number);
+            let (network, later) = link::tie(&path, mac, fresh?).await?;
+            (network, later, result)
+        } else {
+            let result = added.await?;
+            (link::look(&path).await?, Vec::new(), result)
         };
-        Ok(Attached {
+        let attached = Attached {
             network,
             dns: dns(&result.dns),
             addresses: result
-                .pod_addresses()
+                .addresses_of(POD_INTERFACE)
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-        })
+        };
+        let nic = |(number, later): (usize, link::LaterTap)| Nic {
+            id: device_id(number + 1),
+            tap: later.tap,
+            mac: later.mac,
+            mtu: MAX_MTU,
+        };
+        Ok((attached, later.into_iter().enumerate().map(nic).collect()))
+    }
+
+    /// What a new namespace has of kernel parameters; looked at once.
+    async fn fresh(&self) -> Result<Parameters, NetworkError> {
+        let look = async || {
+            let path = Path::new("of no pod");
+            blocking::blocking(path, move || {
+                netns::in_new(|| sysctl::read(&[])).map_err(|source| NetworkError::Namespace {
+                    what: "look at",
+                    path: path.to_owned(),
+                    source,
+                })
+            })
+            .await
+        };
+        self.fresh.get_or_try_init(look).await.cloned()
     }
 
     /// Removes everything that `prepare` and `attach` made, as far as it exists.
@@ -165,10 +212,42 @@ impl PodNetwork {
         netns: &Path,
     ) -> Result<(), NetworkError> {
         // With the namespace still there: plugins look into it. What is left of the pod outside
-        // (addresses, firewall rules) goes too when it is not (spec 1.1, DEL).
-        let undone = self.cni.del(attachment(sandbox_id, netns, config)).await;
-        remove(netns).await?;
+        // (addresses, firewall rules) goes too when it is not, after a reboot: then none is named
+        // (spec 1.1, DEL).
+        let there = self.namespaces.exists(netns).await;
+        let named = if there { netns } else { Path::new("") };
+        let undone = self.cni.del(attachment(sandbox_id, named, config)).await;
+        self.namespaces.remove(sandbox_id, netns).await?;
         undone
+    }
+
+    /// Whether the network of a pod that runs is still as it was made, by what the plugins say.
+    ///
+    /// # Errors
+    /// What is wrong; the plugins are not asked to mend it.
+    pub async fn check(
+        &self,
+        sandbox_id: &str,
+        config: &PodSandboxConfig,
+        netns: &Path,
+    ) -> Result<(), NetworkError> {
+        self.cni.check(attachment(sandbox_id, netns, config)).await
+    }
+
+    /// Has the plugins free what is of no pod. `pods` gives those that there are, or are being made;
+    /// none is added while that is asked and acted upon. A failure is logged.
+    pub async fn collect(&self, pods: impl FnOnce() -> Vec<String> + Send) {
+        if self.mode == NetworkMode::None {
+            return;
+        }
+        match self.cni.collect(pods).await {
+            // Until there is a configuration there is nothing to collect.
+            Ok(()) | Err(NetworkError::NoConfig { .. }) => {}
+            Err(error) => tracing::warn!(
+                "the CNI plugins' garbage is not collected: {}",
+                crate::error::chain(&error)
+            ),
+        }
     }
 
     /// The pods that have a network here: those that CNI's cache or a namespace names.
@@ -177,7 +256,7 @@ impl PodNetwork {
     /// If one of both cannot be listed.
     pub async fn ids(&self) -> Result<Vec<String>, NetworkError> {
         let mut ids = self.cni.known().await?;
-        ids.extend(self.namespace_ids().await?);
+        ids.extend(self.namespaces.ids().await?);
         ids.sort();
         ids.dedup();
         Ok(ids)
@@ -187,7 +266,7 @@ impl PodNetwork {
     pub async fn sweep(&self, ids: &[String]) {
         for id in ids {
             tracing::info!(sandbox = %id, "removing a network that no record owns");
-            let path = self.namespaces.join(id);
+            let path = self.namespaces.noted(id);
             if let Err(error) = self.teardown(id, &PodSandboxConfig::default(), &path).await {
                 tracing::warn!(
                     sandbox = %id, "cannot remove a network that no record owns: {}",
@@ -195,29 +274,6 @@ impl PodNetwork {
                 );
             }
         }
-    }
-
-    async fn namespace_ids(&self) -> Result<Vec<String>, NetworkError> {
-        let dir = self.namespaces.clone();
-        blocking(&self.namespaces, move || {
-            let failed = |source| NetworkError::Namespace {
-                what: "list",
-                path: dir.clone(),
-                source,
-            };
-            let entries = match std::fs::read_dir(&dir) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-                entries => entries.map_err(failed)?,
-            };
-            entries
-                .map(|entry| {
-                    entry
-                        .map(|e| e.file_name().to_string_lossy().into_owned())
-                        .map_err(failed)
-                })
-                .collect()
-        })
-        .await
     }
 }
 
@@ -230,9 +286,14 @@ fn attachment(sandbox_id: &str, netns: &Path, config: &PodSandboxConfig) -> Atta
     }
 }
 
-/// A hardware address of the guest's device, locally administered, from the pod's id. Only the
+/// What the VMM calls the n-th device.
+fn device_id(device: usize) -> String {
+    format!("eth{device}")
+}
+
+/// A hardware address of the guest's n-th device, locally administered, from the pod's id. Only the
 /// agent goes by it: on the wire the interface has the CNI interface's address.
-fn device_mac(sandbox_id: &str) -> String {
+fn device_mac(sandbox_id: &str, device: usize) -> String {
     let digits: String = sandbox_id
         .chars()
         .filter(char::is_ascii_hexdigit)
@@ -240,7 +301,7 @@ fn device_mac(sandbox_id: &str) -> String {
         .collect();
     let number = u32::from_str_radix(&digits, 16).unwrap_or(1);
     let [a, b, c, d] = number.to_be_bytes();
-    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+    format!("02:{device:02x}:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
 fn dns(dns: &CniDns) -> Option<agent::Dns> {
@@ -256,28 +317,6 @@ fn dns(dns: &CniDns) -> Option<agent::Dns> {
         searches,
         options: dns.options.clone(),
     })
-}
-
-async fn blocking<T: Send + 'static>(
-    path: &Path,
-    work: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
-) -> Result<T, NetworkError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
-        Err(NetworkError::Thread {
-            path: path.to_owned(),
-            what: "ended badly",
-        })
-    })
-}
-
-async fn create(path: &Path) -> Result<(), NetworkError> {
-    let target = path.to_owned();
-    blocking(path, move || netns::create(&target)).await
-}
-
-async fn remove(path: &Path) -> Result<(), NetworkError> {
-    let target = path.to_owned();
-    blocking(path, move || netns::remove(&target)).await
 }
 
 #[cfg(test)]

@@ -7,15 +7,22 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
+    sync::Mutex,
     thread,
 };
 
+use bulkhead_common::lock;
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+use rustix::{
+    fs::{FlockOperation, flock, statfs},
+    mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount},
+};
 use tokio::sync::oneshot;
 
 use super::NetworkError;
 
+/// The file system namespaces are files of (linux/magic.h).
+const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// Threads here do a little netlink work.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -62,12 +69,43 @@ pub fn create(path: &Path) -> Result<(), NetworkError> {
 /// The directory of the namespaces is a mount of its own that others' mount namespaces see, as
 /// `ip netns` has it: a namespace unmounted here must not stay pinned in a copy elsewhere.
 fn shared_directory(dir: &Path) -> io::Result<()> {
+    // One at a time, or the second would cover what is mounted in the first's.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _alone = lock(&MAKING);
     fs::create_dir_all(dir)?;
+    if mount_change(dir, MountPropagationFlags::SHARED).is_ok() {
+        return Ok(());
+    }
+    // Others make it a mount as well; this is the lock iproute2 takes. Any user can hold it, so it
+    // is not waited for.
+    let directory = File::open(dir)?;
+    let _held = flock(&directory, FlockOperation::NonBlockingLockExclusive);
     if mount_change(dir, MountPropagationFlags::SHARED).is_err() {
         mount_bind(dir, dir)?;
         mount_change(dir, MountPropagationFlags::SHARED)?;
     }
     Ok(())
+}
+
+/// Whether there is a namespace at `path`: after a reboot there is none. Blocks for a moment.
+pub fn exists(path: &Path) -> bool {
+    statfs(path).is_ok_and(|file_system| file_system.f_type == NSFS_MAGIC)
+}
+
+/// Does `work` in a new namespace, which ends with it. Blocks.
+///
+/// # Errors
+/// If the kernel gives none.
+pub fn in_new<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    thread::Builder::new()
+        .name("netns".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || -> io::Result<T> {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from)?;
+            Ok(work())
+        })?
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
 }
 
 /// Releases a namespace. Repeatable: one that does not exist is fine. Blocks for a moment.
@@ -171,10 +209,47 @@ mod tests {
         .await
         .unwrap();
         assert_ne!(own, inside);
+        assert!(exists(&path));
         remove(&path).unwrap();
+        assert!(!exists(&path));
         remove(&path).unwrap();
         assert!(!path.exists());
         unmount(dir.path().join("netns"), UnmountFlags::DETACH).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_a_reboot_left_is_no_namespace() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(!exists(file.path()));
+        assert!(!exists(Path::new("/no/such/netns")));
+        assert!(exists(Path::new("/proc/self/ns/net")));
+    }
+
+    #[test]
+    fn directories_are_made_shared_once_however_many_ask() {
+        if !root() {
+            eprintln!("skipped: not root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("netns");
+        thread::scope(|scope| {
+            for number in 0..8 {
+                let path = path.join(format!("pod{number}"));
+                scope.spawn(move || create(&path).unwrap());
+            }
+        });
+        // None is covered by a second mount of the directory.
+        for number in 0..8 {
+            let path = path.join(format!("pod{number}"));
+            assert!(exists(&path), "{number}");
+            remove(&path).unwrap();
+        }
+        unmount(&path, UnmountFlags::DETACH).unwrap();
+        assert_eq!(
+            unmount(&path, UnmountFlags::DETACH),
+            Err(rustix::io::Errno::INVAL)
+        );
     }
 
     #[tokio::test]

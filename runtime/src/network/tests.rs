@@ -31,7 +31,7 @@ fn network(dir: &Path, bridge: &str) -> PodNetwork {
     fs::write(conf.join("10.conflist"), text).unwrap();
     let text = format!(
         "[paths]\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n[network]\n\
-         cni_conf_dir = \"{0}/conf\"\ncni_bin_dirs = [\"{PLUGINS}\"]\n",
+         netns_dir = \"{0}/netns\"\ncni_conf_dir = \"{0}/conf\"\ncni_bin_dirs = [\"{PLUGINS}\"]\n",
         dir.display()
     );
     PodNetwork::new(&Config::parse(Path::new("test.toml"), &text).unwrap())
@@ -45,20 +45,19 @@ async fn a_pods_network_comes_and_goes() {
     let dir = tempfile::tempdir().unwrap();
     let bridge = "bhtest0";
     let network = network(dir.path(), bridge);
-    network.ready().unwrap();
+    network.ready().await.unwrap();
     let id = "0badcafe00112233445566778899aabb";
     let nics = network.prepare(id).await.unwrap();
     assert_eq!(nics[0].mac, "02:00:0b:ad:ca:fe");
-    let interface = agent::Interface {
-        mac: nics[0].mac.clone(),
-        ..agent::Interface::default()
-    };
-    let attached = network
-        .attach(id, &PodSandboxConfig::default(), &[interface])
+    let (attached, further) = network
+        .attach(id, &PodSandboxConfig::default(), true)
         .await
         .unwrap();
+    assert!(further.is_empty());
     assert_eq!(attached.addresses, ["10.213.7.2"]);
     let given = &attached.network.interfaces[0];
+    assert_eq!(given.mac, nics[0].mac);
+    assert!(given.addresses_without_route.is_empty() && !given.no_arp);
     assert_eq!(given.addresses, ["10.213.7.2/24"]);
     assert_eq!(
         (given.name.as_str(), given.mtu, given.hardware_address.len()),
@@ -75,6 +74,7 @@ async fn a_pods_network_comes_and_goes() {
     );
     assert_eq!(attached.dns.unwrap().servers, ["10.96.0.10"]);
     let path = network.netns(id).unwrap();
+    assert!(path.ends_with(format!("netns/bulkhead-{id}")));
     let filters = Command::new("nsenter")
         .arg(format!("--net={}", path.display()))
         .args(["tc", "filter", "show", "dev", "tap0", "ingress"])
@@ -111,7 +111,121 @@ async fn a_pods_network_comes_and_goes() {
         .status()
         .unwrap();
     rustix::mount::unmount(
-        dir.path().join("run/netns"),
+        dir.path().join("netns"),
+        rustix::mount::UnmountFlags::DETACH,
+    )
+    .unwrap();
+}
+
+/// A meta plugin: the bridge twice, as Multus has it with two networks, and what others do around it.
+const MULTI: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+cat >/dev/null
+[ $CNI_COMMAND = ADD ] || exit 0
+CNI_IFNAME=net1 /usr/lib/cni/bridge <$here/net1.json >$here/out || { cat $here/out; exit 1; }
+in="nsenter --net=$CNI_NETNS"
+$in ip route add 10.99.0.0/16 via 10.214.7.1 mtu 1300
+# As sbr: the network's route goes to a table of its own, and a rule leads there.
+$in ip route add 10.214.7.0/24 dev net1 table 100
+$in ip route add default via 10.214.7.1 dev net1 table 100
+$in ip route del 10.214.7.0/24 dev net1
+$in ip rule add from 10.214.7.2 table 100
+$in ip link add spare0 type veth peer name idle0
+$in ip link set spare0 up
+$in sysctl -qw net.core.somaxconn=777 net.ipv4.conf.net1.arp_announce=2
+exec /usr/lib/cni/bridge <$here/eth0.json
+"#;
+
+#[tokio::test]
+async fn every_interface_gets_in_with_what_it_has() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    if !able() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let network = network(dir.path(), "bhtest1");
+    let bin = dir.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    for (name, bridge, subnet, mtu) in [
+        ("eth0", "bhtest1", "10.213.7", 1500),
+        ("net1", "bhtest2", "10.214.7", 1350),
+    ] {
+        let text = format!(
+            r#"{{"cniVersion":"1.0.0","name":"{name}","type":"bridge","bridge":"{bridge}","mtu":{mtu},
+            "isGateway":true,"ipam":{{"type":"host-local","dataDir":"{}",
+            "ranges":[[{{"subnet":"{subnet}.0/24"}}]]}}}}"#,
+            dir.path().join("ipam").display()
+        );
+        fs::write(bin.join(format!("{name}.json")), text).unwrap();
+    }
+    fs::write(bin.join("multi"), MULTI).unwrap();
+    fs::set_permissions(bin.join("multi"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(
+        dir.path().join("conf/10.conflist"),
+        r#"{"cniVersion":"1.0.0","name":"many","plugins":[{"type":"multi"}]}"#,
+    )
+    .unwrap();
+
+    let id = "0badcafe00112233445566778899aacc";
+    network.prepare(id).await.unwrap();
+    let pod = PodSandboxConfig::default();
+    let (attached, further) = network.attach(id, &pod, true).await.unwrap();
+    let found = &attached.network;
+    let names: Vec<_> = found.interfaces.iter().map(|i| i.name.as_str()).collect();
+    assert_eq!(names, ["eth0", "net1", "spare0"]);
+    assert_eq!(further.len(), 2);
+    let ids: Vec<_> = further.iter().map(|nic| nic.id.as_str()).collect();
+    assert_eq!(ids, ["eth1", "eth2"]);
+    let net1 = &found.interfaces[1];
+    assert_eq!((net1.mtu, net1.mac.as_str()), (1350, "02:01:0b:ad:ca:fe"));
+    assert_eq!(net1.mac, further[0].mac);
+    assert_eq!(net1.addresses, ["10.214.7.2/24"]);
+    assert_eq!(net1.addresses_without_route, ["10.214.7.2/24"]);
+    // The pod's own addresses are those of eth0 alone.
+    assert_eq!(attached.addresses, ["10.213.7.2"]);
+    let route = |destination: &str, table: u32| {
+        let found = found.routes.iter();
+        let mut found = found.filter(|r| r.destination == destination && r.table == table);
+        found
+            .next()
+            .unwrap_or_else(|| panic!("{destination} {table}"))
+            .clone()
+    };
+    assert_eq!(route("10.99.0.0/16", 0).interface, "net1");
+    assert_eq!(route("10.99.0.0/16", 0).mtu, 1300);
+    assert_eq!(route("10.214.7.0/24", 100).interface, "net1");
+    assert_eq!(route("0.0.0.0/0", 100).gateway, "10.214.7.1");
+    assert_eq!(found.rules.len(), 1);
+    let sysctl = |name: &str| {
+        let found = found.sysctls.iter().find(|sysctl| sysctl.name == name);
+        found.map(|sysctl| sysctl.value.clone())
+    };
+    assert_eq!(sysctl("net/core/somaxconn").unwrap(), "777");
+    assert_eq!(sysctl("net/ipv4/conf/net1/arp_announce").unwrap(), "2");
+    assert!(sysctl("net/ipv4/ip_forward").is_some());
+    assert!(found.sysctls.len() < 40, "{:?}", found.sysctls);
+
+    let path = network.netns(id).unwrap();
+    for (tap, link) in [("tap0", "eth0"), ("tap1", "net1"), ("tap2", "spare0")] {
+        let filters = Command::new("nsenter")
+            .arg(format!("--net={}", path.display()))
+            .args(["tc", "filter", "show", "dev", tap, "ingress"])
+            .output()
+            .unwrap();
+        let filters = String::from_utf8_lossy(&filters.stdout).into_owned();
+        let wanted = format!("Redirect to device {link}");
+        assert!(filters.contains(&wanted), "{filters}");
+    }
+    network.teardown(id, &pod, &path).await.unwrap();
+    for bridge in ["bhtest1", "bhtest2"] {
+        Command::new("ip")
+            .args(["link", "del", bridge])
+            .status()
+            .unwrap();
+    }
+    rustix::mount::unmount(
+        dir.path().join("netns"),
         rustix::mount::UnmountFlags::DETACH,
     )
     .unwrap();
@@ -121,6 +235,6 @@ async fn a_pods_network_comes_and_goes() {
 async fn without_a_configuration_the_condition_says_where_to_put_one() {
     let text = "[network]\ncni_conf_dir = \"/no/such/dir\"\n";
     let network = PodNetwork::new(&Config::parse(Path::new("t.toml"), text).unwrap());
-    let error = network.ready().unwrap_err().to_string();
+    let error = network.ready().await.unwrap_err().to_string();
     assert!(error.contains("/no/such/dir"), "{error}");
 }

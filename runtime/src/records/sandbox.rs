@@ -46,6 +46,14 @@ impl SandboxRecord {
         })
     }
 
+    /// The file of its network namespace, while it has a network.
+    pub fn netns(&self) -> Option<&Path> {
+        self.resources.iter().find_map(|resource| match resource {
+            Resource::Network { netns } => Some(netns.as_path()),
+            _ => None,
+        })
+    }
+
     /// The cgroup that its process is in.
     pub fn cgroup(&self) -> Option<&Path> {
         self.resources.iter().find_map(|resource| match resource {

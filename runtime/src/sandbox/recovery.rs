@@ -62,6 +62,7 @@ pub async fn recover(app: &Arc<App>) {
         let app = Arc::clone(app);
         async move {
             sweep(&app, strays).await;
+            look_after_networks(&app).await;
             for task in settling {
                 // A panic in it is in the log.
                 let _ended = task.await;
@@ -245,6 +246,30 @@ async fn sweep(app: &App, strays: Strays) {
         tracing::warn!("the sweep of directories was cut short");
     }
     app.network.sweep(&networks).await;
+}
+
+/// Has the CNI plugins free what is of no pod, and say whether the pods that run have what they had.
+async fn look_after_networks(app: &App) {
+    let with_network = || {
+        let mut records = app.records.sandboxes.list();
+        records.retain(|record| record.netns().is_some());
+        records
+    };
+    let ids = || with_network().iter().map(|r| r.id.clone()).collect();
+    app.network.collect(ids).await;
+    for record in with_network() {
+        let runs = || app.pods.ready(&record.id).is_ok();
+        if let Some(netns) = record.netns().filter(|_| runs())
+            && let Err(error) = app.network.check(&record.id, &record.config, netns).await
+            // One that was stopped meanwhile is not missed.
+            && runs()
+        {
+            tracing::warn!(
+                pod = %record.id, "the pod's network is not as the CNI plugins made it: {}",
+                chain(&error)
+            );
+        }
+    }
 }
 
 fn ids_in(dir: &Path) -> Vec<String> {

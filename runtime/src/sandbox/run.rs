@@ -4,7 +4,7 @@
 use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
 use bulkhead_proto::{
-    agent::{Interface, Ready},
+    agent::Ready,
     cri::{ContainerEventType, PodSandboxConfig, RunPodSandboxRequest},
 };
 
@@ -26,7 +26,7 @@ use crate::{
     error::chain,
     id::new_id,
     machine::{self, Machine, Process, Started, vm::jail},
-    network::{Attached, NetworkError},
+    network::Attached,
     records::{
         InterfaceRecord, MachineKind, NetworkRecord, Resource, SandboxRecord, SandboxState, Shape,
     },
@@ -226,7 +226,7 @@ impl Start<'_> {
         };
         let Started {
             process,
-            interfaces,
+            has_tap,
             ready: listener,
             boot: permit,
             has_guest_clock,
@@ -237,7 +237,7 @@ impl Start<'_> {
         // CNI works and the process is recorded while the guest boots. All end in bounded time;
         // none is cut off by another's failure, so that what they made is whole when it is undone.
         let recorded = timeline.step("record process", self.record_process(&process));
-        let attach = timeline.step("network", self.attach(&interfaces));
+        let attach = timeline.step("network", self.attach(&machine, has_tap));
         let boot = timeline.step("boot", async {
             let booted = self.boot(&machine, &process, listener).await;
             // Others may boot while CNI is still at work: it may wait for a pod of theirs.
@@ -261,13 +261,21 @@ impl Start<'_> {
     }
 
     /// What CNI gives the pod; in the host's network nothing.
-    async fn attach(&self, interfaces: &[Interface]) -> Result<Attached, NetworkError> {
+    async fn attach(
+        &self,
+        machine: &Arc<dyn Machine>,
+        has_tap: bool,
+    ) -> Result<Attached, SandboxError> {
         if self.wanted.node.network {
             return Ok(Attached::default());
         }
         let Self { app, record, .. } = *self;
-        let attach = app.network.attach(&record.id, &record.config, interfaces);
-        attach.await
+        let attach = app.network.attach(&record.id, &record.config, has_tap);
+        let (attached, further) = attach.await?;
+        for nic in further {
+            machine.attach_nic(&app.config.vmm, nic).await?;
+        }
+        Ok(attached)
     }
 
     /// Directories, cgroup and writable disk.

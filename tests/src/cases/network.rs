@@ -1,12 +1,15 @@
 //! Pods' networks, by the real reference plugins.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
     time::Duration,
 };
 
-use bulkhead_proto::cri::{PortMapping, StatusRequest};
+use bulkhead_proto::cri::{LinuxPodSandboxConfig, PortMapping, StatusRequest};
 use tokio::time::Instant;
 
 use super::{BUSYBOX, image};
@@ -24,6 +27,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!("network", a_pod_answers_at_its_addresses_and_host_port),
         test!("network", without_a_configuration_the_status_says_so),
         test!("network", a_plugin_that_fails_leaves_nothing),
+        test!("network", a_second_network_and_tuning_reach_the_guest),
     ]
 }
 
@@ -126,7 +130,7 @@ async fn without_a_configuration_the_status_says_so(context: &mut Context) -> Ou
     );
     // It is seen as soon as it is there.
     let conf = r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"bridge"}]}"#;
-    std::fs::write(host.dir().join("cni/10-late.conflist"), conf)?;
+    fs::write(host.dir().join("cni/10-late.conflist"), conf)?;
     let (ready, message) = network_message(&host).await?;
     check!(ready, "{message}");
     host.stop_daemon().await
@@ -154,12 +158,132 @@ async fn a_plugin_that_fails_leaves_nothing(context: &mut Context) -> Outcome {
         "{refused:?}"
     );
     before.compare(&host).await?;
-    let leases = std::fs::read_dir("/run/badcni-ipam/badcni")?
+    let leases = fs::read_dir("/run/badcni-ipam/badcni")?
         .filter_map(Result::ok)
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("10."))
         .count();
     check!(leases == 0, "{leases} addresses are still leased");
     host.stop_daemon().await?;
     leaks::output("ip", &["link", "del", "bhbad0"])?;
+    Ok(())
+}
+
+/// A meta plugin, as Multus is one: the bridge plugin for `net1`, source based routing for that, and the
+/// bridge plugin again for `eth0`, whose result is the pod's.
+const META: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+cat >/dev/null
+second() { CNI_IFNAME=net1 "/usr/lib/cni/$1"; }
+case $CNI_COMMAND in
+ADD)
+    second bridge <"$here/net1.json" >"$here/net1.out" || { cat "$here/net1.out"; exit 1; }
+    printf '{"cniVersion":"1.0.0","name":"net1","type":"sbr","prevResult":%s}' "$(cat "$here/net1.out")" |
+        second sbr >"$here/sbr.out" || { cat "$here/sbr.out"; exit 1; }
+    ;;
+DEL) second bridge <"$here/net1.json" || exit 1 ;;
+*) exit 0 ;;
+esac
+exec /usr/lib/cni/bridge <"$here/eth0.json"
+"#;
+
+/// Two bridges in place of the node's one, and `tuning` after them.
+fn write_meta_plugin(dir: &Path) -> Outcome {
+    let plugins = dir.join("plugins");
+    fs::create_dir_all(&plugins)?;
+    for (name, bridge, net, mtu) in [
+        ("eth0", "bhmeta0", "10.251", 1450),
+        ("net1", "bhmeta1", "10.252", 1350),
+    ] {
+        let conf = format!(
+            r#"{{"cniVersion":"1.0.0","name":"{name}","type":"bridge","bridge":"{bridge}",
+            "isGateway":true,"mtu":{mtu},"ipam":{{"type":"host-local","dataDir":"{leases}",
+            "ranges":[[{{"subnet":"{net}.0.0/24"}}],[{{"subnet":"fd00:{number}::/64"}}]]}}}}"#,
+            leases = dir.join("meta-ipam").display(),
+            number = mtu,
+        );
+        fs::write(plugins.join(format!("{name}.json")), conf)?;
+    }
+    let meta = plugins.join("meta");
+    fs::write(&meta, META)?;
+    fs::set_permissions(&meta, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+async fn a_second_network_and_tuning_reach_the_guest(context: &mut Context) -> Outcome {
+    let conf = r#"{"cniVersion":"1.0.0","name":"meta","plugins":[{"type":"meta"},
+        {"type":"tuning","sysctl":{"net.core.somaxconn":"777","net.ipv4.tcp_keepalive_time":"1234",
+         "net.ipv4.tcp_keepalive_intvl":"33"}}]}"#;
+    let options = Options {
+        cni: Some(conf.to_owned()),
+        ..Options::default()
+    };
+    let mut host = Host::start("metacni", &context.results, options).await?;
+    write_meta_plugin(host.dir())?;
+    let cri = host.cri().await?;
+    cri.pull(BUSYBOX).await?;
+    let mut config = pod("meta");
+    let own = [("net.ipv4.tcp_keepalive_time".to_owned(), "99".to_owned())];
+    config.linux = Some(LinuxPodSandboxConfig {
+        sysctls: own.into(),
+        ..config.linux.unwrap_or_default()
+    });
+    let id = cri.run_pod(config.clone()).await?;
+    let network = cri.pod_status(&id).await?.0.network.unwrap_or_default();
+    check!(network.ip.starts_with("10.251.0."), "{network:?}");
+    check!(network.additional_ips.len() == 1, "{network:?}");
+    let shell = cri
+        .run(&id, &config, script("shell", BUSYBOX, "sleep 1000"))
+        .await?;
+
+    // Where CNI daemons look, and by that name.
+    let netns = format!("/var/run/netns/bulkhead-{id}");
+    let outside = leaks::output(
+        "nsenter",
+        &[&format!("--net={netns}"), "cat", "/proc/self/net/dev"],
+    )?;
+    check!(outside.contains("net1:"), "{outside}");
+    let of = async |command: &str| cri.shell(&shell, command).await;
+    let addresses = of("ip -o address show net1").await?;
+    check!(
+        addresses.contains("10.252.0.2/24") && addresses.contains("fd00:1350::2/64"),
+        "{addresses}"
+    );
+    let device = of("cat /sys/class/net/net1/mtu /sys/class/net/net1/address").await?;
+    let (mtu, mac) = device.trim().split_once('\n').ok_or("no address")?;
+    check!(mtu == "1350", "{device}");
+    let links = leaks::output("nsenter", &[&format!("--net={netns}"), "ip", "link"])?;
+    check!(links.contains(mac), "{mac} is not in {links}");
+    // What sbr made: traffic from net1's address leaves by net1's own table.
+    let rules = of("ip rule").await?;
+    check!(rules.contains("from 10.252.0.2"), "{rules}");
+    let table = of("ip route show table 100").await?;
+    check!(table.contains("default via 10.252.0.1"), "{table}");
+    let main = of("ip route").await?;
+    check!(!main.contains("net1"), "{main}");
+    of("ping -c 1 -W 10 -I 10.252.0.2 10.252.0.1").await?;
+    of("ping -c 1 -W 10 10.251.0.1").await?;
+
+    for (name, value) in [
+        ("net/core/somaxconn", "777"),
+        ("net/ipv4/tcp_keepalive_intvl", "33"),
+        // The pod's own wins.
+        ("net/ipv4/tcp_keepalive_time", "99"),
+    ] {
+        let found = of(&format!("cat /proc/sys/{name}")).await?;
+        check!(found.trim() == value, "{name} is {found}");
+    }
+    let forward = "/proc/sys/net/ipv4/ip_forward";
+    let (inside, node) = (
+        of(&format!("cat {forward}")).await?,
+        fs::read_to_string(forward)?,
+    );
+    check!(inside.trim() == node.trim(), "ip_forward: {inside}");
+
+    cri.remove_pod(&id).await?;
+    check!(!Path::new(&netns).exists(), "{netns} is still there");
+    host.stop_daemon().await?;
+    for bridge in ["bhmeta0", "bhmeta1"] {
+        leaks::output("ip", &["link", "del", bridge])?;
+    }
     Ok(())
 }

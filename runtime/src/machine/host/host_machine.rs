@@ -17,7 +17,9 @@ use bulkhead_proto::agent::{LayerFile, MountLayersRequest, PowerOffRequest};
 use super::{HostDir, make_dir, spawn};
 use crate::{
     agent::{Address, Agent, ReadyListener},
+    config::Vmm,
     machine::{Machine, MachineError, Start, Started, exit},
+    network::Nic,
     records::{MachineKind, VmExit},
 };
 
@@ -118,7 +120,7 @@ impl Machine for HostMachine {
         let process = start.timeline.step("agent process", spawn).await?;
         Ok(Started {
             process,
-            interfaces: Vec::new(),
+            has_tap: false,
             ready,
             // No kernel boots, and what others wait for may be the CNI plugins' own pod.
             boot: None,
@@ -163,6 +165,10 @@ impl Machine for HostMachine {
         _read_only: bool,
         _file: BorrowedFd<'_>,
     ) -> Result<(), MachineError> {
+        Err(self.no_vm())
+    }
+
+    async fn attach_nic(&self, _vmm: &Vmm, _nic: Nic) -> Result<(), MachineError> {
         Err(self.no_vm())
     }
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_contract::vmm::{Answer, AttachDisk, Done, Failure, Request, Resize};
+use bulkhead_contract::vmm::{Answer, AttachDisk, AttachNet, Done, Failure, Request, Resize};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
@@ -45,6 +45,18 @@ impl Control {
             during: "attaching a disk",
             what: "the answer names no slot".to_owned(),
         })
+    }
+
+    /// Plugs a network device: `files` are its tap and, if that is to be used, /dev/vhost-net.
+    pub async fn attach_net(
+        &self,
+        net: AttachNet,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(), VmmError> {
+        let request = Request::AttachNet { net };
+        self.ask("attach a network device", &request, files)
+            .await
+            .map(|_| ())
     }
 
     /// Unplugs a disk the guest has let go of.
@@ -170,7 +182,7 @@ async fn send_with_files(
     files: &[BorrowedFd<'_>],
 ) -> std::io::Result<usize> {
     let send = || {
-        // Two descriptors at most are ever sent (a snapshot's files).
+        // Two descriptors at most are ever sent (a network device's).
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {

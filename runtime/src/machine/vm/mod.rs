@@ -2,6 +2,7 @@
 //! messages are `bulkhead_contract::vmm` (docs/vmm-api.md); nothing of the VMM's code is linked here.
 
 mod control;
+mod device;
 mod error;
 pub mod jail;
 mod spawn;

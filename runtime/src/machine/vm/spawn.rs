@@ -8,13 +8,12 @@ use std::{
         fd::OwnedFd,
         unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown},
     },
-    path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
 use bulkhead_contract::vmm::{
-    BadMacAddress, Config, Console, ControlSocket, Disk, Failure, Fs, Jail, Net, Started, Vsock,
+    Config, Console, ControlSocket, Disk, Failure, Fs, Jail, Net, Started, Vsock,
 };
 use command_fds::{CommandFdExt as _, FdMapping};
 use tokio::{
@@ -22,12 +21,12 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{VmmError, jail::JailDir};
-use crate::{
-    config::{VhostNet, Vmm},
-    machine::Process,
-    network::Nic,
+use super::{
+    VmmError,
+    device::{NET_QUEUE_SIZE, fitting, hardware_address, open_device, open_file, vhost_net},
+    jail::JailDir,
 };
+use crate::{config::Vmm, machine::Process, network::Nic};
 
 /// Making the jail is a fork and some mounts.
 const START_DEADLINE: Duration = Duration::from_secs(20);
@@ -209,21 +208,15 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
         });
     }
     let mut nets = Vec::new();
-    for (number, nic) in plan.nics.into_iter().enumerate() {
+    for nic in plan.nics {
         let vhost_fd = vhost_net(vmm.vhost_net)?.map(|fd| files.pass(fd));
         nets.push(Net {
-            id: format!("eth{number}"),
+            id: nic.id,
             tap_fd: files.pass(nic.tap),
             vhost_fd,
-            mac: nic
-                .mac
-                .parse()
-                .map_err(|error: BadMacAddress| VmmError::Configuration {
-                    key: "nets[].mac",
-                    what: error.to_string(),
-                })?,
+            mac: hardware_address(&nic.mac)?,
             mtu: fitting("nets[].mtu", nic.mtu)?,
-            queue_size: 256,
+            queue_size: NET_QUEUE_SIZE,
         });
     }
     let config = Config {
@@ -276,14 +269,6 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
     Ok((document, files.0, log))
 }
 
-/// A number as the document has it; one that does not fit is more than any VMM takes.
-fn fitting<T: TryFrom<u32>>(key: &'static str, value: u32) -> Result<T, VmmError> {
-    T::try_from(value).map_err(|_| VmmError::Configuration {
-        key,
-        what: format!("{value} is more than a VM can have"),
-    })
-}
-
 /// Descriptors on their way to the VMM: the n-th becomes 3 + n there.
 #[derive(Default)]
 struct Passed(Vec<FdMapping>);
@@ -297,41 +282,6 @@ impl Passed {
         });
         child_fd
     }
-}
-
-fn vhost_net(mode: VhostNet) -> Result<Option<OwnedFd>, VmmError> {
-    if mode == VhostNet::Never {
-        return Ok(None);
-    }
-    let hint = "load the module vhost_net, or set vmm.vhost_net to \"auto\"";
-    match open_device("vhost-net", Path::new("/dev/vhost-net"), hint) {
-        Ok(file) => Ok(Some(file.into())),
-        Err(_) if mode == VhostNet::Auto => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-fn open_device(what: &'static str, path: &Path, hint: &'static str) -> Result<File, VmmError> {
-    open(what, path, hint, OpenOptions::new().read(true).write(true))
-}
-
-fn open_file(what: &'static str, path: &Path, hint: &'static str) -> Result<File, VmmError> {
-    open(what, path, hint, OpenOptions::new().read(true))
-}
-
-fn open(
-    what: &'static str,
-    path: &Path,
-    hint: &'static str,
-    options: &OpenOptions,
-) -> Result<File, VmmError> {
-    let path: PathBuf = path.to_owned();
-    options.open(&path).map_err(|source| VmmError::Open {
-        what,
-        path,
-        hint,
-        source,
-    })
 }
 
 #[cfg(test)]

@@ -3,19 +3,24 @@
 use std::{
     collections::HashSet,
     fs::File,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use bulkhead_contract::vmm::{AttachDisk, ErrorKind, Resize};
+use bulkhead_contract::vmm::{AttachDisk, AttachNet, ErrorKind, Resize};
 use bulkhead_images::LayerDisk;
-use bulkhead_proto::agent::{Interface, READY_PORT};
+use bulkhead_proto::agent::READY_PORT;
 
-use super::{Control, JailDir, Plan, VmmError, make_jail, spawn};
+use super::{
+    Control, JailDir, Plan, VmmError,
+    device::{NET_QUEUE_SIZE, fitting, hardware_address, vhost_net},
+    make_jail, spawn,
+};
 use crate::{
     agent::{Address, Agent, ReadyListener},
+    config::Vmm,
     machine::{Machine, MachineError, Start, Started, exit},
     network::Nic,
     records::{MachineKind, VmExit},
@@ -112,7 +117,7 @@ impl Machine for VirtualMachine {
         let queue = Arc::clone(start.boots).acquire_owned();
         let queue = timeline.step("queue", queue).await;
         let boot = queue.map_err(|_closed| TaskError::Ending)?;
-        let interfaces = nics.iter().enumerate().map(interface).collect();
+        let has_tap = !nics.is_empty();
         let ready = ReadyListener::bind(&self.jail.vsock_port(READY_PORT), start.uid)?;
         let limits = record.shape.limits;
         let plan = Plan {
@@ -132,7 +137,7 @@ impl Machine for VirtualMachine {
         let process = timeline.step("vmm process", spawn).await?;
         Ok(Started {
             process,
-            interfaces,
+            has_tap,
             ready,
             boot: Some(boot),
             has_guest_clock: true,
@@ -175,6 +180,25 @@ impl Machine for VirtualMachine {
         Ok(self.plug(serial, read_only, file).await?)
     }
 
+    async fn attach_nic(&self, vmm: &Vmm, nic: Nic) -> Result<(), MachineError> {
+        let mode = vmm.vhost_net;
+        let (net, tap, vhost) = blocking(move || {
+            let vhost = vhost_net(mode)?;
+            let net = AttachNet {
+                mac: hardware_address(&nic.mac)?,
+                mtu: fitting("nets[].mtu", nic.mtu)?,
+                queue_size: NET_QUEUE_SIZE,
+                id: nic.id,
+            };
+            Ok::<_, MachineError>((net, nic.tap, vhost))
+        })
+        .await?;
+        let mut files = vec![tap.as_fd()];
+        files.extend(vhost.as_ref().map(AsFd::as_fd));
+        self.control.attach_net(net, &files).await?;
+        Ok(())
+    }
+
     async fn detach(&self, serial: &str) -> Result<(), MachineError> {
         match self.control.detach(serial).await {
             Ok(())
@@ -192,14 +216,5 @@ impl Machine for VirtualMachine {
 
     async fn resize(&self, size: Resize) -> Result<u64, MachineError> {
         Ok(self.control.resize(size).await?)
-    }
-}
-
-fn interface((number, nic): (usize, &Nic)) -> Interface {
-    Interface {
-        mac: nic.mac.clone(),
-        name: format!("eth{number}"),
-        mtu: nic.mtu,
-        ..Interface::default()
     }
 }

@@ -26,7 +26,9 @@ pub(super) struct Cache {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Cached {
     version: String,
-    name: String,
+    pub(super) name: String,
+    #[serde(default)]
+    disable_check: bool,
     plugins: Vec<Map<String, Value>>,
     netns: PathBuf,
     pub(super) arguments: Map<String, Value>,
@@ -43,6 +45,7 @@ impl Cached {
         Self {
             version: conf.version.clone(),
             name: conf.name.clone(),
+            disable_check: conf.disable_check,
             plugins: conf
                 .plugins
                 .iter()
@@ -58,6 +61,7 @@ impl Cached {
     pub(super) fn conf(&self) -> Result<NetworkConf, NetworkError> {
         let text = serde_json::json!({
             "cniVersion": self.version, "name": self.name, "plugins": self.plugins,
+            "disableCheck": self.disable_check, "loadOnlyInlinedPlugins": true,
         });
         conf::parse(Path::new("kept for DEL"), text.to_string().as_bytes())
     }

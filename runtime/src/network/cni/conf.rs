@@ -1,5 +1,5 @@
-//! The network configuration: the first file, in the order of names, of the CNI directory, as a list of plugins
-//! (CNI spec 1.1, "Network configuration format"). Reading and checking only; running is `exec`.
+//! The network configuration: the first file, in the order of names, of the CNI directory, as a list of
+//! plugins (CNI spec 1.1, "Network configuration format"). Reading and checking only; running is `exec`.
 
 use std::{
     fs, io,
@@ -8,12 +8,13 @@ use std::{
 
 use serde_json::{Map, Value};
 
+use super::versions;
 use crate::network::NetworkError;
 
-/// The versions of the specification whose results are understood here.
-const VERSIONS: &[&str] = &["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// A larger file is refused.
 const MAX_BYTES: u64 = 1 << 20;
+/// More plugins are refused.
+const MAX_PLUGINS: usize = 64;
 
 /// A network: its name and the plugins that make it, in order.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,8 +23,12 @@ pub struct NetworkConf {
     pub path: PathBuf,
     /// `name`.
     pub name: String,
-    /// `cniVersion`.
+    /// The newest of `cniVersion` and `cniVersions` that is understood here.
     pub version: String,
+    /// `disableCheck`: CHECK is not to be run.
+    pub disable_check: bool,
+    /// `disableGC`: GC is not to be run, for others add to the network as well.
+    pub disable_gc: bool,
     /// In the order of ADD.
     pub plugins: Vec<PluginConf>,
 }
@@ -48,45 +53,62 @@ impl PluginConf {
     }
 }
 
-/// Loads the first `.conflist`, `.conf` or `.json` of a directory, sorted by name. Blocks.
+/// Loads the first `.conflist`, `.conf` or `.json` of a directory, sorted by name. A list that does
+/// not say `loadOnlyInlinedPlugins` goes on with the plugins in the directory of its name beside
+/// it. Blocks.
 ///
 /// # Errors
 /// If there is none, or the first is not usable (a later one is never taken in its place: the
 /// operator would not know which network the pods are in).
 pub fn load(dir: &Path) -> Result<NetworkConf, NetworkError> {
+    let first = files(dir, &["conflist", "conf", "json"])?
+        .into_iter()
+        .next();
+    let path = first.ok_or_else(|| NetworkError::NoConfig {
+        dir: dir.to_owned(),
+    })?;
+    let (mut conf, rest) = read_list(&path, &read(&path)?)?;
+    if rest == Rest::InDirectory {
+        for file in files(&dir.join(&conf.name), &["conf"])? {
+            let object = object(&file, &read(&file)?)?;
+            conf.plugins.push(plugin(&file, object)?);
+        }
+    }
+    check_number(&conf)?;
+    Ok(conf)
+}
+
+/// The files with one of these endings, by name; none if there is no such directory.
+fn files(dir: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, NetworkError> {
     let unreadable = |source| NetworkError::ReadConfig {
         path: dir.to_owned(),
         source,
     };
     let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(NetworkError::NoConfig {
-                dir: dir.to_owned(),
-            });
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(unreadable)?,
     };
     let mut files = Vec::new();
     for entry in entries {
         let path = entry.map_err(unreadable)?.path();
-        let kind = path.extension().and_then(|ending| ending.to_str());
-        if matches!(kind, Some("conflist" | "conf" | "json")) {
+        let ending = path.extension().and_then(|ending| ending.to_str());
+        if ending.is_some_and(|ending| endings.contains(&ending)) && !path.is_dir() {
             files.push(path);
         }
     }
-    let first = files.into_iter().min();
-    let path = first.ok_or_else(|| NetworkError::NoConfig {
-        dir: dir.to_owned(),
-    })?;
+    files.sort();
+    Ok(files)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, NetworkError> {
     let unreadable = |source| NetworkError::ReadConfig {
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     };
-    if fs::metadata(&path).map_err(unreadable)?.len() > MAX_BYTES {
-        return Err(bad(&path, format!("larger than {MAX_BYTES} bytes")));
+    if fs::metadata(path).map_err(unreadable)?.len() > MAX_BYTES {
+        return Err(bad(path, format!("larger than {MAX_BYTES} bytes")));
     }
-    let text = fs::read(&path).map_err(unreadable)?;
-    parse(&path, &text)
+    fs::read(path).map_err(unreadable)
 }
 
 fn bad(path: &Path, what: impl Into<String>) -> NetworkError {
@@ -96,157 +118,167 @@ fn bad(path: &Path, what: impl Into<String>) -> NetworkError {
     }
 }
 
-/// Checks the text of a configuration file: a list of plugins, or one plugin alone.
+/// Whether a file is the whole of its network.
+#[derive(Debug, PartialEq, Eq)]
+enum Rest {
+    None,
+    /// There may be more plugins, in files of their own.
+    InDirectory,
+}
+
+/// Checks the text of a configuration file that is the whole of its network: a list of plugins, or
+/// one plugin alone.
 ///
 /// # Errors
 /// Says which key is wrong and what is allowed.
 pub fn parse(path: &Path, text: &[u8]) -> Result<NetworkConf, NetworkError> {
-    let top: Map<String, Value> = serde_json::from_slice(text)
-        .map_err(|error| bad(path, format!("not a JSON object: {error}")))?;
-    let text_of = |object: &Map<String, Value>, key: &str| -> Result<String, NetworkError> {
-        match object.get(key) {
-            Some(Value::String(text)) => Ok(text.clone()),
-            Some(other) => Err(bad(
-                path,
-                format!("key {key:?} must be a string, not {other}"),
-            )),
-            None => Err(bad(path, format!("key {key:?} is missing"))),
-        }
+    let (conf, _) = read_list(path, text)?;
+    check_number(&conf)?;
+    Ok(conf)
+}
+
+fn check_number(conf: &NetworkConf) -> Result<(), NetworkError> {
+    match conf.plugins.len() {
+        0 => Err(bad(
+            &conf.path,
+            format!(
+                "it has no plugins: key \"plugins\" is missing or empty, and there are none in {}",
+                conf.path.with_file_name(&conf.name).display()
+            ),
+        )),
+        1..=MAX_PLUGINS => Ok(()),
+        more => Err(bad(
+            &conf.path,
+            format!("{more} plugins; at most {MAX_PLUGINS} are allowed"),
+        )),
+    }
+}
+
+fn object(path: &Path, text: &[u8]) -> Result<Map<String, Value>, NetworkError> {
+    serde_json::from_slice(text).map_err(|error| bad(path, format!("not a JSON object: {error}")))
+}
+
+/// A string; none where Go reads an empty value.
+fn text_of<'a>(
+    path: &Path,
+    object: &'a Map<String, Value>,
+    key: &str,
+) -> Result<Option<&'a str>, NetworkError> {
+    match object.get(key) {
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(Value::Null) | None => Ok(None),
+        Some(other) => Err(bad(
+            path,
+            format!("key {key:?} must be a string, not {other}"),
+        )),
+    }
+}
+
+/// A boolean, which may be written as text.
+fn flag(path: &Path, object: &Map<String, Value>, key: &str) -> Result<bool, NetworkError> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => Ok(true),
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => Ok(false),
+        Some(other) => Err(bad(
+            path,
+            format!("key {key:?} must be true or false, not {other}"),
+        )),
+    }
+}
+
+/// A name that becomes part of paths.
+fn plain(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+}
+
+fn plugin(path: &Path, object: Map<String, Value>) -> Result<PluginConf, NetworkError> {
+    let kind = text_of(path, &object, "type")?
+        .ok_or_else(|| bad(path, "key \"type\" is missing"))?
+        .to_owned();
+    if !plain(&kind) {
+        return Err(bad(
+            path,
+            format!("type {kind:?} must be the name of a program"),
+        ));
+    }
+    Ok(PluginConf { kind, object })
+}
+
+/// The version to be spoken: the newest that both sides know.
+fn version(path: &Path, top: &Map<String, Value>) -> Result<&'static str, NetworkError> {
+    let single = text_of(path, top, "cniVersion")?;
+    let list = match top.get("cniVersions") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(list)) => list
+            .iter()
+            .map(Value::as_str)
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| bad(path, "key \"cniVersions\" must hold strings"))?,
+        Some(_) => return Err(bad(path, "key \"cniVersions\" must be a list")),
     };
-    let name = text_of(&top, "name")?;
-    let plain = |text: &str| {
-        text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
-    };
-    if !plain(&name) {
+    let offered: Vec<&str> = single.into_iter().chain(list).collect();
+    versions::choose(offered.iter().copied()).ok_or_else(|| {
+        bad(
+            path,
+            format!(
+                "none of its versions {offered:?} (cniVersion, cniVersions) is one of {:?}",
+                versions::KNOWN
+            ),
+        )
+    })
+}
+
+fn read_list(path: &Path, text: &[u8]) -> Result<(NetworkConf, Rest), NetworkError> {
+    let top = object(path, text)?;
+    let name = text_of(path, &top, "name")?.ok_or_else(|| bad(path, "key \"name\" is missing"))?;
+    if !plain(name) {
         return Err(bad(
             path,
             format!("name {name:?} must be letters, digits and any of _.-"),
         ));
     }
-    let version = text_of(&top, "cniVersion")?;
-    if !VERSIONS.contains(&version.as_str()) {
-        return Err(bad(
-            path,
-            format!("cniVersion {version:?} is not one of {VERSIONS:?}"),
-        ));
-    }
-    let objects = match top.get("plugins") {
-        None => vec![top.clone()],
-        Some(Value::Array(list)) => list
-            .iter()
-            .map(|plugin| plugin.as_object().cloned())
-            .collect::<Option<_>>()
-            .ok_or_else(|| bad(path, "key \"plugins\" must hold objects"))?,
+    let mut conf = NetworkConf {
+        path: path.to_owned(),
+        name: name.to_owned(),
+        version: version(path, &top)?.to_owned(),
+        disable_check: flag(path, &top, "disableCheck")?,
+        disable_gc: flag(path, &top, "disableGC")?,
+        plugins: Vec::new(),
+    };
+    let inlined_only = flag(path, &top, "loadOnlyInlinedPlugins")?;
+    let list: &[Value] = match top.get("plugins") {
+        // One plugin alone, which is its own list.
+        None if top.contains_key("type") => {
+            conf.plugins.push(plugin(path, top)?);
+            return Ok((conf, Rest::None));
+        }
+        None | Some(Value::Null) if inlined_only => {
+            return Err(bad(
+                path,
+                "\"loadOnlyInlinedPlugins\" is true, and there is no key \"plugins\"",
+            ));
+        }
+        None | Some(Value::Null) => &[],
+        Some(Value::Array(list)) => list,
         Some(_) => return Err(bad(path, "key \"plugins\" must be a list")),
     };
-    let plugins = objects
-        .into_iter()
-        .map(|object| {
-            let kind = text_of(&object, "type")?;
-            if !plain(&kind) {
-                return Err(bad(
-                    path,
-                    format!("type {kind:?} must be the name of a program"),
-                ));
-            }
-            Ok(PluginConf { kind, object })
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    if plugins.is_empty() {
-        return Err(bad(path, "key \"plugins\" is empty"));
+    for object in list {
+        let object = object.as_object().cloned();
+        let object = object.ok_or_else(|| bad(path, "key \"plugins\" must hold objects"))?;
+        conf.plugins.push(plugin(path, object)?);
     }
-    Ok(NetworkConf {
-        path: path.to_owned(),
-        name,
-        version,
-        plugins,
-    })
+    let rest = match inlined_only {
+        true => Rest::None,
+        false => Rest::InDirectory,
+    };
+    Ok((conf, rest))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(error: &NetworkError) -> String {
-        error.to_string()
-    }
-
-    #[test]
-    fn a_list_and_a_single_plugin_are_networks() {
-        let list = br#"{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge"},
-            {"type":"portmap","capabilities":{"portMappings":true,"snat":false}}]}"#;
-        let conf = parse(Path::new("a.conflist"), list).unwrap();
-        assert_eq!((conf.name.as_str(), conf.plugins.len()), ("pods", 2));
-        assert!(conf.plugins[1].has_capability("portMappings"));
-        assert!(!conf.plugins[1].has_capability("snat"));
-        let one = parse(
-            Path::new("b.conf"),
-            br#"{"cniVersion":"0.4.0","name":"n","type":"ptp"}"#,
-        );
-        assert_eq!(one.unwrap().plugins[0].kind, "ptp");
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        for (given, expected) in [
-            (r"[]", "not a JSON object"),
-            (
-                r#"{"cniVersion":"1.0.0","plugins":[]}"#,
-                "\"name\" is missing",
-            ),
-            (r#"{"cniVersion":"1.0.0","name":7}"#, "must be a string"),
-            (
-                r#"{"cniVersion":"1.0.0","name":"../x","type":"a"}"#,
-                "letters, digits",
-            ),
-            (r#"{"cniVersion":"9.0.0","name":"x","type":"a"}"#, "1.1.0"),
-            (r#"{"cniVersion":"1.0.0","name":"x","plugins":[]}"#, "empty"),
-            (
-                r#"{"cniVersion":"1.0.0","name":"x","plugins":[1]}"#,
-                "objects",
-            ),
-            (
-                r#"{"cniVersion":"1.0.0","name":"x","type":"../../bin/sh"}"#,
-                "name of a program",
-            ),
-        ] {
-            let error = text(&parse(Path::new("f.conflist"), given.as_bytes()).unwrap_err());
-            assert!(
-                error.contains(expected) && error.contains("f.conflist"),
-                "{given}: {error}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_first_file_by_name_counts_even_if_it_is_bad() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            load(dir.path()),
-            Err(NetworkError::NoConfig { .. })
-        ));
-        assert!(matches!(
-            load(&dir.path().join("none")),
-            Err(NetworkError::NoConfig { .. })
-        ));
-        fs::write(dir.path().join("README"), "x").unwrap();
-        assert!(matches!(
-            load(dir.path()),
-            Err(NetworkError::NoConfig { .. })
-        ));
-        fs::write(
-            dir.path().join("20-b.conf"),
-            r#"{"cniVersion":"1.0.0","name":"second","type":"ptp"}"#,
-        )
-        .unwrap();
-        assert_eq!(load(dir.path()).unwrap().name, "second");
-        fs::write(dir.path().join("10-a.conflist"), "{").unwrap();
-        assert!(matches!(
-            load(dir.path()),
-            Err(NetworkError::BadConfig { .. })
-        ));
-    }
-}
+#[path = "conf_tests.rs"]
+mod tests;

@@ -14,17 +14,18 @@ use tokio::{
     time::timeout,
 };
 
-use crate::network::NetworkError;
+use super::children::{Children, KillOnDrop, MARK};
+use crate::{id::new_id, network::NetworkError};
 
 /// What a plugin may print.
 const MAX_OUTPUT: u64 = 1 << 20;
 
-/// For whom a plugin runs.
-#[derive(Debug, Clone)]
+/// For whom a plugin runs; for nobody in particular (STATUS, GC) all is empty.
+#[derive(Debug, Clone, Default)]
 pub struct Attachment {
     /// `CNI_CONTAINERID`.
     pub container_id: String,
-    /// `CNI_NETNS`.
+    /// `CNI_NETNS`; empty if there is none any more.
     pub netns: PathBuf,
     /// `CNI_IFNAME`.
     pub ifname: &'static str,
@@ -35,7 +36,8 @@ pub struct Attachment {
 /// Runs `plugin` and gives its answer (`None` if it printed nothing).
 ///
 /// # Errors
-/// If there is no such program, it fails, does not end in time, or prints something other than JSON.
+/// If there is no such program, it fails, does not end in time (then all that it started is killed
+/// with it), or prints something other than JSON.
 pub async fn run(
     plugin: &str,
     dirs: &[PathBuf],
@@ -51,6 +53,7 @@ pub async fn run(
         source,
     };
     let path = std::env::join_paths(dirs).unwrap_or_default();
+    let mark = new_id().map_err(start)?;
     let mut child = Command::new(&program)
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", &attachment.container_id)
@@ -58,6 +61,8 @@ pub async fn run(
         .env("CNI_IFNAME", attachment.ifname)
         .env("CNI_ARGS", &attachment.args)
         .env("CNI_PATH", path)
+        .env(MARK, &mark)
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -71,6 +76,11 @@ pub async fn run(
     {
         tracing::debug!(plugin, "its oom_score_adj stays as the daemon's: {error}");
     }
+    let children = Children {
+        leader: child.id(),
+        mark,
+    };
+    let mut guard = KillOnDrop(Some(children.clone()));
     let input = Value::Object(config.clone()).to_string();
     let (Some(mut stdin), Some(stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
@@ -93,14 +103,21 @@ pub async fn run(
         )?;
         child.wait().await
     };
-    let status = timeout(limit, work)
-        .await
-        .map_err(|_| NetworkError::PluginTimeout {
-            plugin: plugin.to_owned(),
-            verb,
-            limit,
-        })?
-        .map_err(start)?;
+    let status = match timeout(limit, work).await {
+        Ok(status) => status.map_err(start)?,
+        Err(_) => {
+            // A panic in it is in the log.
+            let _ = tokio::task::spawn_blocking(move || children.end()).await;
+            guard.0 = None;
+            return Err(NetworkError::PluginTimeout {
+                plugin: plugin.to_owned(),
+                verb,
+                limit,
+            });
+        }
+    };
+    // What it leaves behind when it ends by itself is its own affair.
+    guard.0 = None;
     if status.success() {
         return answer(plugin, verb, &output);
     }
@@ -166,7 +183,15 @@ mod tests {
 
     async fn run_script(script: &str, limit: Duration) -> Result<Option<Value>, NetworkError> {
         let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("plug");
+        run_script_in(dir.path(), script, limit).await
+    }
+
+    async fn run_script_in(
+        dir: &Path,
+        script: &str,
+        limit: Duration,
+    ) -> Result<Option<Value>, NetworkError> {
+        let program = dir.join("plug");
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let attachment = Attachment {
@@ -178,7 +203,7 @@ mod tests {
         let config = serde_json::from_str(r#"{"name":"n"}"#).unwrap();
         run(
             "plug",
-            &[dir.path().to_owned()],
+            &[dir.to_owned()],
             "ADD",
             &attachment,
             &config,
@@ -235,6 +260,56 @@ mod tests {
             matches!(error, Err(NetworkError::PluginTimeout { .. })),
             "{error:?}"
         );
+    }
+
+    /// What a plugin started, in every way to get away from it. Each writes its number down, and waits
+    /// for a writer that never comes.
+    const FAMILY: &str = r#"cd $(dirname $0); mkfifo never
+        wait_for_ever() { echo $1 >>pids; exec 3<never; }
+        (wait_for_ever $BASHPID) &
+        setsid bash -c 'echo $$ >>pids; exec 3<never' &
+        (setsid bash -c 'setsid bash -c "echo \$\$ >>pids; exec 3<never" & exit' &)
+        exec 3<never"#;
+
+    /// Waits until the family of three is there, or gone, as is wanted.
+    async fn family(dir: &Path, wanted: usize) {
+        let alive = || {
+            let text = fs::read_to_string(dir.join("pids")).unwrap_or_default();
+            let of = |pid: &&str| {
+                let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                !stat.is_empty() && !stat.contains(") Z ")
+            };
+            (text.lines().count(), text.lines().filter(of).count())
+        };
+        let until = std::time::Instant::now() + LONG;
+        while alive() != (3, wanted) {
+            assert!(std::time::Instant::now() < until, "{:?}", alive());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_hangs_is_killed_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("exec bash -c '{}'", FAMILY.replace('\'', r"'\''"));
+        let limit = Duration::from_secs(3);
+        let error = run_script_in(dir.path(), &script, limit).await;
+        assert!(
+            matches!(error, Err(NetworkError::PluginTimeout { .. })),
+            "{error:?}"
+        );
+        family(dir.path(), 0).await;
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_given_up_is_killed_with_all_that_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("exec bash -c '{}'", FAMILY.replace('\'', r"'\''"));
+        tokio::select! {
+            ended = run_script_in(dir.path(), &script, LONG) => panic!("{ended:?}"),
+            () = family(dir.path(), 3) => {}
+        }
+        family(dir.path(), 0).await;
     }
 
     #[test]

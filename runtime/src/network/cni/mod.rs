@@ -1,13 +1,15 @@
 //! CNI as a runtime must speak it (spec 1.1): the chain of plugins for ADD, the reverse chain for
-//! DEL with what ADD ran with, and whether a network can be made at all. Not here: namespaces and
-//! taps, and what the guest is configured with.
+//! DEL with what ADD ran with, CHECK and GC after a restart, and whether a network can be made at
+//! all (STATUS). Not here: namespaces and taps, and what the guest is configured with.
 
 mod bandwidth;
 mod blocking;
 mod cache;
+mod children;
 mod conf;
 mod exec;
 mod result;
+mod versions;
 
 use std::{
     path::{Path, PathBuf},
@@ -19,6 +21,7 @@ pub use conf::{NetworkConf, PluginConf};
 pub use exec::Attachment;
 pub use result::{CniDns, CniResult};
 use serde_json::{Map, Value, json};
+use tokio::sync::RwLock;
 
 use super::NetworkError;
 use blocking::blocking;
@@ -27,6 +30,11 @@ use cache::{Cache, Cached};
 /// The interface a pod has, by the kubelet's and the plugins' convention.
 pub const POD_INTERFACE: &str = "eth0";
 
+/// The capability by which containerd gives a pod's annotations.
+const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+/// STATUS is asked for with every CRI Status, and GC holds up every ADD: neither gets as long as ADD.
+const SHORT_LIMIT: Duration = Duration::from_secs(20);
+
 /// The CNI side of pods' networks.
 #[derive(Debug)]
 pub struct Cni {
@@ -34,6 +42,8 @@ pub struct Cni {
     bin_dirs: Vec<PathBuf>,
     limit: Duration,
     cache: Cache,
+    /// Written by GC: a pod that is being added meanwhile would be taken for garbage.
+    collecting: RwLock<()>,
 }
 
 impl Cni {
@@ -46,15 +56,91 @@ impl Cni {
             bin_dirs,
             limit,
             cache: Cache::new(state),
+            collecting: RwLock::default(),
         }
     }
 
-    /// The configuration in force, with all its programs there. Blocks (small files).
+    /// The configuration in force, with all its programs there.
     ///
     /// # Errors
     /// What is missing.
-    pub fn conf(&self) -> Result<NetworkConf, NetworkError> {
-        usable(&self.conf_dir, &self.bin_dirs)
+    pub async fn conf(&self) -> Result<NetworkConf, NetworkError> {
+        let (dir, dirs) = (self.conf_dir.clone(), self.bin_dirs.clone());
+        blocking(move || usable(&dir, &dirs)).await
+    }
+
+    /// Whether pods can be added now, by what the plugins say themselves where they can (STATUS).
+    ///
+    /// # Errors
+    /// What is missing, or the first plugin's word.
+    pub async fn status(&self) -> Result<(), NetworkError> {
+        let conf = self.conf().await?;
+        if !versions::at_least(&conf.version, versions::WITH_STATUS) {
+            return Ok(());
+        }
+        for plugin in &conf.plugins {
+            let input = configuration(&conf, plugin, &Map::new(), None);
+            self.run_shortly(&plugin.kind, "STATUS", &input).await?;
+        }
+        Ok(())
+    }
+
+    /// Has the plugins free what is of no pod of `valid` (GC), if they can, and are to. No pod is added
+    /// from before `valid` is asked to the end.
+    ///
+    /// # Errors
+    /// Those of the configuration; that of the first plugin that failed, when all have run.
+    pub async fn collect(
+        &self,
+        valid: impl FnOnce() -> Vec<String> + Send,
+    ) -> Result<(), NetworkError> {
+        let _alone = self.collecting.write().await;
+        let conf = self.conf().await?;
+        if conf.disable_gc || !versions::at_least(&conf.version, versions::WITH_STATUS) {
+            return Ok(());
+        }
+        let mut attachments = Vec::new();
+        for id in valid() {
+            let cached = self.cache.get(&id).await?;
+            if cached.is_some_and(|cached| cached.name == conf.name) {
+                attachments.push(json!({"containerID": id, "ifname": POD_INTERFACE}));
+            }
+        }
+        let mut failed = None;
+        for plugin in &conf.plugins {
+            let mut input = configuration(&conf, plugin, &Map::new(), None);
+            // The second is what the specification called it once.
+            for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+                input.insert(key.to_owned(), attachments.clone().into());
+            }
+            if let Err(error) = self.run_shortly(&plugin.kind, "GC", &input).await {
+                failed.get_or_insert(error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Whether a pod's network is still as ADD left it (CHECK), if the plugins can say, and are to. A pod
+    /// that was never added is fine.
+    ///
+    /// # Errors
+    /// The first plugin's word.
+    pub async fn check(&self, attachment: Attachment) -> Result<(), NetworkError> {
+        let Some(cached) = self.cache.get(&attachment.container_id).await? else {
+            return Ok(());
+        };
+        let conf = cached.conf()?;
+        if cached.result.is_none()
+            || conf.disable_check
+            || !versions::at_least(&conf.version, versions::WITH_CHECK)
+        {
+            return Ok(());
+        }
+        for plugin in &conf.plugins {
+            let input = configuration(&conf, plugin, &cached.arguments, cached.result.as_ref());
+            self.run(&plugin.kind, "CHECK", &attachment, &input).await?;
+        }
+        Ok(())
     }
 
     /// Adds a pod to the network. On failure the plugins have been run to undo it.
@@ -66,11 +152,8 @@ impl Cni {
         attachment: Attachment,
         pod: &PodSandboxConfig,
     ) -> Result<CniResult, NetworkError> {
-        let conf = blocking({
-            let (dir, dirs) = (self.conf_dir.clone(), self.bin_dirs.clone());
-            move || usable(&dir, &dirs)
-        })
-        .await?;
+        let _not_collecting = self.collecting.read().await;
+        let conf = self.conf().await?;
         let mut cached = Cached::new(&conf, &attachment, arguments(pod)?);
         // Kept before the first plugin runs: a DEL after a crash must know what there was to undo.
         self.cache.put(&attachment.container_id, &cached).await?;
@@ -100,7 +183,7 @@ impl Cni {
         for plugin in &conf.plugins {
             let input = configuration(conf, plugin, &cached.arguments, previous.as_ref());
             let answer = self.run(&plugin.kind, "ADD", attachment, &input).await?;
-            previous = answer.or(previous);
+            previous = answer.map(|answer| stamped(answer, conf)).or(previous);
             last = &plugin.kind;
         }
         let unusable = |what| NetworkError::PluginOutput {
@@ -125,8 +208,12 @@ impl Cni {
         };
         let conf = cached.conf()?;
         let mut failed = None;
+        let result = match versions::at_least(&conf.version, versions::WITH_CHECK) {
+            true => cached.result.as_ref(),
+            false => None,
+        };
         for plugin in conf.plugins.iter().rev() {
-            let input = configuration(&conf, plugin, &cached.arguments, cached.result.as_ref());
+            let input = configuration(&conf, plugin, &cached.arguments, result);
             if let Err(error) = self.run(&plugin.kind, "DEL", &attachment, &input).await {
                 failed.get_or_insert(error);
             }
@@ -154,6 +241,30 @@ impl Cni {
     ) -> Result<Option<Value>, NetworkError> {
         exec::run(plugin, &self.bin_dirs, verb, attachment, input, self.limit).await
     }
+
+    /// For no pod in particular.
+    async fn run_shortly(
+        &self,
+        plugin: &str,
+        verb: &'static str,
+        input: &Map<String, Value>,
+    ) -> Result<(), NetworkError> {
+        let limit = self.limit.min(SHORT_LIMIT);
+        let nobody = Attachment::default();
+        exec::run(plugin, &self.bin_dirs, verb, &nobody, input, limit).await?;
+        Ok(())
+    }
+}
+
+/// A result that does not say its version has the configuration's.
+fn stamped(mut answer: Value, conf: &NetworkConf) -> Value {
+    if let Some(object) = answer.as_object_mut() {
+        let version = object.get("cniVersion").and_then(Value::as_str);
+        if version.is_none_or(str::is_empty) {
+            object.insert("cniVersion".to_owned(), conf.version.clone().into());
+        }
+    }
+    answer
 }
 
 /// The configuration of a directory, if all its programs are there. Blocks (small files).
@@ -214,6 +325,11 @@ fn arguments(pod: &PodSandboxConfig) -> Result<Map<String, Value>, NetworkError>
         .collect();
     if !ports.is_empty() {
         arguments.insert("portMappings".to_owned(), Value::Array(ports));
+    }
+    arguments.insert(POD_ANNOTATIONS.to_owned(), json!(pod.annotations));
+    let cgroup = pod.linux.as_ref().map_or("", |linux| &linux.cgroup_parent);
+    if !cgroup.is_empty() {
+        arguments.insert("cgroupPath".to_owned(), cgroup.into());
     }
     if let Some(dns) = &pod.dns_config {
         arguments.insert(
