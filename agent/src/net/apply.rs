@@ -59,10 +59,17 @@ async fn links(handle: &Handle) -> Result<Vec<Link>, NetError> {
         .map_err(failed("listing network devices"))
 }
 
-/// The device of an interface. An earlier call may have given it its other address.
+/// The device of an interface. An earlier call may have given it its name and its other address,
+/// which two can have in common (ipvlan).
 fn device_of<'a>(links: &'a [Link], interface: &Interface) -> Option<&'a Link> {
-    let by = |mac: Option<[u8; 6]>| links.iter().find(|link| mac.is_some() && link.mac == mac);
-    by(Some(interface.mac)).or_else(|| by(interface.hardware_address))
+    let by = |mac: Option<[u8; 6]>, name: Option<&str>| {
+        links.iter().find(|link| {
+            mac.is_some() && link.mac == mac && name.is_none_or(|name| link.name == name)
+        })
+    };
+    by(Some(interface.mac), None)
+        .or_else(|| by(interface.hardware_address, Some(&interface.name)))
+        .or_else(|| by(interface.hardware_address, None))
 }
 
 /// Sets interfaces, routes, rules and neighbours to exactly what is given.

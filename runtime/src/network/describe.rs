@@ -20,7 +20,7 @@ use rtnetlink::{
     },
 };
 
-use super::{NetworkError, link::PodLink, netlink::Netlink};
+use super::{NetworkError, netlink::Netlink, pod_link::PodLink};
 
 /// The kernel's main routing table, and that of the host's own addresses.
 const MAIN_TABLE: u32 = RouteHeader::RT_TABLE_MAIN as u32;

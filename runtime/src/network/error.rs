@@ -156,7 +156,7 @@ pub enum NetworkError {
     /// The plugins left more interfaces than a pod can have.
     #[error(
         "the CNI plugins left {number} interfaces in {path}; a pod can have {}",
-        super::link::MAX_INTERFACES
+        super::pod_link::MAX_INTERFACES
     )]
     TooManyInterfaces {
         /// How many there are.

@@ -21,30 +21,14 @@ use super::{
     describe::describe,
     netlink::{Netlink, name_of},
     netns,
+    pod_link::{MAX_INTERFACES, PodLink},
     sysctl::{self, Parameters},
 };
 
 /// The first tap's name in the pod's namespace.
 pub const TAP: &str = "tap0";
-/// The most interfaces a pod gets. More is a plugin gone astray: each costs a device.
-pub const MAX_INTERFACES: usize = 32;
 /// What a link without the attribute is taken to have (it always has it).
 const DEFAULT_MTU: u32 = 1500;
-
-/// An interface the guest gets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct PodLink {
-    /// The kernel's number.
-    pub(super) index: u32,
-    /// Its name, in the guest, too.
-    pub(super) name: String,
-    /// Its MTU.
-    pub(super) mtu: u32,
-    /// Its hardware address; `None` if it has none of Ethernet's length.
-    pub(super) mac: Option<[u8; 6]>,
-    /// It does not ask for hardware addresses.
-    pub(super) no_arp: bool,
-}
 
 /// A tap that was made for a further interface.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ mod link;
 mod namespaces;
 mod netlink;
 mod netns;
+mod pod_link;
 mod sysctl;
 
 use std::{

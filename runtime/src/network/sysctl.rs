@@ -12,7 +12,7 @@ use std::{
 
 use bulkhead_proto::agent;
 
-use super::link::PodLink;
+use super::pod_link::PodLink;
 
 /// Parameters by their file below /proc/sys.
 pub type Parameters = BTreeMap<String, String>;

@@ -31,7 +31,7 @@ fn network(dir: &Path, bridge: &str) -> PodNetwork {
     fs::write(conf.join("10.conflist"), text).unwrap();
     let text = format!(
         "[paths]\nstate_dir = \"{0}/state\"\nrun_dir = \"{0}/run\"\n[network]\n\
-         netns_dir = \"{0}/netns\"\ncni_conf_dir = \"{0}/conf\"\ncni_bin_dirs = [\"{PLUGINS}\"]\n",
+         netns_dir = \"{0}/netns\"\ncni_conf_dir = \"{0}/conf\"\ncni_bin_dirs = [\"{PLUGINS}\", \"{0}/bin\"]\n",
         dir.display()
     );
     PodNetwork::new(&Config::parse(Path::new("test.toml"), &text).unwrap())

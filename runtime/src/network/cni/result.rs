@@ -111,6 +111,9 @@ impl CniResult {
     /// # Errors
     /// What is wrong with it, as text for the operator.
     pub fn parse(value: &Value) -> Result<Self, String> {
+        if !value.is_object() {
+            return Err("it is not a JSON object".to_owned());
+        }
         let version = match value.get("cniVersion").and_then(Value::as_str) {
             None | Some("") => versions::UNSTATED,
             Some(version) => version,
