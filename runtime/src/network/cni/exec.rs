@@ -294,9 +294,10 @@ mod tests {
             text.lines().filter(of).count()
         };
         let until = std::time::Instant::now() + LONG;
+        let mut looks = tokio::time::interval(Duration::from_millis(10));
         while alive() != wanted {
             assert!(std::time::Instant::now() < until, "{:?}", alive());
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            looks.tick().await;
         }
     }
 
