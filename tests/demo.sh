@@ -70,7 +70,7 @@ traces() {
     ip -o link | awk -F': ' '{ sub(/@.*/, "", $2); print "link " $2 }' | grep -v ' bulkhead0$' || true
     # The daemon's own parent for pods that name none stays, empty.
     find /sys/fs/cgroup -type d ! -path /sys/fs/cgroup/bulkhead -printf 'cgroup %p\n'
-    find "$run_dir/pods" "$run_dir/netns" "$state_dir/pods" "$state_dir/cni" -mindepth 1 -printf 'file %p\n' 2>/dev/null || true
+    find "$run_dir/pods" "$run_dir/netns" /var/run/netns/ "$state_dir/pods" "$state_dir/cni" -mindepth 1 -printf 'file %p\n' 2>/dev/null || true
     find "$dir/leases" -name '*[.:]*' ! -name 'last_reserved_ip.*' -printf 'lease %f\n' 2>/dev/null || true
     iptables-save -t nat 2>/dev/null | sed -n 's/^\(-A CNI-DN-.*\)/rule \1/p'
 }

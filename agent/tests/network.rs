@@ -248,6 +248,8 @@ async fn further_networks_have_their_names_routes_and_rules() {
             route("eth0", "", "10.88.0.1"),
             route("blue", "", "10.90.0.1"),
             in_table(1_000, route("net1", "0.0.0.0/0", "10.89.0.1")),
+            // The network of its gateway is in the other table alone.
+            route("net1", "10.93.0.0/16", "10.89.0.1"),
             refused(6, "10.91.0.0/16"),
             refused(8, "10.92.0.0/16"),
         ],
@@ -294,6 +296,7 @@ async fn further_networks_have_their_names_routes_and_rules() {
             "the first is used"
         );
         assert_eq!(to("10.91.0.0/16").len(), 1);
+        assert_eq!(to("10.93.0.0/16"), ["10.89.0.1"]);
         assert!(to("10.89.0.0/16").is_empty(), "{main:?}");
         let table = namespace.show(&["-4", "route", "show", "table", "1000"]);
         assert_eq!(table.len(), 2, "{table:?}");

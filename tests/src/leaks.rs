@@ -58,6 +58,8 @@ impl Snapshot {
         for dir in ["pods", "netns"] {
             tree(&run.join(dir), &mut things, "file")?;
         }
+        // Where the daemon makes namespaces, beside others'.
+        tree(Path::new("/var/run/netns"), &mut things, "file")?;
         for dir in ["pods", "cni"] {
             tree(&state.join(dir), &mut things, "file")?;
         }

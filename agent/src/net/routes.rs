@@ -14,6 +14,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, IpVersion};
+use rustix::io::Errno;
 
 use super::model::{Prefix, Route};
 use super::{NetError, failed, index_of};
@@ -108,11 +109,27 @@ pub(super) async fn set_routes(
             None => None,
         };
         let Prefix { address, length } = route.destination;
-        append(handle, route_message(route, index))
-            .await
-            .map_err(failed(format!("adding the route to {address}/{length}")))?;
+        let mut message = route_message(route, index);
+        let mut added = append(handle, message.clone()).await;
+        if route.gateway.is_some() && added.as_ref().is_err_and(is_unreachable) {
+            // Where it comes from it is there: the way to its gateway was taken to another table
+            // afterwards.
+            message.header.flags |= RouteFlags::Onlink;
+            added = append(handle, message).await;
+        }
+        added.map_err(failed(format!("adding the route to {address}/{length}")))?;
     }
     Ok(())
+}
+
+fn is_unreachable(error: &rtnetlink::Error) -> bool {
+    let rtnetlink::Error::NetlinkError(error) = error else {
+        return false;
+    };
+    let errno = error.to_io().raw_os_error();
+    [Errno::NETUNREACH, Errno::HOSTUNREACH]
+        .map(|e| Some(e.raw_os_error()))
+        .contains(&errno)
 }
 
 /// Adds a route behind those to the same destination: of IPv4 the first is used, of IPv6 they share

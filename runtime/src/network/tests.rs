@@ -232,6 +232,36 @@ async fn every_interface_gets_in_with_what_it_has() {
 }
 
 #[tokio::test]
+async fn after_a_reboot_a_pod_is_taken_down_without_a_namespace() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    let network = network(dir.path(), "unused");
+    fs::create_dir(dir.path().join("bin")).unwrap();
+    let plugin = dir.path().join("bin/plug");
+    let script = r#"#!/bin/sh
+        echo "$CNI_COMMAND [$CNI_NETNS]" >>"$(dirname "$0")/log"
+        [ $CNI_COMMAND = DEL ] || echo '{"cniVersion":"1.0.0"}'"#;
+    fs::write(&plugin, script).unwrap();
+    fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(
+        dir.path().join("conf/10.conflist"),
+        r#"{"cniVersion":"1.0.0","name":"n","type":"plug"}"#,
+    )
+    .unwrap();
+    let id = "0badcafe00112233445566778899aadd";
+    let pod = PodSandboxConfig::default();
+    let there = Path::new("/proc/self/ns/net");
+    let added = network.cni.add(attachment(id, there, &pod), &pod).await;
+    added.unwrap();
+    let gone = network.netns(id).unwrap();
+    network.teardown(id, &pod, &gone).await.unwrap();
+    let log = fs::read_to_string(dir.path().join("bin/log")).unwrap();
+    assert_eq!(log, "ADD [/proc/self/ns/net]\nDEL []\n");
+    assert!(network.ids().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn without_a_configuration_the_condition_says_where_to_put_one() {
     let text = "[network]\ncni_conf_dir = \"/no/such/dir\"\n";
     let network = PodNetwork::new(&Config::parse(Path::new("t.toml"), text).unwrap());

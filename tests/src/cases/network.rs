@@ -28,6 +28,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!("network", without_a_configuration_the_status_says_so),
         test!("network", a_plugin_that_fails_leaves_nothing),
         test!("network", a_second_network_and_tuning_reach_the_guest),
+        test!("network", plugins_are_asked_for_status_check_and_garbage),
     ]
 }
 
@@ -285,5 +286,60 @@ async fn a_second_network_and_tuning_reach_the_guest(context: &mut Context) -> O
     for bridge in ["bhmeta0", "bhmeta1"] {
         leaks::output("ip", &["link", "del", bridge])?;
     }
+    Ok(())
+}
+
+/// A plugin of CNI 1.1 in front of the bridge plugin, which is of an older version.
+const VERBS: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+cat >"$here/input.$CNI_COMMAND"
+case $CNI_COMMAND in
+ADD | DEL) exec /usr/lib/cni/bridge <"$here/eth0.json" ;;
+CHECK) echo '{"cniVersion":"1.1.0","code":100,"msg":"an address is missing"}'; exit 1 ;;
+STATUS)
+    [ ! -e "$here/down" ] || { echo '{"cniVersion":"1.1.0","code":50,"msg":"the store is away"}'; exit 1; }
+    ;;
+esac
+"#;
+
+async fn plugins_are_asked_for_status_check_and_garbage(context: &mut Context) -> Outcome {
+    let conf = r#"{"cniVersions":["1.0.0","1.1.0"],"name":"verbs","plugins":[{"type":"verbs"}]}"#;
+    let options = Options {
+        cni: Some(conf.to_owned()),
+        ..Options::default()
+    };
+    let mut host = Host::start("verbscni", &context.results, options).await?;
+    write_meta_plugin(host.dir())?;
+    let plugins = host.dir().join("plugins");
+    fs::write(plugins.join("verbs"), VERBS)?;
+    fs::set_permissions(plugins.join("verbs"), fs::Permissions::from_mode(0o755))?;
+
+    let (ready, message) = network_message(&host).await?;
+    check!(ready, "{message}");
+    fs::write(plugins.join("down"), "")?;
+    let (ready, message) = network_message(&host).await?;
+    check!(!ready && message.contains("the store is away"), "{message}");
+    fs::remove_file(plugins.join("down"))?;
+
+    let id = host.cri().await?.run_pod_on("host", pod("verbs")).await?;
+    host.kill_daemon()?;
+    host.start_daemon().await?;
+    let deadline = Instant::now() + PATIENCE;
+    let log = loop {
+        let log = fs::read_to_string(host.log())?;
+        if log.contains("an address is missing") {
+            break log;
+        }
+        pause(deadline, "the check of the pod's network").await?;
+    };
+    check!(log.contains("not as the CNI plugins made it"), "{log}");
+    let collected = fs::read_to_string(plugins.join("input.GC"))?;
+    let valid =
+        format!(r#""cni.dev/valid-attachments":[{{"containerID":"{id}","ifname":"eth0"}}]"#);
+    check!(collected.contains(&valid), "{collected}");
+    // The pod lives on.
+    host.cri().await?.remove_pod(&id).await?;
+    host.stop_daemon().await?;
+    leaks::output("ip", &["link", "del", "bhmeta0"])?;
     Ok(())
 }
