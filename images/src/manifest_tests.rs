@@ -304,7 +304,7 @@ fn null_is_the_empty_value_wherever_it_stands() {
     assert_eq!((layers.len(), layers[0].size), (1, 0));
     // An empty digest is none.
     for bad in [
-        image(&[nothing.clone()]),
+        image(std::slice::from_ref(&nothing)),
         image(&[json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": null})]),
     ] {
         assert!(parse(&bad).is_err(), "{bad}");
