@@ -1,5 +1,5 @@
 //! WebSocket: channels by the first byte of each message ([`codec`], pure), for exec, attach and the
-//! older port-forward, and SPDY carried inside ([`tunnel`]).
+//! older port-forward, and SPDY carried inside (`tunnel`).
 
 pub mod codec;
 mod connection;
