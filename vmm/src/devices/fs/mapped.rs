@@ -95,35 +95,35 @@ pub(super) fn strip_capability(fd: impl AsFd, mode: Mode) -> Result<(), Errno> {
     }
 }
 
-impl Server {
-    /// What a file made in `dir` begins with: less its maker's umask, or what the directory's default
-    /// ACL says instead.
-    pub(super) fn beginning(&self, dir: &Node, kind: FileType, mode: u32, umask: u32) -> Beginning {
-        let default = match dir.origin {
-            Origin::Stored => read_acl(&dir.fd, HOST_ACL_DEFAULT),
-            _ => None,
+/// What a file made in `dir` begins with: less its maker's umask, or what the directory's default
+/// ACL says instead.
+pub(super) fn beginning(dir: &Node, kind: FileType, mode: u32, umask: u32) -> Beginning {
+    let default = match dir.origin {
+        Origin::Stored => read_acl(&dir.fd, HOST_ACL_DEFAULT),
+        _ => None,
+    };
+    let parsed = default.as_deref().map(Acl::parse);
+    let Some(Ok(acl)) = parsed else {
+        return Beginning {
+            mode: mode & !(umask & 0o777),
+            access: None,
+            default: None,
         };
-        let parsed = default.as_deref().map(Acl::parse);
-        let Some(Ok(acl)) = parsed else {
-            return Beginning {
-                mode: mode & !(umask & 0o777),
-                access: None,
-                default: None,
-            };
-        };
-        let mut inherited = acl.inherit(mode);
-        if !has_attributes(kind)
-            && let Some(access) = inherited.access.take()
-        {
-            inherited.mode = access.mode_without();
-        }
-        Beginning {
-            mode: mode & !0o777 | inherited.mode,
-            access: inherited.access,
-            default: default.filter(|_| kind == FileType::Directory),
-        }
+    };
+    let mut inherited = acl.inherit(mode);
+    if !has_attributes(kind)
+        && let Some(access) = inherited.access.take()
+    {
+        inherited.mode = access.mode_without();
     }
+    Beginning {
+        mode: mode & !0o777 | inherited.mode,
+        access: inherited.access,
+        default: default.filter(|_| kind == FileType::Directory),
+    }
+}
 
+impl Server {
     /// Gives a new file its ACLs, and then the mode that goes with them.
     pub(super) fn finish(&self, begin: &Beginning, fd: impl AsFd) -> Result<(), Errno> {
         let name = name_of(&fd)?;

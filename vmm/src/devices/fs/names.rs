@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::caller::Caller;
 use super::files::{how_opened, open_flags, strip_privileges};
-use super::mapped::{Beginning, is_device, kind, look, mark_devices, may_have_devices};
+use super::mapped::{Beginning, beginning, is_device, kind, look, mark_devices, may_have_devices};
 use super::nodes::{Handle, Node, Origin};
 use super::reply::{self, Writer};
 use super::request::{Header, Request};
@@ -84,7 +84,7 @@ impl Server {
         match *request {
             Request::Lookup { name } => self.reply_with_entry(&dir, name, scratch),
             Request::Mkdir { name, mode, umask } => {
-                let begin = self.beginning(&dir, FileType::Directory, mode, umask);
+                let begin = beginning(&dir, FileType::Directory, mode, umask);
                 let made = caller()?;
                 rustix::fs::mkdirat(&dir.fd, name, begin.first_mode())?;
                 drop(made);
@@ -128,13 +128,13 @@ impl Server {
                 umask,
                 kill,
             } => {
-                let begin = self.beginning(&dir, FileType::RegularFile, mode, umask);
+                let begin = beginning(&dir, FileType::RegularFile, mode, umask);
                 let made = caller()?;
                 let (fd, stat) = self.create(&dir, name, flags, &begin, kill, made)?;
                 self.reply_with_open_entry(&dir, fd, &stat, flags, scratch)
             }
             Request::Tmpfile { flags, mode, umask } => {
-                let begin = self.beginning(&dir, FileType::RegularFile, mode, umask);
+                let begin = beginning(&dir, FileType::RegularFile, mode, umask);
                 let flags = open_flags(flags)? | OFlags::TMPFILE | OFlags::CLOEXEC;
                 let made = caller()?;
                 let fd = rustix::fs::openat(&dir.fd, c".", flags, begin.first_mode())?;
@@ -222,7 +222,7 @@ impl Server {
         let kind = FileType::from_raw_mode(mode);
         if let Some(device) = Device::asked(mode, number) {
             // The host has a regular file for it.
-            let begin = self.beginning(dir, FileType::RegularFile, mode & 0o7777, umask);
+            let begin = beginning(dir, FileType::RegularFile, mode & 0o7777, umask);
             let device = Device {
                 mode: begin.mode,
                 ..device
@@ -236,7 +236,7 @@ impl Server {
             FileType::CharacterDevice => {}
             _ => return Err(Errno::PERM),
         }
-        let begin = self.beginning(dir, kind, mode & 0o7777, umask);
+        let begin = beginning(dir, kind, mode & 0o7777, umask);
         let made = caller()?;
         rustix::fs::mknodat(&dir.fd, name, kind, begin.first_mode(), 0)?;
         drop(made);

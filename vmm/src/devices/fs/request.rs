@@ -355,10 +355,11 @@ impl<'a> Request<'a> {
             }
             op::SETXATTR => {
                 let (size, flags) = (r.u32()?, r.u32()?);
-                let more = match agreed & abi::init::SETXATTR_EXT {
-                    0 => 0,
-                    _ => (r.u32()?, r.skip(4)?).0,
-                };
+                let mut more = 0;
+                if agreed & abi::init::SETXATTR_EXT != 0 {
+                    more = r.u32()?;
+                    r.skip(4)?;
+                }
                 if size > MAX_XATTR {
                     return Err(Errno::TOOBIG);
                 }
