@@ -35,6 +35,9 @@ const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 /// STATUS is asked for with every CRI Status, and GC holds up every ADD: neither gets as long as ADD.
 const SHORT_LIMIT: Duration = Duration::from_secs(20);
 
+/// How long GC waits for pods that are being added; others wait behind it.
+const COLLECTING_WAIT: Duration = Duration::from_secs(1);
+
 /// The CNI side of pods' networks.
 #[derive(Debug)]
 pub struct Cni {
@@ -94,7 +97,12 @@ impl Cni {
         &self,
         valid: impl FnOnce() -> Vec<String> + Send,
     ) -> Result<(), NetworkError> {
-        let _alone = self.collecting.write().await;
+        let alone = tokio::time::timeout(COLLECTING_WAIT, self.collecting.write());
+        let Ok(_alone) = alone.await else {
+            // An ADD may wait for a pod that has to be added first: it is not to wait for this.
+            tracing::info!("CNI's garbage is left for the next start: pods are being added");
+            return Ok(());
+        };
         let conf = self.conf().await?;
         if conf.disable_gc || !versions::at_least(&conf.version, versions::WITH_STATUS) {
             return Ok(());
