@@ -58,6 +58,20 @@ fn a_share_is_served_with_its_owners_from_inside_the_jail() {
     assert_eq!(run(&vm, "fs ls ."), "ro rw single");
     assert_eq!(run(&vm, "fs check"), "done", "console: {}", vm.console());
     assert_eq!(run(&vm, "fs read single"), "one file");
+    let built = run(&vm, "fs builders");
+    assert_eq!(built, "done", "console: {}", vm.console());
+    // All of it is data on the host: a file, and attributes that no kernel knows.
+    let upper = rw.join("builders/overlay/upper");
+    let null = std::fs::symlink_metadata(upper.join("null")).unwrap();
+    assert!(null.is_file() && null.mode() & 0o7777 == 0o1600, "{null:?}");
+    for (path, name) in [
+        (upper.join("d"), "trusted.overlay.opaque"),
+        (rw.join("builders/acl/made"), "system.posix_acl_access"),
+    ] {
+        assert!(rustix::fs::getxattr(&path, name, &mut [0; 4096]).is_err());
+        let kept = format!("user.bulkhead.{name}");
+        rustix::fs::getxattr(&path, &*kept, &mut [0; 4096]).unwrap();
+    }
     // Read-only stays read-only, and what lies between the volumes is nobody's to write.
     assert_eq!(run(&vm, "fs read ro/config"), "fixed");
     for write in [

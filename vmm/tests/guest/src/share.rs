@@ -7,6 +7,9 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::time::Instant;
 
+#[path = "builders.rs"]
+mod builders;
+
 const ROOT: &str = "/mnt";
 
 /// One command, its answer; of an error its number.
@@ -30,6 +33,7 @@ pub(crate) fn run(words: &[&str]) -> String {
         ["make", uid, gid, path] => make(uid.parse().unwrap(), gid.parse().unwrap(), &at(path)),
         ["keep", path] => keep(&at(path)),
         ["check"] => check(),
+        ["builders"] => builders::check(&at("rw/builders")),
         ["idmap", path] => idmap(&at(path)),
         ["bench", path, mode, mib] => bench(&at(path), mode, mib.parse().unwrap()),
         _ => return format!("no such command: {words:?}"),
