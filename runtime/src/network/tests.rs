@@ -168,7 +168,8 @@ async fn every_interface_gets_in_with_what_it_has() {
     .unwrap();
 
     let id = "0badcafe00112233445566778899aacc";
-    network.prepare(id).await.unwrap();
+    // The tap is there for as long as it is held.
+    let _nics = network.prepare(id).await.unwrap();
     let pod = PodSandboxConfig::default();
     let (attached, further) = network.attach(id, &pod, true).await.unwrap();
     let found = &attached.network;
