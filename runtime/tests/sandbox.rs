@@ -270,13 +270,13 @@ async fn only_one_daemon_and_a_stale_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn memory_below_what_boots_and_unknown_handlers_are_refused() {
+async fn memory_below_zero_and_unknown_handlers_are_refused() {
     let Some(mut daemon) = Daemon::start("").await else {
         return;
     };
     let mut request = daemon.request("p");
     let resources = v1::LinuxContainerResources {
-        memory_limit_in_bytes: 32 << 20,
+        memory_limit_in_bytes: -(32 << 20),
         ..Default::default()
     };
     request
@@ -289,7 +289,13 @@ async fn memory_below_what_boots_and_unknown_handlers_are_refused() {
         .resources = Some(resources);
     let error = daemon.run(request).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument);
-    assert!(error.message().contains("32 MiB"), "{}", error.message());
+    assert!(
+        error
+            .message()
+            .contains("memory_limit_in_bytes is -33554432"),
+        "{}",
+        error.message()
+    );
 
     let mut request = daemon.request("p");
     request.runtime_handler = "runc".to_owned();

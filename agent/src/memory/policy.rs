@@ -118,7 +118,7 @@ impl Policy {
         let tight = used.working_set.saturating_add(STEP_LEAST / 16) >= early;
         // Half of what it has would do, with room to grow once more before it is asked again.
         let roomy = self.has_grown(used) && goal.saturating_add(STEP_LEAST) < has / 2;
-        if tight && goal > has || roomy {
+        if tight && goal > has && !self.has_all(used) || roomy {
             return Some(goal);
         }
         None
