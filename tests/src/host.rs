@@ -99,8 +99,7 @@ impl Host {
                 _ => "initramfs.cpio",
             };
             // A key the test sets itself is not given twice.
-            let own = format!("{key} = ");
-            if options.vmm.lines().any(|line| line.starts_with(&own)) {
+            if options.vmm.contains(&format!("{key} = ")) {
                 String::new()
             } else {
                 format!("{key} = \"{bin}/{file}\"\n")

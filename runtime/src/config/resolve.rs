@@ -86,8 +86,6 @@ pub struct Vmm {
     pub kvm: PathBuf,
     /// The guest kernel.
     pub kernel: PathBuf,
-    /// The one of the handler "kvm-full", which is there if this is.
-    pub full_kernel: Option<PathBuf>,
     /// The agent's initramfs.
     pub initramfs: PathBuf,
     /// Added to the kernel's command line.
@@ -364,10 +362,6 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         binary: At("vmm", "binary").path(&raw.vmm.binary)?,
         kvm: At("vmm", "kvm").path(&raw.vmm.kvm)?,
         kernel: At("vmm", "kernel").path(&raw.vmm.kernel)?,
-        full_kernel: match raw.vmm.full_kernel.as_str() {
-            "" => None,
-            text => Some(At("vmm", "full_kernel").path(text)?),
-        },
         initramfs: At("vmm", "initramfs").path(&raw.vmm.initramfs)?,
         cmdline: cmdline(raw.vmm.cmdline)?,
         // 0 and small ids belong to people; 2^32-1 is "no user".

@@ -56,7 +56,8 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
         what: "the request has no config".to_owned(),
     })?;
     let handler = request.runtime_handler;
-    let wanted = validate::validate(&config, &handler, &app.config)?;
+    let policy = app.config.sandbox.host_namespace_pods;
+    let wanted = validate::validate(&config, &handler, policy)?;
 
     // Plan.
     let parent = cgroup_parent(&app, &config)?;

@@ -15,7 +15,6 @@ mod image_config;
 mod image_names;
 mod images;
 mod isolation;
-mod kernel;
 mod launch_walls;
 mod lifecycle;
 mod logs;
@@ -57,7 +56,6 @@ pub fn all() -> Vec<Test> {
         vsock_walls::tests(),
         volumes::tests(),
         isolation::tests(),
-        kernel::tests(),
         launch_walls::tests(),
         host::tests(),
         host_walls::tests(),

@@ -4,7 +4,7 @@ mod builders;
 mod files;
 mod follow;
 mod kinds;
-pub(super) mod support;
+mod support;
 
 pub(super) use support::{Scratch, mount, read_only, with};
 
