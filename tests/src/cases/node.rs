@@ -24,6 +24,7 @@ use crate::{
     Failure, Outcome, check,
     cri::{Cri, PATIENCE, pause, pod, script},
     host::{Host, Options},
+    leaks,
     suite::{Context, Test},
     test,
 };
@@ -434,5 +435,7 @@ async fn a_slice_is_taken_by_its_path(context: &mut Context) -> Outcome {
     for slice in [pod, "bulkhead.slice/bulkhead-test.slice"] {
         PodCgroup(Path::new("/sys/fs/cgroup").join(slice)).remove()?;
     }
+    // The node's bridge came with its network.
+    leaks::output("ip", &["link", "delete", &host.bridge()])?;
     host.stop_daemon().await
 }
