@@ -24,6 +24,7 @@ use crate::{
     Failure, Outcome, check,
     cri::{Cri, PATIENCE, pause, pod, script},
     host::{Host, Options},
+    leaks,
     suite::{Context, Test},
     test,
 };
@@ -117,7 +118,7 @@ async fn a_small_guest_has_a_nodes_limits(context: &mut Context) -> Outcome {
     // 100,000 open files, in ten processes that open and then sleep.
     let open = "files=$(yes /dev/null | head -n 10000); \
                 for i in $(seq 10); do tail -q -s 1000 -f $files & done; \
-                while read open rest </proc/sys/fs/file-nr && [ $open -lt 100000 ]; do \
+                while open=$(cut -f1 /proc/sys/fs/file-nr) && [ $open -lt 100000 ]; do \
                     n=$(ls /proc | grep -c '^[0-9]'); \
                     [ $n -ge 12 ] || { echo $n processes, $open files; exit 1; }; \
                     sleep 1; \
@@ -434,5 +435,7 @@ async fn a_slice_is_taken_by_its_path(context: &mut Context) -> Outcome {
     for slice in [pod, "bulkhead.slice/bulkhead-test.slice"] {
         PodCgroup(Path::new("/sys/fs/cgroup").join(slice)).remove()?;
     }
+    // The node's bridge came with its network.
+    leaks::output("ip", &["link", "delete", &host.bridge()])?;
     host.stop_daemon().await
 }
