@@ -8,7 +8,6 @@ use std::{
         fd::OwnedFd,
         unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown},
     },
-    path::PathBuf,
     process::Stdio,
     time::Duration,
 };
