@@ -44,8 +44,8 @@ pub(super) struct Sample {
     pub(super) host: Usage,
     /// The tightest memory limit on the pod's cgroups.
     pub(super) limit: Option<u64>,
-    /// What the VM may take beyond the pod's limit, if it is charged beside the pod.
-    pub(super) beside: Option<u64>,
+    /// What the VM may take beyond the pod's limit, if it is charged beside the pod; bytes.
+    pub(super) beside: u64,
     /// The VMM's own count.
     pub(super) vmm: Option<VmmMemory>,
 }
@@ -189,7 +189,7 @@ async fn collect(
         guest: figures,
         host,
         limit: limits.tightest_memory(),
-        beside: beside(&record.shape, &limits),
+        beside: beside(&record.shape, &limits).unwrap_or(0),
         vmm,
         record,
     })

@@ -108,7 +108,7 @@ pub(super) const POD: &[Family<Sample>] = &[
         |s| maybe(s.host.memory.map(|memory| memory.usage))),
     family!(Gauge "bulkhead_pod_memory_beside_bytes" []
         "What the virtual machine may take beyond the pod's memory limit, in a cgroup beside the pod's.",
-        |s| maybe(s.beside)),
+        |s| just(s.beside)),
     family!(Gauge "bulkhead_pod_vmm_memory_bytes" []
         "Resident memory of the VMM process beyond the guest's memory: what the virtual machine costs.",
         |s| maybe(s.vmm.map(|vmm| vmm.own))),

@@ -134,7 +134,7 @@ mod tests {
                 interfaces: vec![agent::InterfaceStats::default()],
                 ..Default::default()
             },
-            beside: Some(1),
+            beside: 1,
             host: cgroup::Usage {
                 cpu_ns: Some(1),
                 memory: Some(cgroup::Memory::default()),

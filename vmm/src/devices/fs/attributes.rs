@@ -92,6 +92,7 @@ impl Server {
 
     fn set_attributes(&self, node: &Node, wanted: &SetAttr) -> Result<(), Errno> {
         if wanted.uid.is_some() || wanted.gid.is_some() {
+            let before = rustix::fs::fstat(&node.fd)?;
             rustix::fs::chownat(
                 &node.fd,
                 c"",
@@ -99,7 +100,13 @@ impl Server {
                 wanted.gid.map(Gid::from_raw),
                 AtFlags::EMPTY_PATH,
             )?;
-            drop_capability(node)?;
+            // The guest's kernel does not say whether a call chown(2) is behind this, which takes file
+            // capabilities away, or an overlay that copies a file up, which must keep them: that one
+            // gives root's files to root.
+            let stays = |wanted: Option<u32>, now| wanted.is_none_or(|wanted| wanted == now);
+            if !stays(wanted.uid, before.st_uid) || !stays(wanted.gid, before.st_gid) {
+                drop_capability(node)?;
+            }
         }
         // After the owner, whose change takes set-id bits away.
         if let Some(mode) = wanted.mode {
