@@ -271,8 +271,7 @@ async fn a_pod_can_have_users_of_its_own(context: &mut Context) -> Outcome {
         .shell(
             &plain,
             "cat /proc/self/uid_map; id -u; id -G; echo $$ >/proc/self/fd/1; cat /proc/1/cmdline | tr '\\0' ' '; \
-             timeout 2 nc -l -p 80 </dev/null; [ $? -ne 1 ] && echo bound; \
-             cat /proc/sys/net/ipv4/ping_group_range",
+             timeout 2 nc -l -p 80 </dev/null; [ $? -ne 1 ] && echo bound",
         )
         .await?;
     check!(
@@ -280,7 +279,7 @@ async fn a_pod_can_have_users_of_its_own(context: &mut Context) -> Outcome {
         "{shown}"
     );
     check!(
-        ["bound", "0\t2147483647", "sleep 1000"]
+        ["bound", "sleep 1000"]
             .iter()
             .all(|word| shown.contains(word)),
         "{shown}"
