@@ -1,67 +1,49 @@
 //! What happens to a pod's containers, as its agent reports it: one stream per pod.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use bulkhead_proto::agent::{Event, EventsRequest, Exit, event::What};
-use tokio::sync::watch;
 
 use super::start;
 use crate::{app::App, records::ContainerState, sandbox::Pod};
 
-/// Between two tries to reach the agent.
-const RETRY: Duration = Duration::from_millis(500);
 /// How long an exit waits for the last output to be in the log, so that who sees "exited" can
 /// read the whole log.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Follows the pod's events until the pod is gone.
 pub(super) fn watch(app: &Arc<App>, pod: &Arc<Pod>) {
-    let mut over = pod.over();
     let (app, pod) = (Arc::clone(app), Arc::clone(pod));
     tokio::spawn(async move {
-        let mut next = 0;
-        loop {
-            tokio::select! {
-                () = stream(&app, &pod, &mut next) => {}
-                _over = over.wait_for(|over| *over) => return,
-            }
-            // The connection broke; the channel makes a new one.
-            if pause(&mut over).await {
-                return;
-            }
-        }
+        let (app, pod) = (&app, &pod);
+        let stream = |next| async move { ControlFlow::Continue(stream(app, pod, next).await) };
+        pod.follow(0, stream).await;
     });
 }
 
-/// Waits before the next try; true if the pod is gone meanwhile.
-async fn pause(over: &mut watch::Receiver<bool>) -> bool {
-    tokio::time::timeout(RETRY, over.wait_for(|over| *over))
-        .await
-        .is_ok()
-}
-
-async fn stream(app: &Arc<App>, pod: &Pod, next: &mut u64) {
+/// Handles events from the one with this number on; gives the number of the first that did not come.
+async fn stream(app: &Arc<App>, pod: &Pod, mut next: u64) -> u64 {
     let mut client = pod.agent.client();
     let request = EventsRequest {
-        from_sequence: *next,
+        from_sequence: next,
     };
     let mut events = match client.events(request).await {
         Ok(answer) => answer.into_inner(),
         Err(status) => {
             tracing::debug!(pod = pod.id, %status, "the pod's events cannot be read");
-            return;
+            return next;
         }
     };
     loop {
         match events.message().await {
             Ok(Some(event)) => {
-                *next = event.sequence.saturating_add(1);
+                next = event.sequence.saturating_add(1);
                 handle(app, pod, event);
             }
-            Ok(None) => return,
+            Ok(None) => return next,
             Err(status) => {
                 tracing::debug!(pod = pod.id, %status, "the pod's events broke off");
-                return;
+                return next;
             }
         }
     }

@@ -2,7 +2,7 @@
 //! need: the guest's demands, followed for as long as the pod runs. How large a VM can be is `sizing`'s
 //! to say, how it is resized `resize`'s.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use bulkhead_proto::agent::{MemoryDemand, WatchMemoryRequest};
 use tokio::time::{Instant, timeout_at};
@@ -11,8 +11,6 @@ use tonic::{Code, Streaming};
 use super::{Change, Pod, fit};
 use crate::{app::App, error::chain};
 
-/// Between two tries to reach the agent.
-const RETRY: Duration = Duration::from_millis(500);
 /// Memory goes back when it was not needed for so long. It also bounds how often a guest can have its
 /// VM resized: between two such times it can only grow, in steps.
 const QUIET: Duration = Duration::from_secs(20);
@@ -26,38 +24,19 @@ pub(super) fn follow(app: &Arc<App>, pod: &Arc<Pod>) {
     if !limits.is_some_and(|limits| limits.elastic) {
         return;
     }
-    let mut over = pod.over();
     let (app, pod) = (Arc::clone(app), Arc::clone(pod));
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                ended = stream(&app, &pod) => if ended == Ended::ForGood { return },
-                _over = over.wait_for(|over| *over) => return,
-            }
-            // The connection broke; the channel makes a new one.
-            let gone = tokio::time::timeout(RETRY, over.wait_for(|over| *over));
-            if gone.await.is_ok() {
-                return;
-            }
-        }
-    });
+    tokio::spawn(async move { pod.follow((), |()| stream(&app, &pod)).await });
 }
 
-#[derive(PartialEq, Eq)]
-enum Ended {
-    TryAgain,
-    ForGood,
-}
-
-async fn stream(app: &Arc<App>, pod: &Arc<Pod>) -> Ended {
+async fn stream(app: &Arc<App>, pod: &Arc<Pod>) -> ControlFlow<()> {
     let mut client = pod.agent.client();
     let mut demands = match client.watch_memory(WatchMemoryRequest {}).await {
         Ok(answer) => answer.into_inner(),
         // An agent of an older release.
-        Err(status) if status.code() == Code::Unimplemented => return Ended::ForGood,
+        Err(status) if status.code() == Code::Unimplemented => return ControlFlow::Break(()),
         Err(status) => {
             tracing::debug!(pod = pod.id, %status, "the guest's demands for memory cannot be read");
-            return Ended::TryAgain;
+            return ControlFlow::Continue(());
         }
     };
     let mut changed = Instant::now();
@@ -66,7 +45,7 @@ async fn stream(app: &Arc<App>, pod: &Arc<Pod>) -> Ended {
             // What it wants meanwhile counts.
             match timeout_at(changed + QUIET, next(pod, &mut demands)).await {
                 Ok(Some(newer)) => wanted = newer,
-                Ok(None) => return Ended::TryAgain,
+                Ok(None) => return ControlFlow::Continue(()),
                 Err(_quiet) => break,
             }
         }
@@ -81,7 +60,7 @@ async fn stream(app: &Arc<App>, pod: &Arc<Pod>) -> Ended {
         }
         changed = Instant::now();
     }
-    Ended::TryAgain
+    ControlFlow::Continue(())
 }
 
 /// The next demand, MiB; 0 is none.

@@ -3,10 +3,12 @@
 
 use std::{
     collections::HashSet,
+    ops::ControlFlow,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::sync::{Mutex, MutexGuard, watch};
@@ -16,6 +18,9 @@ use crate::{
     machine::{Machine, Process},
     volumes::Followed,
 };
+
+/// Between two tries to reach a pod's agent.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// A pod whose agent runs.
 #[derive(Debug)]
@@ -64,6 +69,29 @@ impl Pod {
     /// Becomes true when the pod is out of service; what follows it ends then.
     pub(crate) fn over(&self) -> watch::Receiver<bool> {
         self.over.subscribe()
+    }
+
+    /// Follows a stream of the pod's agent until the pod is out of service, or `stream` says that there is
+    /// nothing to follow. A stream that ended is begun again, over a new connection, with the state that it
+    /// has left.
+    pub(crate) async fn follow<S, F>(&self, mut state: S, mut stream: impl FnMut(S) -> F)
+    where
+        F: Future<Output = ControlFlow<(), S>>,
+    {
+        let mut over = self.over();
+        loop {
+            tokio::select! {
+                left = stream(state) => match left {
+                    ControlFlow::Continue(left) => state = left,
+                    ControlFlow::Break(()) => return,
+                },
+                _over = over.wait_for(|over| *over) => return,
+            }
+            let gone = tokio::time::timeout(RETRY, over.wait_for(|over| *over));
+            if gone.await.is_ok() {
+                return;
+            }
+        }
     }
 
     /// The turn to resize it.
