@@ -22,6 +22,7 @@ pub mod durable;
 pub mod error;
 pub mod events;
 pub mod id;
+pub mod listing;
 pub mod logs;
 pub mod machine;
 pub mod network;

@@ -16,6 +16,7 @@ use super::{
     format::{CONTENT_LIMIT, parse_line},
     offsets::Offsets,
 };
+use crate::listing::file_names;
 
 /// Longer than any line of ours: time, stream, tag, content. What is longer is not ours.
 const LINE_LIMIT: usize = CONTENT_LIMIT + 256;
@@ -133,14 +134,8 @@ impl Checkpoints {
             path: self.directory.clone(),
             source,
         };
-        let entries = match std::fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(failed(e)),
-        };
         let mut found = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(failed)?.file_name();
+        for name in file_names(&self.directory).map_err(failed)? {
             let name = name.to_string_lossy();
             if let Some(id) = name
                 .strip_suffix(".json")

@@ -4,7 +4,10 @@ use std::{io, path::PathBuf, time::Duration};
 
 use tonic::Code;
 
-use crate::error::{Grpc, io_code};
+use crate::{
+    error::{Grpc, io_code},
+    task::TaskError,
+};
 
 /// A failure in a pod's network.
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +167,10 @@ pub enum NetworkError {
         /// The namespace's file.
         path: PathBuf,
     },
-    /// A thread in a namespace could not be started or ended badly.
+    /// Its task did not come to its end.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// A thread in a namespace ended badly.
     #[error("a helper thread for the network namespace {path} {what}")]
     Thread {
         /// The namespace's file.
@@ -196,6 +202,7 @@ impl Grpc for NetworkError {
             | Self::Netlink { .. }
             | Self::NoInterface { .. }
             | Self::Thread { .. } => Code::Internal,
+            Self::Task(e) => e.code(),
         }
     }
 }

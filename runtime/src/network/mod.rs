@@ -7,7 +7,6 @@
 //! plugged into the machine that runs. [`PodNetwork::teardown`] undoes both and may be repeated. Not
 //! here: configuring the guest's own interfaces, which is the agent's work.
 
-mod blocking;
 mod cni;
 mod describe;
 mod error;
@@ -31,7 +30,10 @@ use namespaces::Namespaces;
 use sysctl::Parameters;
 use tokio::sync::OnceCell;
 
-use crate::config::{Config, NetworkMode};
+use crate::{
+    config::{Config, NetworkMode},
+    task::blocking,
+};
 
 /// The largest an Ethernet frame's payload gets on virtio-net (virtio 1.2 §5.1.4.1). The device
 /// offers it, so that the guest can take whatever MTU the CNI interface turns out to have.
@@ -190,7 +192,7 @@ impl PodNetwork {
     async fn fresh(&self) -> Result<Parameters, NetworkError> {
         let look = async || {
             let path = Path::new("of no pod");
-            blocking::blocking(path, move || {
+            blocking(move || {
                 netns::in_new(|| sysctl::read(&[])).map_err(|source| NetworkError::Namespace {
                     what: "look at",
                     path: path.to_owned(),

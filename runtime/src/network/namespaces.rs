@@ -9,8 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{NetworkError, blocking::blocking, netns};
-use crate::id::is_id;
+use super::{NetworkError, netns};
+use crate::{
+    id::is_id,
+    listing::file_names,
+    task::{TaskError, blocking},
+};
 
 /// What comes before a pod's id in the name of its namespace.
 const PREFIX: &str = "bulkhead-";
@@ -43,7 +47,7 @@ impl Namespaces {
     /// If it is there, or the kernel refuses; then [`remove`](Self::remove) takes away what was made.
     pub async fn create(&self, id: &str) -> Result<(), NetworkError> {
         let (path, link) = (self.path(id), self.link(id));
-        blocking(&path.clone(), move || {
+        blocking(move || {
             note(&path, &link).map_err(|source| NetworkError::Namespace {
                 what: "note the pod of",
                 path: path.clone(),
@@ -57,7 +61,7 @@ impl Namespaces {
     /// Whether there is a namespace at `path`.
     pub async fn exists(&self, path: &Path) -> bool {
         let target = path.to_owned();
-        let found = blocking(path, move || Ok(netns::exists(&target))).await;
+        let found: Result<bool, TaskError> = blocking(move || Ok(netns::exists(&target))).await;
         found.unwrap_or(false)
     }
 
@@ -67,7 +71,7 @@ impl Namespaces {
     /// If the kernel refuses.
     pub async fn remove(&self, id: &str, path: &Path) -> Result<(), NetworkError> {
         let (target, link) = (path.to_owned(), self.link(id));
-        blocking(path, move || {
+        blocking(move || {
             netns::remove(&target)?;
             match fs::remove_file(&link) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -89,22 +93,15 @@ impl Namespaces {
     /// If the links cannot be listed.
     pub async fn ids(&self) -> Result<Vec<String>, NetworkError> {
         let dir = self.links.clone();
-        blocking(&self.links, move || {
+        blocking(move || {
             let failed = |source| NetworkError::Namespace {
                 what: "list those below",
                 path: dir.clone(),
                 source,
             };
-            let entries = match fs::read_dir(&dir) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-                entries => entries.map_err(failed)?,
-            };
-            let mut ids = Vec::new();
-            for entry in entries {
-                let name = entry.map_err(failed)?.file_name();
-                ids.extend(name.into_string().ok().filter(|name| is_id(name)));
-            }
-            Ok(ids)
+            let names = file_names(&dir).map_err(failed)?.into_iter();
+            let names = names.filter_map(|name| name.into_string().ok());
+            Ok(names.filter(|name| is_id(name)).collect())
         })
         .await
     }

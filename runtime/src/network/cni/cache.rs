@@ -10,11 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    blocking::blocking,
     conf::{self, NetworkConf},
     exec::Attachment,
 };
-use crate::{durable, network::NetworkError};
+use crate::{durable, listing::file_names, network::NetworkError, task::blocking};
 
 /// The directory of the files.
 #[derive(Debug)]
@@ -141,13 +140,9 @@ impl Cache {
                 path: dir.clone(),
                 source,
             };
-            let entries = match fs::read_dir(&dir) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-                entries => entries.map_err(failed)?,
-            };
             let mut ids = Vec::new();
-            for entry in entries {
-                let path = entry.map_err(failed)?.path();
+            for name in file_names(&dir).map_err(failed)? {
+                let path = Path::new(&name);
                 if path.extension().is_some_and(|ending| ending == "json")
                     && let Some(id) = path.file_stem().and_then(|stem| stem.to_str())
                 {

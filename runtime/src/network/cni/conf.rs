@@ -2,14 +2,14 @@
 //! plugins (CNI spec 1.1, "Network configuration format"). Reading and checking only; running is `exec`.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
 use serde_json::{Map, Value};
 
 use super::versions;
-use crate::network::NetworkError;
+use crate::{listing::file_names, network::NetworkError};
 
 /// A larger file is refused.
 const MAX_BYTES: u64 = 1 << 20;
@@ -53,9 +53,9 @@ impl PluginConf {
     }
 }
 
-/// Loads the first `.conflist`, `.conf` or `.json` of a directory, sorted by name. A list that does
-/// not say `loadOnlyInlinedPlugins` goes on with the plugins in the directory of its name beside
-/// it. Blocks.
+/// Loads the first `.conflist`, `.conf` or `.json` of a directory, sorted by name. Plugins in the
+/// subdirectory named after the network are appended, unless the list sets `loadOnlyInlinedPlugins`.
+/// Blocks.
 ///
 /// # Errors
 /// If there is none, or the first is not usable (a later one is never taken in its place: the
@@ -84,13 +84,9 @@ fn files(dir: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, NetworkError> {
         path: dir.to_owned(),
         source,
     };
-    let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(unreadable)?,
-    };
     let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(unreadable)?.path();
+    for name in file_names(dir).map_err(unreadable)? {
+        let path = dir.join(name);
         let ending = path.extension().and_then(|ending| ending.to_str());
         if ending.is_some_and(|ending| endings.contains(&ending)) && !path.is_dir() {
             files.push(path);

@@ -3,7 +3,6 @@
 //! all (STATUS). Not here: namespaces and taps, and what the guest is configured with.
 
 mod bandwidth;
-mod blocking;
 mod cache;
 mod children;
 mod conf;
@@ -24,7 +23,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::RwLock;
 
 use super::NetworkError;
-use blocking::blocking;
+use crate::task::blocking;
 use cache::{Cache, Cached};
 
 /// The interface a pod has, by the kubelet's and the plugins' convention.
