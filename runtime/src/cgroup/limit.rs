@@ -32,21 +32,29 @@ impl PodLimits {
 /// # Errors
 /// If a file that is there cannot be read.
 pub fn pod_limits(root: &Path, cgroup: &Path) -> io::Result<PodLimits> {
-    let above = match cgroup.parent() {
-        Some(parent) => tightest(root, parent, "memory.max")?,
-        None => None,
+    let bounds = match cgroup.parent() {
+        Some(parent) => limits_below(root, parent)?,
+        None => PodLimits::default(),
     };
     if cgroup == root || !cgroup.join("cgroup.controllers").exists() {
-        return Ok(PodLimits {
-            above,
-            ..PodLimits::default()
-        });
+        return Ok(bounds);
     }
     Ok(PodLimits {
         exists: true,
         memory: number(&cgroup.join("memory.max"))?,
         cpus: read(&cgroup.join("cpu.max"))?.as_deref().and_then(cpus),
-        above,
+        ..bounds
+    })
+}
+
+/// What a cgroup that is not there would allow below `parent`. Blocks.
+///
+/// # Errors
+/// As [`pod_limits`].
+pub fn limits_below(root: &Path, parent: &Path) -> io::Result<PodLimits> {
+    Ok(PodLimits {
+        above: tightest(root, parent, "memory.max")?,
+        ..PodLimits::default()
     })
 }
 

@@ -12,6 +12,6 @@ mod usage;
 
 pub use error::CgroupError;
 pub use leaf::{Leaf, check_v2, find, kill, remove};
-pub use limit::{PodLimits, oom_kills, pids_limit, pod_limits};
+pub use limit::{PodLimits, limits_below, oom_kills, pids_limit, pod_limits};
 pub use parent::{CgroupDriver, ParentError, parent_path};
 pub use usage::{Memory, Usage, usage};

@@ -20,12 +20,13 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 /// The input pool holds 256 bits; twice that leaves no doubt.
 const ENTROPY: usize = 64;
 
-/// The request for this pod.
+/// The request for this pod; `pids_limit` as the agent's protocol has it.
 pub(super) async fn request(
     record: &SandboxRecord,
     wanted: &ValidatedPod,
     attached: &Attached,
     paths: &Paths,
+    pids_limit: u64,
 ) -> Result<SetupSandboxRequest, SandboxError> {
     let entropy = bulkhead_common::random::<ENTROPY>().map_err(|source| SandboxError::Os {
         action: "read random bytes for the guest".to_owned(),
@@ -57,8 +58,7 @@ pub(super) async fn request(
         shared_pid_namespace: wanted.shared_pid,
         user_namespace: wanted.user_namespace,
         scratch_file,
-        // The caller's to say.
-        pids_limit: 0,
+        pids_limit,
         memory: memory_policy(&record.shape),
     })
 }

@@ -35,43 +35,28 @@ pub(super) fn cgroup_parent(app: &App, config: &PodSandboxConfig) -> Result<Path
 }
 
 /// What the pod's cgroup allows. One that CRI does not name is everybody's, and says nothing about
-/// this pod; those above it bound it all the same.
+/// this pod: it is one of those above the pod's, which bound it all the same.
 pub(super) async fn pod_limits(
     app: &App,
     config: &PodSandboxConfig,
     parent: &Path,
 ) -> Result<PodLimits, SandboxError> {
-    let (root, whose) = (app.config.cgroup.root.clone(), parent.to_owned());
-    let parent = parent.to_owned();
+    let (root, parent) = (app.config.cgroup.root.clone(), parent.to_owned());
     let named = config
         .linux
         .as_ref()
         .is_some_and(|l| !l.cgroup_parent.is_empty());
-    let limits = blocking(move || {
-        cgroup::pod_limits(&root, &parent).map_err(|source| SandboxError::Os {
+    blocking(move || {
+        let limits = match named {
+            true => cgroup::pod_limits(&root, &parent),
+            false => cgroup::limits_below(&root, &parent),
+        };
+        limits.map_err(|source| SandboxError::Os {
             action: "read the limits of the pod's cgroup".to_owned(),
             source,
         })
     })
-    .await?;
-    if named {
-        return Ok(limits);
-    }
-    let above = match limits.memory {
-        Some(bytes)
-            if limits
-                .above
-                .as_ref()
-                .is_none_or(|(other, _)| bytes < *other) =>
-        {
-            Some((bytes, whose))
-        }
-        _ => limits.above,
-    };
-    Ok(PodLimits {
-        above,
-        ..PodLimits::default()
-    })
+    .await
 }
 
 /// Where the VM is charged: in the pod's cgroup, or beside it.

@@ -388,11 +388,16 @@ impl Start<'_> {
     ) -> Result<agent::Agent, SandboxError> {
         let agent = agent::connect(&machine.agent()).await?;
         let paths = &self.app.config.paths;
-        let mut setup = guest_setup::request(self.record, self.wanted, attached, paths).await?;
-        if self.wanted.machine == MachineKind::Vm {
-            let cgroup = cgroup_parent(self.app, &self.record.config)?;
-            setup.pids_limit = pids::limit(self.app, &cgroup).await?;
-        }
+        let pids_limit = match self.wanted.machine {
+            MachineKind::Vm => {
+                let cgroup = cgroup_parent(self.app, &self.record.config)?;
+                pids::limit(self.app, &cgroup).await?
+            }
+            // It is in that cgroup.
+            MachineKind::Host => 0,
+        };
+        let setup =
+            guest_setup::request(self.record, self.wanted, attached, paths, pids_limit).await?;
         agent
             .call(
                 "set the sandbox up",

@@ -86,10 +86,6 @@ pub fn resized(given: Given<'_>, sum: Sum, now: Shape) -> Result<Shape, SandboxE
     };
     let place = Some(limits.beside);
     let mut memory = given.memory(sum.memory.unwrap_or(0), place)?;
-    if limits.elastic {
-        // It has what it needs by growing; a limit that is new holds in the guest.
-        memory.guest_mib = memory.guest_mib.max(limits.boot_memory_mib);
-    }
     if sum.huge > 0 {
         // Of the memory that is the guest's, no memory limit counts them.
         let with_huge = memory.guest_mib.saturating_add(sum.huge.div_ceil(MIB));

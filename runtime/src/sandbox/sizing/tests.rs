@@ -48,14 +48,21 @@ fn above(mib: u64, limits: PodLimits) -> PodLimits {
     }
 }
 
-fn of(linux: &LinuxPodSandboxConfig, cgroup: &PodLimits) -> Result<Shape, SandboxError> {
-    let config = config();
-    shape(Given {
+fn given<'a>(
+    config: &'a Config,
+    linux: &'a LinuxPodSandboxConfig,
+    cgroup: &'a PodLimits,
+) -> Given<'a> {
+    Given {
         sandbox: &config.sandbox,
         vmm: &config.vmm,
         linux: Some(linux),
         cgroup,
-    })
+    }
+}
+
+fn of(linux: &LinuxPodSandboxConfig, cgroup: &PodLimits) -> Result<Shape, SandboxError> {
+    shape(given(&config(), linux, cgroup))
 }
 
 #[test]
@@ -86,6 +93,22 @@ fn a_limit_is_the_containers_and_the_machine_comes_on_top() {
         if !beside {
             assert!(total_mib(&config().vmm, got.memory_mib) <= limit, "{case}");
         }
+    }
+}
+
+#[test]
+fn the_example_runtime_classs_overhead_is_enough_for_limits_up_to_a_gibibyte_and_a_half() {
+    let config = Config::parse(std::path::Path::new("t"), "").unwrap();
+    // packaging/kubernetes/runtimeclass-kvm.yaml
+    let linux = linux(None, resources(0, 96));
+    for limit in (4..=1536).step_by(4) {
+        let cgroup = cgroup(Some(limit + 96), None);
+        let got = shape(given(&config, &linux, &cgroup)).unwrap();
+        assert!(!got.limits.unwrap().beside, "{limit}: {got:?}");
+        assert!(
+            total_mib(&config.vmm, got.memory_mib) <= limit + 96,
+            "{limit}"
+        );
     }
 }
 
@@ -290,13 +313,7 @@ fn a_changed_limit_changes_the_size_within_what_the_vm_was_made_for() {
             false => resources(100_000, 160),
         };
         let linux = linux(limit, overhead);
-        let given = Given {
-            sandbox: &config.sandbox,
-            vmm: &config.vmm,
-            linux: Some(&linux),
-            cgroup: &cgroup,
-        };
-        let got = resized(given, sum, from).unwrap();
+        let got = resized(given(&config, &linux, &cgroup), sum, from).unwrap();
         assert_eq!((got.vcpus, got.memory_mib), (vcpus, memory_mib), "{case}");
         assert_eq!(
             got.containers_memory,
