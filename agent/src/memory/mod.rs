@@ -53,7 +53,6 @@ pub enum MemoryError {
 #[derive(Debug)]
 pub struct Memory {
     cgroup: PathBuf,
-    meminfo: PathBuf,
     policy: watch::Sender<Policy>,
     demand: watch::Sender<u64>,
     task: OnceLock<()>,
@@ -65,7 +64,6 @@ impl Memory {
     pub fn new(cgroup: PathBuf) -> Arc<Self> {
         Arc::new(Self {
             cgroup,
-            meminfo: "/proc/meminfo".into(),
             policy: watch::channel(Policy::default()).0,
             demand: watch::channel(0).0,
             task: OnceLock::new(),
@@ -82,7 +80,7 @@ impl Memory {
     /// # Errors
     /// If the kernel refuses a limit.
     pub async fn set(self: &Arc<Self>, asked: &MemoryPolicy) -> Result<(), MemoryError> {
-        let used = used(&self.cgroup, &self.meminfo)?;
+        let used = used(&self.cgroup)?;
         let policy = self.policy.borrow().updated(asked, used.total);
         apply(self.cgroup.clone(), policy.levels(used)).await?;
         self.policy.send_replace(policy);
@@ -114,7 +112,7 @@ impl Memory {
         let mut waiting_since: Option<Instant> = None;
         loop {
             let policy = *policies.borrow_and_update();
-            let used = used(&self.cgroup, &self.meminfo)?;
+            let used = used(&self.cgroup)?;
             let levels = policy.levels(used);
             if applied != Some(levels) {
                 apply(self.cgroup.clone(), levels).await?;
@@ -151,7 +149,7 @@ impl Memory {
     }
 }
 
-fn used(cgroup: &Path, meminfo: &Path) -> Result<Use, MemoryError> {
+fn used(cgroup: &Path) -> Result<Use, MemoryError> {
     let read = |path: &Path| {
         fs::read_to_string(path).map_err(|error| MemoryError::File {
             what: "reading",
@@ -159,7 +157,7 @@ fn used(cgroup: &Path, meminfo: &Path) -> Result<Use, MemoryError> {
             error,
         })
     };
-    let meminfo = read(meminfo)?;
+    let meminfo = read(Path::new("/proc/meminfo"))?;
     let kilobytes = |key| text::value(&meminfo, key).unwrap_or(0).saturating_mul(1024);
     let stat = read(&cgroup.join("memory.stat"))?;
     let current = read(&cgroup.join("memory.current"))?;

@@ -12,6 +12,8 @@ const RESERVE_SHARE: u64 = 32;
 const HEADROOM_SHARE: u64 = 4;
 const HEADROOM_LEAST: u64 = 48 * MIB;
 const HEADROOM_MOST: u64 = 512 * MIB;
+/// So near to that point it counts as reached: the kernel reclaims some on the way.
+const MARGIN: u64 = 16 * MIB;
 /// What is asked for at a time: as much again as is used, between these. Memory that is not used
 /// costs the host its page structs, 1/64.
 const STEP_LEAST: u64 = 256 * MIB;
@@ -37,6 +39,18 @@ pub(super) struct Use {
     pub(super) total: u64,
     /// What the containers use, without the file cache that can be dropped at once, bytes.
     pub(super) working_set: u64,
+}
+
+impl Use {
+    /// Where it is noticed that memory runs short, while there is still some.
+    fn early(self) -> u64 {
+        let headroom = (self.total / HEADROOM_SHARE).clamp(HEADROOM_LEAST, HEADROOM_MOST);
+        usable(self.total).saturating_sub(headroom)
+    }
+
+    fn is_tight(self) -> bool {
+        self.working_set.saturating_add(MARGIN) >= self.early()
+    }
 }
 
 /// memory.high and memory.max of all containers together.
@@ -65,23 +79,24 @@ impl Policy {
         self.guest_max > self.boot
     }
 
+    /// All the guest's memory, as the host counts it.
+    fn has(self, used: Use) -> u64 {
+        used.total.saturating_add(self.uncounted)
+    }
+
     fn has_all(self, used: Use) -> bool {
         // A block may be left that the kernel cannot use.
-        used.total
-            .saturating_add(self.uncounted)
-            .saturating_add(BLOCK)
-            > self.guest_max
+        self.has(used).saturating_add(BLOCK) > self.guest_max
     }
 
     /// Whether the guest has more than it began with.
     pub(super) fn has_grown(self, used: Use) -> bool {
-        used.total.saturating_add(self.uncounted) > self.boot.saturating_add(BLOCK / 2)
+        self.has(used) > self.boot.saturating_add(BLOCK / 2)
     }
 
     /// Whether it has less than this.
     pub(super) fn has_less_than(self, bytes: u64, used: Use) -> bool {
-        let has = used.total.saturating_add(self.uncounted);
-        has.saturating_add(BLOCK / 2) < bytes.min(self.guest_max)
+        self.has(used).saturating_add(BLOCK / 2) < bytes.min(self.guest_max)
     }
 
     /// Slowed down at what is there, or earlier, so that it is noticed in time; killed only where there is
@@ -95,10 +110,9 @@ impl Policy {
                 max: Some(max),
             };
         }
-        let early = usable.saturating_sub(headroom(used.total));
-        let high = match used.working_set.saturating_add(STEP_LEAST / 16) < early {
-            true => early,
-            false => usable,
+        let high = match used.is_tight() {
+            true => usable,
+            false => used.early(),
         };
         Levels {
             high: Some(high),
@@ -111,14 +125,12 @@ impl Policy {
         if !self.is_elastic() {
             return None;
         }
-        let early = usable(used.total).saturating_sub(headroom(used.total));
         let step = used.working_set.clamp(STEP_LEAST, STEP_MOST);
         let goal = self.guest_with(used.working_set.saturating_add(step));
-        let has = used.total.saturating_add(self.uncounted);
-        let tight = used.working_set.saturating_add(STEP_LEAST / 16) >= early;
+        let has = self.has(used);
         // Half of what it has would do, with room to grow once more before it is asked again.
         let roomy = self.has_grown(used) && goal.saturating_add(STEP_LEAST) < has / 2;
-        if tight && goal > has && !self.has_all(used) || roomy {
+        if used.is_tight() && goal > has && !self.has_all(used) || roomy {
             return Some(goal);
         }
         None
@@ -141,10 +153,6 @@ impl Policy {
 /// What of the guest's memory is for containers.
 fn usable(total: u64) -> u64 {
     total.saturating_sub(RESERVE + total / RESERVE_SHARE)
-}
-
-fn headroom(total: u64) -> u64 {
-    (total / HEADROOM_SHARE).clamp(HEADROOM_LEAST, HEADROOM_MOST)
 }
 
 #[cfg(test)]
