@@ -7,12 +7,13 @@ mod error;
 mod pinned;
 pub mod raw;
 mod resolve;
+mod values;
 
 use std::path::Path;
 
 pub use error::ConfigError;
 pub use pinned::Pinned;
-pub use resolve::{
+pub use values::{
     Boot, Cgroup, Config, Host, HostNamespacePods, Network, NetworkMode, Paths, Registry, Sandbox,
     Streaming, TlsFiles, VhostNet, Vmm, Volumes,
 };
