@@ -14,6 +14,7 @@ pub mod cri;
 pub mod host;
 pub mod images;
 pub mod leaks;
+mod pod_cgroup;
 pub mod suite;
 pub mod waiting;
 

@@ -106,15 +106,18 @@ async fn a_pods_network_comes_and_goes() {
     network.sweep(&[id.to_owned()]).await;
     assert!(network.ids().await.unwrap().is_empty());
     assert!(!path.exists());
-    Command::new("ip")
-        .args(["link", "del", bridge])
-        .status()
-        .unwrap();
-    rustix::mount::unmount(
-        dir.path().join("netns"),
-        rustix::mount::UnmountFlags::DETACH,
-    )
-    .unwrap();
+    clear(dir.path(), &[bridge]);
+}
+
+/// Takes away what plugins and namespaces leave when their pods are gone.
+fn clear(dir: &Path, bridges: &[&str]) {
+    for bridge in bridges {
+        Command::new("ip")
+            .args(["link", "del", bridge])
+            .status()
+            .unwrap();
+    }
+    rustix::mount::unmount(dir.join("netns"), rustix::mount::UnmountFlags::DETACH).unwrap();
 }
 
 /// A meta plugin: the bridge twice, as Multus has it with two networks, and what others do around it.
@@ -219,17 +222,7 @@ async fn every_interface_gets_in_with_what_it_has() {
         assert!(filters.contains(&wanted), "{filters}");
     }
     network.teardown(id, &pod, &path).await.unwrap();
-    for bridge in ["bhtest1", "bhtest2"] {
-        Command::new("ip")
-            .args(["link", "del", bridge])
-            .status()
-            .unwrap();
-    }
-    rustix::mount::unmount(
-        dir.path().join("netns"),
-        rustix::mount::UnmountFlags::DETACH,
-    )
-    .unwrap();
+    clear(dir.path(), &["bhtest1", "bhtest2"]);
 }
 
 #[tokio::test]

@@ -7,18 +7,8 @@ use tonic::Code;
 
 use super::{
     fixture::{Image, Layer, PATIENCE, Packing, Service, policy},
-    server::{Asked, Reply, Server},
+    server::{Asked, BASIC, Reply, Server, login},
 };
-
-const BASIC: &str = "Basic bWU6c2VjcmV0"; // me:secret
-
-fn login() -> PullSecret {
-    PullSecret {
-        username: "me".to_owned(),
-        password: "secret".to_owned(),
-        ..PullSecret::default()
-    }
-}
 
 /// Pulls the registry's first image.
 async fn pull_as(
@@ -32,14 +22,10 @@ async fn pull_as(
         .expect("a pull must end")
 }
 
-fn authorization(asked: &Asked) -> Option<&str> {
-    asked.headers.get("authorization").map(String::as_str)
-}
-
 /// A registry that wants a password.
 async fn private(image: &Image) -> Server {
     Server::with(vec![image.clone()], |asked| {
-        (authorization(asked) != Some(BASIC))
+        (asked.authorization() != Some(BASIC))
             .then(|| Reply::new(401, "{}").header("WWW-Authenticate", "Basic realm=\"private\""))
     })
     .await
@@ -106,7 +92,7 @@ async fn the_registrys_credentials_are_not_a_mirrors() {
     pulled.unwrap();
     assert!(!mirror.asked().is_empty());
     for asked in mirror.asked() {
-        assert_eq!(authorization(&asked), None);
+        assert_eq!(asked.authorization(), None);
         assert!(asked.path.contains("ns="), "{}", asked.path);
     }
 }
@@ -302,7 +288,7 @@ async fn with_tokens(image: &Image, first: &'static str) -> Server {
             "/moved" => Reply::new(301, "").header("Location", "/token?service=test"),
             "/found" => Reply::new(307, "").header("Location", format!("http://{host}/moved")),
             "/circle" => Reply::new(302, "").header("Location", "/circle"),
-            _ if authorization(asked) == Some("Bearer t") => {
+            _ if asked.authorization() == Some("Bearer t") => {
                 serve(asked).unwrap_or(Reply::new(404, "{}"))
             }
             _ => Reply::new(401, "{}").header(
@@ -346,7 +332,7 @@ async fn a_token_service_that_redirects_to_another_host_takes_nothing_along() {
     let target = format!("http://{}/other", elsewhere.address);
     let tokens = Server::raw(move |asked| {
         if asked.method == "GET" {
-            assert_eq!(authorization(asked), Some(BASIC));
+            assert_eq!(asked.authorization(), Some(BASIC));
         }
         Reply::new(307, "").header("Location", target.clone())
     })
@@ -354,7 +340,7 @@ async fn a_token_service_that_redirects_to_another_host_takes_nothing_along() {
     let realm = format!("http://{}/token", tokens.address);
     let serve = anywhere(&image);
     let registry = Server::raw(move |asked| {
-        if authorization(asked) == Some("Bearer t") {
+        if asked.authorization() == Some("Bearer t") {
             return serve(asked).unwrap_or(Reply::new(404, "{}"));
         }
         Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"{realm}\""))
@@ -364,7 +350,7 @@ async fn a_token_service_that_redirects_to_another_host_takes_nothing_along() {
     let pulled = pull_as(&service, &registry, Some(&login())).await;
     pulled.unwrap();
     let asked = elsewhere.asked();
-    assert_eq!((asked.len(), authorization(&asked[0])), (1, None));
+    assert_eq!((asked.len(), asked[0].authorization()), (1, None));
 
     // An identity token is the credential itself: it is not sent on.
     let identity = PullSecret {

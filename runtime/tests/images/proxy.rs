@@ -6,22 +6,8 @@ use tonic::Code;
 
 use super::{
     fixture::{Image, Service},
-    server::{Asked, Reply, Server},
+    server::{BASIC, Reply, Server, login},
 };
-
-const BASIC: &str = "Basic bWU6c2VjcmV0"; // me:secret
-
-fn login() -> PullSecret {
-    PullSecret {
-        username: "me".to_owned(),
-        password: "secret".to_owned(),
-        ..PullSecret::default()
-    }
-}
-
-fn authorization(asked: &Asked) -> Option<&str> {
-    asked.headers.get("authorization").map(String::as_str)
-}
 
 #[tokio::test]
 async fn a_mirror_below_a_path_keeps_the_name() {
@@ -70,7 +56,7 @@ async fn a_mirror_below_a_path_keeps_the_name() {
         );
         assert_eq!(asked.headers["x-mirror"], "key");
         assert_eq!(
-            authorization(&asked),
+            asked.authorization(),
             None,
             "the registry's secret is not the mirror's"
         );
@@ -132,7 +118,7 @@ struct Guarded {
 async fn guarded(image: &Image, life: usize) -> Guarded {
     let tokens = Server::raw(|asked| {
         let good = match asked.method.as_str() {
-            "GET" => authorization(asked) == Some(BASIC),
+            "GET" => asked.authorization() == Some(BASIC),
             // The OAuth2 form, for identity tokens.
             _ => true,
         };
@@ -153,7 +139,7 @@ async fn guarded(image: &Image, life: usize) -> Guarded {
             // A token is good for some requests only: sessions outlive tokens.
             let used = uses.load(std::sync::atomic::Ordering::SeqCst);
             let wanted = format!("Bearer token-{}", used / life);
-            if authorization(asked) == Some(wanted.as_str()) {
+            if asked.authorization() == Some(wanted.as_str()) {
                 uses.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                 return None;
             }
@@ -192,7 +178,7 @@ async fn tokens_are_fetched_and_renewed() {
     assert!(
         shown
             .iter()
-            .all(|asked| authorization(asked) != Some(BASIC))
+            .all(|asked| asked.authorization() != Some(BASIC))
     );
 
     // An identity token goes by the OAuth2 form.
@@ -291,7 +277,7 @@ async fn a_redirect_takes_no_credentials_along() {
     let location = format!("http://{}/signed", storage.address);
     let path = image.layers[0].digest().to_string();
     let registry = Server::with(vec![image.clone()], move |asked| {
-        if authorization(asked) != Some(BASIC) {
+        if asked.authorization() != Some(BASIC) {
             let challenge = "Basic realm=\"test\"";
             return Some(Reply::new(401, "").header("WWW-Authenticate", challenge));
         }
@@ -322,6 +308,6 @@ async fn a_redirect_takes_no_credentials_along() {
     );
     let asked = storage.asked();
     assert_eq!(asked.len(), 1);
-    assert_eq!(authorization(&asked[0]), None);
+    assert_eq!(asked[0].authorization(), None);
     assert!(!asked[0].headers.contains_key("x-own"));
 }

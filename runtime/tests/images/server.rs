@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_images::digest::Digest;
+use bulkhead_images::{PullSecret, digest::Digest};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -15,6 +15,18 @@ use tokio::{
 };
 
 use super::fixture::{Image, MANIFEST_TYPE};
+
+/// The `Authorization` of [`login`].
+pub const BASIC: &str = "Basic bWU6c2VjcmV0"; // me:secret
+
+/// Somebody's credentials.
+pub fn login() -> PullSecret {
+    PullSecret {
+        username: "me".to_owned(),
+        password: "secret".to_owned(),
+        ..PullSecret::default()
+    }
+}
 
 /// What a client asked.
 #[derive(Debug, Clone)]
@@ -28,6 +40,11 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// What the client shows of its credentials.
+    pub fn authorization(&self) -> Option<&str> {
+        self.headers.get("authorization").map(String::as_str)
+    }
+
     /// The first byte asked for.
     pub fn range_start(&self) -> Option<usize> {
         self.headers

@@ -1,15 +1,15 @@
 //! What the host shows of a pod: one unprivileged process, in the cgroup it was given, no larger
 //! than allowed.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs};
 
-use bulkhead_proto::cri::{LinuxContainerResources, PodSandboxConfig};
 use tonic::Code;
 
 use crate::{
     Failure, Outcome, check,
     cri::pod,
     leaks::Snapshot,
+    pod_cgroup::{PodCgroup, pod_in},
     suite::{Context, Test},
     test,
 };
@@ -140,37 +140,14 @@ fn only_the_file_server_has_capabilities(pid: u32) -> Outcome {
     Ok(())
 }
 
-fn sized(name: &str, parent: &str, memory: i64, overhead: i64) -> PodSandboxConfig {
-    let mut config = pod(name);
-    let memory_of = |bytes| {
-        Some(LinuxContainerResources {
-            memory_limit_in_bytes: bytes,
-            ..LinuxContainerResources::default()
-        })
-    };
-    if let Some(linux) = &mut config.linux {
-        parent.clone_into(&mut linux.cgroup_parent);
-        linux.resources = memory_of(memory);
-        linux.overhead = memory_of(overhead);
-    }
-    config
-}
-
 async fn the_guest_fits_its_cgroup(context: &mut Context) -> Outcome {
     let cri = &context.cri;
-    // As the kubelet does: it makes and limits the pod's cgroup, the runtime goes inside.
-    let parent = "/kubepods/burstable/poduid-sized";
-    let path = PathBuf::from(format!("/sys/fs/cgroup{parent}"));
-    fs::create_dir_all(&path)?;
-    let mut at = PathBuf::from("/sys/fs/cgroup");
-    for part in ["", "kubepods", "burstable"] {
-        at.push(part);
-        fs::write(at.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
-    }
+    let place = PodCgroup::make("/kubepods/burstable/poduid-sized")?;
+    let parent = place.parent();
     let (memory, overhead) = (192_i64 << 20, 96_i64 << 20);
-    fs::write(path.join("memory.max"), (memory + overhead).to_string())?;
+    place.set("memory.max", memory + overhead)?;
     let id = cri
-        .run_pod(sized("sized", parent, memory, overhead))
+        .run_pod(pod_in("sized", parent, memory, overhead))
         .await?;
     let (pid, _) = machines()?.pop_first().ok_or("no process")?;
     let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
@@ -181,26 +158,18 @@ async fn the_guest_fits_its_cgroup(context: &mut Context) -> Outcome {
         text.contains("memory"),
         "the status does not tell the guest's memory: {text}"
     );
-    let events = fs::read_to_string(path.join("memory.events"))?;
+    let events = place.read("memory.events")?;
     check!(events.contains("oom_kill 0"), "{events}");
     cri.remove_pod(&id).await?;
     // Less than boots, on a level above the pod: said at once, with nothing left.
-    let burstable = PathBuf::from("/sys/fs/cgroup/kubepods/burstable");
-    fs::write(burstable.join("memory.max"), (64 << 20).to_string())?;
+    fs::write(place.above().join("memory.max"), (64 << 20).to_string())?;
     let before = Snapshot::take(&context.host)?;
-    let refused = cri.run_pod(sized("small", parent, 8 << 20, 0)).await;
+    let refused = cri.run_pod(pod_in("small", parent, 8 << 20, 0)).await;
     let codes = [Code::InvalidArgument, Code::FailedPrecondition];
     check!(
         refused.as_ref().is_err_and(|s| codes.contains(&s.code())),
         "{refused:?}"
     );
     before.compare(&context.host).await?;
-    for part in [
-        "kubepods/burstable/poduid-sized",
-        "kubepods/burstable",
-        "kubepods",
-    ] {
-        fs::remove_dir(PathBuf::from("/sys/fs/cgroup").join(part))?;
-    }
-    Ok(())
+    place.remove()
 }

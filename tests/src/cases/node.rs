@@ -3,15 +3,13 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
     process::Command,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use bulkhead_proto::cri::{
     ContainerConfig, Int64Value, LinuxContainerResources, LinuxContainerSecurityContext,
-    NamespaceMode, PodSandboxConfig, UpdateContainerResourcesRequest,
-    UpdatePodSandboxResourcesRequest,
+    NamespaceMode, UpdateContainerResourcesRequest, UpdatePodSandboxResourcesRequest,
 };
 use tokio::time::Instant;
 use tonic::Code;
@@ -25,6 +23,7 @@ use crate::{
     cri::{Cri, PATIENCE, pause, pod, script},
     host::{Host, Options},
     leaks,
+    pod_cgroup::{PodCgroup, pod_in},
     suite::{Context, Test},
     test,
 };
@@ -40,44 +39,6 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// A pod's cgroup as a kubelet makes it, gone with the test.
-struct PodCgroup(PathBuf);
-
-impl PodCgroup {
-    fn make(parent: &str) -> Result<Self, Failure> {
-        let root = Path::new("/sys/fs/cgroup");
-        let path = root.join(parent.trim_start_matches('/'));
-        fs::create_dir_all(&path)?;
-        let mut levels: Vec<_> = path.ancestors().skip(1).collect();
-        levels.retain(|level| level.starts_with(root));
-        // The root first: a level can give what the one above gives it.
-        for level in levels.iter().rev() {
-            fs::write(level.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
-        }
-        Ok(Self(path))
-    }
-
-    fn remove(self) -> Outcome {
-        let root = Path::new("/sys/fs/cgroup");
-        for level in self.0.ancestors().take_while(|level| *level != root) {
-            fs::remove_dir(level)?;
-        }
-        Ok(())
-    }
-}
-
-fn in_cgroup(name: &str, parent: &str, mib: i64) -> PodSandboxConfig {
-    let mut config = pod(name);
-    if let Some(linux) = &mut config.linux {
-        parent.clone_into(&mut linux.cgroup_parent);
-        linux.resources = Some(LinuxContainerResources {
-            memory_limit_in_bytes: mib << 20,
-            ..LinuxContainerResources::default()
-        });
-    }
-    config
-}
-
 /// Processes of its own, so that it can kill them all.
 fn alone(config: ContainerConfig) -> ContainerConfig {
     let context = LinuxContainerSecurityContext {
@@ -90,7 +51,7 @@ fn alone(config: ContainerConfig) -> ContainerConfig {
 async fn a_small_guest_has_a_nodes_limits(context: &mut Context) -> Outcome {
     let cri = &context.cri;
     cri.pull(BUSYBOX).await?;
-    let config = in_cgroup("limits", "", 256);
+    let config = pod_in("limits", "", 256 << 20, 0);
     let id = cri.run_pod(config.clone()).await?;
     let main = alone(script("main", BUSYBOX, "sleep 1000"));
     let main = cri.run(&id, &config, main).await?;
@@ -150,10 +111,9 @@ const BOMB: &str = "sh -c 'i=0; while [ $i -lt 200 ]; do sleep 1000 & i=$((i+1))
 async fn the_pods_pids_limit_holds_in_the_guest(context: &mut Context) -> Outcome {
     let cri = &context.cri;
     cri.pull(BUSYBOX).await?;
-    let parent = "/kubepods/burstable/poduid-pids";
-    let cgroup = PodCgroup::make(parent)?;
-    fs::write(cgroup.0.join("pids.max"), "64")?;
-    let config = in_cgroup("pids", parent, 256);
+    let cgroup = PodCgroup::make("/kubepods/burstable/poduid-pids")?;
+    cgroup.set("pids.max", 64)?;
+    let config = pod_in("pids", cgroup.parent(), 256 << 20, 0);
     let id = cri.run_pod(config.clone()).await?;
     let others = "for i in $(seq 20); do sleep 1000 & done; wait";
     cri.run(&id, &config, alone(script("others", BUSYBOX, others)))
@@ -172,13 +132,13 @@ async fn the_pods_pids_limit_holds_in_the_guest(context: &mut Context) -> Outcom
         "{now} processes: {said}"
     );
     // The VM has threads on the node, and lives.
-    let used = fs::read_to_string(cgroup.0.join("pids.current"))?;
+    let used = cgroup.read("pids.current")?;
     check!(
         used.trim().parse::<u64>()? < 64,
         "{used} threads on the node"
     );
 
-    fs::write(cgroup.0.join("pids.max"), "max")?;
+    cgroup.set("pids.max", "max")?;
     let update = UpdatePodSandboxResourcesRequest {
         pod_sandbox_id: id.clone(),
         ..UpdatePodSandboxResourcesRequest::default()
@@ -266,7 +226,7 @@ async fn a_vmm_has_its_pods_oom_score(context: &mut Context) -> Outcome {
     fs::write(format!("/proc/{daemon}/oom_score_adj"), "-999")?;
     let parent = "/kubepods/burstable/poduid-score";
     let cgroup = PodCgroup::make(parent)?;
-    let config = in_cgroup("score", parent, 128);
+    let config = pod_in("score", parent, 128 << 20, 0);
     let id = cri.run_pod(config.clone()).await?;
     let vmm = process(cri, &id).await?;
     check!(oom_score(vmm)? == 999, "{} of a new pod", oom_score(vmm)?);
@@ -294,10 +254,10 @@ async fn a_vmm_has_its_pods_oom_score(context: &mut Context) -> Outcome {
     cri.remove_pod(&id).await?;
 
     // On the host nothing of a pod has the daemon's.
-    let config = in_cgroup("score-host", parent, 0);
+    let config = pod_in("score-host", parent, 0, 0);
     let id = cri.run_pod_on("host", config.clone()).await?;
     cri.run(&id, &config, with_score("main", 950)).await?;
-    let inside = fs::read_dir(&cgroup.0)?.flatten();
+    let inside = fs::read_dir(cgroup.path())?.flatten();
     let leaf = inside.map(|entry| entry.path()).find(|path| path.is_dir());
     let mut scores = Vec::new();
     for level in fs::read_dir(leaf.ok_or("no cgroup of the pod")?)?.flatten() {
@@ -402,7 +362,7 @@ async fn a_slice_is_taken_by_its_path(context: &mut Context) -> Outcome {
         ),
         ("host", String::new(), "bulkhead.slice/bulkhead-test.slice"),
     ] {
-        let config = in_cgroup("slice", &parent, 0);
+        let config = pod_in("slice", &parent, 0, 0);
         let id = cri.run_pod_on(handler, config).await?;
         let pid = process(&cri, &id).await?;
         let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
@@ -423,7 +383,7 @@ async fn a_slice_is_taken_by_its_path(context: &mut Context) -> Outcome {
         ),
     ] {
         let refused = cri
-            .run_pod_on("host", in_cgroup("refused", parent, 0))
+            .run_pod_on("host", pod_in("refused", parent, 0, 0))
             .await;
         check!(
             refused.as_ref().is_err_and(|status| {
@@ -433,7 +393,7 @@ async fn a_slice_is_taken_by_its_path(context: &mut Context) -> Outcome {
         );
     }
     for slice in [pod, "bulkhead.slice/bulkhead-test.slice"] {
-        PodCgroup(Path::new("/sys/fs/cgroup").join(slice)).remove()?;
+        PodCgroup::made(slice).remove()?;
     }
     // The node's bridge came with its network.
     leaks::output("ip", &["link", "delete", &host.bridge()])?;

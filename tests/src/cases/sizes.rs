@@ -1,15 +1,14 @@
 //! How much memory a pod may use, as the kubelet says it: by the limits of the pod's cgroup.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
-use bulkhead_proto::cri::{
-    ContainerConfig, LinuxContainerConfig, LinuxContainerResources, PodSandboxConfig,
-};
+use bulkhead_proto::cri::{ContainerConfig, LinuxContainerConfig, LinuxContainerResources};
 
 use super::BUSYBOX;
 use crate::{
     Failure, Outcome, check,
-    cri::{Cri, pod, script},
+    cri::{Cri, script},
+    pod_cgroup::{PodCgroup, pod_in},
     suite::{Context, Test},
     test,
 };
@@ -21,62 +20,13 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-const ROOT: &str = "/sys/fs/cgroup";
-
-/// A pod's cgroup, with those above it, as the kubelet makes them.
-struct PodCgroup {
-    name: String,
-}
-
-impl PodCgroup {
-    fn make(name: &str, memory: Option<i64>) -> Result<Self, Failure> {
-        let mut at = PathBuf::from(ROOT);
-        for part in ["", "kubepods", "burstable"] {
-            at.push(part);
-            fs::create_dir_all(&at)?;
-            fs::write(at.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
-        }
-        let at = at.join(name);
-        fs::create_dir_all(&at)?;
-        let limit = memory.map_or("max".to_owned(), |bytes| bytes.to_string());
-        fs::write(at.join("memory.max"), limit)?;
-        Ok(Self {
-            name: name.to_owned(),
-        })
-    }
-
-    fn parent(&self) -> String {
-        format!("/kubepods/burstable/{}", self.name)
-    }
-
-    fn remove(self) -> Outcome {
-        for part in [&self.parent(), "/kubepods/burstable", "/kubepods"] {
-            fs::remove_dir(format!("{ROOT}{part}"))?;
-        }
-        Ok(())
-    }
-}
-
-fn limit(bytes: i64) -> LinuxContainerResources {
-    LinuxContainerResources {
-        memory_limit_in_bytes: bytes,
-        ..LinuxContainerResources::default()
-    }
-}
-
-fn sized(name: &str, cgroup: &PodCgroup, sum: i64) -> PodSandboxConfig {
-    let mut config = pod(name);
-    if let Some(linux) = &mut config.linux {
-        linux.cgroup_parent = cgroup.parent();
-        linux.resources = Some(limit(sum));
-    }
-    config
-}
-
 fn limited(name: &str, text: &str, bytes: i64) -> ContainerConfig {
     let mut config = script(name, BUSYBOX, text);
     config.linux = Some(LinuxContainerConfig {
-        resources: Some(limit(bytes)),
+        resources: Some(LinuxContainerResources {
+            memory_limit_in_bytes: bytes,
+            ..LinuxContainerResources::default()
+        }),
         ..LinuxContainerConfig::default()
     });
     config
@@ -99,8 +49,9 @@ async fn pods_with_the_smallest_memory_limits_run(context: &mut Context) -> Outc
     cri.pull(BUSYBOX).await?;
     for mib in [16, 64] {
         let bytes = mib << 20;
-        let cgroup = PodCgroup::make("poduid-small", Some(bytes))?;
-        let config = sized("small", &cgroup, bytes);
+        let cgroup = PodCgroup::make("/kubepods/burstable/poduid-small")?;
+        cgroup.set("memory.max", bytes)?;
+        let config = pod_in("small", cgroup.parent(), bytes, 0);
         let id = cri.run_pod(config.clone()).await?;
         let main = cri
             .run(&id, &config, limited("main", "sleep 1000", bytes))
@@ -113,7 +64,7 @@ async fn pods_with_the_smallest_memory_limits_run(context: &mut Context) -> Outc
         let inside = cri.shell(&main, &script).await?;
         check!(inside.trim() == bytes.to_string(), "{mib} MiB: {inside:?}");
         // The VM is charged beside the pod, and bounded.
-        let beside = PathBuf::from(format!("{ROOT}/kubepods/burstable/bulkhead-{id}"));
+        let beside = cgroup.above().join(format!("bulkhead-{id}"));
         let max: i64 = fs::read_to_string(beside.join("memory.max"))?
             .trim()
             .parse()?;
@@ -141,9 +92,9 @@ async fn pods_with_the_smallest_memory_limits_run(context: &mut Context) -> Outc
 async fn a_pod_without_a_limit_gets_memory_as_it_needs_it(context: &mut Context) -> Outcome {
     let cri = &context.cri;
     cri.pull(BUSYBOX).await?;
-    let cgroup = PodCgroup::make("poduid-free", None)?;
+    let cgroup = PodCgroup::make("/kubepods/burstable/poduid-free")?;
     // Of one container only: the kubelet's sum is that container's limit.
-    let config = sized("free", &cgroup, 96 << 20);
+    let config = pod_in("free", cgroup.parent(), 96 << 20, 0);
     let id = cri.run_pod(config.clone()).await?;
     let sidecar = cri
         .run(&id, &config, limited("sidecar", "sleep 1000", 96 << 20))
