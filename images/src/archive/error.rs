@@ -83,7 +83,7 @@ pub enum ArchiveError {
         source: BadName,
     },
     /// A name was given for several.
-    #[error("the archive has {count} images, so one name for them all is not possible")]
+    #[error("the archive has {count} images, which cannot share one name")]
     Several {
         /// How many.
         count: usize,

@@ -3,7 +3,7 @@
 //! `<config dir>/<host[:port]>/hosts.toml`, or `_default/hosts.toml` for every host without a
 //! directory of its own, names mirrors to try in order, then the registry itself. A directory
 //! with certificates only (`*.crt`, `*.cert` with `*.key`) is read as Docker does. Without any
-//! file a registry is asked at its own name by https, and by http where that name is a loopback.
+//! file, requests go to the registry's own name: by https, or by http if that name is a loopback.
 //!
 //! The files are read at every pull, so a change needs no restart. This module reads and checks;
 //! it opens no connection.

@@ -27,7 +27,7 @@ fn openssl(test: &str, dir: &Path, args: &[&str]) -> bool {
     true
 }
 
-/// A registry behind TLS: everything goes on to a plain server. `127.0.0.1:port`.
+/// A registry behind TLS, which is forwarded to a plain server: its address, `127.0.0.1:port`.
 fn terminate(
     dir: &Path,
     versions: &[&'static rustls::SupportedProtocolVersion],

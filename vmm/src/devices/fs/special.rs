@@ -1,9 +1,9 @@
 //! Devices that the guest has made in the share. Pure.
 //!
-//! On the host such a one is an empty regular file of a mode that hardly any other has, and an
-//! attribute says what it is; to the host's kernel it is no device, whoever opens it. Only files of
-//! that mode are asked for the attribute, so all others cost nothing. Opened it is by the guest's
-//! kernel, which does not ask here.
+//! On the host each is an empty regular file with a mode that hardly any other file has, and an
+//! extended attribute that describes the device; the host's kernel never treats it as one. The attribute
+//! is read only for files with that mode, so others cost nothing. Opening a device is up to the guest's
+//! kernel, and does not reach this server.
 //!
 //! A character device 0:0 is a whiteout of overlayfs, which no kernel opens: it is made as it is.
 
