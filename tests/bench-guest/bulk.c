@@ -4,15 +4,17 @@
  *   bulk out BYTES               writes so many to standard output
  *   bulk write|read FILE BYTES   in pieces of 128 KiB, the written ones down to the disk
  *   bulk random-read|random-write FILE COUNT   4 KiB each, the written ones down to the disk
+ *   bulk memset BYTES            writes so many of its own memory for the first time
  *
- * Both sources write the same, lines of 1 KiB in pieces of 64 KiB. What works on files prints the
- * microseconds it took; reading starts with nothing of the file cached by this kernel. */
+ * Both sources write the same, lines of 1 KiB in pieces of 64 KiB. What works on files and
+ * memory prints the microseconds it took; reading starts with nothing of the file cached by this kernel. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/vm_sockets.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -61,6 +63,14 @@ static int serve(unsigned port, long long bytes)
 	}
 }
 
+static void say_since(const struct timespec *began)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	printf("%lld\n", (now.tv_sec - began->tv_sec) * 1000000LL + (now.tv_nsec - began->tv_nsec) / 1000);
+}
+
 static int files(const char *how, const char *path, long long amount)
 {
 	int writes = strstr(how, "write") != NULL, random = strncmp(how, "random-", 7) == 0;
@@ -68,7 +78,7 @@ static int files(const char *how, const char *path, long long amount)
 	size_t piece = random ? PAGE : PIECE;
 	long long steps = random ? amount : amount / PIECE, pages;
 	unsigned long long state = 88172645463325252ULL;
-	struct timespec began, ended;
+	struct timespec began;
 	struct stat meta;
 
 	if (fd < 0 || fstat(fd, &meta))
@@ -97,9 +107,22 @@ static int files(const char *how, const char *path, long long amount)
 	}
 	if (writes && fsync(fd))
 		return fail("fsync");
-	clock_gettime(CLOCK_MONOTONIC, &ended);
-	printf("%lld\n", (ended.tv_sec - began.tv_sec) * 1000000LL + (ended.tv_nsec - began.tv_nsec) / 1000);
+	say_since(&began);
 	return 0;
+}
+
+static int touch(long long bytes)
+{
+	struct timespec began;
+	char *memory;
+
+	clock_gettime(CLOCK_MONOTONIC, &began);
+	memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (memory == MAP_FAILED)
+		return fail("mmap");
+	memset(memory, 1, bytes);
+	say_since(&began);
+	return memory[bytes - 1] != 1;
 }
 
 int main(int argc, char **argv)
@@ -111,6 +134,8 @@ int main(int argc, char **argv)
 		return serve(strtoul(argv[2], NULL, 10), atoll(argv[3]));
 	if (argc == 3 && strcmp(argv[1], "out") == 0)
 		return pour(STDOUT_FILENO, atoll(argv[2])) ? fail("write") : 0;
+	if (argc == 3 && strcmp(argv[1], "memset") == 0)
+		return touch(atoll(argv[2]));
 	if (argc == 4)
 		return files(argv[1], argv[2], atoll(argv[3]));
 	fputs("usage: see bulk.c\n", stderr);

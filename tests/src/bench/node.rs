@@ -32,25 +32,47 @@ pub struct Effort {
     pub repeat: usize,
 }
 
-/// Measures a node below `results`; without `pods`, streams and volumes alone.
+/// Which parts of it are measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts {
+    /// Starts, one pod after the other, and pulls.
+    pub pods: bool,
+    /// Streams and volumes.
+    pub streams: bool,
+    /// Machines that grow.
+    pub memory: bool,
+}
+
+/// Measures a node below `results`.
 ///
 /// # Errors
 /// If anything of it does not work.
-pub async fn measure(results: &Path, effort: Effort, pods: bool, figures: &mut Figures) -> Outcome {
+pub async fn measure(
+    results: &Path,
+    effort: Effort,
+    parts: Parts,
+    figures: &mut Figures,
+) -> Outcome {
     let mut host = Host::start("bench", results, Options::default()).await?;
     host.start_registry().await?;
     let cri = host.cri().await?;
     let busybox = format!("{REGISTRY}/busybox:latest");
     println!("==> pulling");
     cri.pull(&busybox).await?;
-    if pods {
+    if parts.pods {
         pulls(&cri, effort, figures).await?;
         one_by_one(&host, &cri, &busybox, effort, figures).await?;
     }
-    println!("==> streams");
-    super::streams::measure(&host, &cri, &busybox, effort.repeat, figures).await?;
-    println!("==> volumes");
-    super::files::measure(&host, &cri, &busybox, effort.repeat.min(3), figures).await?;
+    if parts.streams {
+        println!("==> streams");
+        super::streams::measure(&host, &cri, &busybox, effort.repeat, figures).await?;
+        println!("==> volumes");
+        super::files::measure(&host, &cri, &busybox, effort.repeat.min(3), figures).await?;
+    }
+    if parts.memory {
+        println!("==> memory");
+        super::memory::measure(&cri, &busybox, figures).await?;
+    }
     host.stop_daemon().await
 }
 

@@ -1,5 +1,5 @@
 //! The benchmark: `bulkhead-bench [--pods N] [--repeat N] [--peer qemu|firecracker=PATH]…
-//! [--only-peer] [--only-streams] [--json FILE] [--results DIR]`, as root in the test host, and with
+//! [--only-peer] [--only-streams] [--only-memory] [--json FILE] [--results DIR]`, as root in the test host, and with
 //! `--only-lists` on the machine itself (tests/bench.sh does all that). Exit code 1 if a number that is to be held
 //! is missed, 2 if something did not work.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -11,7 +11,7 @@ use bulkhead_tests::{
     bench::{
         figures::Figures,
         lists,
-        node::{self, Effort},
+        node::{self, Effort, Parts},
         peer::{self, Peer},
     },
 };
@@ -26,6 +26,7 @@ struct Args {
     only_peer: bool,
     only_lists: bool,
     only_streams: bool,
+    only_memory: bool,
     json: Option<PathBuf>,
     results: PathBuf,
 }
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!(
                 "bulkhead-bench: {error}\nusage: bulkhead-bench [--pods N] [--repeat N] \
-                 [--peer qemu|firecracker=PATH]… [--only-peer] [--only-streams] \
+                 [--peer qemu|firecracker=PATH]… [--only-peer] [--only-streams] [--only-memory] \
                  [--only-lists] [--json FILE] [--results DIR]"
             );
             return ExitCode::from(2);
@@ -78,8 +79,12 @@ async fn run(args: &Args, figures: &mut Figures) -> Outcome {
         return lists::measure(&args.results, args.effort.repeat, figures).await;
     }
     if !args.only_peer {
-        let pods = !args.only_streams;
-        node::measure(&args.results, args.effort, pods, figures).await?;
+        let parts = Parts {
+            pods: !args.only_streams && !args.only_memory,
+            streams: !args.only_memory,
+            memory: !args.only_streams,
+        };
+        node::measure(&args.results, args.effort, parts, figures).await?;
     }
     for peer in &args.peers {
         let need = |name: &str| -> Result<PathBuf, Failure> {
@@ -106,6 +111,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Failure> {
         only_peer: false,
         only_lists: false,
         only_streams: false,
+        only_memory: false,
         json: None,
         results: PathBuf::from("/tmp/bulkhead-bench"),
     };
@@ -117,6 +123,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Failure> {
             "--only-peer" => args.only_peer = true,
             "--only-lists" => args.only_lists = true,
             "--only-streams" => args.only_streams = true,
+            "--only-memory" => args.only_memory = true,
             "--json" => args.json = Some(value()?.into()),
             "--results" => args.results = value()?.into(),
             "--peer" => args.peers.push(which_peer(&value()?)?),
