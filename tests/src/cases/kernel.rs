@@ -94,7 +94,7 @@ async fn what_vpns_cni_plugins_and_meshes_use_is_there(context: &mut Context) ->
         .shell(
             &made,
             "cat /proc/sys/kernel/yama/ptrace_scope /proc/sys/kernel/dmesg_restrict; \
-             zcat /proc/config.gz | grep -cE '^CONFIG_(PTP_1588_CLOCK_KVM|INIT_ON_ALLOC_DEFAULT_ON)=y$'",
+             zcat /proc/config.gz | grep -cE '^CONFIG_(PTP_1588_CLOCK_KVM|HARDENED_USERCOPY)=y$'",
         )
         .await?;
     check!(seen == "1\n1\n2\n", "{seen:?}");
