@@ -1,9 +1,11 @@
 #!/bin/bash
 # Builds the guest kernel, or finds it in the cache.
 #
-#   build.sh build    build if needed; progress on stderr, the path on stdout
-#   build.sh path     the path only, whether the file is there or not
-#   build.sh config   merge and check the configuration, print where it is
+#   build.sh build [full]    build if needed; progress on stderr, the path on stdout
+#   build.sh path [full]     the path only, whether the file is there or not
+#   build.sh config [full]   merge and check the configuration, print where it is
+#
+# With `full` the second, larger kernel: config/full on top of config. Nothing else builds it.
 #
 # The cache is ${BULKHEAD_CACHE:-$HOME/.cache/bulkhead}/guest-kernel/<hash>/, named
 # by what the result depends on: the version of Debian's source package, the
@@ -18,6 +20,12 @@ cache=${BULKHEAD_CACHE:-${HOME:-/root}/.cache/bulkhead}/guest-kernel
 jobs=${BULKHEAD_JOBS:-$(nproc)}
 fragments=("$here"/config/*.config)
 patches=("$here"/patches/*.patch)
+variant=${2:-}
+case $variant in
+'') ;;
+full) fragments+=("$here"/config/full/*.config) ;;
+*) set -- usage ;;
+esac
 
 say() { printf 'guest-kernel: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -56,14 +64,14 @@ configure() {
 # Compiles in $1, with a line of progress every twenty seconds.
 compile() {
     local log=$1/build.log start=$SECONDS builder
-    say "compiling with $jobs jobs (about nine minutes of processor time), log in $log"
+    say "compiling with $jobs jobs (guest-kernel/README.md says how long it takes), log in $log"
     # Fixed names and time: the same source and configuration give the same file.
     nice make -C "$1" -j"$jobs" vmlinux \
         KBUILD_BUILD_USER=bulkhead KBUILD_BUILD_HOST=bulkhead \
         KBUILD_BUILD_TIMESTAMP='1970-01-01 00:00:00 UTC' >"$log" 2>&1 9>&- &
     builder=$!
     until timeout 20 tail --pid=$builder -f /dev/null; do
-        say "$((SECONDS - start)) s: $(grep -c '^  [A-Z]' "$log") steps of about 2400, now $(tail -n 1 "$log" | tr -s ' ')"
+        say "$((SECONDS - start)) s: $(grep -c '^  [A-Z]' "$log") steps of about 3200, now $(tail -n 1 "$log" | tr -s ' ')"
     done
     wait $builder || {
         tail -n 30 "$log" >&2
@@ -102,23 +110,23 @@ path)
     echo "$dir/vmlinux"
     ;;
 build)
-    "$here/deps.sh"
+    "$here/deps.sh" $variant
     dir=$(result_dir)
     [ -e "$dir/vmlinux" ] || build "$dir"
     echo "$dir/vmlinux"
     ;;
 config)
-    "$here/deps.sh"
+    "$here/deps.sh" $variant
     mkdir -p "$cache"
     work=$(mktemp -d "$cache/build.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     mkdir "$work/source"
     configure "$work/source"
-    cp "$work/source/.config" "$cache/last-config"
-    echo "$cache/last-config"
+    cp "$work/source/.config" "$cache/last-config${variant:+-$variant}"
+    echo "$cache/last-config${variant:+-$variant}"
     ;;
 *)
-    echo "usage: $0 build|path|config" >&2
+    echo "usage: $0 build|path|config [full]" >&2
     exit 2
     ;;
 esac

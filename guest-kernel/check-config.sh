@@ -3,7 +3,7 @@
 #
 # Fails, with a list, when something a fragment asks for is not so in CONFIG:
 # Kconfig drops an option in silence when a parent of it is off, and turns one
-# on in silence when another selects it.
+# on in silence when another selects it. Of an option that several fragments name the last word counts.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -12,25 +12,27 @@ if [ $# -lt 2 ]; then
 fi
 
 awk '
+    function ask(name, want) { if (!(name in wanted)) order[++count] = name; wanted[name] = want; whose[name] = FILENAME }
     FNR == 1 { file++ }
     file == 1 && /^CONFIG_/ { split($0, part, "="); have[part[1]] = substr($0, length(part[1]) + 2); next }
     file == 1 { next }
-    /^CONFIG_[A-Za-z0-9_]+=/ {
-        split($0, part, "="); name = part[1]; want = substr($0, length(name) + 2); wanted++
-        if (!(name in have)) { print "vanished: " name " (wanted " want ", asked for in " FILENAME ")"; bad++ }
-        else if (have[name] != want) { print "changed: " name " is " have[name] ", wanted " want " (" FILENAME ")"; bad++ }
-        next
-    }
-    /^# CONFIG_[A-Za-z0-9_]+ is not set$/ {
-        wanted++
-        if ($2 in have) { print "turned on: " $2 " is " have[$2] ", wanted off (" FILENAME ")"; bad++ }
-        next
-    }
+    /^CONFIG_[A-Za-z0-9_]+=/ { split($0, part, "="); ask(part[1], substr($0, length(part[1]) + 2)); next }
+    /^# CONFIG_[A-Za-z0-9_]+ is not set$/ { ask($2, "off"); next }
     /^#/ || /^[[:space:]]*$/ { next }
     { print "not understood: " $0 " (" FILENAME ":" FNR ")"; bad++ }
     END {
-        if (bad) { print bad " of " wanted " options are not as wanted"; exit 1 }
-        if (!wanted) { print "the fragments ask for nothing"; exit 1 }
-        print wanted " options are as wanted"
+        for (i = 1; i <= count; i++) {
+            name = order[i]; want = wanted[name]
+            if (want == "off") {
+                if (name in have) { print "turned on: " name " is " have[name] ", wanted off (" whose[name] ")"; bad++ }
+            } else if (!(name in have)) {
+                print "vanished: " name " (wanted " want ", asked for in " whose[name] ")"; bad++
+            } else if (have[name] != want) {
+                print "changed: " name " is " have[name] ", wanted " want " (" whose[name] ")"; bad++
+            }
+        }
+        if (bad) { print bad " of " count + 0 " options are not as wanted"; exit 1 }
+        if (!count) { print "the fragments ask for nothing"; exit 1 }
+        print count " options are as wanted"
     }
 ' "$@"

@@ -1,9 +1,11 @@
 #!/bin/bash
-# Installs the Debian packages the guest kernel is built from and with.
-# Does nothing, and needs neither root nor network, when all are there.
+# Installs the Debian packages the guest kernel is built from and with; those of the full kernel, too,
+# when called with `full`. Does nothing, and needs neither root nor network, when all are there.
 set -euo pipefail
 
 packages=(linux-source-6.12 gcc libc6-dev make bc bison flex patch libelf-dev xz-utils perl binutils util-linux)
+# pahole makes BTF from debugging information.
+[ "${1:-}" != full ] || packages+=(dwarves)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -26,5 +26,8 @@ expect 1 'changed: CONFIG_N is 8, wanted 64' 'CONFIG_N=8\n' 'CONFIG_N=64\n'
 expect 1 'turned on: CONFIG_B' 'CONFIG_A=y\nCONFIG_B=y\n' 'CONFIG_A=y\n# CONFIG_B is not set\n'
 expect 1 'not understood' 'CONFIG_A=y\n' 'CONFIG_A\n'
 expect 1 'ask for nothing' 'CONFIG_A=y\n' '# only words\n'
+# A later fragment has the last word, whichever way.
+expect 0 '1 options are as wanted' 'CONFIG_A=y\n' '# CONFIG_A is not set\nCONFIG_A=y\n'
+expect 1 'turned on: CONFIG_A' 'CONFIG_A=y\n' 'CONFIG_A=y\n# CONFIG_A is not set\n'
 expect 0 'as wanted' 'CONFIG_S="a=b c"\n' 'CONFIG_S="a=b c"\n'
 echo "check-config: $ran tests passed"

@@ -37,6 +37,7 @@ put 644 "$work/bulkhead.service" "$prefix/lib/systemd/system/bulkhead.service"
 put 644 "$work/config.toml" "$prefix/share/bulkhead/config.toml"
 put 644 "$top/packaging/cni/10-bulkhead.conflist" "$prefix/share/bulkhead/10-bulkhead.conflist"
 put 644 "$top/packaging/kubernetes/runtimeclass-kvm.yaml" "$prefix/share/bulkhead/runtimeclass-kvm.yaml"
+put 644 "$top/packaging/kubernetes/runtimeclass-kvm-full.yaml" "$prefix/share/bulkhead/runtimeclass-kvm-full.yaml"
 put 644 "$top/packaging/kubernetes/runtimeclass-host.yaml" "$prefix/share/bulkhead/runtimeclass-host.yaml"
 put 644 "$top/LICENSE" "$prefix/share/doc/bulkhead/LICENSE"
 if [ -e "$root/etc/bulkhead/config.toml" ]; then

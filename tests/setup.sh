@@ -13,7 +13,8 @@ build_packages=(build-essential pkg-config curl ca-certificates git
     bc flex bison libelf-dev libssl-dev cpio kmod zstd xz-utils rsync
     libseccomp-dev e2fsprogs iproute2 linux-source-6.12)
 test_packages=(docker-registry containernetworking-plugins skopeo busybox-static iptables nftables
-    erofs-utils jq dpkg-dev util-linux ethtool attr libcap2-bin apparmor sudo unzip)
+    erofs-utils jq dpkg-dev util-linux ethtool attr libcap2-bin apparmor sudo unzip
+    xfsprogs btrfs-progs dosfstools squashfs-tools genisoimage)
 
 # The emulator is only for machines without virtualization hardware.
 if ! grep -qwE 'vmx|svm' /proc/cpuinfo; then

@@ -16,6 +16,7 @@ use crate::{
     config::{Config, NetworkMode, VhostNet},
     machine::host,
     oci::apparmor::DEFAULT,
+    records::KVM_FULL,
 };
 
 /// One requirement and whether it is met.
@@ -78,6 +79,15 @@ pub fn all(config: &Config) -> Vec<Check> {
         ));
         checks.push(check("CNI plugins", cni_plugins(config)));
         checks.push(check("CNI configuration", cni_configuration(config)));
+    }
+    if let Some(kernel) = &config.vmm.full_kernel {
+        let found = match file(kernel, "vmm.full_kernel") {
+            Found::Fatal(why) => Found::Missing(format!(
+                "{why}; pods of the handler {KVM_FULL:?} do not start without it"
+            )),
+            found => found,
+        };
+        checks.push(check("the full guest kernel", found));
     }
     if config.vmm.vhost_net != VhostNet::Never {
         let found = device(Path::new("/dev/vhost-net"), "load the module vhost_net");
@@ -331,5 +341,28 @@ mod tests {
         for tried in [Ok(()), Err(Errno::PERM), Err(Errno::NODEV)] {
             assert!(matches!(takes_layers(tried), Found::Good(_)), "{tried:?}");
         }
+    }
+
+    #[test]
+    fn other_pods_run_where_the_full_kernel_is_missing() {
+        let with = |text: &str| Config::parse(Path::new("t"), text).unwrap();
+        let about = |config: &Config| {
+            let checks = all(config);
+            let found = checks.into_iter().find(|check| check.what.contains("full"));
+            found.map(|check| check.result)
+        };
+        assert!(about(&with("")).is_none());
+        let missing = with("[vmm]\nfull_kernel = \"/nonexistent/full\"\n");
+        match about(&missing) {
+            Some(Found::Missing(why)) => {
+                assert!(
+                    why.contains("/nonexistent/full") && why.contains("kvm-full"),
+                    "{why}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        let lacking = lacking(&missing).join("\n");
+        assert!(!lacking.contains("full"), "{lacking}");
     }
 }

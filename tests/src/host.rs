@@ -99,7 +99,8 @@ impl Host {
                 _ => "initramfs.cpio",
             };
             // A key the test sets itself is not given twice.
-            if options.vmm.contains(&format!("{key} = ")) {
+            let own = format!("{key} = ");
+            if options.vmm.lines().any(|line| line.starts_with(&own)) {
                 String::new()
             } else {
                 format!("{key} = \"{bin}/{file}\"\n")

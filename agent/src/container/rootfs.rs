@@ -174,6 +174,10 @@ impl Rootfs {
         )?;
         // The writable layer dies with the pod, so nothing is gained by waiting for the disk.
         step("volatile", fsconfig_set_flag(&overlay, "volatile"))?;
+        // A file and its directory have one device number, the overlay's: what stays on one file
+        // system (du -x, find -xdev) or tells a mount by it (mountpoint) counts right. The numbers
+        // of layers' inodes leave the high bits free that tell the layers apart.
+        step("xino", fsconfig_set_string(&overlay, "xino", "on"))?;
         step("creating", fsconfig_create(&overlay))?;
         let mounted = fsmount(
             &overlay,

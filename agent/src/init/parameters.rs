@@ -50,6 +50,9 @@ const PARAMETERS: &[(&str, &str)] = &[
     ("net/ipv4/tcp_max_orphans", "32768"),
     ("net/ipv4/tcp_max_tw_buckets", "32768"),
     ("net/ipv4/tcp_max_syn_backlog", "1024"),
+    // Yama as its authors set it, not as Debian does: who may trace a process is its ancestors and those
+    // it names. Here and not on the command line, where it costs a boot a mount of procfs and its end.
+    ("kernel/yama/ptrace_scope", "1"),
     // No core files (core(5): an empty pattern). The kernel's own pattern drops them into the working
     // directory, which may be a volume; a program to pipe them to is on a node, not here.
     ("kernel/core_pattern", "\n"),

@@ -11,6 +11,8 @@ mod values;
 
 use std::path::Path;
 
+use crate::records::KVM_FULL;
+
 pub use error::ConfigError;
 pub use pinned::Pinned;
 pub use values::{
@@ -22,6 +24,16 @@ pub use values::{
 pub const DEFAULT_FILE: &str = "/etc/bulkhead/config.toml";
 
 impl Config {
+    /// The RuntimeClass handlers of this node. "" is for pods without a RuntimeClass.
+    pub fn handlers(&self) -> Vec<&'static str> {
+        let full = self.vmm.full_kernel.as_ref().map(|_| KVM_FULL);
+        ["", "kvm"]
+            .into_iter()
+            .chain(full)
+            .chain(["host"])
+            .collect()
+    }
+
     /// Reads a file. With `None` the default file, which may be absent. Blocks.
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));

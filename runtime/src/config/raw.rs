@@ -104,6 +104,9 @@ sections! {
         kvm: String = "/dev/kvm".into();
         /// The guest kernel, an ELF vmlinux.
         kernel: String = "/usr/lib/bulkhead/vmlinux".into();
+        /// A second guest kernel, for pods of the RuntimeClass handler "kvm-full": the full one, with
+        /// what eBPF tools ask for. Empty means that there is no such handler.
+        full_kernel: String = String::new();
         /// The initramfs that holds the agent.
         initramfs: String = "/usr/lib/bulkhead/initramfs.cpio".into();
         /// Words added to the guest kernel's command line.

@@ -123,6 +123,10 @@ pub(super) fn resolve(raw: Raw) -> Result<Config, Bad> {
         binary: At("vmm", "binary").path(&raw.vmm.binary)?,
         kvm: At("vmm", "kvm").path(&raw.vmm.kvm)?,
         kernel: At("vmm", "kernel").path(&raw.vmm.kernel)?,
+        full_kernel: match raw.vmm.full_kernel.as_str() {
+            "" => None,
+            text => Some(At("vmm", "full_kernel").path(text)?),
+        },
         initramfs: At("vmm", "initramfs").path(&raw.vmm.initramfs)?,
         cmdline: cmdline(raw.vmm.cmdline)?,
         // 0 and small ids belong to people; 2^32-1 is "no user".

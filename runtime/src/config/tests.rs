@@ -18,6 +18,7 @@ fn an_empty_file_is_all_defaults() {
         Path::new("/run/bulkhead/bulkhead.sock")
     );
     assert!(config.sandbox.vcpus >= 1);
+    assert_eq!(config.vmm.full_kernel, None);
     assert!(config.boot.parallel >= 2);
     assert!(!config.host.allow_io_uring);
     let allowed = Config::parse(Path::new("x"), "[host]\nallow_io_uring = true\n").unwrap();
@@ -56,6 +57,10 @@ fn bad_files_name_file_line_key_and_what_is_allowed() {
         (
             "[vmm]\nkernel = \"/a/../b\"",
             &["vmm.kernel", "absolute path without"],
+        ),
+        (
+            "[vmm]\nfull_kernel = \"vmlinux-full\"",
+            &["line 2", "vmm.full_kernel", "absolute"],
         ),
         ("[vmm]\ncmdline = \"a\\nb\"", &["vmm.cmdline", "printable"]),
         (

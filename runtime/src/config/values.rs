@@ -80,6 +80,8 @@ pub struct Vmm {
     pub kvm: PathBuf,
     /// The guest kernel.
     pub kernel: PathBuf,
+    /// The one of the handler "kvm-full", which is there if this is.
+    pub full_kernel: Option<PathBuf>,
     /// The agent's initramfs.
     pub initramfs: PathBuf,
     /// Added to the kernel's command line.

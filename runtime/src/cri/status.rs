@@ -43,7 +43,7 @@ pub async fn status(
             conditions: vec![runtime, network],
         }),
         info,
-        runtime_handlers: ["", "kvm", "host"].map(handler).into(),
+        runtime_handlers: app.config.handlers().into_iter().map(handler).collect(),
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,

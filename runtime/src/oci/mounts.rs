@@ -160,6 +160,9 @@ fn own_devices(privileged: bool) -> Result<Vec<LinuxDevice>, OciError> {
         device("/dev/fuse", LinuxDeviceType::C, 10, 229, 0o666)?,
         device("/dev/net/tun", LinuxDeviceType::C, 10, 200, 0o666)?,
         device("/dev/loop-control", LinuxDeviceType::C, 10, 237, 0o660)?,
+        // cryptsetup and dmsetup, which make the nodes of their devices beside it; mkfs.btrfs and mount.
+        device("/dev/mapper/control", LinuxDeviceType::C, 10, 236, 0o600)?,
+        device("/dev/btrfs-control", LinuxDeviceType::C, 10, 234, 0o660)?,
     ];
     for nth in 0..8 {
         result.push(device(

@@ -201,13 +201,10 @@ fn privileged_is_privileged_in_the_guest() {
     let linux = plan.spec.linux().as_ref().unwrap();
     assert!(linux.seccomp().is_none());
     assert!(linux.masked_paths().as_ref().unwrap().is_empty());
-    assert!(
-        linux
-            .devices()
-            .iter()
-            .flatten()
-            .any(|d| d.path().to_str() == Some("/dev/fuse"))
-    );
+    for node in ["/dev/fuse", "/dev/mapper/control", "/dev/btrfs-control"] {
+        let mut nodes = linux.devices().iter().flatten();
+        assert!(nodes.any(|d| d.path().to_str() == Some(node)), "{node}");
+    }
     let rules = linux
         .resources()
         .as_ref()

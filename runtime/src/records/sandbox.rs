@@ -7,6 +7,9 @@ use bulkhead_proto::cri::PodSandboxConfig;
 use bulkhead_records::Record;
 use serde::{Deserialize, Serialize};
 
+/// The handler of pods in a VM with the full guest kernel.
+pub const KVM_FULL: &str = "kvm-full";
+
 /// A pod sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SandboxRecord {
@@ -15,7 +18,7 @@ pub struct SandboxRecord {
     /// As CRI sent it.
     #[serde(with = "super::proto")]
     pub config: PodSandboxConfig,
-    /// The RuntimeClass handler as asked for: "", "kvm" or "host".
+    /// The RuntimeClass handler as asked for: "", "kvm", "kvm-full" or "host".
     pub handler: String,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
@@ -38,6 +41,14 @@ pub struct SandboxRecord {
 }
 
 impl SandboxRecord {
+    /// The handler it runs on, which is not the one asked for where a policy chose.
+    pub fn runs_on(&self) -> &str {
+        match self.machine {
+            MachineKind::Vm if self.handler == KVM_FULL => KVM_FULL,
+            machine => machine.handler(),
+        }
+    }
+
     /// The user its VMM runs as.
     pub fn uid(&self) -> Option<u32> {
         self.resources.iter().find_map(|resource| match resource {
@@ -109,7 +120,7 @@ pub enum SandboxState {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineKind {
-    /// A virtual machine: the handler "kvm".
+    /// A virtual machine: the handlers "kvm" and "kvm-full".
     #[default]
     Vm,
     /// The host: the handler "host".
@@ -117,7 +128,7 @@ pub enum MachineKind {
 }
 
 impl MachineKind {
-    /// The RuntimeClass handler that stands for it.
+    /// The RuntimeClass handler that stands for it; of a VM the ordinary one.
     pub fn handler(self) -> &'static str {
         match self {
             Self::Vm => "kvm",

@@ -57,10 +57,14 @@ pub enum SandboxError {
         what: String,
     },
     /// No such RuntimeClass handler.
-    #[error("there is no runtime handler {handler:?}; there are \"\", \"kvm\" and \"host\"")]
+    #[error("there is no runtime handler {handler:?}; there are {there}{advice}")]
     Handler {
         /// What was asked for.
         handler: String,
+        /// What there are.
+        there: String,
+        /// How to have the one asked for, if that can be.
+        advice: &'static str,
     },
     /// `cgroup_parent` names no cgroup.
     #[error("the pod's cgroup_parent {parent:?} cannot be used: {source}")]

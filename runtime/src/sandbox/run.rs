@@ -56,8 +56,7 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
         what: "the request has no config".to_owned(),
     })?;
     let handler = request.runtime_handler;
-    let policy = app.config.sandbox.host_namespace_pods;
-    let wanted = validate::validate(&config, &handler, policy)?;
+    let wanted = validate::validate(&config, &handler, &app.config)?;
 
     // Plan.
     let parent = cgroup_parent(&app, &config)?;

@@ -49,7 +49,7 @@ async fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
     };
     let machine = machine::of_record(record, &app.config.paths);
     json!({
-        "handler": record.machine.handler(),
+        "handler": record.runs_on(),
         "handlerAsked": record.handler,
         "state": record.state,
         "shape": record.shape,

@@ -1,4 +1,4 @@
-//! Whether a pod can be run as asked. Pure: looks at the request alone.
+//! Whether a pod can be run as asked. Pure: looks at the request and the configuration alone.
 
 use std::path::Path;
 
@@ -8,7 +8,11 @@ use bulkhead_proto::{
 };
 
 use super::SandboxError;
-use crate::{config::HostNamespacePods, oci::userns, records::MachineKind};
+use crate::{
+    config::{Config, HostNamespacePods},
+    oci::userns,
+    records::{KVM_FULL, MachineKind},
+};
 
 /// What a valid request asks for.
 #[derive(Debug)]
@@ -71,8 +75,23 @@ impl NodeNamespaces {
 fn machine(
     handler: &str,
     node: NodeNamespaces,
-    policy: HostNamespacePods,
+    ours: &Config,
 ) -> Result<MachineKind, SandboxError> {
+    let there = ours.handlers();
+    if !there.contains(&handler) {
+        let quoted: Vec<_> = there.iter().map(|name| format!("{name:?}")).collect();
+        return Err(SandboxError::Handler {
+            handler: handler.to_owned(),
+            there: quoted.join(", "),
+            advice: match handler {
+                KVM_FULL => {
+                    "; it is there where vmm.full_kernel names a guest kernel \
+                     (make -C guest-kernel full)"
+                }
+                _ => "",
+            },
+        });
+    }
     let fields = node.fields().join(", ");
     let refused = |advice: &str| {
         Err(SandboxError::Unsupported {
@@ -82,30 +101,27 @@ fn machine(
             ),
         })
     };
-    match (handler, policy) {
+    match (handler, ours.sandbox.host_namespace_pods) {
         ("host", _) => Ok(MachineKind::Host),
-        ("" | "kvm", _) if fields.is_empty() => Ok(MachineKind::Vm),
+        _ if fields.is_empty() => Ok(MachineKind::Vm),
         ("", HostNamespacePods::Host) => Ok(MachineKind::Host),
         ("", HostNamespacePods::Reject) => refused(
             "give it a RuntimeClass with the handler \"host\", or set \
              sandbox.host_namespace_pods = \"host\" on this node",
         ),
-        ("kvm", _) => refused(
+        _ => refused(
             "give it a RuntimeClass with the handler \"host\" or none, or unset these fields",
         ),
-        _ => Err(SandboxError::Handler {
-            handler: handler.to_owned(),
-        }),
     }
 }
 
 pub(super) fn validate(
     config: &PodSandboxConfig,
     handler: &str,
-    policy: HostNamespacePods,
+    ours: &Config,
 ) -> Result<ValidatedPod, SandboxError> {
     let node = NodeNamespaces::of(config);
-    let machine = machine(handler, node, policy)?;
+    let machine = machine(handler, node, ours)?;
     let metadata = config
         .metadata
         .clone()
@@ -216,8 +232,16 @@ mod tests {
     use crate::error::Grpc as _;
 
     fn validate(config: &PodSandboxConfig, handler: &str) -> Result<ValidatedPod, SandboxError> {
-        super::validate(config, handler, HostNamespacePods::Host)
+        super::validate(config, handler, &ours(""))
     }
+
+    /// A node's configuration.
+    fn ours(text: &str) -> Config {
+        Config::parse(Path::new("t"), text).unwrap()
+    }
+
+    const REJECT: &str = "[sandbox]\nhost_namespace_pods = \"reject\"\n";
+    const FULL: &str = "[vmm]\nfull_kernel = \"/full\"\n";
 
     fn config() -> PodSandboxConfig {
         PodSandboxConfig {
@@ -262,24 +286,24 @@ mod tests {
 
     #[test]
     fn only_pods_that_need_it_go_to_the_host_and_only_by_policy() {
-        let machine = |config: &PodSandboxConfig, handler: &str, policy| {
-            super::validate(config, handler, policy).map(|wanted| wanted.machine)
+        let machine = |config: &PodSandboxConfig, handler: &str, text: &str| {
+            super::validate(config, handler, &ours(text)).map(|wanted| wanted.machine)
         };
-        use HostNamespacePods::{Host, Reject};
         let network = with_namespaces(NamespaceMode::Node, NamespaceMode::Pod);
         let pid = with_namespaces(NamespaceMode::Pod, NamespaceMode::Node);
         for pod in [&network, &pid] {
-            assert_eq!(machine(pod, "", Host).unwrap(), MachineKind::Host);
-            assert_eq!(machine(pod, "host", Reject).unwrap(), MachineKind::Host);
-            for (handler, policy) in [("", Reject), ("kvm", Host), ("kvm", Reject)] {
-                let code = machine(pod, handler, policy).unwrap_err().code();
+            assert_eq!(machine(pod, "", "").unwrap(), MachineKind::Host);
+            assert_eq!(machine(pod, "host", REJECT).unwrap(), MachineKind::Host);
+            let refused = [("", REJECT), ("kvm", ""), ("kvm", REJECT), (KVM_FULL, FULL)];
+            for (handler, text) in refused {
+                let code = machine(pod, handler, text).unwrap_err().code();
                 assert_eq!(code, Code::FailedPrecondition);
             }
         }
-        assert_eq!(machine(&config(), "", Host).unwrap(), MachineKind::Vm);
-        assert_eq!(machine(&config(), "kvm", Host).unwrap(), MachineKind::Vm);
+        assert_eq!(machine(&config(), "", "").unwrap(), MachineKind::Vm);
+        assert_eq!(machine(&config(), "kvm", "").unwrap(), MachineKind::Vm);
         assert_eq!(
-            machine(&config(), "host", Reject).unwrap(),
+            machine(&config(), "host", REJECT).unwrap(),
             MachineKind::Host
         );
     }
@@ -323,6 +347,27 @@ mod tests {
             let own = validate(&pod(Pod, Container, Pod), handler).unwrap();
             assert!(own.user_namespace.is_some());
         }
+    }
+
+    #[test]
+    fn the_handler_of_the_full_kernel_is_there_exactly_if_one_is_configured() {
+        let on = |text: &str| super::validate(&config(), KVM_FULL, &ours(text));
+        assert_eq!(on(FULL).unwrap().machine, MachineKind::Vm);
+        let refused = on("").unwrap_err();
+        assert_eq!(refused.code(), Code::NotFound);
+        let words = refused.to_string();
+        for part in ["\"kvm-full\"", "\"kvm\", \"host\"", "vmm.full_kernel"] {
+            assert!(words.contains(part), "{words}");
+        }
+        // Others are told what there is, and nothing of a kernel.
+        let other = super::validate(&config(), "runc", &ours(FULL)).unwrap_err();
+        let words = other.to_string();
+        assert!(
+            words.ends_with("there are \"\", \"kvm\", \"kvm-full\", \"host\""),
+            "{words}"
+        );
+        assert_eq!(ours("").handlers(), ["", "kvm", "host"]);
+        assert_eq!(ours(FULL).handlers(), ["", "kvm", KVM_FULL, "host"]);
     }
 
     #[test]

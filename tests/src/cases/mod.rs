@@ -15,6 +15,7 @@ mod image_config;
 mod image_names;
 mod images;
 mod isolation;
+mod kernel;
 mod launch_walls;
 mod lifecycle;
 mod logs;
@@ -56,6 +57,7 @@ pub fn all() -> Vec<Test> {
         vsock_walls::tests(),
         volumes::tests(),
         isolation::tests(),
+        kernel::tests(),
         launch_walls::tests(),
         host::tests(),
         host_walls::tests(),

@@ -142,6 +142,7 @@ fn volume_tools(parts: &Path) -> Result<Image, ImageError> {
         "vsock-walls",
         "meddle",
         "system-call",
+        "kernel-offers",
     ] {
         let program = critest::program(parts, name)?;
         tools.file(format!("tools/{name}"), 0o755, program)?;

@@ -11,5 +11,5 @@ mod virtual_machine;
 pub use control::Control;
 pub use error::VmmError;
 pub use jail::JailDir;
-pub use spawn::{FS_TAG, Plan, make_jail, spawn};
+pub use spawn::{FS_TAG, Kernel, Plan, make_jail, spawn};
 pub use virtual_machine::VirtualMachine;

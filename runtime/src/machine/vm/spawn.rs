@@ -43,6 +43,15 @@ const FS_FILES: u64 = 16_384;
 /// the first that is not reserved (virtio 1.2 §5.10.4).
 const GUEST_CID: u64 = 3;
 
+/// A guest kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// An ELF vmlinux.
+    pub path: PathBuf,
+    /// What to do where it does not open.
+    pub hint: &'static str,
+}
+
 /// What a VM is to be.
 #[derive(Debug)]
 pub struct Plan {
@@ -54,6 +63,8 @@ pub struct Plan {
     pub jail: JailDir,
     /// The cgroup's cgroup.procs, open for writing.
     pub cgroup_procs: OwnedFd,
+    /// Its kernel.
+    pub kernel: Kernel,
     /// Virtual CPUs.
     pub vcpus: u32,
     /// How many there can be after a resize.
@@ -178,11 +189,7 @@ fn prepare(vmm: &Vmm, plan: Plan) -> Result<(Vec<u8>, Vec<FdMapping>, File), Vmm
         &vmm.kvm,
         "run `bulkhead check`, it says what this host lacks",
     )?;
-    let kernel = open_file(
-        "the guest kernel",
-        &vmm.kernel,
-        "install it or set vmm.kernel",
-    )?;
+    let kernel = open_file("the guest kernel", &plan.kernel.path, plan.kernel.hint)?;
     let initramfs = open_file(
         "the agent's initramfs",
         &vmm.initramfs,

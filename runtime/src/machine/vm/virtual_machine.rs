@@ -14,7 +14,7 @@ use bulkhead_images::LayerDisk;
 use bulkhead_proto::agent::READY_PORT;
 
 use super::{
-    Control, JailDir, Plan, VmmError,
+    Control, JailDir, Kernel, Plan, VmmError,
     device::{NET_QUEUE_SIZE, fitting, hardware_address, vhost_net},
     make_jail, spawn,
 };
@@ -23,7 +23,7 @@ use crate::{
     config::Vmm,
     machine::{Machine, MachineError, Start, Started, exit},
     network::Nic,
-    records::{MachineKind, VmExit},
+    records::{KVM_FULL, MachineKind, SandboxRecord, VmExit},
     sandbox::SCRATCH,
     task::{TaskError, blocking},
 };
@@ -112,6 +112,7 @@ impl Machine for VirtualMachine {
         let Start {
             record, timeline, ..
         } = start;
+        let kernel = kernel(&start.config.vmm, record)?;
         let prepare = start.network.prepare(&record.id);
         let nics = timeline.step("namespace and tap", prepare).await?;
         let queue = Arc::clone(start.boots).acquire_owned();
@@ -125,6 +126,7 @@ impl Machine for VirtualMachine {
             uid: start.uid,
             jail: self.jail.clone(),
             cgroup_procs: start.cgroup_procs,
+            kernel,
             vcpus: record.shape.vcpus,
             max_vcpus: limits.map_or(record.shape.vcpus, |l| l.max_vcpus),
             memory_mib: record.shape.memory_mib,
@@ -216,5 +218,49 @@ impl Machine for VirtualMachine {
 
     async fn resize(&self, size: Resize) -> Result<u64, MachineError> {
         Ok(self.control.resize(size).await?)
+    }
+}
+
+/// The kernel that the pod's handler stands for.
+fn kernel(vmm: &Vmm, record: &SandboxRecord) -> Result<Kernel, VmmError> {
+    if record.runs_on() != KVM_FULL {
+        return Ok(Kernel {
+            path: vmm.kernel.clone(),
+            hint: "install it or set vmm.kernel",
+        });
+    }
+    let path = vmm.full_kernel.clone();
+    let path = path.ok_or_else(|| VmmError::Configuration {
+        key: "kernel_fd",
+        what: "vmm.full_kernel of the daemon's configuration names no file".to_owned(),
+    })?;
+    Ok(Kernel {
+        path,
+        hint: "build it (make -C guest-kernel full) and set vmm.full_kernel",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Config, records::testing::sandbox};
+
+    #[test]
+    fn the_handler_decides_which_kernel_boots() {
+        let vmm = |text: &str| Config::parse(Path::new("t"), text).unwrap().vmm;
+        let of = |vmm: &Vmm, handler: &str| {
+            let record = SandboxRecord {
+                handler: handler.to_owned(),
+                ..sandbox("1")
+            };
+            kernel(vmm, &record).map(|kernel| kernel.path)
+        };
+        let both = vmm("[vmm]\nkernel = \"/k\"\nfull_kernel = \"/full\"\n");
+        for handler in ["", "kvm"] {
+            assert_eq!(of(&both, handler).unwrap(), Path::new("/k"));
+        }
+        assert_eq!(of(&both, KVM_FULL).unwrap(), Path::new("/full"));
+        // Never another kernel than the one that was asked for.
+        of(&vmm(""), KVM_FULL).unwrap_err();
     }
 }

@@ -4,8 +4,6 @@ use std::{
     fs,
     io::{Read, Write},
     os::unix::net::UnixListener,
-    path::Path,
-    process::Command,
 };
 
 use bulkhead_proto::cri::{Device, HugepageLimit, ImageSpec, Mount};
@@ -13,10 +11,10 @@ use tonic::Code;
 
 use super::{
     super::{BUSYBOX, image},
-    support::{Scratch, mount, run, text, with},
+    support::{Loop, Scratch, mount, run, text, with},
 };
 use crate::{
-    Failure, Outcome, check,
+    Outcome, check,
     cri::{pod, script},
     suite::{Context, LIMIT, Test},
     test,
@@ -27,21 +25,6 @@ pub(super) fn tests() -> Vec<Test> {
         test!("volumes", disks_images_and_sockets, LIMIT * 2),
         test!("volumes", huge_pages_are_made_within_the_limit),
     ]
-}
-
-/// A file as a block device, until it is dropped.
-struct Loop(String);
-
-impl Loop {
-    fn new(file: &Path) -> Result<Self, Failure> {
-        Ok(Self(run("losetup", &["-f", "--show", &text(file)])?))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", &self.0]).status();
-    }
 }
 
 async fn disks_images_and_sockets(context: &mut Context) -> Outcome {

@@ -4,7 +4,7 @@ mod builders;
 mod files;
 mod follow;
 mod kinds;
-mod support;
+pub(super) mod support;
 
 pub(super) use support::{Scratch, mount, read_only, with};
 

@@ -40,6 +40,21 @@ impl Drop for Scratch {
     }
 }
 
+/// A file as a block device, until it is dropped.
+pub(in crate::cases) struct Loop(pub(in crate::cases) String);
+
+impl Loop {
+    pub(in crate::cases) fn new(file: &Path) -> Result<Self, Failure> {
+        Ok(Self(run("losetup", &["-f", "--show", &text(file)])?))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
 pub(in crate::cases) fn run(program: &str, args: &[&str]) -> Result<String, Failure> {
     let done = Command::new(program).args(args).output()?;
     let complaint = String::from_utf8_lossy(&done.stderr);
