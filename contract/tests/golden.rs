@@ -93,12 +93,13 @@ fn requests_to_a_vmm() {
             Request::Detach { .. } => "detach",
             Request::Metrics {} => "metrics",
             Request::Resize(_) => "resize",
+            Request::Pin(_) => "pin",
             Request::Stop {} => "stop",
         })
         .collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds.len(), 10, "{kinds:?}");
+    assert_eq!(kinds.len(), 11, "{kinds:?}");
 }
 
 /// With a key in every object that no release has.

@@ -26,6 +26,7 @@ pub mod listing;
 pub mod logs;
 pub mod machine;
 pub mod network;
+pub mod number_set;
 pub mod oci;
 pub mod records;
 pub mod sandbox;

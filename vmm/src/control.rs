@@ -83,6 +83,7 @@ impl ControlError {
 pub fn machine_kind(error: &MachineError) -> ErrorKind {
     use crate::arch::x86_64::boot::BootError;
     use crate::pci::PciError;
+    use crate::vcpu::VcpuError;
     use crate::virtio::pci::TransportError;
     match error {
         MachineError::NotFound(_) => ErrorKind::NotFound,
@@ -93,6 +94,7 @@ pub fn machine_kind(error: &MachineError) -> ErrorKind {
         MachineError::Pci(PciError::NoSlot) => ErrorKind::NoSlot,
         MachineError::Io { .. }
         | MachineError::Memory(_)
+        | MachineError::Vcpu(VcpuError::Pin { .. })
         | MachineError::Transport(TransportError::EventFd { .. })
         | MachineError::Boot(BootError::Initramfs(_)) => ErrorKind::Io,
         MachineError::Boot(_)
@@ -100,6 +102,7 @@ pub fn machine_kind(error: &MachineError) -> ErrorKind {
         | MachineError::Descriptor { .. }
         | MachineError::BadState(_)
         | MachineError::Mismatch(_)
+        | MachineError::Pin(_)
         | MachineError::Size { .. }
         | MachineError::TransportRestore(_) => ErrorKind::BadRequest,
         _ => ErrorKind::Internal,
@@ -341,6 +344,7 @@ fn handle(
                 ..done
             });
         }
+        Request::Pin(pin) => machine.pin(&pin)?,
         Request::Stop {} => {
             machine
                 .lifecycle()

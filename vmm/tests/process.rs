@@ -129,6 +129,18 @@ fn bad_requests_are_answered_and_harm_nothing() {
         (json!({"snapshot": {}}), "bad_request"),
         (json!({"resize": {"memory_mib": 1}}), "bad_request"),
         (json!({"resize": {"vcpus": 64}}), "bad_request"),
+        (
+            json!({"pin": {"groups": [{"vcpus": [9], "cpus": [0]}]}}),
+            "bad_request",
+        ),
+        (
+            json!({"pin": {"groups": [{"vcpus": [0], "cpus": []}]}}),
+            "bad_request",
+        ),
+        (
+            json!({"pin": {"groups": [{"vcpus": [0], "cpus": [8191]}]}}),
+            "io",
+        ),
         (json!({"detach": {"id": "nobody"}}), "not_found"),
         (json!({"detach": {"id": "rng"}}), "not_found"),
         (

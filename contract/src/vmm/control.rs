@@ -38,6 +38,8 @@ pub enum Request {
     Metrics {},
     /// Change how many vCPUs there are and how much memory the guest should have.
     Resize(Resize),
+    /// Say which of the host's processors the vCPUs run on.
+    Pin(Pin),
     /// End.
     Stop {},
 }
@@ -55,6 +57,24 @@ pub struct Resize {
     /// How long the answer may wait for the guest to have it, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait_ms: Option<u32>,
+}
+
+/// Where vCPUs run, of what the VMM's cgroup leaves. Whatever was said before is forgotten.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// A vCPU that none of them names runs anywhere.
+    pub groups: Vec<PinGroup>,
+}
+
+/// vCPUs that run on the same processors of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinGroup {
+    /// Their numbers, each in one group at most.
+    pub vcpus: Vec<u8>,
+    /// Numbers of the host's processors; at least one.
+    pub cpus: Vec<u16>,
 }
 
 /// A disk to add.

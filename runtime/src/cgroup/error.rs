@@ -28,6 +28,14 @@ pub enum CgroupError {
         /// Why.
         source: std::io::Error,
     },
+    /// It cannot be bound to processors.
+    #[error(
+        "cannot bind the cgroup {path} to processors or memory nodes: it has no cpuset.cpus; the controller          cpuset must be in cgroup.controllers of each cgroup above it"
+    )]
+    NoCpuset {
+        /// Which.
+        path: PathBuf,
+    },
     /// Something in it does not end.
     #[error("processes in the cgroup {path} did not end within {seconds} s of being killed")]
     Busy {
@@ -41,7 +49,7 @@ pub enum CgroupError {
 impl Grpc for CgroupError {
     fn code(&self) -> Code {
         match self {
-            Self::NotV2 { .. } => Code::FailedPrecondition,
+            Self::NotV2 { .. } | Self::NoCpuset { .. } => Code::FailedPrecondition,
             Self::Io { source, .. } => io_code(source),
             Self::Busy { .. } => Code::DeadlineExceeded,
         }

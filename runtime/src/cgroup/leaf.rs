@@ -68,7 +68,7 @@ impl Leaf {
             }
         }
         if let Some(parent) = self.path.parent() {
-            enable_controllers(root, parent);
+            enable_controllers(root, parent, &["+cpu", "+memory", "+pids", "+io"]);
         }
         OpenOptions::new()
             .write(true)
@@ -110,6 +110,40 @@ impl Leaf {
     }
 }
 
+impl Leaf {
+    /// Binds all that is in it to processors and memory nodes, written as the kernel writes them; an empty
+    /// text is all that the cgroups above allow. Blocks.
+    ///
+    /// # Errors
+    /// If it lacks the controller, or the kernel refuses.
+    pub fn place(&self, root: &Path, cpus: &str, mems: &str) -> Result<(), CgroupError> {
+        let there = || self.path.join("cpuset.cpus").exists();
+        if !there() {
+            if cpus.is_empty() && mems.is_empty() {
+                return Ok(());
+            }
+            if let Some(parent) = self.path.parent() {
+                enable_controllers(root, parent, &["+cpuset"]);
+            }
+            if !there() {
+                return Err(CgroupError::NoCpuset {
+                    path: self.path.clone(),
+                });
+            }
+        }
+        for (name, list) in [("cpuset.cpus", cpus), ("cpuset.mems", mems)] {
+            let path = self.path.join(name);
+            // A write of nothing is none: the line end is what empties the file.
+            fs::write(&path, format!("{list}\n")).map_err(|source| CgroupError::Io {
+                action: "write what is asked for to",
+                path,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+}
+
 /// That the root of the hierarchy is version 2. Blocks.
 pub fn check_v2(root: &Path) -> Result<(), CgroupError> {
     if root.join("cgroup.controllers").is_file() {
@@ -120,9 +154,10 @@ pub fn check_v2(root: &Path) -> Result<(), CgroupError> {
     })
 }
 
-/// Lets the leaf count memory, CPU and processes, where the levels above allow it. Not an error
-/// where they do not: the limits are the kubelet's, on the pod's level, and hold anyway.
-fn enable_controllers(root: &Path, parent: &Path) {
+/// Gives the leaf controllers, where the levels above allow it. Where they do not is for the caller to
+/// find out: limits of memory, CPU time and processes are the kubelet's, on the pod's level, and hold
+/// anyway.
+fn enable_controllers(root: &Path, parent: &Path, controllers: &[&str]) {
     let Ok(below) = parent.strip_prefix(root) else {
         return;
     };
@@ -133,7 +168,7 @@ fn enable_controllers(root: &Path, parent: &Path) {
         levels.push(level.clone());
     }
     for level in levels {
-        for controller in ["+cpu", "+memory", "+pids", "+io"] {
+        for controller in controllers {
             if let Err(e) = fs::write(level.join("cgroup.subtree_control"), controller) {
                 tracing::trace!(cgroup = %level.display(), controller, "not enabled: {e}");
             }

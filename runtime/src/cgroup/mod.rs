@@ -1,15 +1,17 @@
 //! The pods' control groups on the host (version 2): where CRI's `cgroup_parent` lies, the leaf a
-//! pod's VMM runs in, and what memory its ancestors leave it.
+//! pod's VMM runs in, and what memory and processors its ancestors leave it.
 //!
 //! With the systemd driver the leaf is a plain directory below the slice systemd made, not a
 //! scope of systemd's: nothing here speaks D-Bus.
 
+mod cpuset;
 mod error;
 mod leaf;
 mod limit;
 mod parent;
 mod usage;
 
+pub use cpuset::{Allowed, allowed};
 pub use error::CgroupError;
 pub use leaf::{Leaf, check_v2, find, kill, remove};
 pub use limit::{PodLimits, limits_below, oom_kills, pids_limit, pod_limits};

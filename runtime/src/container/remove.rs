@@ -77,6 +77,9 @@ pub(super) async fn dismantle(app: &App, record: &ContainerRecord) -> Result<(),
     app.images.release(id).await?;
     let removed = app.records.containers.remove(id).await?;
     app.containers.forget(id);
+    if let Some(pod) = app.pods.get(&record.meta.sandbox_id) {
+        pod.containers_changed();
+    }
     // Two may be at it, for the container and for its pod: one of them tells.
     if removed.is_some() && record.status.state != ContainerState::Creating {
         status::container_changed(app, ContainerEventType::ContainerDeletedEvent, record);

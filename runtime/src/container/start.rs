@@ -264,6 +264,9 @@ pub(super) async fn record_exit(
     match updated {
         Ok(record) if told.load(Ordering::Relaxed) => {
             status::container_changed(app, ContainerEventType::ContainerStoppedEvent, &record);
+            if let Some(pod) = app.pods.get(&record.meta.sandbox_id) {
+                pod.containers_changed();
+            }
             tracing::info!(
                 container = id,
                 code = exit.code,

@@ -18,6 +18,7 @@ pub fn status(
     verbose: bool,
 ) -> Result<cri::ContainerStatusResponse, ContainerError> {
     let record = find::existing(app, id)?;
+    let sandbox = app.records.sandboxes.get(&record.meta.sandbox_id);
     let image = app.images.by_id(&record.meta.image_id);
     let info = if verbose {
         info(&record)
@@ -25,7 +26,11 @@ pub fn status(
         HashMap::new()
     };
     Ok(cri::ContainerStatusResponse {
-        status: Some(status::describe_container(&record, image.as_deref())),
+        status: Some(status::describe_container(
+            &record,
+            sandbox.as_deref(),
+            image.as_deref(),
+        )),
         info,
     })
 }

@@ -39,7 +39,13 @@ pub async fn update(
     // Checked as a whole: a limit may be impossible only together with what is there already.
     let pod = app.pods.ready(&record.meta.sandbox_id)?;
     let sandbox = app.records.sandboxes.get(&record.meta.sandbox_id);
-    let on_node = sandbox.is_some_and(|sandbox| sandbox.machine == MachineKind::Host);
+    let on_node = sandbox
+        .as_ref()
+        .is_some_and(|sandbox| sandbox.machine == MachineKind::Host);
+    let asked = match &sandbox {
+        Some(sandbox) => sandbox::cpus::within(app, sandbox, &asked).await?,
+        None => asked,
+    };
     let merged = resources::merged(&record.status.resources, &asked);
     resources::build(&merged, on_node)?;
     let limits = resources::changed(&asked, &merged, on_node)?;
@@ -57,14 +63,22 @@ pub async fn update(
             id: &id,
             limits: &merged,
         };
-        sandbox::fit(&app, &pod, change).await?;
-        pod.agent
-            .call(
+        let fitted = sandbox::fit(&app, &pod, change).await;
+        let changed = async {
+            fitted?;
+            let call = pod.agent.call(
                 "change the container's limits",
                 DEADLINE,
                 |mut agent| async move { agent.update_container(request).await },
-            )
-            .await?;
+            );
+            call.await?;
+            Ok::<_, ContainerError>(())
+        };
+        if let Err(error) = changed.await {
+            // Its processors are again what the record says.
+            pod.containers_changed();
+            return Err(error);
+        }
         let change = move |record: &mut crate::records::ContainerRecord| {
             record.status.resources = resources::merged(&record.status.resources, &asked);
         };

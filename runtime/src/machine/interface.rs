@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_contract::vmm::Resize;
+use bulkhead_contract::vmm::{Pin, Resize};
 use bulkhead_images::LayerDisk;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -110,6 +110,12 @@ pub trait Machine: Debug + Send + Sync {
     /// # Errors
     /// If the VMM refuses or does not answer; always without one.
     async fn resize(&self, size: Resize) -> Result<u64, MachineError>;
+
+    /// Says which of the host's processors its vCPUs run on.
+    ///
+    /// # Errors
+    /// If the VMM refuses or does not answer; always without one.
+    async fn pin(&self, pin: Pin) -> Result<(), MachineError>;
 }
 
 /// What a machine is started with.

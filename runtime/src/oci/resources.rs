@@ -1,8 +1,7 @@
 //! Limits: from CRI's numbers to the container's cgroup, in the guest or on the node.
 //!
-//! Not carried into a guest, on purpose: cpusets (they number the host's processors; the guest
-//! has its own, and the pod's host cgroup already confines the VM) and the swap limit (the guest has
-//! no swap). Both are recorded and reported. On the node they hold.
+//! Not carried into a guest from here: cpusets, for they number the host's processors (`sandbox::cpus` has
+//! the VM run there, and the container on vCPUs that do), and the swap limit (the guest has no swap).
 
 use std::collections::HashMap;
 
@@ -13,6 +12,7 @@ use oci_spec::runtime::{
 };
 
 use super::OciError;
+use crate::number_set::NumberSet;
 
 /// The kernel's bounds for a CPU period, in microseconds (cgroup v2, cpu.max).
 const PERIOD: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
@@ -165,25 +165,14 @@ fn swap(asked: &LinuxContainerResources) -> Result<Option<i64>, OciError> {
 
 /// Processors or memory nodes, as `0-3,8`; nothing said stays absent.
 fn number_list(field: &'static str, text: &str) -> Result<Option<String>, OciError> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let number = |text: &str| {
-        let digits = (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
-        digits.then(|| text.parse::<u32>().ok()).flatten()
-    };
-    let range = |part: &str| match part.split_once('-') {
-        None => number(part).is_some(),
-        Some((first, last)) => number(first).zip(number(last)).is_some_and(|(a, b)| a <= b),
-    };
-    if text.len() <= 4096 && text.split(',').all(range) {
-        Ok(Some(text.to_owned()))
-    } else {
-        Err(OciError::Invalid {
+    match NumberSet::parse(text) {
+        Ok(set) if set.is_empty() => Ok(None),
+        Ok(_) => Ok(Some(text.to_owned())),
+        Err(_) => Err(OciError::Invalid {
             field,
             value: format!("{text:.80}"),
             allowed: "numbers and ranges of them, such as 0-3,8",
-        })
+        }),
     }
 }
 
@@ -264,6 +253,10 @@ pub fn changed(
     on_node: bool,
 ) -> Result<LinuxResources, OciError> {
     let mut asked = asked.clone();
+    // The kernel has the two in one file.
+    if asked.cpu_quota != 0 || asked.cpu_period != 0 {
+        (asked.cpu_quota, asked.cpu_period) = (merged.cpu_quota, merged.cpu_period);
+    }
     if asked.memory_swap_limit_in_bytes != 0 && asked.memory_limit_in_bytes == 0 {
         asked.memory_limit_in_bytes = merged.memory_limit_in_bytes;
     }
@@ -289,18 +282,24 @@ pub fn merged(
         cpu_quota: keep(update.cpu_quota, old.cpu_quota),
         cpu_shares: keep(update.cpu_shares, old.cpu_shares),
         memory_limit_in_bytes: keep(update.memory_limit_in_bytes, old.memory_limit_in_bytes),
-        // The kernel has no call to change it for a whole container; CRI sends it along unset.
+        // For the VM (`sandbox::oom_score`). A container's processes keep what they have: the kernel has no
+        // call to change it for all of them, and containerd does not either.
         oom_score_adj: keep(update.oom_score_adj, old.oom_score_adj),
         cpuset_cpus: keep_text(&update.cpuset_cpus, &old.cpuset_cpus),
         cpuset_mems: keep_text(&update.cpuset_mems, &old.cpuset_mems),
-        hugepage_limits: if update.hugepage_limits.is_empty() {
-            old.hugepage_limits.clone()
-        } else {
-            update.hugepage_limits.clone()
-        },
+        hugepage_limits: merged_pages(&old.hugepage_limits, &update.hugepage_limits),
         unified,
         memory_swap_limit_in_bytes: keep(update.memory_swap_limit_in_bytes, kept_swap(old, update)),
     }
+}
+
+/// Limits on pages of the sizes that an update does not name stay.
+fn merged_pages(old: &[HugepageLimit], update: &[HugepageLimit]) -> Vec<HugepageLimit> {
+    let stays = |limit: &&HugepageLimit| {
+        let named = update.iter().any(|new| new.page_size == limit.page_size);
+        !named
+    };
+    old.iter().filter(stays).chain(update).cloned().collect()
 }
 
 /// Memory and swap together after an update that does not name it: the kernel counts swap alone, and
@@ -318,181 +317,4 @@ fn kept_swap(old: &LinuxContainerResources, update: &LinuxContainerResources) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn with(change: impl FnOnce(&mut LinuxContainerResources)) -> LinuxContainerResources {
-        let mut resources = LinuxContainerResources::default();
-        change(&mut resources);
-        resources
-    }
-
-    #[test]
-    fn nothing_asked_is_nothing_set() {
-        let built = build(&LinuxContainerResources::default(), false).unwrap();
-        assert!(built.cpu().is_none() && built.memory().is_none() && built.unified().is_none());
-    }
-
-    #[test]
-    fn what_a_kubelet_sends() {
-        let asked = with(|r| {
-            r.cpu_period = 100_000;
-            r.cpu_quota = 20_000;
-            r.cpu_shares = 204;
-            r.memory_limit_in_bytes = 134_217_728;
-            r.memory_swap_limit_in_bytes = 201_326_592;
-            r.cpuset_cpus = "0-3".into();
-            r.cpuset_mems = "0".into();
-            r.hugepage_limits = vec![HugepageLimit {
-                page_size: "2MB".into(),
-                limit: 0,
-            }];
-        });
-        for on_node in [false, true] {
-            let built = build(&asked, on_node).unwrap();
-            let cpu = built.cpu().as_ref().unwrap();
-            assert_eq!(
-                (cpu.quota(), cpu.period(), cpu.shares()),
-                (Some(20_000), Some(100_000), Some(204))
-            );
-            let memory = built.memory().unwrap();
-            assert_eq!(memory.limit(), Some(134_217_728));
-            let huge = built.hugepage_limits().clone().unwrap();
-            assert_eq!((huge[0].page_size().as_str(), huge[0].limit()), ("2MB", 0));
-            // The node's processors and its swap mean nothing in a guest.
-            assert_eq!(cpu.cpus().as_deref(), on_node.then_some("0-3"));
-            assert_eq!(cpu.mems().as_deref(), on_node.then_some("0"));
-            assert_eq!(memory.swap(), on_node.then_some(201_326_592));
-        }
-    }
-
-    #[test]
-    fn lists_of_processors_are_the_kernels() {
-        let list = |text: &str| build(&with(|r| r.cpuset_cpus = text.into()), true);
-        for good in ["0", "0-3", "0-3,8,10-11", "1,1"] {
-            let built = list(good).unwrap();
-            assert_eq!(built.cpu().as_ref().unwrap().cpus().as_deref(), Some(good));
-        }
-        let none = list("").unwrap();
-        assert!(none.cpu().is_none());
-        for bad in [" ", "a", "3-", "-3", "3-1", "0,", "0\n", "0-1-2", "123456"] {
-            assert!(list(bad).is_err(), "{bad:?}");
-        }
-        assert!(build(&with(|r| r.cpuset_mems = "x".into()), true).is_err());
-    }
-
-    #[test]
-    fn swap_counts_from_the_memory_limit() {
-        let swap = |memory, swap, on_node| {
-            build(
-                &with(|r| {
-                    r.memory_limit_in_bytes = memory;
-                    r.memory_swap_limit_in_bytes = swap;
-                }),
-                on_node,
-            )
-        };
-        assert!(swap(0, 1 << 30, true).is_err() && swap(-1, 1 << 30, true).is_err());
-        assert!(swap(0, 1 << 30, false).is_ok());
-        let unlimited = swap(0, -1, true).unwrap();
-        assert_eq!(unlimited.memory().unwrap().swap(), Some(-1));
-
-        let old = with(|r| {
-            r.memory_limit_in_bytes = 64 << 20;
-            r.memory_swap_limit_in_bytes = 80 << 20;
-        });
-        // Swap alone: it counts from what the container has.
-        let asked = with(|r| r.memory_swap_limit_in_bytes = 96 << 20);
-        let written = changed(&asked, &merged(&old, &asked), true).unwrap();
-        let memory = written.memory().unwrap();
-        assert_eq!(
-            (memory.limit(), memory.swap()),
-            (Some(64 << 20), Some(96 << 20))
-        );
-        // Memory alone: the swap on top stays, also where it then is less than the sum that was.
-        let asked = with(|r| r.memory_limit_in_bytes = 128 << 20);
-        let after = merged(&old, &asked);
-        assert_eq!(after.memory_swap_limit_in_bytes, 144 << 20);
-        build(&after, true).unwrap();
-        let written = changed(&asked, &after, true).unwrap();
-        assert_eq!(written.memory().unwrap().swap(), None);
-        let asked = with(|r| r.memory_limit_in_bytes = -1);
-        build(&merged(&old, &asked), true).unwrap();
-    }
-
-    #[test]
-    fn page_sizes_are_the_kernels() {
-        assert_eq!(page_size("2MB"), Some(2 << 20));
-        assert_eq!(page_size("64KB"), Some(64 << 10));
-        assert_eq!(page_size("1GB"), Some(1 << 30));
-        for bad in [
-            "",
-            "MB",
-            "2M",
-            "3MB",
-            "2mB",
-            "+2MB",
-            "0MB",
-            "2MB/../x",
-            "99999999999999999999GB",
-            "17179869185GB",
-        ] {
-            assert_eq!(page_size(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn impossible_numbers_are_refused() {
-        type Change = Box<dyn FnOnce(&mut LinuxContainerResources)>;
-        let bad: Vec<Change> = vec![
-            Box::new(|r| r.cpu_shares = -1),
-            Box::new(|r| r.cpu_shares = 262_145),
-            Box::new(|r| r.cpu_quota = 999),
-            Box::new(|r| r.cpu_quota = -2),
-            Box::new(|r| r.cpu_period = 999),
-            Box::new(|r| r.cpu_period = 1_000_001),
-            Box::new(|r| r.memory_limit_in_bytes = 4096),
-            Box::new(|r| r.memory_limit_in_bytes = -2),
-            Box::new(|r| r.memory_swap_limit_in_bytes = -2),
-            Box::new(|r| {
-                r.memory_limit_in_bytes = 1 << 30;
-                r.memory_swap_limit_in_bytes = 1 << 20;
-            }),
-            Box::new(|r| {
-                r.hugepage_limits = vec![HugepageLimit {
-                    page_size: "2MB".into(),
-                    limit: 1,
-                }];
-            }),
-        ];
-        for (nth, change) in bad.into_iter().enumerate() {
-            assert!(build(&with(change), false).is_err(), "case {nth}");
-        }
-        for key in [
-            "",
-            "memory",
-            "../x.y",
-            "memory/..",
-            "cgroup.kill",
-            "memory..max",
-            "memory.max\n",
-        ] {
-            let asked = with(|r| {
-                r.unified.insert(key.into(), "1".into());
-            });
-            assert!(build(&asked, false).is_err(), "{key:?}");
-        }
-    }
-
-    #[test]
-    fn an_update_keeps_what_it_does_not_name() {
-        let old = with(|r| {
-            r.cpu_shares = 512;
-            r.memory_limit_in_bytes = 1 << 28;
-            r.cpuset_cpus = "1".into();
-        });
-        let new = merged(&old, &with(|r| r.memory_limit_in_bytes = 1 << 29));
-        assert_eq!((new.cpu_shares, new.memory_limit_in_bytes), (512, 1 << 29));
-        assert_eq!(new.cpuset_cpus, "1");
-    }
-}
+mod tests;

@@ -17,8 +17,8 @@ use bulkhead_records::{Database, RecordsError, Table};
 
 pub use container::{ContainerMeta, ContainerRecord, ContainerState, ContainerStatus};
 pub use sandbox::{
-    InterfaceRecord, KVM_FULL, MachineKind, NetworkRecord, Phase, Resource, SandboxRecord,
-    SandboxState, Shape, SizeLimits, VmExit, VmmProcess,
+    InterfaceRecord, KVM_FULL, MachineKind, NetworkRecord, Phase, Placement, Resource,
+    SandboxRecord, SandboxState, Shape, SizeLimits, VmExit, VmmProcess,
 };
 pub use wire::proto;
 

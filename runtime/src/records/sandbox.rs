@@ -32,6 +32,9 @@ pub struct SandboxRecord {
     pub machine: MachineKind,
     /// Size of its virtual machine; on the host only that of its writable disk.
     pub shape: Shape,
+    /// The node's processors and memory that it is held to; `None` for all that its cgroups allow.
+    #[serde(default)]
+    pub placement: Option<Placement>,
     /// Once the network is set up.
     pub network: Option<NetworkRecord>,
     /// How long each step of the start took.
@@ -170,6 +173,17 @@ pub struct SizeLimits {
     /// containers alone.
     #[serde(default)]
     pub beside: bool,
+}
+
+/// Where on the node a VM runs. Lists are written as the kernel writes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Processors of the VMM, all of its threads; empty for all that the cgroups above allow.
+    pub cpus: String,
+    /// Memory nodes, likewise.
+    pub mems: String,
+    /// The processors of each vCPU, from the first on.
+    pub vcpus: Vec<String>,
 }
 
 /// One thing a pod holds on the host.

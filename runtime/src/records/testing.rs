@@ -25,6 +25,7 @@ pub(crate) fn sandbox(id: &str) -> SandboxRecord {
             limits: None,
         },
         network: None,
+        placement: None,
         phases: Vec::new(),
         exit: None,
     }

@@ -136,6 +136,31 @@ pub enum SandboxError {
         /// How long it had.
         seconds: u32,
     },
+    /// A set of processors or memory nodes that the pod cannot have.
+    #[error("{field} is {value:?}, which cannot be written to {}: {why}", file(.field))]
+    CpuSet {
+        /// As CRI names it.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// The kernel's words, and what could be had.
+        why: String,
+    },
+    /// Containers whose processors must not be each other's.
+    #[error(
+        "the cpuset_cpus of the containers of the pod sandbox {id} need {needed} virtual CPUs to be kept          apart, and its VM has {there}: give the pod a higher CPU limit, or raise sandbox.max_vcpus"
+    )]
+    TooFewCpus {
+        /// The pod.
+        id: String,
+        /// At least so many are needed.
+        needed: usize,
+        /// So many there are.
+        there: usize,
+    },
+    /// The limits of a container cannot be written down: a bug.
+    #[error(transparent)]
+    Oci(#[from] crate::oci::OciError),
     /// The mounts of the host's volumes.
     #[error(transparent)]
     Volume(#[from] crate::volumes::VolumeError),
@@ -160,6 +185,11 @@ pub enum SandboxError {
     /// Its task did not come to its end.
     #[error(transparent)]
     Task(#[from] TaskError),
+}
+
+/// The cgroup's file for a field of CRI's.
+fn file(field: &str) -> String {
+    field.replacen('_', ".", 1)
 }
 
 /// What a console's end says, shortly: the line of a kernel's panic, else the last lines. Only for
@@ -197,9 +227,14 @@ impl Grpc for SandboxError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } | Self::Handler { .. } => Code::NotFound,
-            Self::NotReady { .. } | Self::Unsupported { .. } => Code::FailedPrecondition,
+            Self::NotReady { .. } | Self::Unsupported { .. } | Self::TooFewCpus { .. } => {
+                Code::FailedPrecondition
+            }
+            Self::Oci(e) => e.code(),
             Self::NameTaken { .. } => Code::AlreadyExists,
-            Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::CpuSet { .. } => {
+                Code::InvalidArgument
+            }
             Self::CgroupParent { source, .. } => source.code(),
             Self::Records(e) => e.code(),
             Self::Machine(e) => e.code(),

@@ -1,6 +1,8 @@
 //! Pods: how one comes up, is asked about, and goes. One file per RPC, each reading validate,
 //! plan, act, record; no lock is held while a VM boots.
 
+mod cpu_plan;
+pub(crate) mod cpus;
 mod dns;
 mod ending;
 mod error;

@@ -11,8 +11,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 
+use super::cpu_plan::Applied;
 use crate::{
     agent::Agent,
     machine::{Machine, Process},
@@ -39,7 +40,9 @@ pub struct Pod {
     pub(crate) volumes: Mutex<Followed>,
     /// Held over a resize. Not the pod's turn: stopping it does not wait for a guest that is slow to
     /// give memory back.
-    resizing: Mutex<()>,
+    resizing: Mutex<Applied>,
+    /// Containers have come or gone.
+    containers: Notify,
     /// How much memory its guest wants, MiB; for a pod without a limit.
     demand_mib: AtomicU64,
     over: watch::Sender<bool>,
@@ -61,6 +64,7 @@ impl Pod {
             disks: Mutex::default(),
             volumes: Mutex::default(),
             resizing: Mutex::default(),
+            containers: Notify::new(),
             demand_mib: AtomicU64::new(0),
             over: watch::channel(false).0,
         })
@@ -94,9 +98,19 @@ impl Pod {
         }
     }
 
-    /// The turn to resize it.
-    pub(super) async fn resizing(&self) -> MutexGuard<'_, ()> {
+    /// The turn to resize it, with what the daemon has done about its place on the node.
+    pub(super) async fn resizing(&self) -> MutexGuard<'_, Applied> {
         self.resizing.lock().await
+    }
+
+    /// A container has ended or is gone: who sees to the pod's place on the node is to look again.
+    pub(crate) fn containers_changed(&self) {
+        self.containers.notify_one();
+    }
+
+    /// Waits for that.
+    pub(super) async fn containers_change(&self) {
+        self.containers.notified().await;
     }
 
     /// How much memory its guest wants, MiB; 0 where it has not said.

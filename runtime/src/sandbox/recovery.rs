@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::{
     Pod, growth, guest_clock, monitor, names, oom_score,
     release::{self, Extent},
+    resize,
     settle::{settle_later, settle_surely},
     stop::stop_in_turn,
 };
@@ -101,6 +102,7 @@ fn recover_one(app: &Arc<App>, record: &Arc<SandboxRecord>) -> Option<JoinHandle
                 guest_clock::keep(&app, &pod);
                 say_hello(&pod).await;
                 container::pod_ready(&app, &pod).await;
+                resize::follow_containers(&app, &pod);
             });
             None
         }

@@ -98,6 +98,7 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
         machine: wanted.machine,
         shape,
         network: None,
+        placement: None,
         phases: Vec::new(),
         exit: None,
     };
@@ -175,6 +176,7 @@ async fn finish(
     monitor::watch(app, &pod);
     guest_clock::keep(app, &pod);
     growth::follow(app, &pod);
+    resize::follow_containers(app, &pod);
     container::pod_ready(app, &pod).await;
     if let Some(record) = app.records.sandboxes.get(&id) {
         status::sandbox_changed(app, ContainerEventType::ContainerCreatedEvent, &record);

@@ -53,6 +53,7 @@ async fn verbose_info(app: &App, record: &SandboxRecord) -> serde_json::Value {
         "handlerAsked": record.handler,
         "state": record.state,
         "shape": record.shape,
+        "placement": record.placement,
         "vmmOverheadMib": app.config.vmm.overhead_mib,
         "pid": record.process().map(|process| process.pid),
         "phases": record.phases,

@@ -3,9 +3,10 @@
 use bulkhead_images::ImageRecord;
 use bulkhead_proto::cri;
 
+use super::resources::in_force;
 use crate::{
     oci::signal,
-    records::{ContainerRecord, ContainerState},
+    records::{ContainerRecord, ContainerState, SandboxRecord},
 };
 
 /// The state CRI shows.
@@ -38,6 +39,7 @@ pub(crate) fn list_container(record: &ContainerRecord) -> cri::Container {
 /// ContainerStatus.
 pub(crate) fn describe_container(
     record: &ContainerRecord,
+    sandbox: Option<&SandboxRecord>,
     image: Option<&ImageRecord>,
 ) -> cri::ContainerStatus {
     let (meta, status) = (&record.meta, &record.status);
@@ -81,7 +83,7 @@ pub(crate) fn describe_container(
             .map(|p| p.display().to_string())
             .unwrap_or_default(),
         resources: Some(cri::ContainerResources {
-            linux: Some(status.resources.clone()),
+            linux: Some(in_force(record, sandbox)),
             windows: None,
         }),
         image_id: meta.image_id.clone(),

@@ -3,6 +3,7 @@
 //! right after it, so that a kubelet needs to ask nothing (KEP-3386).
 
 mod container;
+mod resources;
 mod sandbox;
 
 use std::{cmp::Reverse, collections::HashMap, sync::Arc};
@@ -59,7 +60,7 @@ pub(crate) fn snapshot(
     records.sort_by_key(|record| Reverse(record.meta.created_at));
     let status = |record: &Arc<ContainerRecord>| {
         let image = app.images.by_id(&record.meta.image_id);
-        describe_container(record, image.as_deref())
+        describe_container(record, Some(sandbox), image.as_deref())
     };
     (
         describe_sandbox(sandbox),

@@ -4,6 +4,7 @@ mod bad_input;
 mod basics;
 mod confinement;
 mod contexts;
+mod cpus;
 mod crictl;
 mod docs;
 mod events;
@@ -46,6 +47,7 @@ pub fn all() -> Vec<Test> {
         events::tests(),
         resize::tests(),
         sizes::tests(),
+        cpus::tests(),
         lifecycle::tests(),
         logs::tests(),
         network::tests(),

@@ -46,6 +46,9 @@ pub enum MachineError {
     EventLoop(#[from] EventLoopError),
     #[error(transparent)]
     Serial(#[from] SerialError),
+    /// A request to pin makes no sense.
+    #[error("pinning vCPUs: {0}")]
+    Pin(String),
     /// A device could not be made.
     #[error("making device {id}: {source}")]
     Device {

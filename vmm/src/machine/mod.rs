@@ -1,7 +1,7 @@
 //! The live machine: what the configuration becomes, and everything that can be asked of it.
 //!
 //! `resources` takes the descriptors, `build` makes a machine that boots, `vcpus` its vCPUs;
-//! `resize` adds to one that runs what `growth` says it may have, `snapshot` saves one and makes one
+//! `resize` adds to one that runs what `growth` says it may have, `pin` says where its vCPUs run, `snapshot` saves one and makes one
 //! that continues, `metrics` counts. One thread works on a machine at a time (the control thread);
 //! vCPU threads and the I/O thread run beside it.
 
@@ -10,6 +10,7 @@ mod error;
 mod growth;
 mod memory_map;
 mod metrics;
+mod pin;
 mod resize;
 mod resources;
 mod snapshot;

@@ -39,6 +39,15 @@ pub enum VcpuError {
         #[source]
         source: std::io::Error,
     },
+    /// Its thread cannot run where it should.
+    #[error("pinning vCPU {vcpu}: {source}; its cgroup may not use these processors of the host")]
+    Pin {
+        /// Which vCPU.
+        vcpu: u8,
+        /// The system's answer.
+        #[source]
+        source: std::io::Error,
+    },
     /// A thread did not stop in time.
     #[error("{0} vCPU threads did not stop in time")]
     Stuck(usize),

@@ -1,6 +1,7 @@
-//! Virtual CPUs: one thread each, how these are started, paused and ended (`gate`), and what happens
-//! when a CPU exits (`run`). Registers are the architecture's: `arch`.
+//! Virtual CPUs: one thread each, how these are started, paused and ended (`gate`), where they run
+//! (`affinity`), and what happens when a CPU exits (`run`). Registers are the architecture's: `arch`.
 
+mod affinity;
 mod error;
 pub mod gate;
 mod run;

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use bulkhead_contract::exit::Reason;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::affinity;
 use super::error::VcpuError;
 use super::gate::{Gate, RunState};
 use crate::arch::x86_64::ports::Ports;
@@ -153,6 +154,20 @@ impl VcpuThread {
     /// The vCPU, for a reader of its state. Blocks while it runs: pause first.
     pub fn fd(&self) -> MutexGuard<'_, VcpuFd> {
         lock(&self.fd)
+    }
+
+    /// Has the thread run on these processors of the host; `None` means on all its cgroup allows.
+    ///
+    /// # Errors
+    /// When the cgroup allows none of them.
+    pub fn pin(&self, cpus: Option<&[u16]>) -> Result<(), VcpuError> {
+        let Some(thread) = &self.thread else {
+            return Ok(());
+        };
+        affinity::set(thread, cpus).map_err(|source| VcpuError::Pin {
+            vcpu: self.id,
+            source,
+        })
     }
 
     /// Makes the thread look at its gate.

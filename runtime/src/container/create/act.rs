@@ -86,6 +86,8 @@ pub(super) async fn build(
             record.status.state = ContainerState::Created;
         })
         .await?;
+    // Before anything of it runs: its processors, and room on them beside the others.
+    sandbox::fit(app, pod, Change::Containers).await?;
     // A pod that has ended meanwhile has recorded the ends of its containers without this one.
     if *pod.over().borrow() {
         let why = "it ended while the container was made".to_owned();

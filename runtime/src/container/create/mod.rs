@@ -94,6 +94,9 @@ async fn create_now(
         metadata.attempt,
         &id,
     )?;
+    if let Some(limits) = config.linux.as_mut().and_then(|l| l.resources.as_mut()) {
+        *limits = sandbox::cpus::within(app, &sandbox, limits).await?;
+    }
     let volume_plan = plan_volumes(app, &sandbox, &config).await?;
     let image = app.images.hold(&id, &image).await?;
     let planned = plan(app, &sandbox, &mut config, &image, &id, volume_plan).await;

@@ -4,9 +4,14 @@
 mod creation;
 #[path = "../../../tests/common/guest/mod.rs"]
 mod fakes;
+mod processors;
 mod running;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bulkhead_images::{ImageConfig, ImageRecord, LayerRecord, digest::Digest};
 use bulkhead_proto::cri;
@@ -24,7 +29,7 @@ use crate::{
         Machine as _, Process,
         vm::{JailDir, VirtualMachine},
     },
-    records::{Records, SandboxRecord, testing},
+    records::{Records, Resource, SandboxRecord, Shape, testing},
     sandbox::Pod,
 };
 
@@ -60,19 +65,35 @@ impl Node {
     fn config(&self) -> Config {
         let at = |name: &str| self.dir.path().join(name).display().to_string();
         let text = format!(
-            "[paths]\nstate_dir = {:?}\nrun_dir = {:?}\nsocket = {:?}\n",
+            "[paths]\nstate_dir = {:?}\nrun_dir = {:?}\nsocket = {:?}\n[cgroup]\nroot = {:?}\n",
             at("state"),
             at("run"),
-            at("run/socket")
+            at("run/socket"),
+            self.cgroups().display().to_string()
         );
         std::fs::create_dir_all(self.dir.path().join("state")).unwrap();
         Config::parse(Path::new("test.toml"), &text).unwrap()
+    }
+
+    /// Where cgroups are: plain directories, which take what is written.
+    fn cgroups(&self) -> PathBuf {
+        self.dir.path().join("cgroup")
+    }
+
+    /// The pod's own.
+    fn leaf(&self) -> PathBuf {
+        self.cgroups().join("bulkhead/leaf")
     }
 
     /// Two images that share a layer, and the pod's record, as daemons before this one left them.
     fn fill(&self) {
         let config = self.config();
         std::fs::create_dir_all(config.paths.layers()).unwrap();
+        std::fs::create_dir_all(self.leaf()).unwrap();
+        std::fs::write(self.cgroups().join("cpuset.cpus.effective"), "0-8\n").unwrap();
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            std::fs::write(self.leaf().join(file), "").unwrap();
+        }
         let layer = |name: &str| {
             let diff_id = Digest::of(name.as_bytes());
             let file = config
@@ -118,6 +139,11 @@ impl Node {
                     log_directory: logs.display().to_string(),
                     hostname: "pod".to_owned(),
                     ..Default::default()
+                },
+                resources: vec![Resource::Cgroup { path: self.leaf() }],
+                shape: Shape {
+                    vcpus: 8,
+                    ..testing::sandbox(POD).shape
                 },
                 ..testing::sandbox(POD)
             };

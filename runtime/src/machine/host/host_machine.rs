@@ -9,7 +9,7 @@ use std::{
 
 use bulkhead_contract::{
     host::{Network, Pod},
-    vmm::Resize,
+    vmm::{Pin, Resize},
 };
 use bulkhead_images::LayerDisk;
 use bulkhead_proto::agent::{LayerFile, MountLayersRequest, PowerOffRequest};
@@ -182,6 +182,10 @@ impl Machine for HostMachine {
     }
 
     async fn resize(&self, _size: Resize) -> Result<u64, MachineError> {
+        Err(self.no_vm())
+    }
+
+    async fn pin(&self, _pin: Pin) -> Result<(), MachineError> {
         Err(self.no_vm())
     }
 }

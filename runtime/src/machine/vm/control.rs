@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_contract::vmm::{Answer, AttachDisk, AttachNet, Done, Failure, Request, Resize};
+use bulkhead_contract::vmm::{Answer, AttachDisk, AttachNet, Done, Failure, Pin, Request, Resize};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
@@ -89,6 +89,12 @@ impl Control {
             during: "resizing the VM",
             what: "the answer names no size".to_owned(),
         })
+    }
+
+    /// Says which of the host's processors the vCPUs run on.
+    pub async fn pin(&self, pin: Pin) -> Result<(), VmmError> {
+        let request = Request::Pin(pin);
+        self.ask("pin its vCPUs", &request, &[]).await.map(|_| ())
     }
 
     /// Ends the VM at once and with it the process.

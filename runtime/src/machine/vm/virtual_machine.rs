@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_contract::vmm::{AttachDisk, AttachNet, ErrorKind, Resize};
+use bulkhead_contract::vmm::{AttachDisk, AttachNet, ErrorKind, Pin, Resize};
 use bulkhead_images::LayerDisk;
 use bulkhead_proto::agent::READY_PORT;
 
@@ -218,6 +218,10 @@ impl Machine for VirtualMachine {
 
     async fn resize(&self, size: Resize) -> Result<u64, MachineError> {
         Ok(self.control.resize(size).await?)
+    }
+
+    async fn pin(&self, pin: Pin) -> Result<(), MachineError> {
+        Ok(self.control.pin(pin).await?)
     }
 }
 
