@@ -66,7 +66,7 @@ async fn in_a_pod(
         ..LinuxContainerConfig::default()
     });
     let id = cri.run(&pod, &config, container).await?;
-    let mut has = async |when: &str, figures: &mut Figures| -> Outcome {
+    let has = async |when: &str, figures: &mut Figures| -> Outcome {
         let text = cri
             .shell(&id, "awk '/MemTotal/ {print $2 / 1024}' /proc/meminfo")
             .await?;

@@ -8,6 +8,7 @@ use std::{
         fd::OwnedFd,
         unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown},
     },
+    path::PathBuf,
     process::Stdio,
     time::Duration,
 };
