@@ -9,5 +9,6 @@ pub use config::{
     MacAddress, Net, RestoreFds, Vsock,
 };
 pub use control::{
-    Answer, AttachDisk, AttachNet, Done, ErrorKind, Failure, Request, Resize, Started,
+    Answer, AttachDisk, AttachNet, Done, ErrorKind, Failure, MAX_PARTS, PART_ALIGNMENT, Request,
+    Resize, Started,
 };
