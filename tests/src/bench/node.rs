@@ -32,20 +32,43 @@ pub struct Effort {
     pub repeat: usize,
 }
 
-/// Measures a node below `results`; without `pods`, streams and volumes alone.
+/// What of a node is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All there is.
+    All,
+    /// Streams and volumes.
+    Streams,
+    /// Images of many layers.
+    Layers,
+}
+
+/// Measures a node below `results`.
 ///
 /// # Errors
 /// If anything of it does not work.
-pub async fn measure(results: &Path, effort: Effort, pods: bool, figures: &mut Figures) -> Outcome {
+pub async fn measure(
+    results: &Path,
+    effort: Effort,
+    scope: Scope,
+    figures: &mut Figures,
+) -> Outcome {
     let mut host = Host::start("bench", results, Options::default()).await?;
     host.start_registry().await?;
     let cri = host.cri().await?;
     let busybox = format!("{REGISTRY}/busybox:latest");
     println!("==> pulling");
     cri.pull(&busybox).await?;
-    if pods {
+    if scope == Scope::All {
         pulls(&cri, effort, figures).await?;
         one_by_one(&host, &cri, &busybox, effort, figures).await?;
+    }
+    if scope != Scope::Streams {
+        println!("==> layers");
+        super::layers::measure(&cri, &busybox, effort.repeat.min(5), figures).await?;
+    }
+    if scope == Scope::Layers {
+        return host.stop_daemon().await;
     }
     println!("==> streams");
     super::streams::measure(&host, &cri, &busybox, effort.repeat, figures).await?;
