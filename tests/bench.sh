@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `make bench`: builds, starts a test host, and runs bulkhead-bench in it. What is given goes to
 # bulkhead-bench: --pods N, --repeat N, --peer qemu, --peer firecracker=PATH, --only-peer,
-# --only-streams (and volumes), --only-memory, --json FILE (on this machine).
+# --only-streams (and volumes), --only-layers, --only-memory, --json FILE (on this machine).
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"

@@ -11,10 +11,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bulkhead_contract::exit::Reason;
-use bulkhead_contract::vmm::{Answer, Done, ErrorKind, Failure, Request};
+use bulkhead_contract::vmm::{Answer, AttachDisk, Done, ErrorKind, Failure, MAX_PARTS, Request};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::api::{self, ConfigError};
+use crate::devices::block::Part;
 use crate::devices::net::NetConfig;
 use crate::lifecycle::End;
 use crate::machine::{Machine, MachineError, MemoryMap};
@@ -23,7 +24,7 @@ use crate::poll::{poll, readable};
 /// The longest message in both directions.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// The most descriptors with one request.
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = MAX_PARTS;
 /// The daemon is one client, or two while one version hands over to the next.
 const MAX_CONNECTIONS: usize = 8;
 /// How long the rest of a request, or the taking of an answer, may be waited for.
@@ -308,8 +309,8 @@ fn handle(
             machine.snapshot(&File::from(state), &File::from(memory))?;
         }
         Request::Attach { disk } => {
-            let [fd] = exactly(fds)?;
-            let slot = machine.attach_disk(&disk.id, fd.into(), disk.read_only, disk.queues)?;
+            let parts = parts(&disk, fds)?;
+            let slot = machine.attach_disk(&disk.id, parts, disk.read_only, disk.queues)?;
             return Ok(Done {
                 slot: Some(slot),
                 ..done
@@ -360,6 +361,25 @@ fn exactly<const N: usize>(fds: Vec<OwnedFd>) -> Result<[OwnedFd; N], ControlErr
             wanted: N,
             actual: fds.len(),
         })
+}
+
+/// A disk's files.
+fn parts(disk: &AttachDisk, fds: Vec<OwnedFd>) -> Result<Vec<Part>, ControlError> {
+    if disk.parts.is_empty() {
+        let [fd] = exactly(fds)?;
+        return Ok(vec![File::from(fd).into()]);
+    }
+    if fds.len() != disk.parts.len() {
+        return Err(ControlError::Descriptors {
+            wanted: disk.parts.len(),
+            actual: fds.len(),
+        });
+    }
+    let part = |(fd, bytes): (OwnedFd, &u64)| Part {
+        file: fd.into(),
+        bytes: Some(*bytes),
+    };
+    Ok(fds.into_iter().zip(&disk.parts).map(part).collect())
 }
 
 /// A network device's tap, and after it /dev/vhost-net if it is to be used.

@@ -73,7 +73,10 @@ impl Containers {
         let namespaces = self.namespaces(pid_mode, &request.pid_target).await?;
         // Image volumes' layers are held like the container's own.
         let held: Vec<String> = all_layers(&request);
-        let mut layers = self.disks.acquire_layers(&held).await?;
+        let mut layers = self
+            .disks
+            .acquire_layers(&held, &request.layer_places)
+            .await?;
         layers.truncate(request.layers.len());
         let rootfs = Rootfs {
             target: self.paths.container(&id).join("rootfs"),

@@ -44,7 +44,12 @@ impl Containers {
     ///
     /// # Errors
     /// If its processes do not die in time; it can be tried again.
-    pub async fn delete(&self, id: &str, release_disks: &[String]) -> Result<(), ContainerError> {
+    pub async fn delete(
+        &self,
+        id: &str,
+        release_layers: &[String],
+        release_disks: &[String],
+    ) -> Result<(), ContainerError> {
         let container = {
             let mut slots = lock(&self.slots);
             match slots.get(id) {
@@ -85,6 +90,7 @@ impl Containers {
             lock(&self.slots).remove(id);
         }
         self.volumes.forget_disks(release_disks).await;
+        self.disks.unmount_unused(release_layers).await?;
         Ok(self.disks.remove_unused(release_disks).await?)
     }
 

@@ -19,6 +19,14 @@ pub struct BlockDevice {
 }
 
 impl BlockDevice {
+    #[cfg(test)]
+    pub(super) fn test(serial: &str, name: &str) -> Self {
+        Self {
+            serial: serial.to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
     /// Its serial.
     pub fn serial(&self) -> &str {
         &self.serial

@@ -46,6 +46,38 @@ pub enum DiskError {
         #[source]
         error: io::Error,
     },
+    /// A place that is no part of a disk.
+    #[error(
+        "layer {layer} is said to be {length} bytes of disk {disk} from byte {offset} on, which are not \
+         whole sectors"
+    )]
+    BadPlace {
+        /// The layer.
+        layer: String,
+        /// The disk.
+        disk: String,
+        /// Where it begins.
+        offset: u64,
+        /// Its length.
+        length: u64,
+    },
+    /// More parts than the kernel has partitions for.
+    #[error("disk {disk} has more than 255 parts")]
+    TooManyParts {
+        /// The disk.
+        disk: String,
+    },
+    /// A part of a disk could not be made a block device.
+    #[error("making partitions of disk {disk} ({device})")]
+    Partition {
+        /// The disk.
+        disk: String,
+        /// Its device.
+        device: String,
+        /// The kernel's answer.
+        #[source]
+        error: io::Error,
+    },
     /// Unmounting or unplugging failed.
     #[error("releasing disk {serial}: {what}")]
     Release {

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::device::BlockDevice;
 use super::error::DiskError;
 
 /// How a disk is mounted.
@@ -36,18 +35,19 @@ impl Filesystem {
     }
 }
 
-/// Mounts a disk at a place that is made for it.
+/// Mounts a disk or a part of one at a place that is made for it.
 ///
 /// # Errors
 /// [`DiskError::Mount`].
 pub(super) fn mount_device(
-    device: &BlockDevice,
+    serial: &str,
+    node: &Path,
     filesystem: Filesystem,
     target: PathBuf,
 ) -> Result<(), DiskError> {
-    mount_node(&device.node(), filesystem, &target).map_err(|error| DiskError::Mount {
-        serial: device.serial().to_owned(),
-        device: device.node().display().to_string(),
+    mount_node(node, filesystem, &target).map_err(|error| DiskError::Mount {
+        serial: serial.to_owned(),
+        device: node.display().to_string(),
         filesystem: filesystem.name(),
         target,
         error,

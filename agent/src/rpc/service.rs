@@ -94,9 +94,10 @@ impl Service for Agent {
         let DeleteContainerRequest {
             container_id,
             release_disks,
+            release_layers,
         } = request.into_inner();
         self.containers()
-            .delete(&container_id, &release_disks)
+            .delete(&container_id, &release_layers, &release_disks)
             .await
             .map_err(status::of_container)?;
         Ok(Response::new(DeleteContainerResponse {}))

@@ -113,14 +113,17 @@ fn cgroup_code(error: &CgroupError) -> Code {
 
 fn disk_code(error: &DiskError) -> Code {
     match error {
-        DiskError::BadSerial(_) | DiskError::NoDevices { .. } | DiskError::NotOnHost { .. } => {
-            Code::InvalidArgument
-        }
+        DiskError::BadSerial(_)
+        | DiskError::BadPlace { .. }
+        | DiskError::TooManyParts { .. }
+        | DiskError::NoDevices { .. }
+        | DiskError::NotOnHost { .. } => Code::InvalidArgument,
         DiskError::Missing { .. } => Code::DeadlineExceeded,
         DiskError::EndedEarly(_) => Code::Unavailable,
-        DiskError::Scan { .. } | DiskError::Mount { .. } | DiskError::Release { .. } => {
-            Code::Internal
-        }
+        DiskError::Scan { .. }
+        | DiskError::Partition { .. }
+        | DiskError::Mount { .. }
+        | DiskError::Release { .. } => Code::Internal,
     }
 }
 

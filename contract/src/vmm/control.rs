@@ -6,6 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::config::MacAddress;
 
+/// The most files one disk may consist of: what one message carries (`SCM_MAX_FD` is 253), and fewer
+/// than Linux has partitions for.
+pub const MAX_PARTS: usize = 240;
+/// Bytes that the length of a part is a multiple of: file systems' blocks.
+pub const PART_ALIGNMENT: u64 = 4096;
+
 /// What the daemon asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -18,7 +24,7 @@ pub enum Request {
     Resume {},
     /// Write state and memory to the two descriptors.
     Snapshot {},
-    /// Add a disk; its descriptor comes along.
+    /// Add a disk; its descriptor comes along, or one for each of its parts.
     Attach {
         /// The disk.
         disk: AttachDisk,
@@ -87,6 +93,11 @@ pub struct AttachDisk {
     pub read_only: bool,
     /// How many queues.
     pub queues: u16,
+    /// Where files one after the other are the disk: how many bytes of it each is, which is the
+    /// file's length rounded up to [`PART_ALIGNMENT`]. Zeroes fill the rest. Such a disk is
+    /// read-only. Empty: one file is the disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<u64>,
 }
 
 /// A network device to add.

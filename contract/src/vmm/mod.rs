@@ -9,6 +9,6 @@ pub use config::{
     MacAddress, Net, RestoreFds, Vsock,
 };
 pub use control::{
-    Answer, AttachDisk, AttachNet, Done, ErrorKind, Failure, Pin, PinGroup, Request, Resize,
-    Started,
+    Answer, AttachDisk, AttachNet, Done, ErrorKind, Failure, MAX_PARTS, PART_ALIGNMENT, Pin,
+    PinGroup, Request, Resize, Started,
 };

@@ -77,6 +77,7 @@ pub(super) async fn catch_up(app: &Arc<App>, pod: &Arc<Pod>) -> Result<(), Conta
     for id in guest.into_keys().take(MOST_UNKNOWN) {
         let request = DeleteContainerRequest {
             container_id: id,
+            release_layers: Vec::new(),
             release_disks: Vec::new(),
         };
         let delete = pod

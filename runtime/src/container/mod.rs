@@ -11,6 +11,7 @@ mod error;
 mod exec;
 mod find;
 mod guest_events;
+mod layer_files;
 mod live;
 mod pod_life;
 mod remove;

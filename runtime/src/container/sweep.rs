@@ -10,8 +10,17 @@ use crate::{app::App, error::chain, records::ContainerState, volumes::pod_volume
 pub async fn recover(app: &Arc<App>) {
     for pod in app.pods.all() {
         let containers = app.records.containers_of(&pod.id);
-        let disks = containers.iter().flat_map(|record| record.meta.disks());
-        pod.disks.lock().await.extend(disks);
+        let mut disks = pod.disks.lock().await;
+        for record in containers {
+            disks.plugged.extend(record.meta.disks());
+            // Nobody knows whether the disks of a creation that was cut off are there. They are not
+            // counted on, and go when it is taken back.
+            if record.status.state != ContainerState::Creating {
+                let places = record.meta.layer_places.iter();
+                let places = places.map(|place| (place.layer.clone(), place.clone()));
+                disks.places.extend(places);
+            }
+        }
     }
     for record in app.records.containers.list() {
         let pod = app.records.sandboxes.get(&record.meta.sandbox_id);

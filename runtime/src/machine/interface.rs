@@ -65,6 +65,17 @@ pub trait Machine: Debug + Send + Sync {
     /// If it does not hear.
     async fn stop(&self, agent: &Agent, limit: Duration) -> Result<(), MachineError>;
 
+    /// Whether layers come to it as parts of disks, by [`attach_joined`](Self::attach_joined), and
+    /// not by [`attach_layers`](Self::attach_layers).
+    fn joins_layers(&self) -> bool;
+
+    /// Gives it files one after the other as one read-only disk; with each, how many bytes of the disk
+    /// it is. One that it has already is fine.
+    ///
+    /// # Errors
+    /// If it does not take it; always without a guest.
+    async fn attach_joined(&self, serial: &str, parts: &[(File, u64)]) -> Result<(), MachineError>;
+
     /// Gives it layers that it does not have, each added to `attached` as it is there.
     ///
     /// # Errors

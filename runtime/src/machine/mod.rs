@@ -24,7 +24,7 @@ use crate::{
 pub fn of_record(record: &SandboxRecord, paths: &Paths) -> Arc<dyn Machine> {
     let dir = paths.pod(&record.id);
     match record.machine {
-        MachineKind::Vm => Arc::new(vm::VirtualMachine::of_pod(&dir)),
+        MachineKind::Vm => Arc::new(vm::VirtualMachine::of_pod(&dir, record.joins_layers)),
         MachineKind::Host => Arc::new(host::HostMachine::of_pod(&record.id, &dir)),
     }
 }

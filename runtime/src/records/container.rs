@@ -1,7 +1,11 @@
 //! A container's record, split into what never changes ([`ContainerMeta`]) and what does
 //! ([`ContainerStatus`]).
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use bulkhead_proto::cri::{ContainerConfig, LinuxContainerResources};
 use bulkhead_records::Record;
@@ -48,6 +52,10 @@ pub struct ContainerMeta {
     pub stop_signal: u32,
     /// User id, group id and all groups, as the agent resolved them.
     pub user: Option<(u32, u32, Vec<u32>)>,
+    /// Where those of its layers, and of its image volumes', are that are parts of a disk. A layer
+    /// that is not here is a disk of its own.
+    #[serde(default)]
+    pub layer_places: Vec<LayerPlace>,
     /// What it holds for its volumes, in the order made; given back in reverse.
     #[serde(default)]
     pub volumes: Vec<VolumeRecord>,
@@ -65,11 +73,37 @@ impl ContainerMeta {
             })
     }
 
-    /// Serials of all disks of the VM that it needs.
+    /// Serials of all disks of the VM that it needs, each once.
     pub fn disks(&self) -> Vec<String> {
+        let places: HashMap<&str, &str> = self
+            .layer_places
+            .iter()
+            .map(|place| (place.layer.as_str(), place.disk.as_str()))
+            .collect();
+        let disk = |serial: String| match places.get(serial.as_str()) {
+            Some(disk) => (*disk).to_owned(),
+            None => serial,
+        };
         let volumes = self.volumes.iter().flat_map(VolumeRecord::disks);
-        self.layers.iter().cloned().chain(volumes).collect()
+        let all = self.layers.iter().cloned().chain(volumes);
+        let mut disks: Vec<_> = all.map(disk).collect();
+        disks.sort();
+        disks.dedup();
+        disks
     }
+}
+
+/// Where an image layer is: one part of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerPlace {
+    /// The layer's serial.
+    pub layer: String,
+    /// The disk's serial.
+    pub disk: String,
+    /// Where on it the layer begins, bytes.
+    pub offset: u64,
+    /// How many bytes it is.
+    pub length: u64,
 }
 
 /// What changes in a container's life.
@@ -117,4 +151,46 @@ pub enum ContainerState {
     Exited,
     /// Nobody knows: its pod did not answer.
     Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::testing;
+
+    #[test]
+    fn a_container_of_an_earlier_release_has_a_disk_for_each_layer() {
+        let mut record = serde_json::to_value(testing::container("c", "p")).unwrap();
+        record["meta"]["layers"] = serde_json::json!(["lb", "la", "lb"]);
+        record["meta"]
+            .as_object_mut()
+            .unwrap()
+            .remove("layer_places");
+        let mut record: ContainerRecord = serde_json::from_value(record).unwrap();
+        assert_eq!(record.meta.disks(), ["la", "lb"]);
+        let meta = Arc::make_mut(&mut record.meta);
+        meta.volumes = vec![
+            VolumeRecord::Disk {
+                serial: "v".to_owned(),
+            },
+            VolumeRecord::Image {
+                holder: "h".to_owned(),
+                layers: vec!["lb".to_owned(), "lc".to_owned()],
+            },
+        ];
+        meta.layer_places = ["lb", "lc"]
+            .map(|layer| LayerPlace {
+                layer: layer.to_owned(),
+                disk: "p-0".to_owned(),
+                offset: 0,
+                length: 4096,
+            })
+            .into();
+        assert_eq!(record.meta.disks(), ["la", "p-0", "v"]);
+        let written = serde_json::to_value(&record).unwrap();
+        assert_eq!(
+            serde_json::from_value::<ContainerRecord>(written).unwrap(),
+            record
+        );
+    }
 }

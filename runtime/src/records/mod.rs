@@ -15,7 +15,7 @@ use std::{path::Path, sync::Arc};
 
 use bulkhead_records::{Database, RecordsError, Table};
 
-pub use container::{ContainerMeta, ContainerRecord, ContainerState, ContainerStatus};
+pub use container::{ContainerMeta, ContainerRecord, ContainerState, ContainerStatus, LayerPlace};
 pub use sandbox::{
     InterfaceRecord, KVM_FULL, MachineKind, NetworkRecord, Phase, Placement, Resource,
     SandboxRecord, SandboxState, Shape, SizeLimits, VmExit, VmmProcess,

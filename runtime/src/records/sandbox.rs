@@ -30,6 +30,10 @@ pub struct SandboxRecord {
     /// What it runs in.
     #[serde(default)]
     pub machine: MachineKind,
+    /// Whether the layers it gets together are parts of one disk. What runs in pods of an older
+    /// daemon knows only disks that are one layer.
+    #[serde(default)]
+    pub joins_layers: bool,
     /// Size of its virtual machine; on the host only that of its writable disk.
     pub shape: Shape,
     /// The node's processors and memory that it is held to; `None` for all that its cgroups allow.

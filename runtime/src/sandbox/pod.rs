@@ -2,7 +2,7 @@
 //! record (`records`); how it comes to its end is in `settle`.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     ops::ControlFlow,
     sync::{
         Arc,
@@ -17,11 +17,35 @@ use super::cpu_plan::Applied;
 use crate::{
     agent::Agent,
     machine::{Machine, Process},
+    records::LayerPlace,
     volumes::Followed,
 };
 
 /// Between two tries to reach a pod's agent.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// The layers and block devices that a pod has.
+#[derive(Debug, Default)]
+pub(crate) struct PodDisks {
+    /// Serials of disks; on the host of layers that are mounted. Some may not be there: those of a
+    /// plugging whose end nobody has seen.
+    pub(crate) plugged: HashSet<String>,
+    /// Layers that are parts of these disks, by their serials.
+    pub(crate) places: HashMap<String, LayerPlace>,
+}
+
+impl PodDisks {
+    /// Whether it has this layer.
+    pub(crate) fn has_layer(&self, serial: &str) -> bool {
+        self.plugged.contains(serial) || self.places.contains_key(serial)
+    }
+
+    /// A disk is gone, with all that are parts of it.
+    pub(crate) fn remove(&mut self, serial: &str) {
+        self.plugged.remove(serial);
+        self.places.retain(|_, place| place.disk != serial);
+    }
+}
 
 /// A pod whose agent runs.
 #[derive(Debug)]
@@ -34,8 +58,8 @@ pub struct Pod {
     pub machine: Arc<dyn Machine>,
     /// Its VMM, or its agent on the host: the process whose end is the pod's.
     pub process: Arc<Process>,
-    /// Serials of the layers and block devices it has; locked while disks come and go.
-    pub(crate) disks: Mutex<HashSet<String>>,
+    /// What disks it has; locked while they come and go.
+    pub(crate) disks: Mutex<PodDisks>,
     /// Watches and bridges of its volumes; locked while volumes come and go.
     pub(crate) volumes: Mutex<Followed>,
     /// Held over a resize. Not the pod's turn: stopping it does not wait for a guest that is slow to

@@ -96,6 +96,7 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
         state: SandboxState::Creating,
         resources: resources(&app, &id, &wanted, uid, &leaf),
         machine: wanted.machine,
+        joins_layers: wanted.machine == MachineKind::Vm,
         shape,
         network: None,
         placement: None,

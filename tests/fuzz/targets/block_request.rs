@@ -1,6 +1,8 @@
-//! A block request: any descriptors, any header. Whatever is planned lies inside the disk.
+//! A block request: any descriptors, any header. Whatever is planned lies inside the disk, and what is
+//! read inside the files that the disk consists of.
 #![no_main]
 
+use bulkhead_vmm::devices::block::backing::{Layout, Place};
 use bulkhead_vmm::devices::block::request::{Action, Disk, Request, SECTOR};
 use bulkhead_vmm::virtio::device::QueueState;
 use libfuzzer_sys::fuzz_target;
@@ -50,6 +52,9 @@ fuzz_target!(|input: &[u8]| {
     let Ok(request) = Request::parse(chain, &mem, &disk) else {
         return;
     };
+    if let Ok(Action::Read { offset }) = request.action {
+        walk(u64::from(*flags), offset, request.data.len() as u64);
+    }
     let end = match request.action {
         Ok(Action::Read { offset }) => offset.checked_add(request.data.len() as u64),
         Ok(Action::Write { offset }) => {
@@ -64,3 +69,29 @@ fuzz_target!(|input: &[u8]| {
     };
     assert!(end.unwrap() <= disk.sectors * SECTOR);
 });
+
+/// Reads from a disk of the same size that is files of all lengths.
+fn walk(seed: u64, mut offset: u64, mut len: u64) {
+    let disk = (1u64 << 20) * SECTOR;
+    let mut layout = Layout::default();
+    let mut held = Vec::new();
+    while layout.len() < disk {
+        let number = held.len() as u64 + seed;
+        let bytes = (1 + number * number % 4099 * 4096).min(disk - layout.len());
+        held.push(bytes - number % bytes.min(4096));
+        layout.push(bytes, *held.last().unwrap()).unwrap();
+    }
+    while len > 0 {
+        let step = match layout.locate(offset).unwrap() {
+            Place::File { part, offset, len } => {
+                assert!(offset + len <= held[part]);
+                len
+            }
+            Place::Zeroes { len } => len,
+        };
+        assert!(step > 0);
+        let step = step.min(len);
+        offset += step;
+        len -= step;
+    }
+}

@@ -63,6 +63,8 @@ async fn fill(database: &Path) -> Outcome {
         created_at: 1,
         state: SandboxState::Released,
         resources: Vec::new(),
+        joins_layers: true,
+        placement: None,
         shape: Shape {
             vcpus: 1,
             memory_mib: 256,
@@ -92,6 +94,7 @@ async fn fill(database: &Path) -> Outcome {
                 config,
                 image_id: format!("sha256:{}", "0".repeat(64)),
                 layers: Vec::new(),
+                layer_places: Vec::new(),
                 log_path: None,
                 created_at: 1,
                 stop_signal: 15,

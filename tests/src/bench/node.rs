@@ -32,15 +32,17 @@ pub struct Effort {
     pub repeat: usize,
 }
 
-/// Which parts of it are measured.
-#[derive(Debug, Clone, Copy)]
-pub struct Parts {
-    /// Starts, one pod after the other, and pulls.
-    pub pods: bool,
+/// What of a node is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All there is.
+    All,
     /// Streams and volumes.
-    pub streams: bool,
+    Streams,
+    /// Images of many layers.
+    Layers,
     /// Machines that grow.
-    pub memory: bool,
+    Memory,
 }
 
 /// Measures a node below `results`.
@@ -50,7 +52,7 @@ pub struct Parts {
 pub async fn measure(
     results: &Path,
     effort: Effort,
-    parts: Parts,
+    scope: Scope,
     figures: &mut Figures,
 ) -> Outcome {
     let mut host = Host::start("bench", results, Options::default()).await?;
@@ -59,17 +61,22 @@ pub async fn measure(
     let busybox = format!("{REGISTRY}/busybox:latest");
     println!("==> pulling");
     cri.pull(&busybox).await?;
-    if parts.pods {
+    let measured = |part| scope == Scope::All || scope == part;
+    if scope == Scope::All {
         pulls(&cri, effort, figures).await?;
         one_by_one(&host, &cri, &busybox, effort, figures).await?;
     }
-    if parts.streams {
+    if measured(Scope::Layers) {
+        println!("==> layers");
+        super::layers::measure(&cri, &busybox, effort.repeat.min(5), figures).await?;
+    }
+    if measured(Scope::Streams) {
         println!("==> streams");
         super::streams::measure(&host, &cri, &busybox, effort.repeat, figures).await?;
         println!("==> volumes");
         super::files::measure(&host, &cri, &busybox, effort.repeat.min(3), figures).await?;
     }
-    if parts.memory {
+    if measured(Scope::Memory) {
         println!("==> memory");
         super::memory::measure(&cri, &busybox, figures).await?;
     }

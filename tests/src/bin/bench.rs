@@ -1,7 +1,7 @@
 //! The benchmark: `bulkhead-bench [--pods N] [--repeat N] [--peer qemu|firecracker=PATH]…
-//! [--only-peer] [--only-streams] [--only-memory] [--json FILE] [--results DIR]`, as root in the test host, and with
-//! `--only-lists` on the machine itself (tests/bench.sh does all that). Exit code 1 if a number that is to be held
-//! is missed, 2 if something did not work.
+//! [--only-peer] [--only-streams] [--only-layers] [--only-memory] [--json FILE] [--results DIR]`, as root in the test
+//! host, and with `--only-lists` on the machine itself (tests/bench.sh does all that). Exit code 1 if a
+//! number that is to be held is missed, 2 if something did not work.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, fs, path::PathBuf, process::ExitCode};
@@ -11,7 +11,7 @@ use bulkhead_tests::{
     bench::{
         figures::Figures,
         lists,
-        node::{self, Effort, Parts},
+        node::{self, Effort, Scope},
         peer::{self, Peer},
     },
 };
@@ -25,8 +25,7 @@ struct Args {
     peers: Vec<Peer>,
     only_peer: bool,
     only_lists: bool,
-    only_streams: bool,
-    only_memory: bool,
+    scope: Scope,
     json: Option<PathBuf>,
     results: PathBuf,
 }
@@ -37,8 +36,8 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!(
                 "bulkhead-bench: {error}\nusage: bulkhead-bench [--pods N] [--repeat N] \
-                 [--peer qemu|firecracker=PATH]… [--only-peer] [--only-streams] [--only-memory] \
-                 [--only-lists] [--json FILE] [--results DIR]"
+                 [--peer qemu|firecracker=PATH]… [--only-peer] [--only-streams] \
+                 [--only-layers] [--only-memory] [--only-lists] [--json FILE] [--results DIR]"
             );
             return ExitCode::from(2);
         }
@@ -79,12 +78,7 @@ async fn run(args: &Args, figures: &mut Figures) -> Outcome {
         return lists::measure(&args.results, args.effort.repeat, figures).await;
     }
     if !args.only_peer {
-        let parts = Parts {
-            pods: !args.only_streams && !args.only_memory,
-            streams: !args.only_memory,
-            memory: !args.only_streams,
-        };
-        node::measure(&args.results, args.effort, parts, figures).await?;
+        node::measure(&args.results, args.effort, args.scope, figures).await?;
     }
     for peer in &args.peers {
         let need = |name: &str| -> Result<PathBuf, Failure> {
@@ -110,8 +104,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Failure> {
         peers: Vec::new(),
         only_peer: false,
         only_lists: false,
-        only_streams: false,
-        only_memory: false,
+        scope: Scope::All,
         json: None,
         results: PathBuf::from("/tmp/bulkhead-bench"),
     };
@@ -122,8 +115,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, Failure> {
             "--repeat" => args.effort.repeat = value()?.parse()?,
             "--only-peer" => args.only_peer = true,
             "--only-lists" => args.only_lists = true,
-            "--only-streams" => args.only_streams = true,
-            "--only-memory" => args.only_memory = true,
+            "--only-streams" => args.scope = Scope::Streams,
+            "--only-layers" => args.scope = Scope::Layers,
+            "--only-memory" => args.scope = Scope::Memory,
             "--json" => args.json = Some(value()?.into()),
             "--results" => args.results = value()?.into(),
             "--peer" => args.peers.push(which_peer(&value()?)?),

@@ -30,7 +30,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!("images", pulled_listed_and_removed_with_their_layers),
         test!("images", every_odd_file_type_arrives),
-        test!("images", a_hundred_layers_stack),
+        test!("images", hundreds_of_layers_in_a_pod_with_one_cpu),
         test!("images", registries_with_credentials),
         test!("images", registries_that_fail_or_lie),
     ]
@@ -191,43 +191,78 @@ async fn every_odd_file_type_arrives(context: &mut Context) -> Outcome {
     Ok(cri.remove_pod(&id).await?)
 }
 
-async fn a_hundred_layers_stack(context: &mut Context) -> Outcome {
-    let cri = &context.cri;
-    let many = image("layers100");
-    cri.pull(&many).await?;
+/// More layers than a guest with one processor could have disks, which was the limit once.
+async fn hundreds_of_layers_in_a_pod_with_one_cpu(context: &mut Context) -> Outcome {
+    let (many, more) = (image("layers100"), image("layers250"));
+    for image in [&many, &more] {
+        context.cri.pull(image).await?;
+    }
+    context.cri.pull(BUSYBOX).await?;
     let mut config = pod("layers");
-    // A disk takes two interrupt vectors, and a processor has some two hundred.
     let linux = config.linux.get_or_insert_default();
     linux.resources = Some(LinuxContainerResources {
         cpu_period: 100_000,
-        cpu_quota: 200_000,
+        cpu_quota: 100_000,
         ..LinuxContainerResources::default()
     });
+    let cri = &context.cri;
     let id = cri.run_pod(config.clone()).await?;
-    let made = cri
-        .run(&id, &config, script("main", &many, "sleep 1000"))
+    let first = cri
+        .run(&id, &config, script("first", &many, "sleep 1000"))
         .await?;
-    check!(
-        cri.shell(&made, "cat /layers/top").await?.trim() == "99",
-        "the top layer wins"
-    );
-    // 99 files and `top`, less nine that later layers took away.
-    let count = cri.shell(&made, "ls /layers | wc -l").await?;
-    check!(count.trim() == "91", "{count}");
-    cri.shell(
-        &made,
-        "[ -e /layers/1 ] && [ ! -e /layers/5 ] && [ ! -e /layers/85 ]",
-    )
-    .await?;
-    cri.stop(&made, 0).await?;
-    cri.remove(&made).await?;
-    // The pod still takes containers after a hundred disks went.
-    cri.pull(BUSYBOX).await?;
+    check!(cri.shell(&first, "nproc").await?.trim() == "1", "one CPU");
+    layers_are_right(cri, &first, "layers100", 100).await?;
+    let second = cri
+        .run(&id, &config, script("second", &more, "sleep 1000"))
+        .await?;
+    layers_are_right(cri, &second, "layers250", 250).await?;
+    // Where layers are is known to the daemon that comes after.
+    context.host.stop_daemon().await?;
+    context.host.start_daemon().await?;
+    context.cri = context.host.cri().await?;
+    let cri = &context.cri;
+    let third = cri
+        .run(&id, &config, script("third", &many, "sleep 1000"))
+        .await?;
+    let disks = "cat /sys/block/*/serial | grep -c ^p";
+    let count = cri.shell(&third, disks).await?;
+    // The first image's, and two for the second's.
+    check!(count.trim() == "3", "{count} disks of layers");
+    for made in [&first, &second] {
+        cri.stop(made, 0).await?;
+        cri.remove(made).await?;
+    }
+    layers_are_right(cri, &third, "layers100", 100).await?;
+    let count = cri.shell(&third, disks).await?;
+    check!(count.trim() == "1", "{count} disks of layers are left");
+    cri.stop(&third, 0).await?;
+    cri.remove(&third).await?;
+    // The pod still takes containers after all went.
     let after = cri
         .run(&id, &config, script("after", BUSYBOX, "sleep 1000"))
         .await?;
-    cri.shell(&after, "true").await?;
+    let count = cri.shell(&after, disks).await?;
+    check!(count.trim() == "1", "{count} disks of layers at the end");
     Ok(cri.remove_pod(&id).await?)
+}
+
+/// What `recipes` puts into so many layers.
+async fn layers_are_right(cri: &Cri, container: &str, name: &str, layers: usize) -> Outcome {
+    let top = cri.shell(container, "cat /layers/top /layers/name").await?;
+    check!(
+        top == format!("{}\n{name}\n", layers - 1),
+        "the top layer wins: {top}"
+    );
+    // A file of each but the lowest, and two of all, less those that later layers took away.
+    let count = cri.shell(container, "ls /layers | wc -l").await?;
+    let left = layers - 1 + 2 - (layers - 1) / 10;
+    check!(count.trim() == left.to_string(), "{count}, not {left}");
+    let contents =
+        "cd /layers && for file in [0-9]*; do read line <$file; [ $line = $file ] || exit 1; done";
+    cri.shell(container, contents).await?;
+    let gone = "[ -e /layers/1 ] && [ ! -e /layers/5 ] && [ ! -e /layers/85 ]";
+    cri.shell(container, gone).await?;
+    Ok(())
 }
 
 async fn registries_with_credentials(context: &mut Context) -> Outcome {

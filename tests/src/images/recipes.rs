@@ -13,6 +13,8 @@ use super::{
 
 /// Layers of the image `layers100`.
 pub const MANY_LAYERS: usize = 100;
+/// Layers of the image `layers250`: more than one disk of a pod can have.
+pub const MORE_LAYERS: usize = 250;
 /// Bytes of incompressible data in the image `bulk`, for throughput.
 pub const BULK_BYTES: usize = 64 << 20;
 
@@ -38,7 +40,8 @@ pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
         nginx(parts)?,
         volume_tools(parts)?,
         file_tools(parts)?,
-        many_layers(parts)?,
+        many_layers(parts, "layers100", MANY_LAYERS)?,
+        many_layers(parts, "layers250", MORE_LAYERS)?,
         odd(parts)?,
         user(parts, "user-name", "www-data")?,
         user(parts, "user-id", "1002")?,
@@ -209,21 +212,22 @@ fn nginx(parts: &Path) -> Result<Image, ImageError> {
     web_server(parts, "nginx:latest", 80)
 }
 
-/// A hundred layers: each adds a file, changes one, and takes one of an earlier layer away.
-fn many_layers(parts: &Path) -> Result<Image, ImageError> {
+/// Many layers: each adds a file, changes one, and takes one of an earlier layer away.
+fn many_layers(parts: &Path, name: &str, count: usize) -> Result<Image, ImageError> {
     let mut layers = vec![base(parts, Compression::Gzip)?];
-    for number in 1..MANY_LAYERS {
+    for number in 1..count {
         let mut layer = Layer::new(Compression::Gzip);
         layer.dir("layers", 0o755)?;
         layer.file(format!("layers/{number}"), 0o644, format!("{number}\n"))?;
         layer.file("layers/top", 0o644, format!("{number}\n"))?;
+        layer.file("layers/name", 0o644, format!("{name}\n"))?;
         if number % 10 == 0 {
             layer.file(format!("layers/.wh.{}", number - 5), 0o000, "")?;
         }
         layers.push(layer);
     }
     Ok(Image {
-        name: "layers100:latest".to_owned(),
+        name: format!("{name}:latest"),
         layers,
         config: shell(&["sh"]),
     })

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::os::fd::RawFd;
 use std::path::{Component, PathBuf};
 
-use bulkhead_contract::vmm::{AttachDisk, AttachNet, Config, MAX_MEMORY_MIB, MAX_VCPUS};
+use bulkhead_contract::vmm::{
+    AttachDisk, AttachNet, Config, MAX_MEMORY_MIB, MAX_PARTS, MAX_VCPUS, PART_ALIGNMENT,
+};
 
 use crate::devices::fs::MAX_TAG;
 
@@ -198,7 +200,25 @@ fn valid_net(mtu: u16, queue_size: u16) -> Result<(), ConfigError> {
 /// Checks a disk that comes later as those of the configuration are.
 pub(super) fn valid_disk(disk: &AttachDisk) -> Result<(), ConfigError> {
     valid_new_id(&disk.id)?;
-    within("attach.disk.queues", disk.queues, &QUEUES)
+    within("attach.disk.queues", disk.queues, &QUEUES)?;
+    let count = disk.parts.len();
+    within("attach.disk.parts (their number)", count, &(0..=MAX_PARTS))?;
+    let whole = |bytes: &u64| *bytes > 0 && bytes.is_multiple_of(PART_ALIGNMENT);
+    if let Some(bytes) = disk.parts.iter().find(|bytes| !whole(bytes)) {
+        return Err(ConfigError::Range {
+            key: "attach.disk.parts",
+            value: bytes.to_string(),
+            allowed: format!("multiples of {PART_ALIGNMENT}"),
+        });
+    }
+    if count > 0 && !disk.read_only {
+        return Err(ConfigError::Range {
+            key: "attach.disk.read_only",
+            value: false.to_string(),
+            allowed: "true for a disk of parts".into(),
+        });
+    }
+    Ok(())
 }
 
 /// Checks a network device that comes later as those of the configuration are.

@@ -200,7 +200,7 @@ fn a_disk_survives() {
         file.set_len(1 << 20).unwrap();
         let device = BlockDevice::new(BlockConfig {
             id: "scratch".into(),
-            file: file.try_clone().unwrap(),
+            parts: vec![file.try_clone().unwrap().into()],
             read_only: false,
             queues: 2,
             engine,

@@ -16,13 +16,13 @@ mod resources;
 mod snapshot;
 mod vcpus;
 
-use std::fs::File;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use self::growth::Growth;
+use crate::devices::block::Part;
 use crate::devices::net::NetConfig;
 use crate::event_loop::EventLoop;
 use crate::lifecycle::Lifecycle;
@@ -154,15 +154,15 @@ impl Machine {
     /// Adds a disk and says where it is.
     ///
     /// # Errors
-    /// When there is one of this id, no slot, or the file cannot be a disk.
+    /// When there is one of this id, no slot, or the files cannot be a disk.
     pub fn attach_disk(
         &mut self,
         id: &str,
-        file: File,
+        parts: Vec<Part>,
         read_only: bool,
         queues: u16,
     ) -> Result<String, MachineError> {
-        self.attach(Source::disk(id, file, read_only, queues))
+        self.attach(Source::disk(id, parts, read_only, queues))
     }
 
     /// Adds a network device and says where it is.

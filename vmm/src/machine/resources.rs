@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::error::MachineError;
 use crate::devices::balloon::BalloonDevice;
-use crate::devices::block::{BlockConfig, BlockDevice, EngineKind};
+use crate::devices::block::{BlockConfig, BlockDevice, EngineKind, Part};
 use crate::devices::fs::{FsConfig, FsDevice, Limits, Server, Workers};
 use crate::devices::net::{NetConfig, NetDevice};
 use crate::devices::rng::RngDevice;
@@ -79,7 +79,7 @@ impl Resources {
             let disk_file = file(disk.fd, "a disk")?;
             devices.push(Source::disk(
                 &disk.id,
-                disk_file,
+                vec![disk_file.into()],
                 disk.read_only,
                 disk.queues,
             ));
@@ -161,11 +161,11 @@ pub enum Source {
 impl Source {
     /// A disk.
     #[must_use]
-    pub fn disk(id: &str, file: File, read_only: bool, queues: u16) -> Self {
+    pub fn disk(id: &str, parts: Vec<Part>, read_only: bool, queues: u16) -> Self {
         let engine = EngineKind::default();
         Source::Disk(BlockConfig {
             id: id.to_owned(),
-            file,
+            parts,
             read_only,
             queues,
             engine,

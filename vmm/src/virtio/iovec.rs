@@ -214,6 +214,12 @@ impl<'m> IoVecs<'m> {
 
     /// Moves up to `n` bytes from the front to `front`, which is cleared before.
     pub fn take_front(&mut self, n: usize, front: &mut IoVecs<'m>) {
+        self.copy_front(n, front);
+        self.advance(front.len);
+    }
+
+    /// Makes `front` the first `n` bytes, or all if there are no more.
+    fn copy_front(&self, n: usize, front: &mut IoVecs<'m>) {
         front.clear();
         for piece in self.pieces() {
             let take = piece.iov_len.min(n - front.len);
@@ -226,7 +232,6 @@ impl<'m> IoVecs<'m> {
             });
             front.len += take;
         }
-        self.advance(front.len);
     }
 
     /// Keeps at most the first `n` bytes.
@@ -487,6 +492,14 @@ impl HeldIoVecs {
     /// Drops up to `n` bytes from the front.
     pub fn advance(&mut self, n: usize) {
         self.list.advance(n);
+    }
+
+    /// The first `n` bytes, or all if there are no more, with a hold of their own.
+    #[must_use]
+    pub fn first(&self, n: usize) -> HeldIoVecs {
+        let mut first = HeldIoVecs::new(Arc::clone(&self.mem));
+        self.list.copy_front(n, &mut first.list);
+        first
     }
 }
 

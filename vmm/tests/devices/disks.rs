@@ -41,6 +41,26 @@ fn disks_hold_what_is_written_and_come_and_go() {
         assert_eq!(run(&vm, "disks"), "layer scratch");
         vm.must(&json!({"detach": {"id": "late"}}), &[]);
     }
+    // As many files as a disk can have, all but the last of odd lengths.
+    let files: Vec<_> = (0..240u64)
+        .map(|n| pattern(if n == 239 { 8192 } else { 1 + n * 37 }, n))
+        .collect();
+    let mut whole = Vec::new();
+    let mut parts = Vec::new();
+    for bytes in &files {
+        whole.extend_from_slice(bytes);
+        parts.push(bytes.len().next_multiple_of(4096));
+        whole.resize(parts.iter().sum(), 0);
+    }
+    let files: Vec<_> = files.iter().map(|bytes| file_of(bytes)).collect();
+    let fds: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    let disk = json!({"id": "joined", "read_only": true, "queues": 1, "parts": parts});
+    vm.must(&json!({"attach": {"disk": disk}}), &fds);
+    assert_eq!(run(&vm, "rescan"), "done");
+    assert_eq!(run(&vm, "sum joined"), sum(&whole));
+    assert_ne!(run(&vm, "write joined"), "written");
+    assert_eq!(run(&vm, "remove joined"), "done");
+    vm.must(&json!({"detach": {"id": "joined"}}), &[]);
 }
 
 /// The pain in Kata's issue 8401: memory freed in the guest never returned.

@@ -42,8 +42,8 @@ pub(super) async fn build(
     }
     sandbox::oom_score::fit(app, pod);
     pod_volumes::attach(app, pod, &mut volumes).await?;
-    disks::attach(pod, layers).await?;
-    disks::attach(pod, &volumes.layers).await?;
+    let all: Vec<_> = layers.iter().chain(&volumes.layers).collect();
+    let layer_places = disks::attach(app, pod, id, &all).await?;
     disks::attach_devices(pod, &volumes.disks).await?;
     let plan = planned.plan;
     let request = agent::CreateContainerRequest {
@@ -61,6 +61,7 @@ pub(super) async fn build(
         host_cgroup_namespace: planned.host_cgroup_namespace,
         volumes: volumes.volumes,
         block_devices: volumes.block_devices,
+        layer_places,
     };
     let bytes = request.encoded_len();
     if bytes > MAX_MESSAGE {

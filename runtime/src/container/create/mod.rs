@@ -114,6 +114,7 @@ async fn create_now(
             sandbox_id: sandbox.id.clone(),
             image_id: image.id.clone(),
             layers: layers.iter().map(|layer| layer.serial.clone()).collect(),
+            layer_places: Vec::new(),
             log_path: log.map(|log| log.path()),
             created_at: now_ns(),
             stop_signal: planned.plan.stop_signal,
@@ -156,6 +157,8 @@ async fn create_now(
             Ok(id)
         }
         Err(error) => {
+            // With what was added meanwhile: where its layers are.
+            let record = containers.get(&id).unwrap_or(record);
             if let Err(undo) = dismantle(app, &record).await {
                 let undo = chain(&undo);
                 tracing::warn!(

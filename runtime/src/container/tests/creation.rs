@@ -23,7 +23,7 @@ fn from_creation_to_removal() {
         (user.uid, user.gid, user.supplemental_groups),
         (5, 6, vec![6, 7])
     );
-    assert_eq!(node.guest.disks().len(), 2);
+    assert_eq!(node.guest.parts(), [2], "both layers are one disk");
 
     daemon
         .block_on(start(Arc::clone(&daemon.app), &id))
@@ -148,7 +148,7 @@ fn a_failure_at_any_step_of_a_creation_leaves_nothing() {
     }
     for (step, injected, code) in [
         ("attach 1", Code::Internal, Code::ResourceExhausted),
-        ("attach 3", Code::Internal, Code::ResourceExhausted),
+        ("attach 2", Code::Internal, Code::ResourceExhausted),
         ("create", Code::InvalidArgument, Code::InvalidArgument),
     ] {
         node.guest.fail(step, injected);
@@ -259,13 +259,82 @@ fn an_environment_that_no_kernel_passes_is_refused_and_a_large_one_is_not() {
 }
 
 #[test]
-fn a_layer_is_plugged_once_and_unplugged_with_its_last_container() {
+fn a_layer_is_plugged_once_and_its_disk_goes_with_the_last_that_needs_it() {
     let node = Node::new();
     let daemon = node.daemon();
     let one = daemon.create(request("c1", "one", &["serve"])).unwrap();
     let two = daemon.create(request("c2", "two", &["serve"])).unwrap();
-    assert_eq!(node.guest.disks().len(), 3, "the shared one counts once");
+    assert_eq!(node.guest.parts(), [1, 2], "the shared one counts once");
+    assert_eq!(node.guest.mounted().len(), 3);
     daemon.remove(&one).unwrap();
+    assert_eq!(node.guest.parts(), [1, 2], "the shared one is on both's");
+    assert_eq!(node.guest.mounted().len(), 2);
+    // What is left of the disk is used again.
+    let again = daemon.create(request("c3", "one", &["serve"])).unwrap();
+    assert_eq!(node.guest.parts(), [1, 2]);
+    daemon.remove(&two).unwrap();
+    assert_eq!(node.guest.parts(), [2]);
+    daemon.remove(&again).unwrap();
+    daemon.assert_clean(&node);
+}
+
+#[test]
+fn a_daemon_knows_which_disk_a_layer_is_on_that_its_predecessor_plugged() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let one = daemon.create(request("c1", "one", &["serve"])).unwrap();
+    let two = daemon.create(request("c2", "two", &["serve"])).unwrap();
+    daemon.remove(&one).unwrap();
+    daemon.die();
+    let daemon = node.daemon();
+    // The shared layer is on a disk of a container that is gone, the other is plugged again.
+    let three = daemon.create(request("c3", "one", &["serve"])).unwrap();
+    assert_eq!(node.guest.parts(), [1, 1, 2]);
+    daemon.remove(&two).unwrap();
+    assert_eq!(node.guest.parts(), [1, 2]);
+    daemon.die();
+    let daemon = node.daemon();
+    daemon.remove(&three).unwrap();
+    daemon.assert_clean(&node);
+}
+
+#[test]
+fn containers_made_at_the_same_time_share_their_layers() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let made: Vec<String> = daemon.block_on(async {
+        let creations = (0..8).map(|n| {
+            let image = if n % 2 == 0 { "one" } else { "two" };
+            create(
+                Arc::clone(&daemon.app),
+                request(&format!("c{n}"), image, &["serve"]),
+            )
+        });
+        let made = futures::future::join_all(creations).await;
+        made.into_iter().map(Result::unwrap).collect()
+    });
+    assert_eq!(node.guest.parts(), [1, 2]);
+    for id in made {
+        daemon.remove(&id).unwrap();
+    }
+    daemon.assert_clean(&node);
+}
+
+#[test]
+fn a_pod_of_an_older_daemon_has_a_disk_for_each_layer() {
+    let node = Node::new();
+    let daemon = node.daemon_of(false);
+    let one = daemon.create(request("c1", "one", &["serve"])).unwrap();
+    let two = daemon.create(request("c2", "two", &["serve"])).unwrap();
+    assert_eq!(node.guest.disks().len(), 3, "the shared one counts once");
+    assert_eq!(node.guest.parts(), [0_usize; 0]);
+    daemon.remove(&one).unwrap();
+    assert_eq!(node.guest.disks().len(), 2);
+    daemon.die();
+    let daemon = node.daemon_of(false);
+    node.guest.fail("attach 4", Code::Internal);
+    let error = daemon.create(request("c3", "one", &["serve"])).unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted);
     assert_eq!(node.guest.disks().len(), 2);
     daemon.remove(&two).unwrap();
     daemon.assert_clean(&node);

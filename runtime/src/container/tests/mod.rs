@@ -153,12 +153,17 @@ impl Node {
 
     /// A new daemon on this node.
     fn daemon(&self) -> Daemon {
+        self.daemon_of(true)
+    }
+
+    /// A new daemon whose pod has a machine that knows disks of several layers, or not.
+    fn daemon_of(&self, joins_layers: bool) -> Daemon {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build();
         let runtime = runtime.unwrap();
-        let machine = Arc::new(VirtualMachine::of_pod(self.dir.path()));
+        let machine = Arc::new(VirtualMachine::of_pod(self.dir.path(), joins_layers));
         let app = runtime.block_on(async {
             let app = App::open(self.config()).unwrap();
             let agent = agent::connect(&machine.agent()).await.unwrap();
@@ -240,6 +245,7 @@ impl Daemon {
         assert!(self.app.records.containers.is_empty());
         assert!(self.app.images.holders().is_empty(), "an image is held");
         assert_eq!(node.guest.disks(), Vec::<String>::new());
+        assert_eq!(node.guest.mounted(), Vec::<String>::new());
         assert_eq!(node.guest.processes(), Vec::<String>::new());
         assert!(self.app.containers.checkpoints.list().unwrap().is_empty());
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    fs::File,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -134,6 +135,14 @@ impl Machine for HostMachine {
         });
         end.await?;
         Ok(())
+    }
+
+    fn joins_layers(&self) -> bool {
+        false
+    }
+
+    async fn attach_joined(&self, _serial: &str, _: &[(File, u64)]) -> Result<(), MachineError> {
+        Err(self.no_vm())
     }
 
     async fn attach_layers(

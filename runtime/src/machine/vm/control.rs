@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use bulkhead_contract::vmm::{Answer, AttachDisk, AttachNet, Done, Failure, Pin, Request, Resize};
+use bulkhead_contract::vmm::{
+    Answer, AttachDisk, AttachNet, Done, Failure, MAX_PARTS, Pin, Request, Resize,
+};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
@@ -36,10 +38,14 @@ impl Control {
         Self { path }
     }
 
-    /// Plugs a disk whose file is `file`; gives the slot it got.
-    pub async fn attach(&self, disk: AttachDisk, file: BorrowedFd<'_>) -> Result<String, VmmError> {
+    /// Plugs a disk whose file is the first of `files`, or whose parts they are; gives the slot it got.
+    pub async fn attach(
+        &self,
+        disk: AttachDisk,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<String, VmmError> {
         let done = self
-            .ask("attach a disk", &Request::Attach { disk }, &[file])
+            .ask("attach a disk", &Request::Attach { disk }, files)
             .await?;
         done.slot.ok_or(VmmError::Protocol {
             during: "attaching a disk",
@@ -188,8 +194,7 @@ async fn send_with_files(
     files: &[BorrowedFd<'_>],
 ) -> std::io::Result<usize> {
     let send = || {
-        // Two descriptors at most are ever sent (a network device's).
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PARTS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(files)) {
             return Err(std::io::ErrorKind::InvalidInput.into());

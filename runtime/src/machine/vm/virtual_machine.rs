@@ -36,15 +36,18 @@ const WHO: &str = "the VMM process";
 pub struct VirtualMachine {
     control: Control,
     jail: JailDir,
+    joins_layers: bool,
 }
 
 impl VirtualMachine {
-    /// Of the pod with this run-time directory.
-    pub fn of_pod(pod_dir: &Path) -> Self {
+    /// Of the pod with this run-time directory. `joins_layers`: its VMM and its agent know disks that
+    /// are several layers.
+    pub fn of_pod(pod_dir: &Path, joins_layers: bool) -> Self {
         let jail = JailDir::of_pod(pod_dir);
         Self {
             control: Control::new(jail.control()),
             jail,
+            joins_layers,
         }
     }
 
@@ -58,8 +61,13 @@ impl VirtualMachine {
             id: serial.to_owned(),
             read_only,
             queues: 1,
+            parts: Vec::new(),
         };
-        match self.control.attach(disk, file).await {
+        self.plug_disk(disk, &[file]).await
+    }
+
+    async fn plug_disk(&self, disk: AttachDisk, files: &[BorrowedFd<'_>]) -> Result<(), VmmError> {
+        match self.control.attach(disk, files).await {
             Ok(_) => Ok(()),
             // Left by a daemon that died between plugging and writing so.
             Err(VmmError::Request {
@@ -150,6 +158,21 @@ impl Machine for VirtualMachine {
         // A guest is not asked to power off: its containers are dead, their output is in the logs,
         // what is the host's is written out and the disk that is its own goes with the pod.
         Ok(self.control.stop().await?)
+    }
+
+    fn joins_layers(&self) -> bool {
+        self.joins_layers
+    }
+
+    async fn attach_joined(&self, serial: &str, parts: &[(File, u64)]) -> Result<(), MachineError> {
+        let disk = AttachDisk {
+            id: serial.to_owned(),
+            read_only: true,
+            queues: 1,
+            parts: parts.iter().map(|(_, bytes)| *bytes).collect(),
+        };
+        let files: Vec<_> = parts.iter().map(|(file, _)| file.as_fd()).collect();
+        Ok(self.plug_disk(disk, &files).await?)
     }
 
     async fn attach_layers(

@@ -31,7 +31,8 @@ fn shown(plan: &Plan) -> (Vec<String>, Vec<String>) {
 
 #[test]
 fn containers_have_as_many_processors_as_their_sets() {
-    let table: &[(&[Wish], &str, usize, &[&str], &[&str])] = &[
+    type Case<'a> = (&'a [Wish], &'a str, usize, &'a [&'a str], &'a [&'a str]);
+    let table: &[Case<'_>] = &[
         // One container with two processors of its own, with and without a limit.
         (&[wish("a", "2-3", 2)], "0-7", 2, &["2", "3"], &["a:0-1"]),
         (&[wish("a", "2-3", 0)], "0-7", 8, &["2", "3"], &["a:0-1"]),

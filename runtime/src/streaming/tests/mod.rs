@@ -60,7 +60,7 @@ impl Node {
         std::fs::create_dir_all(config.paths.layers()).unwrap();
         let jail = JailDir::of_pod(dir.path());
         let guest = FakeAgent::start(&jail.vsock());
-        let machine = Arc::new(VirtualMachine::of_pod(dir.path()));
+        let machine = Arc::new(VirtualMachine::of_pod(dir.path(), true));
         let app = App::open(config).unwrap();
         app.records
             .sandboxes

@@ -52,6 +52,10 @@ struct Inner {
 struct State {
     processes: HashMap<(String, String), Process>,
     disks: BTreeSet<String>,
+    /// How many parts each disk has that has parts.
+    parts: HashMap<String, usize>,
+    /// Layers.
+    mounted: BTreeSet<String>,
     attached: usize,
     calls: Vec<String>,
     fail: HashMap<String, Status>,
@@ -163,6 +167,9 @@ impl Guest {
                 if state.fail.remove(&number).is_some() {
                     return r#"{"error":{"kind":"no_slot","message":"full"}}"#;
                 }
+                if let Some(parts) = request["attach"]["disk"]["parts"].as_array() {
+                    state.parts.insert(id.to_owned(), parts.len());
+                }
                 if state.disks.insert(id.to_owned()) {
                     return r#"{"ok":{"slot":"00:01.0"}}"#;
                 }
@@ -202,6 +209,23 @@ impl Guest {
 
     pub fn disks(&self) -> Vec<String> {
         self.with(|state| state.disks.iter().cloned().collect())
+    }
+
+    /// Layers that are mounted.
+    pub fn mounted(&self) -> Vec<String> {
+        self.with(|state| state.mounted.iter().cloned().collect())
+    }
+
+    /// How many layers are on each disk that is there and has parts, fewest first.
+    pub fn parts(&self) -> Vec<usize> {
+        self.with(|state| {
+            let disks = state.disks.iter();
+            let mut parts: Vec<_> = disks
+                .filter_map(|id| state.parts.get(id).copied())
+                .collect();
+            parts.sort_unstable();
+            parts
+        })
     }
 
     pub fn calls(&self) -> Vec<String> {
@@ -346,7 +370,13 @@ impl agent_server::Agent for Guest {
         let unknown = args.first().is_some_and(|arg| arg == "as-nobody-known");
         self.with(|state| {
             for layer in &request.layers {
-                assert!(state.disks.contains(layer), "{layer} is not there");
+                let place = request.layer_places.iter().find(|p| p.layer == *layer);
+                let disk = place.map_or(layer, |place| &place.disk);
+                assert!(
+                    state.disks.contains(disk),
+                    "{layer} is not there: no disk {disk}"
+                );
+                state.mounted.insert(layer.clone());
             }
             let process = Process {
                 args,
@@ -400,8 +430,14 @@ impl agent_server::Agent for Guest {
         request: Request<api::DeleteContainerRequest>,
     ) -> Answer<api::DeleteContainerResponse> {
         self.call("delete")?;
-        let id = request.into_inner().container_id;
-        self.with(|state| state.processes.retain(|(container, _), _| *container != id));
+        let request = request.into_inner();
+        let id = request.container_id;
+        self.with(|state| {
+            state.processes.retain(|(container, _), _| *container != id);
+            for layer in request.release_layers.iter().chain(&request.release_disks) {
+                state.mounted.remove(layer);
+            }
+        });
         Ok(Response::new(api::DeleteContainerResponse {}))
     }
     async fn list_containers(

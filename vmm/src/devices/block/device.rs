@@ -1,9 +1,8 @@
 //! The disk as its transport sees it: configuration space, rings, jobs in flight.
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
+use super::backing::{Backing, BackingError, Part};
 use super::engine::{Engine, EngineKind};
 use super::metrics::BlockMetrics;
 use super::persist::{self, SavedBlock};
@@ -44,8 +44,8 @@ const CONFIG_BYTES: usize = 60;
 pub struct BlockConfig {
     /// Its serial, at most 20 bytes.
     pub id: String,
-    /// The file or block device, open for reading, and for writing unless `read_only`.
-    pub file: File,
+    /// The file or block device that it is, or files one after the other, if `read_only`.
+    pub parts: Vec<Part>,
     /// Refuse writes.
     pub read_only: bool,
     /// How many queues, 1 to 16.
@@ -71,20 +71,18 @@ pub enum BlockError {
         /// What was asked for.
         queues: u16,
     },
-    /// Its size could not be found out.
-    #[error("disk {id}: finding the size of its file: {source}")]
-    Size {
+    /// Its files cannot be a disk.
+    #[error("disk {id}: {source}")]
+    Backing {
         /// The disk.
         id: String,
-        /// The system's answer.
+        /// What is wrong with them.
         #[source]
-        source: io::Error,
+        source: BackingError,
     },
-    /// Less than one sector, or neither file nor block device.
-    #[error(
-        "disk {id}: its descriptor must be a regular file or block device of at least 512 bytes"
-    )]
-    NotADisk {
+    /// Several files, and writable.
+    #[error("disk {id}: a disk of several files must be read-only")]
+    Writable {
         /// The disk.
         id: String,
     },
@@ -102,7 +100,7 @@ pub enum BlockError {
 #[derive(Debug)]
 pub struct BlockDevice {
     id: String,
-    file: Arc<File>,
+    backing: Arc<Backing>,
     sectors: u64,
     read_only: bool,
     engine: EngineKind,
@@ -134,23 +132,14 @@ impl BlockDevice {
                 queues: config.queues,
             });
         }
-        let size = |source| BlockError::Size {
-            id: id.clone(),
-            source,
+        let backing = match Backing::new(config.parts) {
+            Ok(backing) => backing,
+            Err(source) => return Err(BlockError::Backing { id, source }),
         };
-        let kind = config.file.metadata().map_err(size)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(BlockError::NotADisk { id });
+        if backing.is_joined() && !config.read_only {
+            return Err(BlockError::Writable { id });
         }
-        // Works for block devices too, where the metadata's length is 0.
-        let bytes = {
-            use std::io::{Seek, SeekFrom};
-            (&config.file).seek(SeekFrom::End(0)).map_err(size)?
-        };
-        let sectors = bytes / SECTOR;
-        if sectors == 0 {
-            return Err(BlockError::NotADisk { id });
-        }
+        let sectors = backing.sectors();
         let mut features = bit(VIRTIO_BLK_F_SEG_MAX)
             | bit(VIRTIO_BLK_F_BLK_SIZE)
             | bit(VIRTIO_BLK_F_TOPOLOGY)
@@ -160,12 +149,14 @@ impl BlockDevice {
         }
         if config.read_only {
             features |= bit(VIRTIO_BLK_F_RO);
-        } else if kind.is_file() && punches_holes(&config.file, bytes) {
+        } else if let Some(file) = backing.only_file()
+            && punches_holes(file, sectors * SECTOR)
+        {
             features |= bit(VIRTIO_BLK_F_DISCARD) | bit(VIRTIO_BLK_F_WRITE_ZEROES);
         }
         Ok(BlockDevice {
             id,
-            file: Arc::new(config.file),
+            backing: Arc::new(backing),
             sectors,
             read_only: config.read_only,
             engine: config.engine,
@@ -233,7 +224,7 @@ impl BlockDevice {
 }
 
 /// Whether `file` can give space back. Asked beyond its end, where nothing can be lost.
-fn punches_holes(file: &File, bytes: u64) -> bool {
+fn punches_holes(file: BorrowedFd<'_>, bytes: u64) -> bool {
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(file, mode, bytes, 4096).is_ok()
 }
@@ -284,7 +275,7 @@ impl VirtioDevice for BlockDevice {
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
         let mut active = Active::new(activation);
-        let engine = Engine::start(self.engine, &self.file)
+        let engine = Engine::start(self.engine, &self.backing)
             .map_err(|e| self.io("starting io_uring or a worker thread", e))?;
         active
             .events
@@ -303,7 +294,8 @@ impl VirtioDevice for BlockDevice {
         };
         // virtio 1.2 §5.2.6.2: a driver that knows no flush gets write-through.
         let write_through = !active.has_feature(VIRTIO_BLK_F_FLUSH);
-        self.running = Some(Running::new(active, engine, disk, write_through));
+        let backing = Arc::clone(&self.backing);
+        self.running = Some(Running::new(active, engine, backing, disk, write_through));
         self.quiesced = false;
         Ok(())
     }

@@ -3,7 +3,6 @@
 //! io_uring where the kernel allows it, else one worker thread per disk. Both own the jobs they
 //! are given until these are done, and report that through one eventfd; neither looks at rings.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::backing::Backing;
 use super::job::{Completion, Job};
 use super::uring::UringEngine;
 use super::worker::WorkerEngine;
@@ -40,19 +40,19 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// Starts an engine on `file`.
+    /// Starts an engine on a disk's files.
     ///
     /// # Errors
     /// When neither can be set up.
-    pub fn start(kind: EngineKind, file: &Arc<File>) -> io::Result<Engine> {
+    pub fn start(kind: EngineKind, backing: &Arc<Backing>) -> io::Result<Engine> {
         if kind == EngineKind::Auto {
             // Whatever the reason (ENOSYS, EPERM by sysctl or seccomp, ENOMEM by the memlock
             // limit of old kernels), the worker does the same work.
-            if let Ok(engine) = UringEngine::start(Arc::clone(file)) {
+            if let Ok(engine) = UringEngine::start(Arc::clone(backing)) {
                 return Ok(Engine::Uring(engine));
             }
         }
-        WorkerEngine::start(Arc::clone(file)).map(Engine::Worker)
+        WorkerEngine::start(Arc::clone(backing)).map(Engine::Worker)
     }
 
     /// Its name, for the metrics.

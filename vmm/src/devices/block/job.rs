@@ -1,8 +1,8 @@
-//! What an engine carries out: one operation on the disk's file, with the guest memory it is for.
+//! What an engine carries out: one operation on one of the disk's files, with the guest memory it is for.
 
 use vm_memory::GuestAddress;
 
-use crate::virtio::iovec::HeldIoVecs;
+use crate::virtio::iovec::{HeldIoVecs, IoVecs};
 
 /// The most jobs in flight per disk.
 pub const MAX_JOBS: usize = 128;
@@ -10,14 +10,14 @@ pub const MAX_JOBS: usize = 128;
 /// What a job does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// File to guest memory.
+    /// Disk to guest memory.
     Read {
-        /// Where in the file.
+        /// Where on the disk.
         offset: u64,
     },
-    /// Guest memory to file.
+    /// Guest memory to disk.
     Write {
-        /// Where in the file.
+        /// Where on the disk.
         offset: u64,
         /// Durable before it is reported (the driver knows no flush).
         sync: bool,
@@ -28,7 +28,7 @@ pub enum Operation {
     Allocate {
         /// `FALLOC_FL_*`
         mode: i32,
-        /// Where in the file.
+        /// Where on the disk.
         offset: u64,
         /// How much.
         len: u64,
@@ -43,6 +43,8 @@ pub struct Job {
     pub operation: Operation,
     /// What is still to be moved.
     pub data: HeldIoVecs,
+    /// The beginning of `data` that is moved now, where the disk's next file has the rest.
+    pub now: Option<HeldIoVecs>,
     /// How much there was to move at first.
     pub total: usize,
     /// The position of the ring it came from.
@@ -51,6 +53,14 @@ pub struct Job {
     pub head: u16,
     /// Where its status goes, inside guest memory.
     pub status: GuestAddress,
+}
+
+impl Job {
+    /// What the engine moves.
+    #[must_use]
+    pub fn pieces(&self) -> &IoVecs<'_> {
+        self.now.as_ref().unwrap_or(&self.data).get()
+    }
 }
 
 /// A finished job.

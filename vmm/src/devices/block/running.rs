@@ -9,6 +9,7 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::backing::{Backing, Place};
 use super::engine::Engine;
 use super::job::{Completion, Job, MAX_JOBS, Operation};
 use super::metrics::BlockMetrics;
@@ -16,6 +17,9 @@ use super::request::{Action, Disk, Malformed, Request, STATUS_IOERR, STATUS_OK};
 use crate::memory::GuestMemory;
 use crate::virtio::iovec::HeldIoVecs;
 use crate::virtio::queue::{Active, BUDGET, Ring};
+
+/// What is behind the end of a file.
+const ZEROES: [u8; 4096] = [0; 4096];
 
 /// An active disk.
 #[derive(Debug)]
@@ -28,6 +32,7 @@ pub(super) struct Running {
 #[derive(Debug)]
 struct Requests {
     engine: Engine,
+    backing: Arc<Backing>,
     disk: Disk,
     write_through: bool,
     /// Jobs the engine has.
@@ -48,10 +53,17 @@ struct Origin<'a> {
 
 impl Running {
     /// An idle one.
-    pub(super) fn new(active: Active, engine: Engine, disk: Disk, write_through: bool) -> Self {
+    pub(super) fn new(
+        active: Active,
+        engine: Engine,
+        backing: Arc<Backing>,
+        disk: Disk,
+        write_through: bool,
+    ) -> Self {
         Running {
             requests: Requests {
                 engine,
+                backing,
                 disk,
                 write_through,
                 in_flight: 0,
@@ -209,6 +221,7 @@ impl Requests {
         let job = Job {
             operation,
             data,
+            now: None,
             total,
             ring: origin.position,
             head,
@@ -218,10 +231,46 @@ impl Requests {
     }
 
     /// Gives a job to the engine.
-    fn start(&mut self, origin: &mut Origin<'_>, job: Job, metrics: &mut BlockMetrics) {
+    fn start(&mut self, origin: &mut Origin<'_>, mut job: Job, metrics: &mut BlockMetrics) {
+        match self.fit(&mut job) {
+            Some(true) => {}
+            Some(false) => return self.finish(origin, &job, STATUS_OK, metrics),
+            None => return self.finish(origin, &job, STATUS_IOERR, metrics),
+        }
         match self.engine.queue(job) {
             Ok(()) => self.in_flight += 1,
             Err(job) => self.finish(origin, &job, STATUS_IOERR, metrics),
+        }
+    }
+
+    /// Cuts what a read moves now to what one file has, and fills in zeroes that are in no file.
+    /// False when nothing is left to be read, `None` when it is beyond the disk's end.
+    fn fit(&self, job: &mut Job) -> Option<bool> {
+        let Operation::Read { mut offset } = job.operation else {
+            return Some(true);
+        };
+        job.now = None;
+        loop {
+            let left = job.data.get().len();
+            if left == 0 {
+                return Some(false);
+            }
+            let at_most = |len: u64| usize::try_from(len).map_or(left, |len| len.min(left));
+            match self.backing.locate(offset)? {
+                Place::File { len, .. } => {
+                    let len = at_most(len);
+                    job.now = (len < left).then(|| job.data.first(len));
+                    job.operation = Operation::Read { offset };
+                    return Some(true);
+                }
+                Place::Zeroes { len } => {
+                    // A part's padding: less than a block of a file system.
+                    let len = at_most(len).min(ZEROES.len());
+                    let filled = job.data.get().copy_from(ZEROES.get(..len)?);
+                    job.data.advance(filled);
+                    offset = offset.checked_add(u64::try_from(filled).ok()?)?;
+                }
+            }
         }
     }
 

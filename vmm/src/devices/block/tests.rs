@@ -29,7 +29,7 @@ fn disk(len: u64, read_only: bool, engine: EngineKind, queues: u16) -> (File, Bl
     file.write_all(&pattern).unwrap();
     let config = BlockConfig {
         id: "scratch".into(),
-        file: file.try_clone().unwrap(),
+        parts: vec![file.try_clone().unwrap().into()],
         read_only,
         queues,
         engine,
@@ -258,7 +258,7 @@ fn a_paused_disk_stands_still_and_goes_on_elsewhere() {
         machine.device().reset();
         let config = BlockConfig {
             id: "scratch".into(),
-            file: file.try_clone().unwrap(),
+            parts: vec![file.try_clone().unwrap().into()],
             read_only: false,
             queues: 1,
             engine,
@@ -332,12 +332,161 @@ fn a_driver_without_flush_gets_its_writes_through() {
     assert_eq!(ask(&machine, &mut q, VIRTIO_BLK_T_OUT, 0, &out).0, 0);
 }
 
+/// A file of `len` bytes that say where they are in it, and in which.
+fn part(number: u8, len: usize) -> (File, Vec<u8>) {
+    let bytes: Vec<u8> = (0..len)
+        .map(|at| number.wrapping_mul(31) ^ (at / 512 + at) as u8)
+        .collect();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes).unwrap();
+    (file, bytes)
+}
+
+/// A disk of files of these lengths, and what is on it.
+fn joined(lengths: &[usize], engine: EngineKind) -> (Vec<File>, Vec<u8>, BlockConfig) {
+    let (mut files, mut content, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, len) in lengths.iter().enumerate() {
+        let (file, bytes) = part(number as u8 + 1, *len);
+        content.extend_from_slice(&bytes);
+        content.resize(content.len().next_multiple_of(4096), 0);
+        parts.push(Part {
+            file: file.try_clone().unwrap(),
+            bytes: Some(len.next_multiple_of(4096) as u64),
+        });
+        files.push(file);
+    }
+    let config = BlockConfig {
+        id: "joined".into(),
+        parts,
+        read_only: true,
+        queues: 1,
+        engine,
+    };
+    (files, content, config)
+}
+
+#[test]
+fn files_one_after_the_other_are_one_disk() {
+    both(|engine| {
+        // Whole blocks, odd ends, and one smaller than a sector.
+        let lengths = [4096, 4097, 1, 12288, 8191, 511, 5000];
+        let (_files, content, config) = joined(&lengths, engine);
+        let machine = Machine::new(BlockDevice::new(config).unwrap());
+        assert_eq!(
+            machine.device().config_as_bytes()[..8],
+            (content.len() as u64 / 512).to_le_bytes()
+        );
+        let mut q = machine.activate(true).remove(0);
+        let sectors = content.len() / 512;
+        for first in 0..sectors {
+            for count in [1, 2, 7, 8, 9, 30, sectors] {
+                let count = count.min(sectors - first);
+                let len = count * 512;
+                // In two pieces that end anywhere.
+                let cut = (first * 97 + 13) % len;
+                let pieces = [
+                    (DATA, cut as u32, true),
+                    (DATA + cut as u64, (len - cut) as u32, true),
+                ];
+                let pieces = if cut == 0 { &pieces[1..] } else { &pieces[..] };
+                machine
+                    .mem
+                    .write_slice(&vec![0xee; len], GuestAddress(DATA))
+                    .unwrap();
+                let answer = ask(&machine, &mut q, VIRTIO_BLK_T_IN, first as u64, pieces);
+                assert_eq!(answer, (0, len as u32 + 1));
+                let mut got = vec![0; len];
+                machine
+                    .mem
+                    .read_slice(&mut got, GuestAddress(DATA))
+                    .unwrap();
+                assert!(
+                    got == content[first * 512..][..len],
+                    "{count} from {first} on"
+                );
+            }
+        }
+        let beyond = [(DATA, 1024, true)];
+        let last = sectors as u64 - 1;
+        assert_eq!(ask(&machine, &mut q, VIRTIO_BLK_T_IN, last, &beyond).0, 1);
+        let out = [(DATA, 512, false)];
+        assert_eq!(ask(&machine, &mut q, VIRTIO_BLK_T_OUT, 0, &out).0, 1);
+    });
+}
+
+#[test]
+fn a_part_that_shrinks_fails_its_own_reads_and_one_that_grows_shows_nothing_more() {
+    both(|engine| {
+        let (files, content, config) = joined(&[8192, 5000, 8192], engine);
+        let machine = Machine::new(BlockDevice::new(config).unwrap());
+        let mut q = machine.activate(true).remove(0);
+        files[0].set_len(4096).unwrap();
+        files[1].write_all_at(&[0x77; 8192], 5000).unwrap();
+        let mut read = |sector: u64, len: u32| {
+            let asked = ask(
+                &machine,
+                &mut q,
+                VIRTIO_BLK_T_IN,
+                sector,
+                &[(DATA, len, true)],
+            );
+            let mut got = vec![0; len as usize];
+            machine
+                .mem
+                .read_slice(&mut got, GuestAddress(DATA))
+                .unwrap();
+            (asked.0, got)
+        };
+        assert_eq!(read(8, 512).0, 1);
+        assert_eq!(read(0, 16384).0, 1);
+        let (status, got) = read(16, 16384);
+        assert_eq!(status, 0);
+        assert!(got == content[8192..]);
+    });
+}
+
+#[test]
+fn impossible_parts_are_refused() {
+    let refused = |lengths: &[(u64, u64)], read_only| {
+        let parts = lengths.iter().map(|(len, bytes)| {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(*len).unwrap();
+            Part {
+                file,
+                bytes: Some(*bytes),
+            }
+        });
+        BlockDevice::new(BlockConfig {
+            id: "a".into(),
+            parts: parts.collect(),
+            read_only,
+            queues: 1,
+            engine: EngineKind::Auto,
+        })
+        .is_err()
+    };
+    assert!(!refused(&[(4096, 4096), (1, 4096)], true));
+    assert!(refused(&[(4096, 4096), (1, 4096)], false));
+    for lengths in [
+        &[][..],
+        &[(0, 0)],
+        &[(0, 4096)],
+        &[(4096, 8192)],
+        &[(4097, 4096)],
+        &[(4096, u64::MAX)],
+        &[(512, 512)],
+        &[(4096, 4096); 241],
+    ] {
+        assert!(refused(lengths, true), "{lengths:?}");
+    }
+}
+
 #[test]
 fn impossible_disks_are_refused() {
     let make = |id: &str, queues, file: File| {
         BlockDevice::new(BlockConfig {
             id: id.into(),
-            file,
+            parts: vec![file.into()],
             read_only: true,
             queues,
             engine: EngineKind::Auto,
@@ -359,10 +508,10 @@ fn impossible_disks_are_refused() {
     ));
     assert!(matches!(
         make("a", 1, tempfile::tempfile().unwrap()),
-        Err(BlockError::NotADisk { .. })
+        Err(BlockError::Backing { .. })
     ));
     assert!(matches!(
         make("a", 1, File::open("/dev/null").unwrap()),
-        Err(BlockError::NotADisk { .. })
+        Err(BlockError::Backing { .. })
     ));
 }

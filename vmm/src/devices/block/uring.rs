@@ -1,7 +1,6 @@
 //! The io_uring engine: one ring per disk, made when the driver starts it.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -10,12 +9,13 @@ use std::sync::atomic::{Ordering, fence};
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::backing::Backing;
 use super::job::{Completion, Job, MAX_JOBS, Operation};
 
-/// One ring and the file its jobs are for.
+/// One ring and the files its jobs are for.
 pub struct UringEngine {
     ring: IoUring,
-    file: Arc<File>,
+    backing: Arc<Backing>,
     event: EventFd,
     jobs: Jobs,
 }
@@ -67,7 +67,7 @@ impl Drop for Jobs {
 impl fmt::Debug for UringEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UringEngine")
-            .field("file", &self.file)
+            .field("backing", &self.backing)
             .finish_non_exhaustive()
     }
 }
@@ -77,7 +77,7 @@ impl UringEngine {
     ///
     /// # Errors
     /// When the kernel refuses io_uring, or lacks an operation this needs.
-    pub fn start(file: Arc<File>) -> io::Result<Self> {
+    pub fn start(backing: Arc<Backing>) -> io::Result<Self> {
         let entries = u32::try_from(MAX_JOBS).unwrap_or(128);
         let ring = IoUring::new(entries)?;
         let mut probe = io_uring::Probe::new();
@@ -96,7 +96,7 @@ impl UringEngine {
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         Ok(UringEngine {
             ring,
-            file,
+            backing,
             event,
             jobs: Jobs::default(),
         })
@@ -107,12 +107,12 @@ impl UringEngine {
         let Some(number) = self.jobs.number() else {
             return Err(job);
         };
-        let entry = entry(&job, &self.file).user_data(u64::from(number));
+        let entry = entry(&job, &self.backing).user_data(u64::from(number));
         self.jobs.put(number, job);
         for _ in 0..2 {
             // SAFETY: the list the entry names is that of a job in `jobs`. It stays there, unchanged,
             // until `reap` finds it reported by the kernel, and is leaked when the engine goes
-            // before that; and it holds the guest memory its pieces are in. The file is open for as
+            // before that; and it holds the guest memory its pieces are in. The files are open for as
             // long as the engine is there.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return Ok(());
@@ -172,24 +172,25 @@ impl UringEngine {
 }
 
 /// The kernel's form of a job.
-fn entry(job: &Job, file: &File) -> squeue::Entry {
+fn entry(job: &Job, backing: &Backing) -> squeue::Entry {
+    let (file, at) = backing.file_of(job.operation);
     let fd = types::Fd(file.as_raw_fd());
-    let pieces = job.data.get().pieces();
+    let pieces = job.pieces().pieces();
     // A list holds at most MAX_PIECES.
     let count = u32::try_from(pieces.len()).unwrap_or(0);
     match job.operation {
-        Operation::Read { offset } => opcode::Readv::new(fd, pieces.as_ptr(), count)
-            .offset(offset)
+        Operation::Read { .. } => opcode::Readv::new(fd, pieces.as_ptr(), count)
+            .offset(at)
             .build(),
-        Operation::Write { offset, sync } => opcode::Writev::new(fd, pieces.as_ptr(), count)
-            .offset(offset)
+        Operation::Write { sync, .. } => opcode::Writev::new(fd, pieces.as_ptr(), count)
+            .offset(at)
             .rw_flags(if sync { libc::RWF_DSYNC } else { 0 })
             .build(),
         Operation::DataSync => opcode::Fsync::new(fd)
             .flags(types::FsyncFlags::DATASYNC)
             .build(),
-        Operation::Allocate { mode, offset, len } => opcode::Fallocate::new(fd, len)
-            .offset(offset)
+        Operation::Allocate { mode, len, .. } => opcode::Fallocate::new(fd, len)
+            .offset(at)
             .mode(mode)
             .build(),
     }

@@ -1,7 +1,6 @@
 //! The fallback engine: one thread per disk, doing jobs in order.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
@@ -10,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::FallocateFlags;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::backing::Backing;
 use super::job::{Completion, Job, MAX_JOBS, Operation};
 
 use crate::sync::lock;
@@ -36,7 +36,7 @@ impl WorkerEngine {
     ///
     /// # Errors
     /// When the system gives no thread or descriptor.
-    pub fn start(file: Arc<File>) -> io::Result<Self> {
+    pub fn start(backing: Arc<Backing>) -> io::Result<Self> {
         let (jobs, inbox) = sync_channel::<Job>(MAX_JOBS);
         let done = Arc::new(Mutex::new(Vec::new()));
         let event = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
@@ -46,7 +46,7 @@ impl WorkerEngine {
             .stack_size(STACK)
             .spawn(move || {
                 while let Ok(job) = inbox.recv() {
-                    let result = run(&file, &job);
+                    let result = run(&backing, &job);
                     lock(&report).push(Completion { job, result });
                     // Fails only when the counter is full, and then it is readable anyway.
                     let _ = signal.write(1);
@@ -73,9 +73,9 @@ impl WorkerEngine {
     }
 }
 
-fn run(file: &File, job: &Job) -> i32 {
+fn run(backing: &Backing, job: &Job) -> i32 {
     loop {
-        match attempt(file, job) {
+        match attempt(backing, job) {
             Ok(moved) => return i32::try_from(moved).unwrap_or(i32::MAX),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return -e.raw_os_error().unwrap_or(libc::EIO),
@@ -83,19 +83,20 @@ fn run(file: &File, job: &Job) -> i32 {
     }
 }
 
-fn attempt(file: &File, job: &Job) -> io::Result<usize> {
-    let data = job.data.get();
-    let position = |offset: u64| libc::off_t::try_from(offset).unwrap_or(libc::off_t::MAX);
+fn attempt(backing: &Backing, job: &Job) -> io::Result<usize> {
+    let data = job.pieces();
+    let (file, at) = backing.file_of(job.operation);
+    let position = libc::off_t::try_from(at).unwrap_or(libc::off_t::MAX);
     match job.operation {
-        Operation::Read { offset } => data.preadv(file.as_fd(), position(offset)),
-        Operation::Write { offset, sync } => {
+        Operation::Read { .. } => data.preadv(file.as_fd(), position),
+        Operation::Write { sync, .. } => {
             let flags = if sync { libc::RWF_DSYNC } else { 0 };
-            data.pwritev(file.as_fd(), position(offset), flags)
+            data.pwritev(file.as_fd(), position, flags)
         }
         Operation::DataSync => Ok(rustix::fs::fdatasync(file).map(|()| 0)?),
-        Operation::Allocate { mode, offset, len } => {
+        Operation::Allocate { mode, len, .. } => {
             let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
-            Ok(rustix::fs::fallocate(file, mode, offset, len).map(|()| 0)?)
+            Ok(rustix::fs::fallocate(file, mode, at, len).map(|()| 0)?)
         }
     }
 }
