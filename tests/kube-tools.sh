@@ -9,7 +9,7 @@ set -euo pipefail
 
 version=v1.37.2 # k8s.io/kubernetes; what it keeps as staging modules has the version v0.37.2
 etcd=v3.7.0     # as its go.mod has it
-coredns=v1.15.0
+coredns=v1.14.3
 part=${1:-cluster}
 cache=${BULKHEAD_CACHE:-$HOME/.cache/bulkhead}
 # What is built, and how, is in this file.
@@ -55,20 +55,16 @@ cluster() {
     nice timeout 5000 go build "${flags[@]}" -ldflags "$linked" -o "$work/out/" ./cmd/kube-{apiserver,controller-manager,scheduler,proxy} \
         ./cmd/kubelet ./cmd/kubectl ./test/images/agnhost go.etcd.io/etcd/server/v3 || return 1
     mv "$work/out/server" "$work/out/etcd" || return 1
-    # Of CoreDNS only the plugins that a cluster's DNS has, with the client of the same Kubernetes.
-    mkdir "$work/coredns" && cd "$work/coredns" || return 1
-    {
-        printf 'module coredns\n\ngo 1.26\n\nrequire github.com/coredns/coredns %s\n' "$coredns"
-        for module in api apimachinery client-go; do
-            printf 'replace k8s.io/%s => k8s.io/%s %s\n' $module $module "${version/v1/v0}"
-        done
-    } >go.mod
+    # Of CoreDNS only the plugins that a cluster's DNS has; and a release that wants no newer modules than
+    # Kubernetes does: most of it is compiled already.
+    mkdir cmd/coredns && cp go.mod coredns.mod && cp go.sum coredns.sum || return 1
     {
         printf 'package main\n\nimport (\n\t"github.com/coredns/coredns/coremain"\n'
         printf '\t_ "github.com/coredns/coredns/plugin/%s"\n' cache errors forward health kubernetes log loop ready reload
         printf ')\n\nfunc main() { coremain.Run() }\n'
-    } >main.go
-    nice timeout 3000 go build "${flags[@]}" -ldflags "-s -w" -o "$work/out/coredns" .
+    } >cmd/coredns/main.go
+    timeout 900 go get -modfile=coredns.mod "github.com/coredns/coredns@$coredns" || return 1
+    nice timeout 3000 go build -modfile=coredns.mod "${flags[@]}" -ldflags "-s -w" -o "$work/out/coredns" ./cmd/coredns
 }
 
 e2e() {

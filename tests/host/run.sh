@@ -139,6 +139,8 @@ start_emulated() {
         ip link set lo up
         ip address replace 10.0.2.2/32 dev lo
         ip address replace "${net%:*}/32" dev lo
+        # Else who dials the host would have the host's own address.
+        ip route replace table local local "${net%:*}" dev lo proto kernel scope host src 10.0.2.2
         args+=(-netdev "user,id=net,ipv6=off,hostfwd=tcp:$net-$net" -device virtio-net-pci,netdev=net,romfile=)
     fi
     # One processor: with two, the emulated host's kernel oopses now and then.

@@ -33,8 +33,8 @@ impl ControlPlane {
         kubectl: &Kubectl,
     ) -> Result<Self, Failure> {
         let tools = directory("BULKHEAD_KUBE_TOOLS")?;
-        let storage = directory("BULKHEAD_KUBE_REGISTRY")?;
-        let registry = host::registry(dir, "127.0.0.1:5000", &storage.display().to_string(), "");
+        let storage = directory("BULKHEAD_KUBE_REGISTRY")?.display().to_string();
+        let registry = host::registry(dir, "127.0.0.1:5000", &storage, "");
         let mut plane = Self {
             registry: registry.await?,
             parts: Vec::new(),

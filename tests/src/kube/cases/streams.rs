@@ -118,7 +118,14 @@ async fn port_forward_reaches_the_web_server(cluster: &Cluster) -> Outcome {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
         let mut answer = String::new();
-        timeout(SOON, stream.read_to_string(&mut answer)).await??;
+        let read = timeout(SOON, stream.read_to_string(&mut answer)).await?;
+        if let Err(error) = read {
+            forward.kill().await?;
+            let mut said = String::new();
+            let mut stderr = forward.stderr.take().ok_or("kubectl has no stderr")?;
+            stderr.read_to_string(&mut said).await?;
+            return Err(format!("{error} after {answer:?}; kubectl says {said:?}").into());
+        }
         check!(
             answer.starts_with("HTTP/1.") && answer.ends_with("hello from a microVM\n"),
             "the server says {answer:?}"
