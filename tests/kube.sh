@@ -3,10 +3,9 @@
 # network of their own. All of it ends with this script.
 #
 #   kube.sh cases RESULTS [FILTER…]    the cases of tests/src/kube whose name contains a filter
-#   kube.sh e2e RESULTS [PART…]        Kubernetes' own specs: the sample, or those whose name contains a part, or `all`
 #
 # The environment says where things are: BULKHEAD_BIN_DIR, BULKHEAD_KUBE (the program), BULKHEAD_KUBE_TOOLS,
-# BULKHEAD_KUBE_REGISTRY, and BULKHEAD_KUBE_E2E.
+# BULKHEAD_KUBE_REGISTRY.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export BULKHEAD_TEST_SCRIPTS=$PWD/tests

@@ -1,13 +1,13 @@
 //! The tests with a real Kubernetes, in the namespaces that tests/kube.sh makes:
-//! `bulkhead-kube --list [FILTER…]` prints the cases, `bulkhead-kube cases WORK RESULTS [FILTER…]` runs them,
-//! `bulkhead-kube e2e WORK RESULTS [PART…]` Kubernetes' own specs; `bulkhead-kube node …` is the node's side.
+//! `bulkhead-kube --list [FILTER…]` prints the cases, `bulkhead-kube cases WORK RESULTS [FILTER…]` runs them;
+//! `bulkhead-kube node …` is the node's side.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, path::PathBuf, process::ExitCode};
 
 use bulkhead_tests::{
     Failure,
-    kube::{e2e, node, runner},
+    kube::{node, runner},
     suite::Sums,
 };
 
@@ -52,10 +52,6 @@ async fn act(args: &[String]) -> Result<Option<Sums>, Failure> {
             }
             sums.map(Some)
         }
-        [e2e, work, results, parts @ ..] if e2e == "e2e" => {
-            let (work, results) = (PathBuf::from(work), PathBuf::from(results));
-            e2e::run(&work, &results, parts).await.map(Some)
-        }
         [node, name, address, dir, certificates] if node == "node" => {
             let settings = node::Settings {
                 name: name.clone(),
@@ -65,6 +61,6 @@ async fn act(args: &[String]) -> Result<Option<Sums>, Failure> {
             };
             node::run(&settings).await.map(|()| None)
         }
-        _ => Err("usage: bulkhead-kube --list|cases|e2e|node …".into()),
+        _ => Err("usage: bulkhead-kube --list|cases|node …".into()),
     }
 }

@@ -3,13 +3,12 @@
 //! namespaces of its own, in which addresses and ports are free and nothing outlives the run.
 //!
 //! [`control_plane`] and [`node`] start the two sides, [`test_host`] boots the second; [`cluster`] is what
-//! cases talk to; [`runner`] runs them, several at once; [`e2e`] runs Kubernetes' own specs.
+//! cases talk to; [`runner`] runs them, several at once.
 
 pub mod cases;
 pub mod certificates;
 pub mod cluster;
 pub mod control_plane;
-pub mod e2e;
 pub mod node;
 pub mod part;
 pub mod runner;

@@ -139,7 +139,8 @@ async fn a_failing_pull_says_why(cluster: &Cluster) -> Outcome {
         waiting["message"].as_str().unwrap_or_default(),
     );
     check!(
-        (reason == "ErrImagePull" || reason == "ImagePullBackOff") && message.contains("not found"),
+        (reason == "ErrImagePull" || reason == "ImagePullBackOff")
+            && message.contains("code = NotFound"),
         "it waits so: {waiting}"
     );
     cluster.delete("pod/pulling").await
@@ -182,13 +183,13 @@ async fn shared_processes_and_host_names(cluster: &Cluster) -> Outcome {
     let spec = "restartPolicy: Never, shareProcessNamespace: true, hostname: named, subdomain: sub, \
         hostAliases: [{ip: 10.1.2.3, hostnames: [alias.example]}], \
         dnsPolicy: None, dnsConfig: {nameservers: [10.9.8.7], searches: [a.example], options: [{name: ndots, value: '3'}]}";
-    let script = "hostname; hostname -f; grep alias.example /etc/hosts | tr -s ' \\t' ' '; cat /etc/resolv.conf; [ $$ != 1 ] && echo shared";
+    let script = "hostname; hostname -f; grep alias.example /etc/hosts | tr -s ' \\t' ' '; sort /etc/resolv.conf; [ $$ != 1 ] && echo shared";
     let limits = "resources: {limits: {memory: 32Mi}}";
     let seen = cluster
         .succeeds("names", &pod("names", script, spec, limits))
         .await?;
     let wanted = "named\nnamed.sub.default.svc.cluster.local\n10.1.2.3 alias.example\n\
-        search a.example\nnameserver 10.9.8.7\noptions ndots:3\nshared\n";
+        nameserver 10.9.8.7\noptions ndots:3\nsearch a.example\nshared\n";
     check!(seen == wanted, "in the pod: {seen}");
     Ok(())
 }

@@ -108,7 +108,9 @@ async fn port_forward_reaches_the_web_server(cluster: &Cluster) -> Outcome {
     let target = format!("pod/{pod}");
     let mut forward = cluster.kubectl.start(&["port-forward", &target, ":8080"])?;
     let stdout = forward.stdout.take().ok_or("kubectl has no stdout")?;
-    let line = line_with(&mut BufReader::new(stdout), "127.0.0.1:").await?;
+    // It has to have a reader as long as it runs: it says more with each connection.
+    let mut stdout = BufReader::new(stdout);
+    let line = line_with(&mut stdout, "127.0.0.1:").await?;
     let port = line
         .split("127.0.0.1:")
         .nth(1)
