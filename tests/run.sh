@@ -2,13 +2,16 @@
 # `make test`. Builds, runs the unit and property tests on the machine, then what needs a real host with
 # KVM and cgroup v2 in two test hosts side by side: first the VMM's and the agent's own tests, then the
 # end-to-end tests, then critest, the CRI's own validation suite.
+# One of the two first serves as the node of a real Kubernetes (tests/kube.sh).
 # Where the machine has KVM of its own, there is one host and it is the machine. Closes with one
 # line: N passed, N failed, N skipped.
 # With filters only what those tests need is built and booted.
 #
 #   run.sh [FILTER…]     only the end-to-end tests whose name contains a filter; critest where a
 #                        filter is `critest`, or `critest:PART` for its specs whose `RUN: SPEC`
-#                        contains PART (`critest:kvm`, 'critest:host: Streaming')
+#                        contains PART (`critest:kvm`, 'critest:host: Streaming'); the cases with
+#                        a Kubernetes where it is `kube`, or `kube::PART` for those whose name
+#                        contains that
 set -uo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 cd "$top"
@@ -18,6 +21,20 @@ say() { printf '==> [%4d s] %s\n' $SECONDS "$*" >&2; }
 die() { say "$*"; echo; echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 results=$(mktemp -d /tmp/bulkhead-results.XXXXXX)
 passed=0 failed=0 skipped=0
+filters=("$@") kube_filters=()
+if [ $# != 0 ]; then
+    filters=()
+    for filter in "$@"; do
+        case $filter in
+        kube | kube::*) kube_filters+=("$filter") ;;
+        *) filters+=("$filter") ;;
+        esac
+    done
+fi
+# The end-to-end tests and critest have no part in a run with filters for Kubernetes alone.
+e2e=yes kube=
+[ $# = 0 ] || [ ${#filters[@]} != 0 ] || e2e=
+[ $# != 0 ] && [ ${#kube_filters[@]} = 0 ] || kube=yes
 
 # Passes on of what cargo and test programs say what is news: which program runs, which tests failed and
 # what those said, how it ended, and what the compiler has against it. What passing and skipped tests
@@ -114,15 +131,29 @@ cargo build --locked --profile fast -p bulkhead-tests >&2 || die "the tests do n
 mkdir "$results/claims" "$results/program"
 program=$results/program/bulkhead-tests
 cp "$CARGO_TARGET_DIR/fast/bulkhead-tests" "$program"
-registry=$(tests/images/registry.sh "$CARGO_TARGET_DIR/fast/bulkhead-test-images") || die "no test images"
+maker=$CARGO_TARGET_DIR/fast/bulkhead-test-images
+registry=$(tests/images/registry.sh "$maker") || die "no test images"
 # crictl and critest take minutes to build where the cache lacks them: for the tests that call them.
 go_tools=
-if [ -n "$("$program" --list-crictl "$@")" ]; then
+listed=0
+if [ -n "$e2e" ] && [ -n "$("$program" --list-crictl "${filters[@]}")" ]; then
     go_tools=$(tests/go-tools.sh) || die "no crictl and critest"
 fi
 export BULKHEAD_BIN_DIR=$bin BULKHEAD_REGISTRY=$registry BULKHEAD_GO_TOOLS=$go_tools
-listed=$("$program" --list "$@" | wc -l)
-[ "$listed" != 0 ] || die "no test's name contains: $*"
+[ -z $e2e ] || listed=$("$program" --list "${filters[@]}" | wc -l)
+if [ -n "$kube" ]; then
+    export BULKHEAD_KUBE=$results/program/bulkhead-kube
+    cp "$CARGO_TARGET_DIR/fast/bulkhead-kube" "$BULKHEAD_KUBE"
+    cases=$("$BULKHEAD_KUBE" --list ${kube_filters[@]+"${kube_filters[@]}"} | wc -l)
+    [ "$cases" != 0 ] || kube=
+fi
+[ "$listed" != 0 ] || [ -n "$kube" ] || die "no test's name contains: $*"
+# Kubernetes takes a quarter of an hour to build where the cache lacks it.
+if [ -n "$kube" ]; then
+    BULKHEAD_KUBE_TOOLS=$(tests/kube-tools.sh) || die "no Kubernetes"
+    BULKHEAD_KUBE_REGISTRY=$(tests/images/registry.sh "$maker" "$BULKHEAD_KUBE_TOOLS") || die "no images for Kubernetes"
+    export BULKHEAD_KUBE_TOOLS BULKHEAD_KUBE_REGISTRY
+fi
 
 if [ $# = 0 ]; then
     say "unit and property tests, on this machine"
@@ -149,30 +180,50 @@ nodes=2
 grep -qwE 'vmx|svm' /proc/cpuinfo && nodes=1
 # No more hosts than tests: two that boot side by side take as long again.
 [ $nodes -le "$listed" ] || nodes=$listed
+# Kubernetes comes first on the last node, whose other tests the other takes meanwhile.
+kubernetes() {
+    mkdir -p "$results/kube"
+    timeout --kill-after=60 3000 tests/kube.sh cases "$results/kube" ${kube_filters[@]+"${kube_filters[@]}"} \
+        </dev/null > >(tee "$results/kube.log" | sed -u "s|^|[kube] |") 2>&1
+}
 # The nodes share the list of tests: each takes the next that no other has taken.
-pids=()
-for node in $(seq $nodes); do
-    mkdir -p "$results/$node"
-    tests/host/run.sh --timeout 3600 --share "$results/$node" --share "$results/claims" \
+end_to_end() { # NODE
+    mkdir -p "$results/$1"
+    tests/host/run.sh --timeout 3600 --share "$results/$1" --share "$results/claims" \
         --copy "$bin" ${go_tools:+--copy "$go_tools"} --copy "$results/program" --ro "$registry" -- \
-        "$program" --node "$node" --claims "$results/claims" --results "$results/$node" "$@" \
-        </dev/null > >(tee "$results/$node.log" | sed -u "s|^|[$node] |") 2>&1 &
-    pids+=($!)
-done
-for node in $(seq $nodes); do
-    wait "${pids[$((node - 1))]}"
-    status=$?
-    sums=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped' "$results/$node.log" | tail -n 1)
+        "$program" --node "$1" --claims "$results/claims" --results "$results/$1" ${filters[@]+"${filters[@]}"} \
+        </dev/null > >(tee "$results/$1.log" | sed -u "s|^|[$1] |") 2>&1
+}
+# What a run in LOG that ended with STATUS did: sums WHAT STATUS
+sums() {
+    local log=$results/$1.log sums p f s
+    sums=$(grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped' "$log" | tail -n 1)
     if [ -z "$sums" ]; then
-        say "test host $node ended with status $status and no sums; its last lines:"
-        tail -n 30 "$results/$node.log" >&2
+        say "test host $1 ended with status $2 and no sums; its last lines:"
+        tail -n 30 "$log" >&2
         # What it got done counts, and the end counts as a failure.
-        p=$(grep -c '^ok ' "$results/$node.log") f=$(($(grep -c '^FAIL ' "$results/$node.log") + 1)) s=$(grep -c '^skip ' "$results/$node.log")
+        p=$(grep -c '^ok ' "$log") f=$(($(grep -c '^FAIL ' "$log") + 1)) s=$(grep -c '^skip ' "$log")
     else
         read -r p _ f _ s _ <<<"${sums//,/}"
     fi
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+}
+pids=()
+if [ -n "$kube" ] && [ "$nodes" -le 1 ]; then kubernetes & pids+=("kube $!"); fi
+for node in $(seq "$nodes"); do
+    if [ "$node" = "$nodes" ] && [ -n "$kube" ] && [ "$nodes" -gt 1 ]; then
+        { kubernetes; echo $? >"$results/kube.status"; end_to_end $node; } &
+    else
+        end_to_end $node &
+    fi
+    pids+=("$node $!")
 done
+for run in "${pids[@]}"; do
+    wait "${run#* }"
+    status=$?
+    sums "${run% *}" $status
+done
+[ ! -e "$results/kube.status" ] || sums kube "$(cat "$results/kube.status")"
 # A test nobody took ran nowhere.
 taken=$(find "$results/claims" -mindepth 1 | wc -l)
 if [ "$taken" != "$listed" ]; then
@@ -197,13 +248,13 @@ echo
 if [ $skipped != 0 ]; then
     echo "Skipped:"
     grep -hE '^(skipped|ignored) ' "$results/outcomes" 2>/dev/null
-    grep -hE '^skip ' "$results"/[0-9]*.log | grep -vE '^skip critest '
+    grep -hE '^skip ' "$results"/{[0-9]*,kube}.log 2>/dev/null | grep -vE '^skip critest '
 fi
 critest_sums
 if [ $failed != 0 ]; then
     echo "Failed (logs in $results):"
     grep -hE '^FAILED ' "$results/outcomes" 2>/dev/null
-    grep -hE '^FAIL ' "$results"/[0-9]*.log
+    grep -hE '^FAIL ' "$results"/{[0-9]*,kube}.log 2>/dev/null
 else
     rm -rf "$results"
 fi

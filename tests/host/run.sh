@@ -18,16 +18,20 @@ usage: run.sh [OPTIONS] -- COMMAND…      run COMMAND in a new test host, retur
   --ro DIR      DIR is seen fresh, uncached, at the same path, read-only (repeatable)
   --copy DIR    DIR is copied into the host's memory at its start (programs and what they read
                 whole: many times faster there, and not changed by a later build) (repeatable)
+  --net ADDRESS:PORT
+                a network card, without an address. From 10.0.2.2 the host reaches what listens here on the
+                loopback, and here PORT of the host is reached at ADDRESS (10.0.2.15, say), which the command
+                in the host has to take. This network namespace gets the addresses: let it be one of your own.
 TEXT
     exit 2
 }
 
-timeout=1800 mem=6G disk=20G name='' shell='' command=()
+timeout=1800 mem=6G disk=20G name='' shell='' net='' command=()
 shares=() copies=() fresh=("$checkout" "$bulkhead_cache")
 [ -z "${CARGO_TARGET_DIR:-}" ] || fresh+=("$CARGO_TARGET_DIR")
 while [ $# -gt 0 ]; do
     case $1 in
-    --timeout | --mem | --disk | --share | --ro | --copy | --background)
+    --timeout | --mem | --disk | --share | --ro | --copy | --net | --background)
         [ $# -ge 2 ] || usage
         case $1 in
         --timeout) timeout=$2 ;;
@@ -36,6 +40,7 @@ while [ $# -gt 0 ]; do
         --share) shares+=("$2") ;;
         --ro) fresh+=("$2") ;;
         --copy) copies+=("$2") ;;
+        --net) net=$2 ;;
         --background) name=$2 ;;
         esac
         shift 2
@@ -66,6 +71,7 @@ else
     name=run-$$
     background=
 fi
+[[ -z $net || $net =~ ^10\.0\.2\.[0-9]+:[0-9]+$ ]] || die "--net wants an address of 10.0.2.0/24 and a port, not '$net'"
 [ "$(id -u)" -eq 0 ] || die "the test host needs root: it reads all of the machine's files and keeps their owners"
 
 mode=$(mode)
@@ -128,6 +134,15 @@ start_emulated() {
         path=$(realpath -e "$path") || die "--copy: no such directory"
         listed "$path" on copy
     done
+    if [ -n "$net" ]; then
+        # QEMU is the router, and dials and listens on this side.
+        ip link set lo up
+        ip address replace 10.0.2.2/32 dev lo
+        ip address replace "${net%:*}/32" dev lo
+        # Else who dials the host would have the host's own address.
+        ip route replace table local local "${net%:*}" dev lo proto kernel scope host src 10.0.2.2
+        args+=(-netdev "user,id=net,ipv6=off,hostfwd=tcp:$net-$net" -device virtio-net-pci,netdev=net,romfile=)
+    fi
     # One processor: with two, the emulated host's kernel oopses now and then.
     # oops=panic, panic=-1 and -no-reboot make any oops the end of QEMU, which
     # every waiter sees. tsc=reliable: a busy machine looks like an unstable clock,
@@ -170,6 +185,19 @@ start_direct() {
     echo $! >"$dir/pid"
 }
 
+# A cable from the network namespace of the direct host held by process $1 to a switch in this one.
+join_direct() {
+    local child cable
+    child=$(cat "/proc/$1/task/$1/children")
+    cable=${net%:*} cable=host-${cable##*.}
+    ip link set lo up
+    [ -e /sys/class/net/test-hosts ] || ip link add test-hosts type bridge
+    ip address replace 10.0.2.2/24 dev test-hosts
+    ip link set test-hosts up
+    ip link add "$cable" master test-hosts type veth peer name eth0 netns "${child%% *}"
+    ip link set "$cable" up
+}
+
 "start_$mode"
 pid=$(cat "$dir/pid")
 deadline=$((SECONDS + 180))
@@ -182,6 +210,7 @@ while [ ! -e "$dir/share/up" ]; do
     fi
     read -r -t 0.05 _ <>"$dir/share/never" || true
 done
+[ -z "$net" ] || [ $mode != direct ] || join_direct "$pid"
 started=1
 say "$mode host $name is up after $((($(date +%s%N) - begin) / 1000000)) ms"
 

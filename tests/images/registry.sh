@@ -3,15 +3,16 @@
 # folder that holds the registry's storage: a read-only registry over it is all a test needs.
 # Cached by the content of everything that goes in.
 #
-#   registry.sh BULKHEAD-TEST-IMAGES    the program that writes the images
+#   registry.sh BULKHEAD-TEST-IMAGES [TOOLS]    the program that writes the images; with what kube-tools.sh
+#                                               printed, those for Kubernetes
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${BULKHEAD_CACHE:-$HOME/.cache/bulkhead}
 say() { printf '==> %s\n' "$*" >&2; }
 
-maker=${1:?usage: registry.sh BULKHEAD-TEST-IMAGES}
+maker=${1:?usage: registry.sh BULKHEAD-TEST-IMAGES [TOOLS]}
 parts=$("$here/parts.sh")
-key=$( { echo "$parts"; cat "$here"/../src/images/*.rs "$0"; } | sha256sum | cut -c1-16)
+key=$( { echo "$parts" ${2+"$2"}; cat "$here"/../src/images/*.rs "$0"; } | sha256sum | cut -c1-16)
 out=$cache/registry/$key
 mkdir -p "$cache/registry"
 exec 9>"$cache/registry/lock"
@@ -23,7 +24,7 @@ server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true; rm -rf "$work"' EXIT
 
 say "test images: writing the layers"
-"$maker" "$parts" "$work/layouts" >"$work/list"
+"$maker" "$parts" "$work/layouts" ${2+"$2"} >"$work/list"
 
 port=5199
 mkdir -p "$work/storage"

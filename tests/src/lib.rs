@@ -2,7 +2,8 @@
 //!
 //! [`images`] makes what is pulled; [`host`] starts a registry and a daemon around it; [`cri`] is
 //! the project's own client; [`leaks`] compares the machine before and after; [`suite`] runs the
-//! tests of [`cases`], [`waiting`] waits; [`conformance`] runs critest; [`mod@bench`] is the benchmark.
+//! tests of [`cases`], [`waiting`] waits; [`conformance`] runs critest; [`kube`]
+//! has a real Kubernetes around Bulkhead; [`mod@bench`] is the benchmark.
 #![forbid(unsafe_code)]
 // Tests: a wrong index is a failed test, printing is what they are for.
 #![allow(clippy::indexing_slicing, clippy::print_stdout, clippy::print_stderr)]
@@ -13,6 +14,7 @@ pub mod conformance;
 pub mod cri;
 pub mod host;
 pub mod images;
+pub mod kube;
 pub mod leaks;
 mod pod_cgroup;
 pub mod suite;

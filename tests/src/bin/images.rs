@@ -1,5 +1,5 @@
-//! Writes every test image as an OCI layout: `bulkhead-test-images PARTS OUT`, where PARTS is what
-//! `tests/images/parts.sh` printed. Prints a line per image: its folder and its name.
+//! Writes every test image as an OCI layout: `bulkhead-test-images PARTS OUT [TOOLS]`, where PARTS is what
+//! `tests/images/parts.sh` printed; with TOOLS, what `tests/kube-tools.sh` printed, those for Kubernetes instead. Prints a line per image: its folder and its name.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{env, path::PathBuf, process::ExitCode};
@@ -8,11 +8,17 @@ use bulkhead_tests::images::recipes;
 
 fn main() -> ExitCode {
     let mut args = env::args_os().skip(1).map(PathBuf::from);
-    let (Some(parts), Some(out), None) = (args.next(), args.next(), args.next()) else {
-        eprintln!("usage: bulkhead-test-images PARTS OUT");
+    let (Some(parts), Some(out), tools, None) =
+        (args.next(), args.next(), args.next(), args.next())
+    else {
+        eprintln!("usage: bulkhead-test-images PARTS OUT [TOOLS]");
         return ExitCode::from(2);
     };
-    let images = match recipes::all(&parts) {
+    let images = match tools {
+        Some(tools) => recipes::for_kubernetes(&parts, &tools),
+        None => recipes::all(&parts),
+    };
+    let images = match images {
         Ok(images) => images,
         Err(error) => {
             eprintln!("{error}");

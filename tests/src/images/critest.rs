@@ -10,7 +10,7 @@ use super::{
     base::{base, shell, strings, web_server},
 };
 
-const E2E: &str = "registry.k8s.io/e2e-test-images";
+pub(super) const E2E: &str = "registry.k8s.io/e2e-test-images";
 const CRI_TOOLS: &str = "gcr.io/k8s-staging-cri-tools";
 
 /// The specs on supplementary groups want user 1000 in these and no others.
@@ -31,7 +31,7 @@ pub(super) fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
         web_server(parts, &tools("hostnet-nginx-amd64:latest"), 12003)?,
     ];
     for host in ["registry.k8s.io", "k8s.gcr.io"] {
-        images.push(pause(parts, host)?);
+        images.push(pause_of(parts, &format!("{host}/pause:3.9"))?);
     }
     for (name, file) in [
         ("test-image-tag:test", "test"),
@@ -116,11 +116,11 @@ fn no_new_privs(parts: &Path) -> Result<Image, ImageError> {
 }
 
 /// One program and nothing else; the same from two registries.
-fn pause(parts: &Path, host: &str) -> Result<Image, ImageError> {
+pub(super) fn pause_of(parts: &Path, name: &str) -> Result<Image, ImageError> {
     let mut only = Layer::new(Compression::Gzip);
     only.file("pause", 0o755, program(parts, "pause")?)?;
     Ok(Image {
-        name: format!("{host}/pause:3.9"),
+        name: name.to_owned(),
         layers: vec![only],
         config: Config {
             entrypoint: strings(&["/pause"]),

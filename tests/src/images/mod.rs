@@ -6,6 +6,7 @@ mod base;
 mod configs;
 mod critest;
 mod error;
+mod kube;
 mod layer;
 pub mod recipes;
 

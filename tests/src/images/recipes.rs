@@ -8,7 +8,7 @@ use tar::EntryType;
 use super::{
     Compression, Config, Image, ImageError, Layer,
     base::{PATH, base, shell, strings, unpacked, web_server},
-    configs, critest,
+    configs, critest, kube,
 };
 
 /// Layers of the image `layers100`.
@@ -57,6 +57,21 @@ pub fn all(parts: &Path) -> Result<Vec<Image>, ImageError> {
     images.push(walls(parts)?);
     images.extend(configs::all(parts)?);
     images.extend(critest::all(parts)?);
+    Ok(images)
+}
+
+/// What the tests with a real Kubernetes pull; `tools` is the folder `tests/kube-tools.sh` made.
+///
+/// # Errors
+/// If a part is missing.
+pub fn for_kubernetes(parts: &Path, tools: &Path) -> Result<Vec<Image>, ImageError> {
+    let mut images = vec![busybox(
+        parts,
+        "busybox:latest",
+        Compression::Gzip,
+        shell(&["sh"]),
+    )?];
+    images.extend(kube::all(parts, tools)?);
     Ok(images)
 }
 
