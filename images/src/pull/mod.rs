@@ -50,7 +50,7 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 pub struct PullSettings {
     /// Layers of one pull fetched at a time.
     pub parallel_layers: usize,
-    /// Most different layers: what a pod's PCI bus has slots for, with some for other disks.
+    /// Most different layers: what overlayfs stacks (`OVL_MAX_STACK`).
     pub max_layers: usize,
     /// Most bytes of all layers, compressed.
     pub max_image_bytes: u64,
@@ -64,7 +64,7 @@ impl Default for PullSettings {
     fn default() -> Self {
         Self {
             parallel_layers: 3,
-            max_layers: 240,
+            max_layers: 500,
             max_image_bytes: 1 << 40,
             layer_limits: Limits::default(),
             keep_parts: Duration::from_secs(3600),

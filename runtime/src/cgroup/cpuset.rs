@@ -91,15 +91,24 @@ mod tests {
         leaf.place(dir.path(), "", "").unwrap();
         let error = leaf.place(dir.path(), "1", "").unwrap_err();
         assert!(error.to_string().contains("cpuset"), "{error}");
+        for (file, all) in [("cpus", "0-7"), ("mems", "0-1")] {
+            let file = dir.path().join(format!("cpuset.{file}.effective"));
+            fs::write(file, all).unwrap();
+        }
         let files = ["cpuset.cpus", "cpuset.mems"].map(|file| leaf.path().join(file));
         for file in &files {
             fs::write(file, "").unwrap();
         }
-        for (cpus, mems) in [("0-1,4", "1"), ("2", ""), ("", "")] {
+        let placed = |cpus, mems| {
             leaf.place(dir.path(), cpus, mems).unwrap();
-            let [cpus, mems] = [cpus, mems].map(|list| format!("{list}\n"));
-            assert_eq!(fs::read_to_string(&files[0]).unwrap(), cpus);
-            assert_eq!(fs::read_to_string(&files[1]).unwrap(), mems);
-        }
+            files
+                .each_ref()
+                .map(|file| fs::read_to_string(file).unwrap())
+        };
+        assert_eq!(placed("", ""), ["", ""]);
+        assert_eq!(placed("0-1,4", ""), ["0-1,4\n", ""]);
+        assert_eq!(placed("2", "1"), ["2\n", "1\n"]);
+        // What was bound once is so by all there is.
+        assert_eq!(placed("", ""), ["0-7\n", "0-1\n"]);
     }
 }

@@ -15,7 +15,8 @@ use rustix::{
     process::{Pid, WaitId, WaitIdOptions, waitid},
 };
 
-use super::{CgroupError, is_gone};
+use super::{Allowed, CgroupError, allowed, is_gone};
+use crate::number_set::NumberSet;
 
 /// Leaves are called this and the sandbox id.
 const NAME_PREFIX: &str = "bulkhead-";
@@ -131,14 +132,31 @@ impl Leaf {
                 });
             }
         }
-        for (name, list) in [("cpuset.cpus", cpus), ("cpuset.mems", mems)] {
-            let path = self.path.join(name);
-            // A write of nothing is none: the line end is what empties the file.
-            fs::write(&path, format!("{list}\n")).map_err(|source| CgroupError::Io {
-                action: "write what is asked for to",
+        let io = |action, path: PathBuf| {
+            move |source| CgroupError::Io {
+                action,
                 path,
                 source,
-            })?;
+            }
+        };
+        let all = || allowed(root, root).map_err(io("read what is allowed below", root.to_owned()));
+        type Of = fn(Allowed) -> NumberSet;
+        let files: [(_, _, Of); 2] = [
+            ("cpuset.cpus", cpus, |all| all.cpus),
+            ("cpuset.mems", mems, |all| all.mems),
+        ];
+        for (name, list, of) in files {
+            let path = self.path.join(name);
+            let has = fs::read_to_string(&path).map_err(io("read", path.clone()))?;
+            let list = match list {
+                "" if has.trim().is_empty() => continue,
+                // A cgroup with processes does not get rid of its list again (ENOSPC); with all in it, the
+                // cgroups above decide.
+                "" => of(all()?).to_string(),
+                list => list.to_owned(),
+            };
+            fs::write(&path, format!("{list}\n"))
+                .map_err(io("write what is asked for to", path))?;
         }
         Ok(())
     }

@@ -63,7 +63,7 @@ async fn what_vpns_cni_plugins_and_meshes_use_is_there(context: &mut Context) ->
     let id = cri.run_pod(config.clone()).await?;
     let made = cri.run(&id, &config, privileged("offers", &tools)).await?;
     // Without what is used below: lo and eth0, and nothing that nobody asked for.
-    let links = "awk -F: 'NR > 2 { print $1 }' /proc/net/dev | sort | xargs";
+    let links = "awk -F: 'NR > 2 { print $1 }' /proc/net/dev | tr -d ' ' | sort | xargs";
     let links = cri.shell(&made, links).await?;
     check!(links.trim() == "eth0 lo", "{links}");
     let done = cri.exec_for(&made, &[TOOL], 300).await?;

@@ -95,7 +95,7 @@ fn containers_run_on_the_processors_that_the_kubelet_gives_them() {
     let free = daemon.create(request("free", "one", &["serve"])).unwrap();
     assert_eq!(
         (leaf(&node).as_str(), told(&daemon, &free).as_str()),
-        ("", "")
+        ("0-8", "")
     );
     daemon.remove(&free).unwrap();
     look_again(&daemon);
