@@ -224,7 +224,8 @@ async fn hundreds_of_layers_in_a_pod_with_one_cpu(context: &mut Context) -> Outc
     let third = cri
         .run(&id, &config, script("third", &many, "sleep 1000"))
         .await?;
-    let disks = "cat /sys/block/*/serial | grep -c ^p";
+    // A serial has no line end.
+    let disks = "for file in /sys/block/*/serial; do cat $file; echo; done | grep -c ^p";
     let count = cri.shell(&third, disks).await?;
     // The first image's, and two for the second's.
     check!(count.trim() == "3", "{count} disks of layers");

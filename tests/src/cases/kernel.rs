@@ -15,6 +15,7 @@ use crate::{
     Outcome, check,
     cri::{Cri, pod, script},
     host::{Host, Options},
+    leaks,
     suite::{Context, LIMIT, Test},
     test,
 };
@@ -254,5 +255,8 @@ async fn the_full_kernel_has_a_handler_of_its_own(context: &mut Context) -> Outc
             .is_err_and(|error| error.message().contains("vmm.kernel")),
         "{refused:?}"
     );
-    host.stop_daemon().await
+    host.stop_daemon().await?;
+    // The bridge stays, as it does for every user of the plugin.
+    leaks::output("ip", &["link", "del", &host.bridge()])?;
+    Ok(())
 }
