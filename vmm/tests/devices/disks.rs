@@ -43,7 +43,12 @@ fn disks_hold_what_is_written_and_come_and_go() {
     }
     // As many files as a disk can have, all but the last of odd lengths.
     let files: Vec<_> = (0..240u64)
-        .map(|n| pattern(if n == 239 { 8192 } else { 1 + n * 37 }, n))
+        .map(|n| {
+            let length = if n == 239 { 8192 } else { 1 + n * 37 };
+            let mut bytes = pattern(length.next_multiple_of(8), n);
+            bytes.truncate(usize::try_from(length).unwrap());
+            bytes
+        })
         .collect();
     let mut whole = Vec::new();
     let mut parts = Vec::new();
