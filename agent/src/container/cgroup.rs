@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use tokio::io::Interest;
 use tokio::time::{Instant, timeout_at};
@@ -269,13 +270,19 @@ pub fn read_key(file: &Path, key: &str) -> Option<u64> {
     })
 }
 
+/// Whether the cgroup is no longer there: its files answer ENODEV to who has opened them before it
+/// was removed.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::NODEV)
+}
+
 /// Kills every process in the cgroup and below. A missing cgroup is not an error.
 ///
 /// # Errors
 /// If the kernel refuses.
 pub fn kill(path: &Path) -> Result<(), CgroupError> {
     match fs::write(path.join("cgroup.kill"), "1") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CgroupError::End {
+        Err(error) if !is_gone(&error) => Err(CgroupError::End {
             what: "killing",
             path: path.to_owned(),
             error,
@@ -299,7 +306,7 @@ pub fn signal(path: &Path, signal: Signal) -> Result<(), CgroupError> {
     };
     let list = match fs::read_to_string(path.join("cgroup.procs")) {
         Ok(list) => list,
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(cause) if is_gone(&cause) => return Ok(()),
         Err(cause) => return Err(error(cause)),
     };
     for pid in list
@@ -353,7 +360,7 @@ pub async fn emptied(path: &Path) -> Result<(), CgroupError> {
     let events = path.join("cgroup.events");
     let file = match File::open(&events) {
         Ok(file) => file,
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(cause) if is_gone(&cause) => return Ok(()),
         Err(cause) => return Err(error(cause)),
     };
     // The kernel marks the file POLLPRI when its text changes; reading it clears the mark.
@@ -376,7 +383,7 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
         remove(&child)?;
     }
     match fs::remove_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CgroupError::End {
+        Err(error) if !is_gone(&error) => Err(CgroupError::End {
             what: "removing",
             path: path.to_owned(),
             error,

@@ -15,7 +15,7 @@ use rustix::{
     process::{Pid, WaitId, WaitIdOptions, waitid},
 };
 
-use super::CgroupError;
+use super::{CgroupError, is_gone};
 
 /// Leaves are called this and the sandbox id.
 const NAME_PREFIX: &str = "bulkhead-";
@@ -149,7 +149,7 @@ pub fn kill(path: &Path) -> Result<(), CgroupError> {
     }
     match fs::write(path.join("cgroup.kill"), "1") {
         Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound && !path.exists() => return Ok(()),
+        Err(e) if is_gone(&e) && !path.exists() => return Ok(()),
         Err(source) => {
             return Err(CgroupError::Io {
                 action: "kill what is in",
@@ -225,7 +225,7 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
     };
     match fs::remove_dir(path) {
         Ok(()) => return Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if is_gone(&e) => return Ok(()),
         // EBUSY: processes or further cgroups are in it.
         Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) => {}
         Err(e) => return Err(io("remove", e)),
@@ -233,7 +233,7 @@ pub fn remove(path: &Path) -> Result<(), CgroupError> {
     kill(path)?;
     for level in with_children(path) {
         match fs::remove_dir(level) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io("remove", e)),
+            Err(e) if !is_gone(&e) => return Err(io("remove", e)),
             _ => {}
         }
     }
@@ -260,12 +260,18 @@ fn wait_empty(path: &Path) -> Result<(), CgroupError> {
     };
     let end = std::time::Instant::now() + EMPTY_DEADLINE;
     let name = path.join("cgroup.events");
-    let file = File::open(&name).map_err(io)?;
+    let file = match File::open(&name) {
+        Err(e) if is_gone(&e) => return Ok(()),
+        opened => opened.map_err(io)?,
+    };
     loop {
         // Reading arms the next event for this descriptor; read by a second one, the file is
         // short and needs its beginning each time.
         let mut text = String::new();
-        io::Read::read_to_string(&mut &file, &mut text).map_err(io)?;
+        match io::Read::read_to_string(&mut &file, &mut text) {
+            Err(e) if is_gone(&e) => return Ok(()),
+            read => read.map_err(io)?,
+        };
         io::Seek::rewind(&mut &file).map_err(io)?;
         if text.lines().any(|line| line == "populated 0") {
             return Ok(());

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::is_gone;
+
 /// What a pod's cgroup allows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodLimits {
@@ -100,7 +102,7 @@ fn cpus(text: &str) -> Option<u64> {
 fn read(file: &Path) -> io::Result<Option<String>> {
     match fs::read_to_string(file) {
         Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) if is_gone(&e) => Ok(None),
         Err(e) => Err(e),
     }
 }

@@ -2,8 +2,8 @@
 //! be waited for without being our child (after a restart of the daemon it is not), and killed.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
     os::fd::{AsFd as _, OwnedFd},
     sync::Mutex,
 };
@@ -34,7 +34,7 @@ impl Process {
         let pidfd = open(pid)?.ok_or(io::ErrorKind::NotFound)?;
         let identity = VmmProcess {
             pid,
-            start_time: start_time(pid)?,
+            start_time: start_time(pid)?.ok_or(io::ErrorKind::NotFound)?,
             boot: boot_id()?,
         };
         Self::new(identity, pidfd)
@@ -49,12 +49,10 @@ impl Process {
             return Ok(None);
         };
         // Read after the pidfd is open: from then on the pid cannot change hands unseen.
-        match start_time(identity.pid) {
-            Ok(time) if time == identity.start_time => Ok(Some(Self::new(identity, pidfd)?)),
-            Ok(_) => Ok(None),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
+        if start_time(identity.pid)? != Some(identity.start_time) {
+            return Ok(None);
         }
+        Ok(Some(Self::new(identity, pidfd)?))
     }
 
     fn new(identity: VmmProcess, pidfd: OwnedFd) -> io::Result<Self> {
@@ -132,17 +130,36 @@ fn open(pid: i32) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Field 22 of /proc/PID/stat. The second, the name, is in parentheses and may hold anything.
-fn start_time(pid: i32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse_start_time(&stat).ok_or_else(|| {
+/// When a process began; none if nobody has the number any more.
+fn start_time(pid: i32) -> io::Result<Option<u64>> {
+    match File::open(format!("/proc/{pid}/stat")) {
+        Ok(stat) => read_start_time(stat),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The same from its /proc/PID/stat, open already: proc(5) gives ESRCH to who reads it when the
+/// process has been reaped meanwhile.
+fn read_start_time(mut stat: File) -> io::Result<Option<u64>> {
+    let mut text = String::new();
+    match stat.read_to_string(&mut text) {
+        Ok(_) => {}
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+            return Ok(None);
+        }
+        Err(e) => return Err(e),
+    }
+    let time = parse_start_time(&text).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,
             "no start time in /proc/PID/stat",
         )
-    })
+    })?;
+    Ok(Some(time))
 }
 
+/// Field 22 of /proc/PID/stat. The second, the name, is in parentheses and may hold anything.
 fn parse_start_time(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;
     // The next field is the third.
@@ -169,6 +186,22 @@ mod tests {
         let stat = "7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
         assert_eq!(parse_start_time(stat), Some(4242));
         assert_eq!(parse_start_time("7 (x) S 1"), None);
+    }
+
+    #[test]
+    fn a_process_reaped_while_it_is_looked_at_is_gone() {
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg("600")
+            .spawn()
+            .unwrap();
+        let stat = || File::open(format!("/proc/{}/stat", child.id())).unwrap();
+        let (there, gone) = (stat(), stat());
+        assert!(read_start_time(there).unwrap().is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(read_start_time(gone).unwrap(), None);
+        let pid = i32::try_from(child.id()).unwrap();
+        assert_eq!(start_time(pid).unwrap(), None);
     }
 
     #[tokio::test]
