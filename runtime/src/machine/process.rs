@@ -139,7 +139,7 @@ fn start_time(pid: i32) -> io::Result<Option<u64>> {
     }
 }
 
-/// The same from its /proc/PID/stat, open already: proc(5) gives ESRCH to who reads it when the
+/// The same from its /proc/PID/stat, open already: the kernel gives ESRCH to who reads it when the
 /// process has been reaped meanwhile.
 fn read_start_time(mut stat: File) -> io::Result<Option<u64>> {
     let mut text = String::new();
