@@ -85,19 +85,21 @@ fn what_cannot_start_says_why_and_leaves_nothing() {
     let mut text = tempfile::tempfile().unwrap();
     text.write_all(b"#!/bin/sh\n").unwrap();
     let no_kernel = guest.give(text);
+    // Below a directory that nobody else can make.
+    let nowhere = guest.dir.path().join("nowhere");
     for (pointer, value, kind, word) in [
         ("/kernel_fd", json!(no_kernel), "bad_request", "vmlinux"),
         ("/kernel_fd", json!(999), "bad_request", "descriptor 999"),
         ("/vcpus", json!(1000), "bad_request", "1000"),
         (
             "/control/path",
-            json!("/nonexistent/control.sock"),
+            json!(nowhere.join("control.sock")),
             "io",
             "control socket",
         ),
         (
             "/console/path",
-            json!("/nonexistent/console.log"),
+            json!(nowhere.join("console.log")),
             "io",
             "console",
         ),

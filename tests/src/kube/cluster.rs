@@ -1,6 +1,10 @@
 //! What cases talk to: `kubectl`, and the words that most of them need: apply, wait, exec.
 
-use std::{path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use serde_json::Value;
 use tokio::{
@@ -42,7 +46,8 @@ impl Kubectl {
         command
             .args(args)
             .env("KUBECONFIG", &self.config)
-            .env("HOME", "/nonexistent")
+            // It keeps what it has found there. No path that others take for one without files.
+            .env("HOME", Path::new(&self.config).with_file_name("home"))
             .stdin(Stdio::null())
             .kill_on_drop(true);
         command

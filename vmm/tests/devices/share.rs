@@ -176,6 +176,55 @@ fn a_share_is_served_with_its_owners_from_inside_the_jail() {
 }
 
 #[test]
+fn a_directory_shared_twice_has_one_of_each_file() {
+    let Some(mut guest) = linux() else { return };
+    let volumes = tempfile::tempdir().unwrap();
+    let made = |name: &str| {
+        let dir = volumes.path().join(name);
+        std::fs::create_dir_all(dir.join("part")).unwrap();
+        for at in [dir.clone(), dir.join("part")] {
+            File::create(at.join("lock")).unwrap();
+            std::fs::write(at.join("mapped"), [0; 4096]).unwrap();
+            rustix::fs::mkfifoat(rustix::fs::CWD, at.join("pipe"), 0o600.into()).unwrap();
+        }
+        dir
+    };
+    let share = Share::new(&mut guest);
+    let (plain, ro_first, rw_first, sub) = (made("a"), made("b"), made("c"), made("d"));
+    share.volume("plain", &plain, "");
+    share.volume("plain2", &plain, "");
+    share.volume("ro-first", &ro_first, "ro");
+    share.volume("ro-first2", &ro_first, "");
+    share.volume("rw-first", &rw_first, "");
+    share.volume("rw-first2", &rw_first, "ro");
+    share.volume("whole", &sub, "");
+    share.volume("part", &sub.join("part"), "");
+    let only_ro = made("e");
+    share.volume("only-ro", &only_ro, "ro");
+    share.volume("only-ro2", &only_ro, "ro");
+    guest.config["vsock"]["path"] = "v.sock".into();
+    let mut guest = guest.jailed();
+    guest.config["jail"]["max_files"] = 4096.into();
+    let vm = up(guest);
+    assert_eq!(run(&vm, "fs mount t"), "done");
+    for meeting in [
+        "plain plain2 plain2",
+        "ro-first ro-first2 ro-first2",
+        "rw-first rw-first2 rw-first",
+        "part whole/part whole/part",
+    ] {
+        let answer = run(&vm, &format!("fs meet {meeting}"));
+        assert_eq!(answer, "done", "{meeting}: {}", vm.console());
+    }
+    // Where no mount allows it, none does.
+    for name in ["only-ro/mapped", "only-ro2/mapped"] {
+        assert_eq!(run(&vm, &format!("fs read {name}")).len(), 4096);
+        let answer = run(&vm, &format!("fs write {name} x"));
+        assert_eq!(answer, format!("error {}", libc::EROFS), "{name}");
+    }
+}
+
+#[test]
 fn a_restored_guest_mounts_its_share() {
     let Some(mut guest) = linux() else { return };
     let share = Share::new(&mut guest);

@@ -106,7 +106,8 @@ impl Server {
                 self.reply_with_entry(&dir, name, scratch)
             }
             Request::Link { node, name } => {
-                let file = self.node(node)?;
+                // linkat(2) links within a mount alone.
+                let file = self.nodes().get_beside(node, &dir)?;
                 if is_device(file.kind) {
                     mark_devices(&dir);
                 }
@@ -258,7 +259,16 @@ impl Server {
             origin(rustix::fs::fstatfs(&fd)?.f_type)
         };
         let added = self.nodes().add(fd, stat, kind, origin);
-        let (id, node) = added.inspect_err(|_| self.metrics.limited.add(1))?;
+        let added = added.inspect_err(|_| self.metrics.limited.add(1))?;
+        let (id, node) = (added.id, added.node);
+        // The guest has one file where the host has a mount that is read-only and one that is not:
+        // by which of them it may be written is the guest's to decide, where one of them allows it.
+        if let Some(leading) = added.leading
+            && !leading.is_writable()
+            && node.is_writable()
+        {
+            self.nodes().lead(id, &node);
+        }
         reply::entry(&mut Writer(&mut scratch.out), id, node.ino(stat), stat);
         Ok((id, node))
     }

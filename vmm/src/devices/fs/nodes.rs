@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FileType, Statx};
+use rustix::fs::{FileType, StatVfsMountFlags, Statx};
 use rustix::io::Errno;
 
 use super::abi::ROOT;
@@ -37,13 +37,25 @@ impl Origin {
     }
 }
 
-/// What makes a node the same: the file, and the mount it was reached by, as a read-only mount of
-/// the same directory must not become writable by way of another.
+/// What makes a node the same: the file. Locks, FIFOs, sockets and mappings are of a file, by
+/// whatever mount it was reached. A directory is another one by each mount: others may be mounted
+/// on what is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key {
+struct Key {
     device: u64,
     inode: u64,
-    mount: u64,
+    /// A directory's.
+    mount: Option<u64>,
+}
+
+impl Key {
+    fn of(stat: &Statx, kind: FileType) -> Self {
+        Key {
+            device: device_of(stat),
+            inode: stat.stx_ino,
+            mount: (kind == FileType::Directory).then_some(stat.stx_mnt_id),
+        }
+    }
 }
 
 /// A file the guest has looked up.
@@ -57,7 +69,21 @@ pub struct Node {
     pub device: u16,
     /// What is behind the files of its file system.
     pub origin: Origin,
-    key: Key,
+    /// The device number of its file system on the host.
+    host_device: u64,
+    /// The mount it was reached by.
+    mount: u64,
+}
+
+/// A file as the guest was told of it.
+#[derive(Debug)]
+pub struct Added {
+    /// Its number.
+    pub id: u64,
+    /// The file.
+    pub node: Arc<Node>,
+    /// What the guest's requests on the file go through until now, where that is another mount's.
+    pub leading: Option<Arc<Node>>,
 }
 
 /// An open file or directory.
@@ -77,7 +103,11 @@ pub struct Handle {
 
 #[derive(Debug)]
 struct Entry {
+    key: Key,
+    /// What requests on the file go through.
     node: Arc<Node>,
+    /// The same file by other mounts.
+    others: Vec<Arc<Node>>,
     /// How often the guest has looked it up (FUSE's `nlookup`).
     count: u64,
 }
@@ -88,6 +118,8 @@ pub struct Nodes {
     by_id: HashMap<u64, Entry>,
     by_key: HashMap<Key, u64>,
     devices: HashMap<u64, u16>,
+    /// How many there are in `others`.
+    others: usize,
     next: u64,
     max: usize,
 }
@@ -115,7 +147,14 @@ impl Node {
     /// Whether `stat` is of a file on the same mount.
     #[must_use]
     pub fn same_mount(&self, stat: &Statx) -> bool {
-        self.key.mount == stat.stx_mnt_id && self.key.device == device_of(stat)
+        self.mount == stat.stx_mnt_id && self.host_device == device_of(stat)
+    }
+
+    /// Whether its mount and its file system are written to.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        let of = rustix::fs::fstatvfs(&self.fd);
+        of.is_ok_and(|of| !of.f_flag.contains(StatVfsMountFlags::RDONLY))
     }
 }
 
@@ -127,6 +166,7 @@ impl Nodes {
             by_id: HashMap::new(),
             by_key: HashMap::new(),
             devices: HashMap::new(),
+            others: 0,
             next: ROOT,
             max: max.max(1),
         };
@@ -135,10 +175,10 @@ impl Nodes {
         nodes
     }
 
-    /// How many there are.
+    /// How many there are, by each mount.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.by_id.len()
+        self.by_id.len() + self.others
     }
 
     /// The node, when the guest has looked it up.
@@ -148,6 +188,17 @@ impl Nodes {
     pub fn get(&self, id: u64) -> Result<Arc<Node>, Errno> {
         let entry = self.by_id.get(&id).ok_or(Errno::STALE)?;
         Ok(Arc::clone(&entry.node))
+    }
+
+    /// The same by the mount that `dir` was reached by, where the guest has looked it up by that.
+    ///
+    /// # Errors
+    /// STALE when it is not known at all.
+    pub fn get_beside(&self, id: u64, dir: &Node) -> Result<Arc<Node>, Errno> {
+        let entry = self.by_id.get(&id).ok_or(Errno::STALE)?;
+        let beside = entry.others.iter().find(|node| node.mount == dir.mount);
+        let beside = beside.filter(|_| entry.node.mount != dir.mount);
+        Ok(Arc::clone(beside.unwrap_or(&entry.node)))
     }
 
     /// Tells the guest of a file: its number, new or not.
@@ -160,37 +211,80 @@ impl Nodes {
         stat: &Statx,
         kind: FileType,
         origin: Origin,
-    ) -> Result<(u64, Arc<Node>), Errno> {
-        let key = Key {
-            device: device_of(stat),
-            inode: stat.stx_ino,
-            mount: stat.stx_mnt_id,
+    ) -> Result<Added, Errno> {
+        let key = Key::of(stat, kind);
+        let full = self.count() >= self.max;
+        let device = self.device_number(key.device);
+        let made = || {
+            Arc::new(Node {
+                fd,
+                kind,
+                device,
+                origin,
+                host_device: key.device,
+                mount: stat.stx_mnt_id,
+            })
         };
         if let Some(id) = self.by_key.get(&key)
             && let Some(entry) = self.by_id.get_mut(id)
         {
+            let mut by_any = std::iter::once(&entry.node).chain(&entry.others);
+            let known = by_any.find(|node| node.mount == stat.stx_mnt_id);
+            let added = match known.cloned() {
+                Some(node) => Added {
+                    id: *id,
+                    node,
+                    leading: None,
+                },
+                None if full => return Err(Errno::NFILE),
+                None => {
+                    let node = made();
+                    entry.others.push(Arc::clone(&node));
+                    self.others += 1;
+                    Added {
+                        id: *id,
+                        node,
+                        leading: Some(Arc::clone(&entry.node)),
+                    }
+                }
+            };
             entry.count = entry.count.saturating_add(1);
-            return Ok((*id, Arc::clone(&entry.node)));
+            return Ok(added);
         }
-        if self.by_id.len() >= self.max {
+        if full {
             return Err(Errno::NFILE);
         }
-        let node = Arc::new(Node {
-            fd,
-            kind,
-            device: self.device_number(key.device),
-            origin,
-            key,
-        });
+        let node = made();
         let id = self.next;
         self.next += 1;
         let entry = Entry {
+            key,
             node: Arc::clone(&node),
+            others: Vec::new(),
             count: 1,
         };
         self.by_id.insert(id, entry);
         self.by_key.insert(key, id);
-        Ok((id, node))
+        Ok(Added {
+            id,
+            node,
+            leading: None,
+        })
+    }
+
+    /// From now on requests on the file go through the mount that `node` was reached by.
+    pub fn lead(&mut self, id: u64, node: &Arc<Node>) {
+        let Some(entry) = self.by_id.get_mut(&id) else {
+            // Forgotten meanwhile.
+            return;
+        };
+        if let Some(other) = entry
+            .others
+            .iter_mut()
+            .find(|other| Arc::ptr_eq(other, node))
+        {
+            std::mem::swap(other, &mut entry.node);
+        }
     }
 
     fn device_number(&mut self, device: u64) -> u16 {
@@ -207,25 +301,31 @@ impl Nodes {
 
     /// The guest has dropped `count` of its references. What is no longer known to it is given
     /// back, to be closed outside of the lock.
-    pub fn forget(&mut self, id: u64, count: u64) -> Option<Arc<Node>> {
+    pub fn forget(&mut self, id: u64, count: u64) -> Vec<Arc<Node>> {
         if id == ROOT {
-            return None;
+            return Vec::new();
         }
-        let entry = self.by_id.get_mut(&id)?;
+        let Some(entry) = self.by_id.get_mut(&id) else {
+            return Vec::new();
+        };
         entry.count = entry.count.saturating_sub(count);
         if entry.count > 0 {
-            return None;
+            return Vec::new();
         }
-        let entry = self.by_id.remove(&id)?;
-        self.by_key.remove(&entry.node.key);
-        Some(entry.node)
+        let Some(mut entry) = self.by_id.remove(&id) else {
+            return Vec::new();
+        };
+        self.by_key.remove(&entry.key);
+        self.others -= entry.others.len();
+        entry.others.push(entry.node);
+        entry.others
     }
 
     /// Drops all but the root. Numbers continue where they were.
     pub fn clear(&mut self) -> Vec<Arc<Node>> {
         let gone: Vec<u64> = self.by_id.keys().copied().filter(|i| *i != ROOT).collect();
         gone.into_iter()
-            .filter_map(|id| self.forget(id, u64::MAX))
+            .flat_map(|id| self.forget(id, u64::MAX))
             .collect()
     }
 
@@ -237,7 +337,7 @@ impl Nodes {
             let node = &entry.node;
             let stored = node.origin == Origin::Stored;
             if matches!(node.kind, FileType::Directory | FileType::RegularFile) && stored {
-                seen.entry(node.key.device)
+                seen.entry(node.host_device)
                     .or_insert_with(|| Arc::clone(node));
             }
         }

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 #[path = "builders.rs"]
 mod builders;
+#[path = "meet.rs"]
+mod meet;
 
 const ROOT: &str = "/mnt";
 
@@ -34,6 +36,7 @@ pub(crate) fn run(words: &[&str]) -> String {
         ["keep", path] => keep(&at(path)),
         ["check"] => check(),
         ["builders"] => builders::check(&at("rw/builders")),
+        ["meet", first, second, writable] => meet::check(&at(first), &at(second), &at(writable)),
         ["idmap", path] => idmap(&at(path)),
         ["bench", path, mode, mib] => bench(&at(path), mode, mib.parse().unwrap()),
         _ => return format!("no such command: {words:?}"),

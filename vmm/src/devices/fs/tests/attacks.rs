@@ -241,7 +241,7 @@ fn a_guest_that_was_given_proc_cannot_write_this_process() {
     )
     .unwrap();
     let stat = super::server::stat(&dir).unwrap();
-    let (_, node) = server
+    let node = server
         .nodes()
         .add(
             dir,
@@ -249,16 +249,18 @@ fn a_guest_that_was_given_proc_cannot_write_this_process() {
             rustix::fs::FileType::Directory,
             nodes::Origin::Process,
         )
-        .unwrap();
+        .unwrap()
+        .node;
     let open = |name: &str, flags| {
         let path = rustix::fs::OFlags::PATH;
         let fd = rustix::fs::openat(&node.fd, name, path, rustix::fs::Mode::empty()).unwrap();
         let stat = super::server::stat(&fd).unwrap();
         let kind = rustix::fs::FileType::RegularFile;
-        let (_, node) = server
+        let node = server
             .nodes()
             .add(fd, &stat, kind, nodes::Origin::Process)
-            .unwrap();
+            .unwrap()
+            .node;
         server.reopen(&node, flags).map(drop)
     };
     use rustix::fs::OFlags;
