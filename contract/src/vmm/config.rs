@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub const MAX_VCPUS: u8 = 64;
 /// The most guest memory, in MiB.
 pub const MAX_MEMORY_MIB: u64 = 1 << 20;
+/// What the name of a share's entry ends in whose files the guest itself keeps every container from
+/// writing. Such a file may be one with the same file in an entry that is written.
+pub const SEALED_SUFFIX: &str = "-sealed";
 
 /// One VM. Descriptor numbers are those in the VMM's process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ mod control;
 
 pub use config::{
     BadMacAddress, Config, Console, ControlSocket, Disk, Fs, Jail, MAX_MEMORY_MIB, MAX_VCPUS,
-    MacAddress, Net, RestoreFds, Vsock,
+    MacAddress, Net, RestoreFds, SEALED_SUFFIX, Vsock,
 };
 pub use control::{
     Answer, AttachDisk, AttachNet, Done, ErrorKind, Failure, MAX_PARTS, PART_ALIGNMENT, Pin,

@@ -108,7 +108,7 @@ impl Inspector<'_> {
     fn volume(&self) -> Result<Volume, VolumeError> {
         let at = format!("mounts[{}].container_path", self.number);
         let destination = validate::container_path(at, &self.mount.container_path)?;
-        let kind = match &self.mount.image {
+        let mut kind = match &self.mount.image {
             Some(image) => Kind::Image(Image {
                 number: self.number,
                 reference: image.image.clone(),
@@ -117,7 +117,11 @@ impl Inspector<'_> {
             None => self.of_host()?,
         };
         let mut options = vec!["rbind".to_owned()];
-        if self.is_read_only_inside(&kind) {
+        let sealed = self.is_read_only_inside(&kind);
+        if let (Kind::Shared(_, shared), Handler::Kvm) = (&mut kind, self.context.handler) {
+            shared.sealed = sealed;
+        }
+        if sealed {
             options.push(
                 match (self.mount.recursive_read_only, self.context.handler) {
                     (true, Handler::Host) => "rro".to_owned(),
@@ -247,6 +251,7 @@ impl Inspector<'_> {
             },
             follows_host: self.mount.propagation() != cri::MountPropagation::PropagationPrivate,
             returns: self.mount.propagation() == cri::MountPropagation::PropagationBidirectional,
+            sealed: false,
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, os::fd::AsFd as _, path::Path, sync::Arc};
 
+use bulkhead_contract::vmm::SEALED_SUFFIX;
 use bulkhead_images::{ImageRecord, LayerDisk};
 use bulkhead_proto::agent;
 
@@ -193,7 +194,8 @@ impl Prepared {
         let existing = others.iter().chain(&self.records).find_map(same);
         let name = existing.unwrap_or_else(|| {
             let id: String = container.chars().take(ID_DIGITS).collect();
-            format!("{id}-{}", self.records.len())
+            let suffix = if options.sealed { SEALED_SUFFIX } else { "" };
+            format!("{id}-{}{suffix}", self.records.len())
         });
         self.records.push(VolumeRecord::Share {
             name: name.clone(),

@@ -94,6 +94,9 @@ pub struct MountOptions {
     /// Whether mounts made later in it appear on the host (on the handler `host` alone).
     #[serde(default)]
     pub returns: bool,
+    /// Whether a guest keeps all of it read-only by itself, too.
+    #[serde(default)]
+    pub sealed: bool,
 }
 
 impl Share {

@@ -193,15 +193,21 @@ fn a_directory_shared_twice_has_one_of_each_file() {
     let (plain, ro_first, rw_first, sub) = (made("a"), made("b"), made("c"), made("d"));
     share.volume("plain", &plain, "");
     share.volume("plain2", &plain, "");
-    share.volume("ro-first", &ro_first, "ro");
+    share.volume("ro-first-sealed", &ro_first, "ro");
     share.volume("ro-first2", &ro_first, "");
     share.volume("rw-first", &rw_first, "");
-    share.volume("rw-first2", &rw_first, "ro");
+    share.volume("rw-first2-sealed", &rw_first, "ro");
     share.volume("whole", &sub, "");
     share.volume("part", &sub.join("part"), "");
     let only_ro = made("e");
-    share.volume("only-ro", &only_ro, "ro");
-    share.volume("only-ro2", &only_ro, "ro");
+    share.volume("only-ro-sealed", &only_ro, "ro");
+    share.volume("only-ro2-sealed", &only_ro, "ro");
+    for name in ["apart", "apart2"] {
+        let dir = made(name);
+        share.volume(&format!("{name}-ro"), &dir, "ro");
+        share.volume(&format!("{name}-rw"), &dir, "");
+        share.volume(&format!("{name}-sealed"), &dir, "ro");
+    }
     guest.config["vsock"]["path"] = "v.sock".into();
     let mut guest = guest.jailed();
     guest.config["jail"]["max_files"] = 4096.into();
@@ -209,18 +215,37 @@ fn a_directory_shared_twice_has_one_of_each_file() {
     assert_eq!(run(&vm, "fs mount t"), "done");
     for meeting in [
         "plain plain2 plain2",
-        "ro-first ro-first2 ro-first2",
-        "rw-first rw-first2 rw-first",
+        "ro-first-sealed ro-first2 ro-first2",
+        "rw-first rw-first2-sealed rw-first",
         "part whole/part whole/part",
     ] {
         let answer = run(&vm, &format!("fs meet {meeting}"));
         assert_eq!(answer, "done", "{meeting}: {}", vm.console());
     }
     // Where no mount allows it, none does.
-    for name in ["only-ro/mapped", "only-ro2/mapped"] {
+    let refused = |write: &str| {
+        let answer = run(&vm, write);
+        assert_eq!(answer, format!("error {}", libc::EROFS), "{write}");
+    };
+    for name in ["only-ro-sealed/mapped", "only-ro2-sealed/mapped"] {
         assert_eq!(run(&vm, &format!("fs read {name}")).len(), 4096);
-        let answer = run(&vm, &format!("fs write {name} x"));
-        assert_eq!(answer, format!("error {}", libc::EROFS), "{name}");
+        refused(&format!("fs write {name} x"));
+    }
+    // What its mount alone keeps read-only stays so beside one that is written, whichever is found
+    // first and whatever a sealed one is one with.
+    for [first, second] in [["apart-ro", "apart-rw"], ["apart2-rw", "apart2-ro"]] {
+        let (ro, rw) = match first.ends_with("ro") {
+            true => (first, second),
+            false => (second, first),
+        };
+        let sealed = format!("{}-sealed", &first[..first.len() - 3]);
+        for name in [first, &sealed, second, first] {
+            assert_eq!(run(&vm, &format!("fs read {name}/mapped")).len(), 4096);
+        }
+        for _ in 0..2 {
+            refused(&format!("fs write {ro}/mapped x"));
+            assert_eq!(run(&vm, &format!("fs append {rw}/mapped x")), "done");
+        }
     }
 }
 

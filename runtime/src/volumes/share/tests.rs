@@ -70,6 +70,7 @@ impl Pod {
         let options = MountOptions {
             read_only,
             follows_host,
+            sealed: false,
             returns: false,
         };
         self.share

@@ -26,8 +26,106 @@ use crate::{
 pub(super) fn tests() -> Vec<Test> {
     vec![
         test!("volumes", directories_files_and_memory, LIMIT * 2),
+        test!("volumes", one_volume_mounted_in_many_ways_is_one, LIMIT * 2),
         test!("volumes", what_cannot_be_leaves_nothing),
     ]
+}
+
+/// FIFOs, locks and bytes meet between the containers of a pod, however each has the volume; what is
+/// read-only in one stays so.
+async fn one_volume_mounted_in_many_ways_is_one(context: &mut Context) -> Outcome {
+    let cri = &context.cri;
+    cri.pull(BUSYBOX).await?;
+    for handler in ["kvm", "host"] {
+        let scratch = Scratch::new(&format!("one-{handler}"))?;
+        let data = scratch.dir("data")?;
+        let sub = scratch.dir("data/sub")?;
+        fs::write(sub.join("file"), "whole")?;
+        for dir in [&data, &sub] {
+            run("mkfifo", &[&text(&dir.join("pipe"))])?;
+            fs::write(dir.join("lock"), "")?;
+        }
+        // With a mount below it, read-only is the top's alone, which no mount of the guest can keep.
+        let deep = scratch.dir("deep")?;
+        fs::write(deep.join("file"), "deep")?;
+        let below = scratch.dir("deep/below")?;
+        run("mount", &["-t", "tmpfs", "none", &text(&below)])?;
+
+        let config = pod(&format!("one-{handler}"));
+        let id = cri.run_pod_on(handler, config.clone()).await?;
+        let ways = [
+            ("plain", vec![mount(&data, "/data"), mount(&deep, "/deep")]),
+            (
+                "read-only",
+                vec![
+                    read_only(mount(&data, "/data")),
+                    read_only(mount(&deep, "/deep")),
+                ],
+            ),
+            ("follows", vec![following(mount(&data, "/data"))]),
+            ("part", vec![mount(&sub, "/data/sub")]),
+        ];
+        let mut containers = Vec::new();
+        for (name, mounts) in ways {
+            let task = match name {
+                "plain" => "flock /data/sub/lock sleep 1000",
+                _ => "sleep 1000",
+            };
+            let main = with(script(name, BUSYBOX, task), mounts);
+            let main = cri.run(&id, &config, main).await?;
+            if name == "plain" {
+                // Looked up first by the plain mount, before the others are there.
+                let held = "while flock -n /data/sub/lock true; do sleep 0.1; done; ls -lR /data";
+                cri.shell(&main, held).await?;
+            }
+            containers.push((name, main));
+        }
+        let (_, plain) = &containers[0];
+        for (name, other) in &containers[1..] {
+            let held = "flock -n /data/sub/lock true && echo free || echo held";
+            let seen = cri.shell(other, held).await?;
+            check!(seen == "held\n", "{handler}: the lock of {name}: {seen}");
+            let read = "timeout 20 cat /data/sub/pipe";
+            let (read, _) = tokio::try_join!(
+                cri.shell(other, read),
+                cri.shell(plain, "timeout 20 sh -c 'echo met > /data/sub/pipe'"),
+            )?;
+            check!(read == "met\n", "{handler}: the pipe of {name}: {read}");
+            let number = "stat -c %i /data/sub/file";
+            let (a, b) = (
+                cri.shell(plain, number).await?,
+                cri.shell(other, number).await?,
+            );
+            check!(a == b, "{handler}: {name} has {b} for {a}");
+            let linked = cri
+                .shell(
+                    other,
+                    "ln /data/sub/file /data/sub/link 2>&1 && rm /data/sub/link; \
+                     echo $HOSTNAME >> /data/sub/file 2>/dev/null && echo written || echo refused",
+                )
+                .await?;
+            let read_only = *name == "read-only";
+            check!(
+                match read_only {
+                    true =>
+                        linked.contains("Read-only file system") && linked.ends_with("refused\n"),
+                    false => linked == "written\n",
+                },
+                "{handler}: {name}: {linked}"
+            );
+        }
+        // The file is known by both, and is written by one.
+        let (_, reader) = &containers[1];
+        for (container, expected) in [(reader, "refused\n"), (plain, "written\n")] {
+            for _ in 0..2 {
+                let write = "cat /deep/file >/dev/null; echo x 2>/dev/null >> /deep/file && echo written || echo refused";
+                let seen = cri.shell(container, write).await?;
+                check!(seen.ends_with(expected), "{handler}: {seen} for {expected}");
+            }
+        }
+        cri.remove_pod(&id).await?;
+    }
+    Ok(())
 }
 
 async fn directories_files_and_memory(context: &mut Context) -> Outcome {

@@ -8,8 +8,9 @@ use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 
 use super::abi;
+use super::handles::Handle;
 use super::mapped::{kind_of_entry, may_have_devices, strip_capability};
-use super::nodes::{self, Handle, Node, Origin};
+use super::nodes::{self, Node, Origin};
 use super::reply::{self, Writer};
 use super::request::Request;
 use super::server::{MAX_WRITE, Outcome, Payload, Scratch, Server, stat};

@@ -23,6 +23,11 @@
 //! (between its processes, not towards the host). A write takes set-id bits and file capabilities away
 //! where the guest's kernel says that its writer may not keep them.
 //!
+//! A file is one to the guest by whatever mount it was looked up (`nodes`), so that locks, FIFOs,
+//! sockets and mappings meet; except that a file by a read-only mount stays another one than by a
+//! mount that is written, unless the guest itself keeps its containers from writing (a sealed entry
+//! of the share). A directory is another one by each mount.
+//!
 //! What would mean something to the host's kernel is kept as data: extended attributes below
 //! `user.bulkhead.` (`escape`), devices as regular files (`special`). The guest's kernel decides by
 //! ACLs and file capabilities, and opens devices, which are never opened here.
@@ -34,6 +39,7 @@ mod caller;
 mod device;
 pub mod escape;
 mod files;
+mod handles;
 mod mapped;
 mod metrics;
 mod names;

@@ -9,8 +9,9 @@ use rustix::io::Errno;
 
 use super::caller::Caller;
 use super::files::{how_opened, open_flags, strip_privileges};
+use super::handles::Handle;
 use super::mapped::{Beginning, beginning, is_device, kind, look, mark_devices, may_have_devices};
-use super::nodes::{Handle, Node, Origin};
+use super::nodes::{Added, Node, Origin, Place};
 use super::reply::{self, Writer};
 use super::request::{Header, Request};
 use super::server::{Outcome, Payload, Scratch, Server, name_of, stat};
@@ -35,6 +36,8 @@ const KERNEL_TEXTS: [i64; 11] = [
     0x4341_5d53,
     0x0765_5821,
 ];
+/// How often a file may be met by another mount while it is looked at, before the guest looks again.
+const MEETINGS: usize = 8;
 /// Names a file without opening it; a symbolic link names itself.
 const BY_NAME: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -132,7 +135,7 @@ impl Server {
                 let begin = beginning(&dir, FileType::RegularFile, mode, umask);
                 let made = caller()?;
                 let (fd, stat) = self.create(&dir, name, flags, &begin, kill, made)?;
-                self.reply_with_open_entry(&dir, fd, &stat, flags, scratch)
+                self.reply_with_open_entry(&dir, name, fd, &stat, flags, scratch)
             }
             Request::Tmpfile { flags, mode, umask } => {
                 let begin = beginning(&dir, FileType::RegularFile, mode, umask);
@@ -142,7 +145,7 @@ impl Server {
                 drop(made);
                 self.finish(&begin, &fd)?;
                 let stat = stat(&fd)?;
-                self.reply_with_open_entry(&dir, fd, &stat, flags.bits(), scratch)
+                self.reply_with_open_entry(&dir, c"", fd, &stat, flags.bits(), scratch)
             }
             Request::Unlink { name } => {
                 rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty())?;
@@ -189,7 +192,7 @@ impl Server {
     /// Answers with an entry of `dir`.
     fn reply_with_entry(&self, dir: &Node, name: &CStr, scratch: &mut Scratch<'_>) -> Outcome {
         let (fd, stat) = find(dir, name)?;
-        self.add_entry(dir, fd, &stat, scratch)?;
+        self.add_entry(dir, name, fd, &stat, scratch)?;
         Ok(Payload::Out)
     }
 
@@ -207,7 +210,7 @@ impl Server {
                 .inspect_err(|_| undo(dir, name, kind(&stat)))?;
             stat = look(&fd)?;
         }
-        self.add_entry(dir, fd, &stat, scratch)?;
+        self.add_entry(dir, name, fd, &stat, scratch)?;
         Ok(Payload::Out)
     }
 
@@ -248,6 +251,7 @@ impl Server {
     fn add_entry(
         &self,
         dir: &Node,
+        name: &CStr,
         fd: OwnedFd,
         stat: &Statx,
         scratch: &mut Scratch<'_>,
@@ -258,19 +262,36 @@ impl Server {
         } else {
             origin(rustix::fs::fstatfs(&fd)?.f_type)
         };
-        let added = self.nodes().add(fd, stat, kind, origin);
-        let added = added.inspect_err(|_| self.metrics.limited.add(1))?;
-        let (id, node) = (added.id, added.node);
-        // The guest has one file where the host has a mount that is read-only and one that is not:
-        // by which of them it may be written is the guest's to decide, where one of them allows it.
-        if let Some(leading) = added.leading
-            && !leading.is_writable()
-            && node.is_writable()
-        {
-            self.nodes().lead(id, &node);
-        }
+        let added = self.add_node(fd, stat, kind, origin, dir.place_of(name));
+        let (id, node) = added.inspect_err(|_| self.metrics.limited.add(1))?;
         reply::entry(&mut Writer(&mut scratch.out), id, node.ino(stat), stat);
         Ok((id, node))
+    }
+
+    /// Tells the guest of a file, by whatever mount it was reached before.
+    fn add_node(
+        &self,
+        fd: OwnedFd,
+        stat: &Statx,
+        kind: FileType,
+        origin: Origin,
+        place: Place,
+    ) -> Result<(u64, Arc<Node>), Errno> {
+        let made = self.nodes().make(fd, stat, kind, origin, place);
+        let mut added = self.nodes().add(&made)?;
+        for _ in 0..MEETINGS {
+            let leading = match added {
+                Added::Known(id, node) => return Ok((id, node)),
+                Added::Met(leading) => leading,
+            };
+            // Not under the lock: a network file system may be slow to answer.
+            let beside = made.beside(&leading)?;
+            added = self.nodes().add_beside(&made, &leading, beside)?;
+        }
+        match added {
+            Added::Known(id, node) => Ok((id, node)),
+            Added::Met(_) => Err(Errno::STALE),
+        }
     }
 
     /// Makes the file, or opens the one that is there.
@@ -319,6 +340,7 @@ impl Server {
     fn reply_with_open_entry(
         &self,
         dir: &Node,
+        name: &CStr,
         fd: OwnedFd,
         stat: &Statx,
         flags: u32,
@@ -332,7 +354,7 @@ impl Server {
             path,
             Mode::empty(),
         )?;
-        let (id, node) = self.add_entry(dir, path, stat, scratch)?;
+        let (id, node) = self.add_entry(dir, name, path, stat, scratch)?;
         let writable = flags & OFlags::ACCMODE.bits() != OFlags::RDONLY.bits();
         let how = how_opened(&node, writable, stat.stx_size);
         let handle = self.handles().add(Handle {

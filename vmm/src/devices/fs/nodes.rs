@@ -1,17 +1,19 @@
-//! What the guest knows of the share: nodes (a file it has looked up) and handles (one it has
-//! open), each behind a number that is never given twice. Both tables are bounded.
+//! The files the guest has looked up (nodes), each behind a number that is never given twice. The
+//! table is bounded. Files it has open are in `handles`.
 //!
 //! A node is an `O_PATH` descriptor: it names the file for good, whatever becomes of its name, and
 //! grants nothing by itself. No path is ever kept.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use rustix::fs::{FileType, StatVfsMountFlags, Statx};
 use rustix::io::Errno;
 
 use super::abi::ROOT;
+use bulkhead_contract::vmm::SEALED_SUFFIX;
 
 /// The most file systems that are distinguished in the guest's inode numbers.
 const MAX_DEVICES: usize = 4096;
@@ -38,22 +40,44 @@ impl Origin {
 }
 
 /// What makes a node the same: the file. Locks, FIFOs, sockets and mappings are of a file, by
-/// whatever mount it was reached. A directory is another one by each mount: others may be mounted
-/// on what is in it.
+/// whatever mount it was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     device: u64,
     inode: u64,
-    /// A directory's.
-    mount: Option<u64>,
+    side: Side,
 }
 
-impl Key {
-    fn of(stat: &Statx, kind: FileType) -> Self {
-        Key {
-            device: device_of(stat),
-            inode: stat.stx_ino,
-            mount: (kind == FileType::Directory).then_some(stat.stx_mnt_id),
+/// Which of the nodes that one file may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Side {
+    /// The one of a file.
+    Any,
+    /// Of a file, by mounts that nothing but themselves keeps read-only, beside one that is written.
+    Apart,
+    /// A directory has one by each mount: others may be mounted on what is in it.
+    Mount(u64),
+}
+
+/// Where in the share a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// It is the share's root.
+    Root,
+    /// In a volume that the guest itself lets nobody write, whatever its mounts allow.
+    Sealed,
+    /// In a volume whose mounts say what is written.
+    Open,
+}
+
+impl Place {
+    /// The place of a file of this name in a directory that is here.
+    #[must_use]
+    pub fn below(self, name: &CStr) -> Place {
+        match self {
+            Place::Root if name.to_bytes().ends_with(SEALED_SUFFIX.as_bytes()) => Place::Sealed,
+            Place::Root => Place::Open,
+            place => place,
         }
     }
 }
@@ -71,34 +95,11 @@ pub struct Node {
     pub origin: Origin,
     /// The device number of its file system on the host.
     host_device: u64,
+    /// Its inode number there.
+    inode: u64,
     /// The mount it was reached by.
     mount: u64,
-}
-
-/// A file as the guest was told of it.
-#[derive(Debug)]
-pub struct Added {
-    /// Its number.
-    pub id: u64,
-    /// The file.
-    pub node: Arc<Node>,
-    /// What the guest's requests on the file go through until now, where that is another mount's.
-    pub leading: Option<Arc<Node>>,
-}
-
-/// An open file or directory.
-#[derive(Debug)]
-pub struct Handle {
-    /// The file.
-    pub fd: OwnedFd,
-    /// Opened for writing.
-    pub writable: bool,
-    /// What is behind it.
-    pub origin: Origin,
-    /// A directory's: one reader at a time, as they share a position.
-    pub position: Option<Mutex<()>>,
-    /// For the inode numbers of a directory's entries.
-    pub device: u16,
+    place: Place,
 }
 
 #[derive(Debug)]
@@ -150,12 +151,65 @@ impl Node {
         self.mount == stat.stx_mnt_id && self.host_device == device_of(stat)
     }
 
-    /// Whether its mount and its file system are written to.
+    /// The place of a file of this name in it.
     #[must_use]
-    pub fn is_writable(&self) -> bool {
-        let of = rustix::fs::fstatvfs(&self.fd);
-        of.is_ok_and(|of| !of.f_flag.contains(StatVfsMountFlags::RDONLY))
+    pub fn place_of(&self, name: &CStr) -> Place {
+        self.place.below(name)
     }
+
+    fn key(&self, side: Side) -> Key {
+        Key {
+            device: self.host_device,
+            inode: self.inode,
+            side,
+        }
+    }
+
+    /// Whether its mount and its file system are written to.
+    fn is_writable(&self) -> Result<bool, Errno> {
+        let of = rustix::fs::fstatvfs(&self.fd)?;
+        Ok(!of.f_flag.contains(StatVfsMountFlags::RDONLY))
+    }
+
+    /// How it goes with the file's node that was reached by another mount. Asks the file system.
+    ///
+    /// # Errors
+    /// Those of fstatvfs(2).
+    pub fn beside(&self, leading: &Node) -> Result<Beside, Errno> {
+        Ok(match (self.place, leading.place) {
+            (Place::Sealed, _) => Beside::Follows,
+            (_, Place::Sealed) => Beside::Leads,
+            _ => match (self.is_writable()?, leading.is_writable()?) {
+                (false, true) => Beside::Apart,
+                (true, false) => Beside::Displaces,
+                _ => Beside::Follows,
+            },
+        })
+    }
+}
+
+/// How a file goes with what the guest knows of it by another mount. A container of the guest that
+/// has a file by a read-only mount must not write it for having it beside one that is written,
+/// unless the guest itself keeps the container from that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// One node, and requests go through the mount they went through before.
+    Follows,
+    /// One node, and requests go through this mount from now on.
+    Leads,
+    /// Another node: this mount is read-only, and the other is not.
+    Apart,
+    /// The node, and what was there stands apart: the other mount is read-only, and this is not.
+    Displaces,
+}
+
+/// What [`Nodes::add`] found.
+#[derive(Debug)]
+pub enum Added {
+    /// The guest knows the file by this mount, or by none.
+    Known(u64, Arc<Node>),
+    /// It knows it by others, and goes through this one: see [`Nodes::add_beside`].
+    Met(Arc<Node>),
 }
 
 impl Nodes {
@@ -170,8 +224,9 @@ impl Nodes {
             next: ROOT,
             max: max.max(1),
         };
+        let root = nodes.make(root, stat, FileType::Directory, Origin::Stored, Place::Root);
         // The table has room for one.
-        let _ = nodes.add(root, stat, FileType::Directory, Origin::Stored);
+        let _ = nodes.add(&root);
         nodes
     }
 
@@ -201,90 +256,135 @@ impl Nodes {
         Ok(Arc::clone(beside.unwrap_or(&entry.node)))
     }
 
-    /// Tells the guest of a file: its number, new or not.
-    ///
-    /// # Errors
-    /// NFILE when the table is full.
-    pub fn add(
+    /// A file, of which the guest is not told yet.
+    pub fn make(
         &mut self,
         fd: OwnedFd,
         stat: &Statx,
         kind: FileType,
         origin: Origin,
-    ) -> Result<Added, Errno> {
-        let key = Key::of(stat, kind);
-        let full = self.count() >= self.max;
-        let device = self.device_number(key.device);
-        let made = || {
-            Arc::new(Node {
-                fd,
-                kind,
-                device,
-                origin,
-                host_device: key.device,
-                mount: stat.stx_mnt_id,
-            })
-        };
-        if let Some(id) = self.by_key.get(&key)
-            && let Some(entry) = self.by_id.get_mut(id)
-        {
-            let mut by_any = std::iter::once(&entry.node).chain(&entry.others);
-            let known = by_any.find(|node| node.mount == stat.stx_mnt_id);
-            let added = match known.cloned() {
-                Some(node) => Added {
-                    id: *id,
-                    node,
-                    leading: None,
-                },
-                None if full => return Err(Errno::NFILE),
-                None => {
-                    let node = made();
-                    entry.others.push(Arc::clone(&node));
-                    self.others += 1;
-                    Added {
-                        id: *id,
-                        node,
-                        leading: Some(Arc::clone(&entry.node)),
-                    }
-                }
+        place: Place,
+    ) -> Arc<Node> {
+        let host_device = device_of(stat);
+        Arc::new(Node {
+            fd,
+            kind,
+            device: self.device_number(host_device),
+            origin,
+            host_device,
+            inode: stat.stx_ino,
+            mount: stat.stx_mnt_id,
+            place,
+        })
+    }
+
+    /// Tells the guest of a file: its number, new or not.
+    ///
+    /// # Errors
+    /// NFILE when the table is full.
+    pub fn add(&mut self, node: &Arc<Node>) -> Result<Added, Errno> {
+        if node.kind == FileType::Directory {
+            let side = Side::Mount(node.mount);
+            return match self.by_key.get(&node.key(side)).copied() {
+                Some(id) => self.again(id, node.mount),
+                None => self.insert(node, side),
             };
-            entry.count = entry.count.saturating_add(1);
-            return Ok(added);
         }
-        if full {
+        for side in [Side::Any, Side::Apart] {
+            if let Some(id) = self.by_key.get(&node.key(side)).copied()
+                && let Ok(known) = self.again(id, node.mount)
+            {
+                return Ok(known);
+            }
+        }
+        match self.by_key.get(&node.key(Side::Any)) {
+            Some(id) => Ok(Added::Met(self.get(*id)?)),
+            None => self.insert(node, Side::Any),
+        }
+    }
+
+    /// Tells the guest of a file that it knows by other mounts, of which `leading` was met. When
+    /// that has changed since, it has met another.
+    ///
+    /// # Errors
+    /// NFILE when the table is full.
+    pub fn add_beside(
+        &mut self,
+        node: &Arc<Node>,
+        leading: &Arc<Node>,
+        beside: Beside,
+    ) -> Result<Added, Errno> {
+        match self.add(node)? {
+            Added::Met(met) if Arc::ptr_eq(&met, leading) => {}
+            other => return Ok(other),
+        }
+        let met = self.by_key.get(&node.key(Side::Any)).copied();
+        let met = met.ok_or(Errno::STALE)?;
+        if self.count() >= self.max {
             return Err(Errno::NFILE);
         }
-        let node = made();
+        let apart = self.by_key.get(&node.key(Side::Apart)).copied();
+        match (beside, apart) {
+            (Beside::Follows, _) => self.join(met, node, false),
+            (Beside::Leads, _) => self.join(met, node, true),
+            (Beside::Apart, Some(apart)) => self.join(apart, node, false),
+            (Beside::Apart, None) => self.insert(node, Side::Apart),
+            // There is one for files that are not written already: the two stay what they are.
+            (Beside::Displaces, Some(_)) => self.insert(node, Side::Mount(node.mount)),
+            (Beside::Displaces, None) => {
+                let side = node.key(Side::Apart);
+                if let Some(entry) = self.by_id.get_mut(&met) {
+                    entry.key = side;
+                }
+                self.by_key.insert(side, met);
+                self.by_key.remove(&node.key(Side::Any));
+                self.insert(node, Side::Any)
+            }
+        }
+    }
+
+    /// The guest has looked a file up once more, by a mount it did so before.
+    fn again(&mut self, id: u64, mount: u64) -> Result<Added, Errno> {
+        let entry = self.by_id.get_mut(&id).ok_or(Errno::STALE)?;
+        let mut by_any = std::iter::once(&entry.node).chain(&entry.others);
+        let node = by_any.find(|node| node.mount == mount).cloned();
+        let node = node.ok_or(Errno::STALE)?;
+        entry.count = entry.count.saturating_add(1);
+        Ok(Added::Known(id, node))
+    }
+
+    fn insert(&mut self, node: &Arc<Node>, side: Side) -> Result<Added, Errno> {
+        let key = node.key(side);
+        if let Some(id) = self.by_key.get(&key).copied() {
+            return self.again(id, node.mount);
+        }
+        if self.count() >= self.max {
+            return Err(Errno::NFILE);
+        }
         let id = self.next;
         self.next += 1;
         let entry = Entry {
             key,
-            node: Arc::clone(&node),
+            node: Arc::clone(node),
             others: Vec::new(),
             count: 1,
         };
         self.by_id.insert(id, entry);
         self.by_key.insert(key, id);
-        Ok(Added {
-            id,
-            node,
-            leading: None,
-        })
+        Ok(Added::Known(id, Arc::clone(node)))
     }
 
-    /// From now on requests on the file go through the mount that `node` was reached by.
-    pub fn lead(&mut self, id: u64, node: &Arc<Node>) {
-        let Some(entry) = self.by_id.get_mut(&id) else {
-            // Forgotten meanwhile.
-            return;
-        };
-        if let Some(other) = entry
-            .others
-            .iter_mut()
-            .find(|other| Arc::ptr_eq(other, node))
-        {
-            std::mem::swap(other, &mut entry.node);
+    /// One more mount of a file; there is room for it.
+    fn join(&mut self, id: u64, node: &Arc<Node>, leads: bool) -> Result<Added, Errno> {
+        let entry = self.by_id.get_mut(&id).ok_or(Errno::STALE)?;
+        let mut other = Arc::clone(node);
+        if leads {
+            std::mem::swap(&mut other, &mut entry.node);
         }
+        entry.others.push(other);
+        entry.count = entry.count.saturating_add(1);
+        self.others += 1;
+        Ok(Added::Known(id, Arc::clone(node)))
     }
 
     fn device_number(&mut self, device: u64) -> u16 {
@@ -342,72 +442,5 @@ impl Nodes {
             }
         }
         seen.into_values().collect()
-    }
-}
-
-/// All handles.
-#[derive(Debug)]
-pub struct Handles {
-    open: HashMap<u64, Arc<Handle>>,
-    next: u64,
-    max: usize,
-}
-
-impl Handles {
-    /// None yet.
-    #[must_use]
-    pub fn new(max: usize) -> Self {
-        Handles {
-            open: HashMap::new(),
-            next: 1,
-            max,
-        }
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.open.len()
-    }
-
-    /// Whether there is room for one more.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.open.len() >= self.max
-    }
-
-    /// The open file.
-    ///
-    /// # Errors
-    /// BADF when there is no such handle.
-    pub fn get(&self, id: u64) -> Result<Arc<Handle>, Errno> {
-        self.open.get(&id).map(Arc::clone).ok_or(Errno::BADF)
-    }
-
-    /// Keeps an open file, and gives its number.
-    ///
-    /// # Errors
-    /// NFILE when there are too many.
-    pub fn add(&mut self, handle: Handle) -> Result<u64, Errno> {
-        if self.is_full() {
-            return Err(Errno::NFILE);
-        }
-        let id = self.next;
-        self.next += 1;
-        self.open.insert(id, Arc::new(handle));
-        Ok(id)
-    }
-
-    /// The guest has closed it; the file is closed when the last request on it is done.
-    ///
-    /// # Errors
-    /// BADF when there is no such handle.
-    pub fn remove(&mut self, id: u64) -> Result<Arc<Handle>, Errno> {
-        self.open.remove(&id).ok_or(Errno::BADF)
-    }
-
-    /// Closes all.
-    pub fn clear(&mut self) -> Vec<Arc<Handle>> {
-        self.open.drain().map(|(_, handle)| handle).collect()
     }
 }

@@ -13,8 +13,9 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::abi::{self, IN_HEADER, OUT_HEADER, op};
+use super::handles::{Handle, Handles};
 use super::metrics::FsMetrics;
-use super::nodes::{Handle, Handles, Node, Nodes, Origin};
+use super::nodes::{Node, Nodes, Origin};
 use super::reply::{self, Writer};
 use super::request::{Header, MAX_MESSAGE, Request, WRITE_HEAD, wants_answer};
 use crate::sync::lock;

@@ -241,26 +241,20 @@ fn a_guest_that_was_given_proc_cannot_write_this_process() {
     )
     .unwrap();
     let stat = super::server::stat(&dir).unwrap();
-    let node = server
-        .nodes()
-        .add(
-            dir,
-            &stat,
-            rustix::fs::FileType::Directory,
-            nodes::Origin::Process,
-        )
-        .unwrap()
-        .node;
+    let node = server.nodes().make(
+        dir,
+        &stat,
+        rustix::fs::FileType::Directory,
+        nodes::Origin::Process,
+        nodes::Place::Open,
+    );
     let open = |name: &str, flags| {
         let path = rustix::fs::OFlags::PATH;
         let fd = rustix::fs::openat(&node.fd, name, path, rustix::fs::Mode::empty()).unwrap();
         let stat = super::server::stat(&fd).unwrap();
         let kind = rustix::fs::FileType::RegularFile;
-        let node = server
-            .nodes()
-            .add(fd, &stat, kind, nodes::Origin::Process)
-            .unwrap()
-            .node;
+        let (origin, place) = (nodes::Origin::Process, nodes::Place::Open);
+        let node = server.nodes().make(fd, &stat, kind, origin, place);
         server.reopen(&node, flags).map(drop)
     };
     use rustix::fs::OFlags;

@@ -11,6 +11,7 @@
 mod attacks;
 mod files;
 mod mapped;
+mod nodes;
 mod random_messages;
 
 use std::fs;
