@@ -44,7 +44,7 @@ pub enum ImagesError {
         source: BadAuth,
     },
     /// Not here.
-    #[error("image {image:?} is not on this node; pull it first")]
+    #[error("image {image:?} is not on this node: not found; pull it first")]
     NotFound {
         /// What was asked for.
         image: String,

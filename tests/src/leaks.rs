@@ -1,7 +1,7 @@
 //! What a test may not leave behind: the state of the machine in words, taken before and after.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -14,7 +14,8 @@ use crate::{Failure, Outcome, host::Host, waiting::Progress};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     things: BTreeSet<String>,
-    descriptors: usize,
+    /// What the daemon has open, and how often.
+    descriptors: BTreeMap<String, usize>,
 }
 
 /// How many descriptors more than before are still no leak: connections that are being closed.
@@ -79,10 +80,12 @@ impl Snapshot {
                 things.insert(format!("loop device of {}", file.trim()));
             }
         }
-        let descriptors = match host.daemon_pid() {
-            Some(pid) => fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
-            None => 0,
-        };
+        let mut descriptors = BTreeMap::new();
+        if let Some(pid) = host.daemon_pid() {
+            for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+                *descriptors.entry(open_file(&entry?.path())).or_default() += 1;
+            }
+        }
         Ok(Self {
             things,
             descriptors,
@@ -98,13 +101,32 @@ impl Snapshot {
         loop {
             let now = Self::take(host)?;
             let left: Vec<_> = now.things.difference(&self.things).cloned().collect();
-            let more = now.descriptors.saturating_sub(self.descriptors);
+            let count = |of: &Self| of.descriptors.values().sum::<usize>();
+            let more = count(&now).saturating_sub(count(self));
             if left.is_empty() && more <= DESCRIPTOR_SLACK {
                 return Ok(());
             }
-            let what = format!("leaks to go: {left:?}, {more} descriptors of the daemon");
+            let kinds: Vec<String> = now
+                .descriptors
+                .iter()
+                .map(|(kind, now)| (kind, *now, self.descriptors.get(kind).copied()))
+                .filter(|(_, now, before)| *now > before.unwrap_or(0))
+                .map(|(kind, now, before)| format!("{kind}: {} to {now}", before.unwrap_or(0)))
+                .collect();
+            let what =
+                format!("leaks to go: {left:?}, {more} descriptors of the daemon: {kinds:?}");
             progress.pause((left, more), &what).await?;
         }
+    }
+}
+
+/// What an open file is, without what is another for each.
+fn open_file(link: &Path) -> String {
+    let target = fs::read_link(link).unwrap_or_default();
+    let target = target.to_string_lossy();
+    match target.split_once(":[") {
+        Some((kind, _)) => kind.to_owned(),
+        None => target.into_owned(),
     }
 }
 

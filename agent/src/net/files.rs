@@ -36,25 +36,32 @@ fn one_line<'a>(field: &'static str, text: &'a str) -> Result<&'a str, NetError>
     Ok(text)
 }
 
-/// The text of resolv.conf.
+/// The text of resolv.conf, in the order in which containerd writes it.
 ///
 /// # Errors
 /// For entries with line breaks.
 pub fn resolv_conf(dns: &Dns) -> Result<String, NetError> {
     let mut text = String::new();
+    list("search", &dns.searches, &mut text)?;
     for server in &dns.servers {
         text.push_str(&format!("nameserver {}\n", one_line("DNS server", server)?));
     }
-    for (word, list) in [("search", &dns.searches), ("options", &dns.options)] {
-        if !list.is_empty() {
-            let list = list
-                .iter()
-                .map(|item| one_line("DNS", item))
-                .collect::<Result<Vec<_>, _>>()?;
-            text.push_str(&format!("{word} {}\n", list.join(" ")));
-        }
-    }
+    list("options", &dns.options, &mut text)?;
     Ok(text)
+}
+
+/// A line of several items, where there are any.
+fn list(word: &str, items: &[String], text: &mut String) -> Result<(), NetError> {
+    if items.is_empty() {
+        return Ok(());
+    }
+    text.push_str(word);
+    for item in items {
+        text.push(' ');
+        text.push_str(one_line("DNS", item)?);
+    }
+    text.push('\n');
+    Ok(())
 }
 
 /// The text of hosts: localhost, and the pod under each of its addresses.
@@ -150,7 +157,7 @@ mod tests {
         };
         assert_eq!(
             resolv_conf(&dns).unwrap(),
-            "nameserver 10.96.0.10\nsearch default.svc svc\noptions ndots:5\n"
+            "search default.svc svc\nnameserver 10.96.0.10\noptions ndots:5\n"
         );
         let bad = Dns {
             servers: vec!["1.1.1.1\nnameserver 6.6.6.6".into()],

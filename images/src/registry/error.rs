@@ -31,8 +31,9 @@ pub enum RegistryError {
     },
     /// 401, or the token service refused.
     #[error(
-        "registry {host} wants other credentials for {what} than the ones given{given} (realm \
-         {realm}); check the pull secret, or that the image exists"
+        "pull access denied: registry {host} wants other credentials for {what} than the ones \
+         given{given} (401 Unauthorized, realm {realm}); check the pull secret, or that the image \
+         exists"
     )]
     Unauthenticated {
         host: String,
@@ -42,8 +43,8 @@ pub enum RegistryError {
     },
     /// 403.
     #[error(
-        "registry {host} denies access to {what} (realm {realm}); check that these credentials \
-         may pull it"
+        "pull access denied: registry {host} denies access to {what} (403 Forbidden, realm \
+         {realm}); check that these credentials may pull it"
     )]
     Forbidden {
         host: String,
@@ -51,11 +52,12 @@ pub enum RegistryError {
         realm: String,
     },
     /// 404.
-    #[error("registry {host} has no {what}; check the name and the tag")]
+    #[error("registry {host} has no {what}: not found; check the name and the tag")]
     NotFound { host: String, what: String },
     /// 429.
     #[error(
-        "registry {host} limits the rate of requests and refused {what} ({tries} tries{}); \
+        "registry {host} limits the rate of requests and refused {what} (429 Too Many Requests, \
+         {tries} tries{}); \
          wait, pull with credentials, or configure a mirror",
         retry_after.map_or(String::new(), |wait| format!(", it asks to wait {} s", wait.as_secs()))
     )]

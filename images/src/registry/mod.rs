@@ -15,6 +15,7 @@ mod clients;
 mod der;
 mod document;
 mod error;
+mod hint;
 mod identity;
 mod request;
 mod retry;

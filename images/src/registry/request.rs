@@ -12,6 +12,7 @@ use reqwest::{
 use super::{
     auth::{self, Challenge, Secret},
     error::RegistryError,
+    hint::hint,
     retry::StallTimer,
     session::{Authorization, Place, Session},
 };
@@ -339,10 +340,9 @@ pub(super) async fn body(
 
 /// A failure below HTTP.
 pub(super) fn transport(place: &Place, asked: &Asked, source: reqwest::Error) -> RegistryError {
-    let hint = if source.is_connect() && place.endpoint.base.scheme() == "https" {
-        "; if it speaks plain http or has an own certificate authority, say so in its hosts.toml"
-    } else {
-        ""
+    let hint = match source.is_connect() {
+        true => hint(&source, place.endpoint.base.scheme() == "https"),
+        false => "",
     };
     RegistryError::Transport {
         host: place.host(),

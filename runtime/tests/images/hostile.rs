@@ -179,12 +179,12 @@ async fn a_failing_server() {
 #[tokio::test]
 async fn other_answers() {
     let image = Image::small(6);
-    for (status, code) in [
-        (400, Code::Unavailable),
-        (401, Code::Unauthenticated),
-        (403, Code::PermissionDenied),
-        (404, Code::NotFound),
-        (418, Code::Unavailable),
+    for (status, code, words) in [
+        (400, Code::Unavailable, "400"),
+        (401, Code::Unauthenticated, "pull access denied"),
+        (403, Code::PermissionDenied, "pull access denied"),
+        (404, Code::NotFound, "not found"),
+        (418, Code::Unavailable, "418"),
     ] {
         let server = replacing(&image, "/manifests/", move |_| {
             Some(Reply::new(status, "{}"))
@@ -193,6 +193,7 @@ async fn other_answers() {
         let (got, text) = Service::new().failure(&server.image(0)).await;
         assert_eq!(got, code, "{text}");
         assert!(text.contains(&server.image(0)), "{text}");
+        assert!(text.contains(words), "{text}");
         assert_eq!(
             server.count("/manifests/"),
             1,

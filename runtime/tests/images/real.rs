@@ -172,10 +172,12 @@ async fn by_tag_by_digest_and_again() {
 
     let missing = service.failure(&format!("{name}:none")).await;
     assert_eq!(missing.0, Code::NotFound, "{}", missing.1);
+    assert!(missing.1.contains("not found"), "{}", missing.1);
     let missing = service
         .failure(&format!("{}/none/none:v1", registry.address))
         .await;
     assert_eq!(missing.0, Code::NotFound, "{}", missing.1);
+    assert!(missing.1.contains("not found"), "{}", missing.1);
 
     service.images.remove(&image.id()).await.unwrap();
     service.images.remove(&format!("{name}:v1")).await.unwrap();
@@ -299,6 +301,10 @@ async fn with_an_own_authority() {
     let (code, text) = service.failure(&reference).await;
     assert_eq!(code, Code::Unavailable);
     assert!(text.contains("hosts.toml"), "{text}");
+    assert!(
+        text.contains("x509: certificate signed by unknown authority"),
+        "{text}"
+    );
 
     let certs = service.dir.path().join("certs.d").join(&tls.address);
     std::fs::write(certs.join("ca.pem"), &authority_file).unwrap();

@@ -144,10 +144,15 @@ async fn a_self_signed_certificate_that_is_the_configured_authority() {
 async fn the_configured_authoritys_own_certificate_is_still_looked_at() {
     let image = Image::small(2);
     let plain = Server::with(vec![image], |_| None).await;
-    for (what, name, years) in [
-        ("another name", "other.example", (2020, 2999)),
-        ("out of date", "127.0.0.1", (2020, 2021)),
-        ("not yet", "127.0.0.1", (2998, 2999)),
+    let dates = "x509: certificate has expired or is not yet valid";
+    for (name, years, words) in [
+        (
+            "other.example",
+            (2020, 2999),
+            "x509: certificate is valid for",
+        ),
+        ("127.0.0.1", (2020, 2021), dates),
+        ("127.0.0.1", (2998, 2999), dates),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
@@ -168,8 +173,20 @@ async fn the_configured_authoritys_own_certificate_is_still_looked_at() {
             &format!("server = \"https://{address}\"\nca = \"ca.pem\"\n"),
         );
         let (code, text) = service.failure(&format!("{address}/test/image:0")).await;
-        assert_eq!(code, Code::Unavailable, "{what}: {text}");
+        assert_eq!(code, Code::Unavailable, "{text}");
+        assert!(text.contains(words), "{text}");
     }
+
+    // No TLS at all.
+    let service = Service::new();
+    let server = format!("server = \"https://{}\"\n", plain.address);
+    service.hosts(&plain.address, &server);
+    let (code, text) = service
+        .failure(&format!("{}/test/image:0", plain.address))
+        .await;
+    assert_eq!(code, Code::Unavailable, "{text}");
+    let words = "http: server gave HTTP response to HTTPS client";
+    assert!(text.contains(words), "{text}");
 }
 
 #[tokio::test]
