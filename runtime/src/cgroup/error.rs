@@ -30,7 +30,8 @@ pub enum CgroupError {
     },
     /// It cannot be bound to processors.
     #[error(
-        "cannot bind the cgroup {path} to processors or memory nodes: it has no cpuset.cpus; the controller          cpuset must be in cgroup.controllers of each cgroup above it"
+        "cannot bind the cgroup {path} to processors or memory nodes: it has no cpuset.cpus; the controller \
+         cpuset must be in cgroup.controllers of each cgroup above it"
     )]
     NoCpuset {
         /// Which.

@@ -148,7 +148,8 @@ pub enum SandboxError {
     },
     /// Containers whose processors must not be each other's.
     #[error(
-        "the cpuset_cpus of the containers of the pod sandbox {id} need {needed} virtual CPUs to be kept          apart, and its VM has {there}: give the pod a higher CPU limit, or raise sandbox.max_vcpus"
+        "the cpuset_cpus of the containers of the pod sandbox {id} need {needed} virtual CPUs to be kept \
+         apart, and its VM has {there}: give the pod a higher CPU limit, or raise sandbox.max_vcpus"
     )]
     TooFewCpus {
         /// The pod.

@@ -5,10 +5,12 @@
 //! [`control_plane`] and [`node`] start the two sides, [`test_host`] boots the second; [`cluster`] is what
 //! cases talk to; [`runner`] runs them, several at once.
 
+pub mod case;
 pub mod cases;
 pub mod certificates;
 pub mod cluster;
 pub mod control_plane;
+mod manifests;
 pub mod node;
 pub mod part;
 pub mod runner;

@@ -4,7 +4,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    pin::Pin,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -13,10 +12,12 @@ use futures::{StreamExt, stream};
 use tokio::sync::OnceCell;
 
 use super::{
+    case::Case,
     cases,
     certificates::Certificates,
     cluster::{Cluster, Kubectl},
     control_plane::ControlPlane,
+    manifests,
     test_host::{TestHost, node_name},
 };
 use crate::{Failure, Outcome, suite::Sums, waiting::pause};
@@ -27,44 +28,6 @@ const AT_ONCE: usize = 4;
 const NODE: Duration = Duration::from_secs(360);
 /// After this a case has failed: whatever it waits for has an earlier deadline.
 const LIMIT: Duration = Duration::from_secs(900);
-
-/// A running case.
-pub type Running<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
-
-/// A case.
-#[derive(Clone, Copy)]
-pub struct Case {
-    /// `kube::what_holds`.
-    pub name: &'static str,
-    /// The case.
-    pub run: for<'a> fn(&'a Cluster) -> Running<'a>,
-    /// It disturbs the others.
-    pub alone: bool,
-}
-
-impl std::fmt::Debug for Case {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-/// Makes a [`Case`] of an async function of the same name.
-#[macro_export]
-macro_rules! case {
-    ($function:ident) => {
-        $crate::kube::runner::Case {
-            name: concat!("kube::", stringify!($function)),
-            run: |cluster| Box::pin($function(cluster)),
-            alone: false,
-        }
-    };
-    (alone $function:ident) => {
-        $crate::kube::runner::Case {
-            alone: true,
-            ..$crate::case!($function)
-        }
-    };
-}
 
 /// The cases whose name contains one of the filters.
 #[must_use]
@@ -113,7 +76,7 @@ pub async fn up(work: &Path, nodes: u8) -> Result<Up, Failure> {
         plane,
         others: hosts,
     };
-    up.cluster.apply(cases::BASE).await?;
+    up.cluster.apply(manifests::BASE).await?;
     for name in names {
         ready(&mut up, &name).await?;
         said(&format!("{name} is ready"));

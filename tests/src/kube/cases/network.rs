@@ -1,7 +1,7 @@
 //! Services through kube-proxy on the handler `host`, and the cluster's own DNS.
 
-use super::{Case, Cluster, Outcome, check, web};
-use crate::case;
+use super::super::{case::Case, cluster::Cluster, manifests::web};
+use crate::{Outcome, case, check};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![

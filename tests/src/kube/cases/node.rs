@@ -1,7 +1,11 @@
 //! What is done to a node while pods run on it.
 
-use super::{Case, Cluster, Outcome, check, web};
-use crate::{case, kube::cluster::POD};
+use super::super::{
+    case::Case,
+    cluster::Cluster,
+    manifests::{container, pod, web},
+};
+use crate::{Outcome, case, check, kube::cluster::POD};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -11,11 +15,11 @@ pub(super) fn cases() -> Vec<Case> {
 }
 
 async fn restart_of_kubelet_and_daemon_leaves_pods_alone(cluster: &Cluster) -> Outcome {
-    let pod = web(cluster).await?;
+    let serving = web(cluster).await?;
     let identity = async || {
-        let pod = cluster.get(&format!("pod/{pod}")).await?;
+        let told = cluster.get(&format!("pod/{serving}")).await?;
         let of = |name: &str| {
-            let status = super::container(&pod, name);
+            let status = container(&told, name);
             (
                 status["containerID"].clone(),
                 status["restartCount"].clone(),
@@ -24,18 +28,18 @@ async fn restart_of_kubelet_and_daemon_leaves_pods_alone(cluster: &Cluster) -> O
         Ok::<_, crate::Failure>([of("web"), of("echo")])
     };
     cluster
-        .exec(&format!("{pod} -c web"), "touch /tmp/here")
+        .exec(&format!("{serving} -c web"), "touch /tmp/here")
         .await?;
     let before = identity().await?;
     cluster.host.lock().await.restart_node().await?;
     // The kubelet serves again once it has its certificate and has read the pods.
     cluster
-        .exec_until(&format!("{pod} -c web"), "ls /tmp/here", |seen| {
+        .exec_until(&format!("{serving} -c web"), "ls /tmp/here", |seen| {
             seen == "/tmp/here\n"
         })
         .await?;
     cluster.wait("node/node1", "condition=Ready").await?;
-    let new = super::pod(
+    let new = pod(
         "after",
         "echo up; exec sleep 100000",
         "",
@@ -46,7 +50,7 @@ async fn restart_of_kubelet_and_daemon_leaves_pods_alone(cluster: &Cluster) -> O
     cluster.delete("pod/after").await?;
     let after = identity().await?;
     check!(before == after, "before {before:?}, after {after:?}");
-    cluster.ready(&pod).await
+    cluster.ready(&serving).await
 }
 
 async fn drain_moves_pods_away_and_uncordon_brings_them_back(cluster: &Cluster) -> Outcome {

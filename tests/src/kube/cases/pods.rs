@@ -2,8 +2,12 @@
 
 use tokio::io::AsyncReadExt;
 
-use super::{BUSYBOX, Case, Cluster, Outcome, check, container, pod};
-use crate::case;
+use super::super::{
+    case::Case,
+    cluster::Cluster,
+    manifests::{BUSYBOX, container, pod},
+};
+use crate::{Outcome, case, check};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![

@@ -1,7 +1,11 @@
 //! Memory and processors: limits, none, more of them, overhead, and what is told of their use.
 
-use super::{Case, Cluster, Outcome, check, container, pod, web};
-use crate::case;
+use super::super::{
+    case::Case,
+    cluster::Cluster,
+    manifests::{container, pod, web},
+};
+use crate::{Outcome, case, check};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![

@@ -8,8 +8,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{BUSYBOX, Case, Cluster, Failure, Outcome, check, container, web};
-use crate::case;
+use super::super::{
+    case::Case,
+    cluster::Cluster,
+    manifests::{BUSYBOX, container, web},
+};
+use crate::{Failure, Outcome, case, check};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![

@@ -1,7 +1,11 @@
 //! What a kubelet keeps up to date and in bounds in a pod's volumes.
 
-use super::{BUSYBOX, Case, Cluster, Outcome, check, pod};
-use crate::case;
+use super::super::{
+    case::Case,
+    cluster::Cluster,
+    manifests::{BUSYBOX, pod},
+};
+use crate::{Outcome, case, check};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![

@@ -1,7 +1,11 @@
 //! Deployment, StatefulSet, DaemonSet, Job, CronJob.
 
-use super::{Case, Cluster, Outcome, check, container, web};
-use crate::case;
+use super::super::{
+    case::Case,
+    cluster::Cluster,
+    manifests::{BUSYBOX, container, web},
+};
+use crate::{Outcome, case, check};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -130,7 +134,7 @@ async fn job_completes_and_job_fails(cluster: &Cluster) -> Outcome {
         format!(
             "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: {name}}}\nspec:\n  backoffLimit: 0\n  template:\n    spec:\n      \
              restartPolicy: Never\n      containers: [{{name: main, image: \"{}\", command: {command}, resources: {{limits: {{memory: 32Mi}}}}}}]\n",
-            super::BUSYBOX
+            BUSYBOX
         )
     };
     let jobs = [
