@@ -16,8 +16,8 @@ const PLAIN: &str = "; http: server gave HTTP response to HTTPS client: if it sp
                      give its http:// address in its hosts.toml";
 const OTHER_TLS: &str = "; if it speaks plain http or has an own certificate authority, say so in \
                          its hosts.toml";
-const NO_HOST: &str =
-    "; no such host: check the registry's name, and the name servers of this node";
+const NO_HOST: &str = "; no such host: check the registry's name";
+const NO_ANSWER: &str = "; the name servers of this node do not answer";
 
 /// For the end of a message about `error`, or nothing.
 pub(super) fn hint(error: &(dyn Error + 'static), https: bool) -> &'static str {
@@ -44,8 +44,14 @@ fn of(error: &(dyn Error + 'static)) -> Option<&'static str> {
     }
     // getaddrinfo(3)'s failure is a text in the standard library.
     let text = error.to_string();
-    text.starts_with("failed to lookup address information")
-        .then_some(NO_HOST)
+    if !text.starts_with("failed to lookup address information") {
+        return None;
+    }
+    // EAI_AGAIN, in glibc's words.
+    Some(match text.contains("Temporary failure") {
+        true => NO_ANSWER,
+        false => NO_HOST,
+    })
 }
 
 fn of_tls(error: &TlsError) -> Option<&'static str> {
@@ -96,6 +102,8 @@ mod tests {
         let lookup = "failed to lookup address information: Name or service not known";
         let found = hint(&io::Error::other(io::Error::other(lookup)), true);
         assert!(found.contains("no such host"), "{found}");
+        let lookup = "failed to lookup address information: Temporary failure in name resolution";
+        assert_eq!(hint(&io::Error::other(lookup), true), NO_ANSWER);
         assert_eq!(hint(&io::Error::from_raw_os_error(111), false), "");
     }
 }

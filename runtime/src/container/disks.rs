@@ -4,14 +4,16 @@
 
 use std::{collections::HashSet, os::fd::AsFd as _, sync::Arc, time::Duration};
 
+use bulkhead_contract::vmm::ErrorKind;
 use bulkhead_images::LayerDisk;
 use bulkhead_proto::agent::{self, DeleteContainerRequest, ImpliedDirectories};
 
 use super::{ContainerError, layer_files};
 use crate::{
     app::App,
+    error::chain,
     machine::{MachineError, vm::VmmError},
-    records::{ContainerRecord, LayerPlace},
+    records::{ContainerRecord, ContainerState, LayerPlace},
     sandbox::Pod,
     volumes::BlockDisk,
 };
@@ -145,8 +147,26 @@ pub(super) async fn release(
         })
         .await?;
     for serial in free {
-        pod.machine.detach(&serial).await?;
-        disks.remove(&serial);
+        match pod.machine.detach(&serial).await {
+            Ok(()) => disks.remove(&serial),
+            // Of a creation that was cut off after the guest had mounted a layer of it, which another
+            // container has had from there since: it stays until the pod ends.
+            Err(error) if is_in_use(&error) && record.status.state == ContainerState::Creating => {
+                tracing::warn!(pod = pod.id, disk = serial, "{}", chain(&error));
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(())
+}
+
+/// Whether a machine keeps a disk because its guest does.
+fn is_in_use(error: &MachineError) -> bool {
+    matches!(
+        error,
+        MachineError::Vmm(VmmError::Request {
+            kind: ErrorKind::WrongState,
+            ..
+        })
+    )
 }

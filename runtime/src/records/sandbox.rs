@@ -39,6 +39,9 @@ pub struct SandboxRecord {
     /// The node's processors and memory that it is held to; `None` for all that its cgroups allow.
     #[serde(default)]
     pub placement: Option<Placement>,
+    /// Whether its first placement was begun and has not ended: it may be in force, wholly or in part.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub placing: bool,
     /// Once the network is set up.
     pub network: Option<NetworkRecord>,
     /// How long each step of the start took.

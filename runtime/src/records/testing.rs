@@ -27,6 +27,7 @@ pub(crate) fn sandbox(id: &str) -> SandboxRecord {
         },
         network: None,
         placement: None,
+        placing: false,
         phases: Vec::new(),
         exit: None,
     }

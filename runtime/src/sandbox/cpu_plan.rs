@@ -1,9 +1,10 @@
 //! Which of the host's processors each vCPU of a pod runs on, and which vCPUs each container has. Pure.
 //!
 //! A container's set is one of the host's processors. The host's processors that belong to the same
-//! containers are alike. Where a pod has a vCPU for each of those that are alike, each vCPU has one of
-//! them to itself; where its CPU limits leave it fewer, the few run on any of them. A container then has the
-//! vCPUs that run within its set, so that its `nproc` is the size of its set, or what its limit lets it use.
+//! containers are alike. Where a pod has a vCPU for each of those that are alike, and they are a container's own on the node,
+//! each vCPU has one of them to itself; where its CPU limits leave it fewer, or other pods run there, too, its
+//! vCPUs run on any of them: pods that share processors would all have their first vCPU on the first. A
+//! container then has the vCPUs that run within its set, so that its `nproc` is the size of its set, or what its limit lets it use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,8 @@ pub(super) struct Wish {
     pub(super) cpus: Option<NumberSet>,
     /// So many processors its CPU limit lets it use, rounded up.
     pub(super) limit: Option<usize>,
+    /// Nobody else on the node runs there, as far as its request for CPU tells.
+    pub(super) exclusive: bool,
 }
 
 /// What is done about it.
@@ -101,7 +104,8 @@ pub(super) fn plan(
     alike.sort_by_key(|alike| (alike.cpus.len(), alike.cpus.iter().next()));
     let mut free: Vec<(NumberSet, &Alike)> = Vec::new();
     for part in &alike {
-        match part.vcpus == part.cpus.len() {
+        let exclusive = |owner: &usize| wishes.get(*owner).is_some_and(|wish| wish.exclusive);
+        match part.vcpus == part.cpus.len() && part.owners.iter().any(exclusive) {
             true => free.extend(
                 part.cpus
                     .iter()

@@ -207,9 +207,11 @@ pub(super) async fn wishes<'a>(
             all.extend(&own);
             all
         });
+        let cpus = set(&limits.cpuset_cpus, &allowed.cpus);
         wishes.push(Wish {
             id: (*id).to_owned(),
-            cpus: set(&limits.cpuset_cpus, &allowed.cpus),
+            exclusive: cpus.as_ref().is_some_and(|cpus| is_exclusive(limits, cpus)),
+            cpus,
             limit: limit(limits),
         });
     }
@@ -243,6 +245,13 @@ fn limit(limits: &LinuxContainerResources) -> Option<usize> {
     Some(quota.div_ceil(period.unwrap_or(100_000)))
 }
 
+/// Whether a container with this set asks for as many processors as are in it: the kubelet's static CPU
+/// manager gives those to it alone, and to all others what is left for all of them.
+fn is_exclusive(limits: &LinuxContainerResources, cpus: &NumberSet) -> bool {
+    let shares = usize::try_from(limits.cpu_shares).unwrap_or(0);
+    limit(limits) == Some(cpus.len()) || shares == cpus.len().saturating_mul(1024)
+}
+
 /// Brings a VM with so many vCPUs, of which the pod's limits let it use `wanted`, to where its containers are
 /// to run. What is in force already is left alone.
 ///
@@ -265,7 +274,7 @@ pub(super) async fn apply(
     };
     match applied {
         Applied::Known(known) if *known == new => return Ok(()),
-        Applied::Unknown if new.is_none() && record.placement.is_none() => {
+        Applied::Unknown if new.is_none() && record.placement.is_none() && !record.placing => {
             *applied = Applied::Known(None);
             return Ok(());
         }
@@ -276,11 +285,24 @@ pub(super) async fn apply(
         Some(new) => (new.place.cpus.clone(), new.place.mems.clone()),
         None => Default::default(),
     };
-    if let Some(leaf) = record.cgroup().map(Leaf::at) {
-        let root = app.config.cgroup.root.clone();
-        blocking(move || Ok::<_, SandboxError>(leaf.place(&root, &cpus, &mems)?)).await?;
+    let first = new.is_some() && record.placement.is_none();
+    if first && !record.placing {
+        // What is in force then, whatever becomes of this, is not what the record says.
+        let begun = |record: &mut SandboxRecord| record.placing = true;
+        app.records.sandboxes.update(&pod.id, begun).await?;
     }
-    pin(pod, wishes, new.as_ref()).await?;
+    place(app, &record, cpus, mems).await?;
+    if !pin(pod, wishes, new.as_ref()).await? {
+        // A pod of an earlier release runs on as it did.
+        place(app, &record, String::new(), String::new()).await?;
+        let ended = |record: &mut SandboxRecord| {
+            record.placement = None;
+            record.placing = false;
+        };
+        app.records.sandboxes.update(&pod.id, ended).await?;
+        *applied = Applied::Known(new);
+        return Ok(());
+    }
     if let Some(new) = &new {
         for (id, list) in &new.plan.lists {
             let same =
@@ -291,13 +313,30 @@ pub(super) async fn apply(
         }
     }
     let placement = new.as_ref().map(|new| new.place.clone());
-    if placement != record.placement {
-        let change = move |record: &mut SandboxRecord| record.placement = placement;
+    if placement != record.placement || record.placing || first {
+        let change = move |record: &mut SandboxRecord| {
+            record.placement = placement;
+            record.placing = false;
+        };
         app.records.sandboxes.update(&pod.id, change).await?;
     }
     tracing::info!(pod = pod.id, in_force = ?new.as_ref().map(|new| &new.place), "the pod's processors");
     *applied = Applied::Known(new);
     Ok(())
+}
+
+/// Binds the VM's cgroup.
+async fn place(
+    app: &App,
+    record: &SandboxRecord,
+    cpus: String,
+    mems: String,
+) -> Result<(), SandboxError> {
+    let Some(leaf) = record.cgroup().map(Leaf::at) else {
+        return Ok(());
+    };
+    let root = app.config.cgroup.root.clone();
+    blocking(move || Ok(leaf.place(&root, &cpus, &mems)?)).await
 }
 
 fn in_force(
@@ -328,11 +367,12 @@ fn in_force(
     })
 }
 
-/// Has the VMM pin its vCPUs.
-async fn pin(pod: &Pod, wishes: &Wishes, new: Option<&InForce>) -> Result<(), SandboxError> {
+/// Has the VMM pin its vCPUs. False when one of an earlier release cannot, and must: then the containers
+/// cannot be kept apart.
+async fn pin(pod: &Pod, wishes: &Wishes, new: Option<&InForce>) -> Result<bool, SandboxError> {
     let vcpus = new.map_or(&[][..], |new| &new.plan.vcpus);
     let Err(error) = pod.machine.pin(groups(vcpus)).await else {
-        return Ok(());
+        return Ok(true);
     };
     let unknown = matches!(
         error,
@@ -349,14 +389,18 @@ async fn pin(pod: &Pod, wishes: &Wishes, new: Option<&InForce>) -> Result<(), Sa
         }),
         Wishes::Keep | Wishes::Free => false,
     };
-    if unknown && !apart {
-        tracing::warn!(
-            pod = pod.id,
-            "the VMM, of an earlier release, does not pin its vCPUs"
-        );
-        return Ok(());
+    if !unknown {
+        return Err(error.into());
     }
-    Err(error.into())
+    tracing::warn!(
+        pod = pod.id,
+        "the VMM, of an earlier release, does not pin its vCPUs{}",
+        match apart {
+            true => ": its containers run on all processors, as before the upgrade",
+            false => "",
+        }
+    );
+    Ok(!apart)
 }
 
 /// vCPUs by where they run.

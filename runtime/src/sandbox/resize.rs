@@ -170,7 +170,7 @@ fn is_placed(app: &App, id: &str) -> bool {
     let own = linux.and_then(|linux| linux.resources.as_ref());
     let containers = alive(app, id);
     let mut limits = containers.iter().map(|c| &c.status.resources).chain(own);
-    record.placement.is_some() || limits.any(cpus::has_set)
+    record.placing || record.placement.is_some() || limits.any(cpus::has_set)
 }
 
 /// Resizes the VM. Gives how many vCPUs the pod's limits let it use, and how many are online.

@@ -100,6 +100,7 @@ async fn start(app: Arc<App>, request: RunPodSandboxRequest) -> Result<String, S
         shape,
         network: None,
         placement: None,
+        placing: false,
         phases: Vec::new(),
         exit: None,
     };

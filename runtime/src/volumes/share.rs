@@ -95,7 +95,7 @@ pub struct MountOptions {
     #[serde(default)]
     pub returns: bool,
     /// Whether a guest keeps all of it read-only by itself, too.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sealed: bool,
 }
 

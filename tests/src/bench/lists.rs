@@ -65,6 +65,7 @@ async fn fill(database: &Path) -> Outcome {
         resources: Vec::new(),
         joins_layers: true,
         placement: None,
+        placing: false,
         shape: Shape {
             vcpus: 1,
             memory_mib: 256,

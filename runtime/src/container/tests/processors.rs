@@ -8,6 +8,7 @@ use super::super::*;
 use super::*;
 use crate::{
     error::Grpc as _,
+    number_set::NumberSet,
     sandbox::{Change, fit},
 };
 
@@ -23,11 +24,17 @@ fn with_set(name: &str, cpus: &str) -> cri::CreateContainerRequest {
 }
 
 fn set(cpus: &str) -> cri::LinuxContainerResources {
+    // As much as the set has, as the kubelet's CPU manager gives it to one container alone.
+    let count = NumberSet::parse(cpus).map_or(0, |set| set.len());
     cri::LinuxContainerResources {
         cpuset_cpus: cpus.to_owned(),
+        cpu_shares: i64::try_from(count).unwrap() * 1024,
         ..Default::default()
     }
 }
+
+/// What a leaf has that is bound no longer: all that the node has, as the kernel takes no empty list.
+const ALL: &str = "0-8";
 
 fn leaf(node: &Node) -> String {
     let text = std::fs::read_to_string(node.leaf().join("cpuset.cpus")).unwrap();
@@ -189,6 +196,48 @@ fn sets_that_cannot_be_had_are_refused_and_change_nothing() {
     look_again(&daemon);
     assert_eq!(leaf(&node), "2");
     daemon.remove(&own).unwrap();
+    daemon.assert_clean(&node);
+}
+
+/// Neither a failure nor the death of the daemon in between leaves a pod where nothing says it is: after
+/// either, what is in force is known from the record alone.
+#[test]
+fn a_first_set_that_fails_is_taken_back() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let plain = daemon.create(request("plain", "one", &["serve"])).unwrap();
+    node.guest.fail(&bound("0"), Code::Internal);
+    daemon
+        .block_on(update(&daemon.app, &plain, set("2")))
+        .unwrap_err();
+    assert_eq!(told(&daemon, &plain), "");
+    look_again(&daemon);
+    assert_eq!(leaf(&node), ALL);
+    let pod = daemon.app.records.sandboxes.get(POD).unwrap();
+    assert!(!pod.placing && pod.placement.is_none());
+    daemon.remove(&plain).unwrap();
+    daemon.assert_clean(&node);
+}
+
+/// Pods that run through an upgrade have the sets in their records that the daemon of before did nothing about.
+#[test]
+fn a_vmm_that_cannot_pin_lets_its_containers_run_as_before() {
+    let node = Node::new();
+    let daemon = node.daemon();
+    let own = daemon.create(with_set("own", "2-3")).unwrap();
+    let pin = r#"pin [{"cpus":[2],"vcpus":[0]},{"cpus":[3],"vcpus":[1]},{"cpus":[0],"vcpus":[2]}]"#;
+    node.guest.fail(pin, Code::Unimplemented);
+    let other = daemon.create(with_set("other", "0")).unwrap();
+    assert_eq!(leaf(&node), ALL);
+    let pod = daemon.app.records.sandboxes.get(POD).unwrap();
+    assert!(!pod.placing && pod.placement.is_none());
+    // Nothing of it is repeated, nor is an update of something else refused.
+    let calls = node.guest.calls().len();
+    look_again(&daemon);
+    assert_eq!(node.guest.calls().len(), calls);
+    for id in [&own, &other] {
+        daemon.remove(id).unwrap();
+    }
     daemon.assert_clean(&node);
 }
 

@@ -14,7 +14,21 @@ fn wish(id: &str, cpus: &str, limit: usize) -> Wish {
         id: id.to_owned(),
         cpus: Some(set(cpus)).filter(|set| !set.is_empty()),
         limit: Some(limit).filter(|limit| *limit > 0),
+        exclusive: true,
     }
+}
+
+#[test]
+fn processors_that_other_pods_have_too_are_not_taken_one_by_one() {
+    let shared = Wish {
+        exclusive: false,
+        ..wish("shared", "4-7", 0)
+    };
+    let own = wish("own", "2-3", 2);
+    let plan = plan(&[own, shared], &set("0-7"), 6, 8, &[]).unwrap();
+    let (vcpus, lists) = shown(&plan);
+    assert_eq!(vcpus, owned(&["2", "3", "4-7", "4-7", "4-7", "4-7"]));
+    assert_eq!(lists, owned(&["own:0-1", "shared:2-5"]));
 }
 
 fn owned(texts: &[&str]) -> Vec<String> {
@@ -154,6 +168,7 @@ fn wishes() -> impl Strategy<Value = Vec<Wish>> {
             id: number.to_string(),
             cpus: cpus.map(|cpus| cpus.into_iter().collect()),
             limit,
+            exclusive: number % 2 == 0,
         };
         wishes.into_iter().enumerate().map(wish).collect()
     })

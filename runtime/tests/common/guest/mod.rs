@@ -144,6 +144,10 @@ impl Guest {
                     let groups = &request["pin"]["groups"];
                     match self.call(&format!("pin {groups}")) {
                         Ok(()) => r#"{"ok": {}}"#,
+                        // One of an earlier release does not know the request.
+                        Err(status) if status.code() == Code::Unimplemented => {
+                            r#"{"error": {"kind": "bad_request", "message": "unknown"}}"#
+                        }
                         Err(_) => r#"{"error": {"kind": "io", "message": "told to fail"}}"#,
                     }
                 }

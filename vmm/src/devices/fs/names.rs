@@ -286,7 +286,9 @@ impl Server {
             };
             // Not under the lock: a network file system may be slow to answer.
             let beside = made.beside(&leading)?;
-            added = self.nodes().add_beside(&made, &leading, beside)?;
+            let (found, gone) = self.nodes().add_beside(&made, &leading, beside)?;
+            drop(gone);
+            added = found;
         }
         match added {
             Added::Known(id, node) => Ok((id, node)),

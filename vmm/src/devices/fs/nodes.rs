@@ -18,6 +18,9 @@ use bulkhead_contract::vmm::SEALED_SUFFIX;
 /// The most file systems that are distinguished in the guest's inode numbers.
 const MAX_DEVICES: usize = 4096;
 
+/// By how many mounts beside the leading one a file is known at most.
+const MAX_OTHERS: usize = 32;
+
 /// What is behind the files of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
@@ -53,9 +56,8 @@ struct Key {
 enum Side {
     /// The one of a file.
     Any,
-    /// Of a file, by mounts that nothing but themselves keeps read-only, beside one that is written.
-    Apart,
-    /// A directory has one by each mount: others may be mounted on what is in it.
+    /// Of this mount alone. A directory's, as others may be mounted on what is in it; and a file's
+    /// by a mount that nothing but itself keeps read-only.
     Mount(u64),
 }
 
@@ -176,14 +178,16 @@ impl Node {
     /// # Errors
     /// Those of fstatvfs(2).
     pub fn beside(&self, leading: &Node) -> Result<Beside, Errno> {
-        Ok(match (self.place, leading.place) {
-            (Place::Sealed, _) => Beside::Follows,
-            (_, Place::Sealed) => Beside::Leads,
-            _ => match (self.is_writable()?, leading.is_writable()?) {
-                (false, true) => Beside::Apart,
-                (true, false) => Beside::Displaces,
-                _ => Beside::Follows,
-            },
+        if self.place == Place::Sealed {
+            return Ok(Beside::Follows);
+        }
+        // Not either of the two where both are read-only: it may be the file system that is, for a
+        // while.
+        Ok(match (self.is_writable()?, leading.place) {
+            (false, _) => Beside::Alone,
+            (true, Place::Sealed) => Beside::Leads,
+            (true, _) if leading.is_writable()? => Beside::Follows,
+            (true, _) => Beside::Displaces,
         })
     }
 }
@@ -197,9 +201,9 @@ pub enum Beside {
     Follows,
     /// One node, and requests go through this mount from now on.
     Leads,
-    /// Another node: this mount is read-only, and the other is not.
-    Apart,
-    /// The node, and what was there stands apart: the other mount is read-only, and this is not.
+    /// Another node: this mount is read-only.
+    Alone,
+    /// The one node from now on: the other mount is read-only, and its node is its own.
     Displaces,
 }
 
@@ -290,7 +294,7 @@ impl Nodes {
                 None => self.insert(node, side),
             };
         }
-        for side in [Side::Any, Side::Apart] {
+        for side in [Side::Any, Side::Mount(node.mount)] {
             if let Some(id) = self.by_key.get(&node.key(side)).copied()
                 && let Ok(known) = self.again(id, node.mount)
             {
@@ -304,7 +308,8 @@ impl Nodes {
     }
 
     /// Tells the guest of a file that it knows by other mounts, of which `leading` was met. When
-    /// that has changed since, it has met another.
+    /// that has changed since, it has met another. What the table lets go of for it is given back, to
+    /// be closed outside of the lock.
     ///
     /// # Errors
     /// NFILE when the table is full.
@@ -313,32 +318,27 @@ impl Nodes {
         node: &Arc<Node>,
         leading: &Arc<Node>,
         beside: Beside,
-    ) -> Result<Added, Errno> {
+    ) -> Result<(Added, Option<Arc<Node>>), Errno> {
         match self.add(node)? {
             Added::Met(met) if Arc::ptr_eq(&met, leading) => {}
-            other => return Ok(other),
+            other => return Ok((other, None)),
         }
         let met = self.by_key.get(&node.key(Side::Any)).copied();
         let met = met.ok_or(Errno::STALE)?;
-        if self.count() >= self.max {
-            return Err(Errno::NFILE);
-        }
-        let apart = self.by_key.get(&node.key(Side::Apart)).copied();
-        match (beside, apart) {
-            (Beside::Follows, _) => self.join(met, node, false),
-            (Beside::Leads, _) => self.join(met, node, true),
-            (Beside::Apart, Some(apart)) => self.join(apart, node, false),
-            (Beside::Apart, None) => self.insert(node, Side::Apart),
-            // There is one for files that are not written already: the two stay what they are.
-            (Beside::Displaces, Some(_)) => self.insert(node, Side::Mount(node.mount)),
-            (Beside::Displaces, None) => {
-                let side = node.key(Side::Apart);
+        let own = leading.key(Side::Mount(leading.mount));
+        match beside {
+            Beside::Follows => self.join(met, node, false),
+            Beside::Leads => self.join(met, node, true),
+            Beside::Displaces if self.count() < self.max && !self.by_key.contains_key(&own) => {
                 if let Some(entry) = self.by_id.get_mut(&met) {
-                    entry.key = side;
+                    entry.key = own;
                 }
-                self.by_key.insert(side, met);
+                self.by_key.insert(own, met);
                 self.by_key.remove(&node.key(Side::Any));
-                self.insert(node, Side::Any)
+                Ok((self.insert(node, Side::Any)?, None))
+            }
+            Beside::Alone | Beside::Displaces => {
+                Ok((self.insert(node, Side::Mount(node.mount))?, None))
             }
         }
     }
@@ -374,9 +374,22 @@ impl Nodes {
         Ok(Added::Known(id, Arc::clone(node)))
     }
 
-    /// One more mount of a file; there is room for it.
-    fn join(&mut self, id: u64, node: &Arc<Node>, leads: bool) -> Result<Added, Errno> {
+    /// One more mount of a file. When there are many the oldest goes: a file that stays open keeps
+    /// what was found by mounts that are long gone, of containers that were started again and again.
+    fn join(
+        &mut self,
+        id: u64,
+        node: &Arc<Node>,
+        leads: bool,
+    ) -> Result<(Added, Option<Arc<Node>>), Errno> {
+        let full = self.count() >= self.max;
         let entry = self.by_id.get_mut(&id).ok_or(Errno::STALE)?;
+        let oldest = (entry.others.len() >= MAX_OTHERS).then(|| entry.others.remove(0));
+        match &oldest {
+            Some(_) => self.others -= 1,
+            None if full => return Err(Errno::NFILE),
+            None => {}
+        }
         let mut other = Arc::clone(node);
         if leads {
             std::mem::swap(&mut other, &mut entry.node);
@@ -384,7 +397,7 @@ impl Nodes {
         entry.others.push(other);
         entry.count = entry.count.saturating_add(1);
         self.others += 1;
-        Ok(Added::Known(id, Arc::clone(node)))
+        Ok((Added::Known(id, Arc::clone(node)), oldest))
     }
 
     fn device_number(&mut self, device: u64) -> u16 {

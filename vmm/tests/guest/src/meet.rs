@@ -3,13 +3,18 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 /// What was found by `first` and then by `second` is the same; `writable` is one of the two.
 /// The host has made `lock`, `pipe` (a FIFO) and `mapped` (of a page) there.
 pub(super) fn check(first: &str, second: &str, writable: &str) -> io::Result<String> {
     let both = |name: &str| (format!("{first}/{name}"), format!("{second}/{name}"));
+    // In use until the end: what is not is forgotten, and found anew by whoever comes first.
+    let _known = (
+        File::open(format!("{first}/mapped"))?,
+        File::open(format!("{second}/mapped"))?,
+    );
     for name in ["lock", "pipe", "mapped"] {
         let (a, b) = both(name);
         let (a, b) = (fs::symlink_metadata(a)?, fs::symlink_metadata(b)?);
@@ -42,29 +47,39 @@ pub(super) fn check(first: &str, second: &str, writable: &str) -> io::Result<Str
     UnixStream::connect(b)?;
     fs::remove_file(bound)?;
 
-    // What one has mapped the other reads, and what the other writes is in the mapping.
-    let (a, b) = both("mapped");
-    let both_ways = OpenOptions::new().read(true).write(true).open(a)?;
-    let other = OpenOptions::new().read(true).write(true).open(b)?;
-    // SAFETY: a mapping of a file as long as it, gone before the function ends.
-    unsafe {
-        let at = libc::mmap(
-            std::ptr::null_mut(),
-            4096,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            both_ways.as_raw_fd(),
-            0,
-        );
+    // What one has mapped and written the other has mapped, too.
+    let other = match writable == first {
+        true => second,
+        false => first,
+    };
+    let page = |dir: &str, write: bool| -> io::Result<*mut u8> {
+        let mut options = OpenOptions::new();
+        let file = options
+            .read(true)
+            .write(write)
+            .open(format!("{dir}/mapped"))?;
+        let protection = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
+        // SAFETY: a new mapping of a file as long as it.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                protection,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
         assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
-        let at = at.cast::<u8>();
-        at.write_volatile(b'm');
-        let mut byte = [0];
-        other.read_exact_at(&mut byte, 0)?;
-        assert_eq!(byte, *b"m");
-        other.write_all_at(b"w", 1)?;
-        assert_eq!(at.add(1).read_volatile(), b'w');
-        libc::munmap(at.cast(), 4096);
+        Ok(at.cast())
+    };
+    let (written, read) = (page(writable, true)?, page(other, false)?);
+    // SAFETY: both are a page, which nothing else here touches, and are not used after.
+    unsafe {
+        written.write_volatile(b'm');
+        assert_eq!(read.read_volatile(), b'm');
+        libc::munmap(written.cast(), 4096);
+        libc::munmap(read.cast(), 4096);
     }
 
     // A hard link is made within a mount, whichever the file was found by first.

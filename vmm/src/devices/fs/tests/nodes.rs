@@ -44,7 +44,7 @@ impl Table {
     fn look_up(&mut self, mount: u64, beside: Beside) -> Result<u64, Errno> {
         let node = self.reached(mount, FileType::RegularFile);
         let added = match self.nodes.add(&node)? {
-            Added::Met(leading) => self.nodes.add_beside(&node, &leading, beside)?,
+            Added::Met(leading) => self.nodes.add_beside(&node, &leading, beside)?.0,
             known @ Added::Known(..) => known,
         };
         match added {
@@ -94,32 +94,49 @@ fn a_file_is_one_by_all_its_mounts_and_goes_when_all_are_forgotten() {
 }
 
 #[test]
-fn read_only_mounts_stand_apart_together() {
+fn a_read_only_mount_stands_alone() {
     let mut table = Table::new(10);
     let written = table.look_up(1, Beside::Follows).unwrap();
-    let apart = table.look_up(2, Beside::Apart).unwrap();
-    assert_ne!(written, apart);
-    assert_eq!(table.look_up(3, Beside::Apart), Ok(apart));
+    let alone = table.look_up(2, Beside::Alone).unwrap();
+    let other = table.look_up(3, Beside::Alone).unwrap();
+    assert!(written != alone && alone != other && other != written);
     assert_eq!(table.look_up(4, Beside::Follows), Ok(written));
-    assert!(table.leads(apart, 2) && table.leads(written, 1));
+    for (mount, id) in [(1, written), (2, alone), (3, other), (4, written)] {
+        assert_eq!(table.look_up(mount, Beside::Displaces), Ok(id));
+    }
+    // Who is left when the one is forgotten changes nothing for those that come.
+    assert_eq!(table.nodes.forget(written, 4).len(), 2);
+    let written = table.look_up(4, Beside::Follows).unwrap();
+    assert_eq!(table.look_up(1, Beside::Follows), Ok(written));
+    assert_eq!(table.look_up(2, Beside::Follows), Ok(alone));
 
     // Found first, the read-only one keeps its number.
     let mut table = Table::new(10);
-    let apart = table.look_up(1, Beside::Follows).unwrap();
+    let alone = table.look_up(1, Beside::Follows).unwrap();
     let written = table.look_up(2, Beside::Displaces).unwrap();
-    assert_ne!(written, apart);
-    assert_eq!(table.look_up(1, Beside::Follows), Ok(apart));
-    assert_eq!(table.look_up(3, Beside::Apart), Ok(apart));
-    assert_eq!(table.nodes.forget(apart, 3).len(), 2);
-    assert_eq!(table.look_up(2, Beside::Follows), Ok(written));
-    // With one apart already and the first gone, another that is written displaces nothing.
-    let apart = table.look_up(3, Beside::Apart).unwrap();
-    assert_eq!(table.nodes.forget(written, 2).len(), 1);
-    let other = table.look_up(5, Beside::Follows).unwrap();
-    let written = table.look_up(6, Beside::Displaces).unwrap();
-    assert_eq!(table.look_up(6, Beside::Displaces), Ok(written));
-    assert_eq!(table.look_up(5, Beside::Apart), Ok(other));
-    assert_eq!(table.look_up(3, Beside::Apart), Ok(apart));
+    assert_ne!(written, alone);
+    assert_eq!(table.look_up(1, Beside::Follows), Ok(alone));
+    assert_eq!(table.look_up(3, Beside::Follows), Ok(written));
+    assert!(table.leads(written, 2) && table.leads(alone, 1));
+    assert_eq!(table.nodes.forget(alone, 2).len(), 1);
+    assert_eq!(table.look_up(2, Beside::Alone), Ok(written));
+}
+
+#[test]
+fn mounts_that_come_and_go_do_not_fill_the_table() {
+    let mut table = Table::new(100);
+    let id = table.look_up(1, Beside::Follows).unwrap();
+    for mount in 2..1000 {
+        assert_eq!(table.look_up(mount, Beside::Follows), Ok(id));
+    }
+    assert!(table.nodes.count() < 40, "{}", table.nodes.count());
+    assert!(table.leads(id, 1));
+    // Those of late are there.
+    let dir = table.reached(999, FileType::Directory);
+    let from = table.nodes.get_beside(id, &dir).unwrap();
+    assert!(from.same_mount(&table.stat(999)));
+    assert_eq!(table.nodes.forget(id, 999).len(), 33);
+    assert_eq!(table.nodes.count(), 1);
 }
 
 #[test]
@@ -132,7 +149,7 @@ fn what_was_met_may_have_changed() {
     };
     table.look_up(3, Beside::Leads).unwrap();
     let again = table.nodes.add_beside(&node, &leading, Beside::Follows);
-    assert!(matches!(again, Ok(Added::Met(other)) if other.same_mount(&table.stat(3))));
+    assert!(matches!(again, Ok((Added::Met(other), None)) if other.same_mount(&table.stat(3))));
 }
 
 #[test]
@@ -143,7 +160,7 @@ fn descriptors_are_bounded_by_each_mount() {
     for beside in [
         Beside::Follows,
         Beside::Leads,
-        Beside::Apart,
+        Beside::Alone,
         Beside::Displaces,
     ] {
         assert_eq!(table.look_up(3, beside), Err(Errno::NFILE));
