@@ -231,7 +231,12 @@ fn a_vmm_that_cannot_pin_lets_its_containers_run_as_before() {
     assert_eq!(leaf(&node), ALL);
     let pod = daemon.app.records.sandboxes.get(POD).unwrap();
     assert!(!pod.placing && pod.placement.is_none());
-    // Nothing of it is repeated, nor is an update of something else refused.
+    // Nothing of it is repeated, once what was pinned before is forgotten.
+    let anew =
+        r#"pin [{"cpus":[0],"vcpus":[0]},{"cpus":[2],"vcpus":[1]},{"cpus":[3],"vcpus":[2]}]"#;
+    node.guest.fail(anew, Code::Unimplemented);
+    look_again(&daemon);
+    assert_eq!(leaf(&node), ALL);
     let calls = node.guest.calls().len();
     look_again(&daemon);
     assert_eq!(node.guest.calls().len(), calls);
