@@ -6,6 +6,7 @@ use rustls::{
     ServerConfig, ServerConnection, StreamOwned,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 
 use super::{
@@ -177,13 +178,20 @@ async fn the_configured_authoritys_own_certificate_is_still_looked_at() {
         assert!(text.contains(words), "{text}");
     }
 
-    // No TLS at all.
+    // No TLS at all: Go's servers answer so.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = b"HTTP/1.0 400 Bad Request\r\n\r\nunknown\n";
+            // The hello is read, or the end of the connection would be a reset.
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(answer).await;
+        }
+    });
     let service = Service::new();
-    let server = format!("server = \"https://{}\"\n", plain.address);
-    service.hosts(&plain.address, &server);
-    let (code, text) = service
-        .failure(&format!("{}/test/image:0", plain.address))
-        .await;
+    service.hosts(&address, &format!("server = \"https://{address}\"\n"));
+    let (code, text) = service.failure(&format!("{address}/test/image:0")).await;
     assert_eq!(code, Code::Unavailable, "{text}");
     let words = "http: server gave HTTP response to HTTPS client";
     assert!(text.contains(words), "{text}");

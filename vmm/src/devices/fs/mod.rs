@@ -24,9 +24,9 @@
 //! where the guest's kernel says that its writer may not keep them.
 //!
 //! A file is one to the guest by whatever mount it was looked up (`nodes`), so that locks, FIFOs,
-//! sockets and mappings meet; except that a file by a read-only mount stays another one than by a
-//! mount that is written, unless the guest itself keeps its containers from writing (a sealed entry
-//! of the share). A directory is another one by each mount.
+//! sockets and mappings meet; except that a file by a read-only mount is one of its own, unless the
+//! guest itself keeps its containers from writing (a sealed entry of the share). A directory is
+//! another one by each mount.
 //!
 //! What would mean something to the host's kernel is kept as data: extended attributes below
 //! `user.bulkhead.` (`escape`), devices as regular files (`special`). The guest's kernel decides by
