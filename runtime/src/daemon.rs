@@ -30,7 +30,7 @@ use crate::{
     archives::ArchivesServer,
     config::Config,
     container,
-    cri::Server,
+    cri::{Deadlines, Server},
     error::chain,
     sandbox, streaming,
 };
@@ -146,6 +146,7 @@ pub async fn serve_until(
         app.events.close();
     };
     let serving = tonic::transport::Server::builder()
+        .layer(tower::layer::layer_fn(Deadlines::new))
         .add_service(
             RuntimeServiceServer::new(server.clone())
                 .max_decoding_message_size(MAX_MESSAGE)

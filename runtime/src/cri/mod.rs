@@ -6,6 +6,7 @@ mod attach;
 mod container_stats;
 mod container_status;
 mod create_container;
+mod deadline;
 mod exec;
 mod exec_sync;
 mod get_container_events;
@@ -46,4 +47,5 @@ mod update_pod_sandbox_resources;
 mod update_runtime_config;
 mod version;
 
+pub use deadline::Deadlines;
 pub use server::Server;
